@@ -1,0 +1,32 @@
+"""What a user can meet: one sentence, one hint and one exit code each."""
+
+
+class DarProbeError(ValueError):
+    """Base of every error that is the input's fault, not ours.
+
+    Attributes:
+        hint: what to do about it, one sentence; may be empty.
+        exit_code: the exit code of the command line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(DarProbeError):
+    """An argument, a setting or a data file that does not fit (exit code 2)."""
+
+
+class CheckpointError(DarProbeError):
+    """A file that is refused, or that is no known checkpoint or analysis (exit code 3)."""
+
+    exit_code = 3
+
+
+class ProbeError(DarProbeError):
+    """Nothing could be measured: NaN or Inf in weights or loss, no stack found (exit code 4)."""
+
+    exit_code = 4

@@ -1,0 +1,40 @@
+"""Writing files so that a reader, or a crash, never meets a half-written one."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from dar_probe.errors import UsageError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there.
+
+    Raises:
+        UsageError: the disk is full, the folder is read-only or missing.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(
+            f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}",
+            hint="check the folder's permissions and the free space",
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""The protocol by which the sublayers of a model share their results across depth."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dar_probe.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Kind and block of every sublayer 1..L.
+
+    Attributes:
+        kinds: "attention", "mlp", "cross_attention" or "parallel", one per sublayer.
+        blocks: the block of each sublayer, counted from 1.
+    """
+
+    kinds: tuple[str, ...]
+    blocks: tuple[int, ...]
+
+    @classmethod
+    def transformer(cls, depth: int) -> "Layout":
+        """Return the layout of ``depth`` blocks of attention and MLP."""
+        return cls(
+            kinds=("attention", "mlp") * depth,
+            blocks=tuple(k for k in range(1, depth + 1) for _ in range(2)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+class Stream(nn.Module):
+    """How sublayer l gets h_l (``read``) and hands on v_l (``write``).
+
+    A stream holds parameters only; everything of one forward lives in the state that ``open``
+    returns, so that several forwards may be in flight. Every read goes through
+    ``self.readers[l - 1]`` and every write through ``self.writers[i]``: both can be hooked.
+    """
+
+    additive: ClassVar[bool] = False
+    """True where a reader gets the plain sum of all earlier writes."""
+    dynamic: ClassVar[bool] = False
+    """True where the routes of one reader differ between samples or tokens."""
+
+    def __init__(self, width: int, layout: Layout) -> None:
+        super().__init__()
+        self.width = width
+        self.layout = layout
+        sites = len(layout) + 1
+        self.readers = nn.ModuleList(nn.Identity() for _ in range(sites))
+        self.writers = nn.ModuleList(nn.Identity() for _ in range(sites))
+
+    def init_host(self, model: nn.Module) -> None:
+        """Have the last word on the host model's own initialisation; default: nothing."""
+
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Any:
+        """Start one forward from the embedding ``v_0`` (N, T, D) and ``t_emb`` (N, D)."""
+        raise NotImplementedError
+
+    def read(self, state: Any, l: int) -> Tensor:  # noqa: E741 - the paper's index
+        """Return h_l (N, T, D) for l = 1..L+1; once each, in order."""
+        raise NotImplementedError
+
+    def write(self, state: Any, l: int, v_l: Tensor) -> None:  # noqa: E741
+        """Hand on the output v_l (N, T, D) of sublayer l, its gate multiplied in."""
+        raise NotImplementedError
+
+    def offered(self, l: int) -> tuple[int, ...]:  # noqa: E741
+        """Return the ids of the sources that reader l may use, in the order of its routes."""
+        return tuple(range(l))
+
+    def routes(self, state: Any) -> list[Tensor] | None:
+        """Return per reader the weights (N, T, sources) or (sources,) over ``offered(l)``.
+
+        None where the scheme has no scalar routes.
+        """
+        raise NotImplementedError
+
+
+SCHEMES: dict[str, Callable[..., Stream]] = {}
+
+
+def register(name: str) -> Callable[[type[Stream]], type[Stream]]:
+    """Make a Stream class known under the name that ``--routing`` takes."""
+
+    def enter(cls: type[Stream]) -> type[Stream]:
+        SCHEMES[name] = cls
+        return cls
+
+    return enter
+
+
+def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:
+    """Build the stream called ``name``.
+
+    Raises:
+        UsageError: no scheme has this name, or it does not take one of the options.
+    """
+    if name not in SCHEMES:
+        raise UsageError(
+            f"unknown routing {name!r}", hint=f"known: {', '.join(sorted(SCHEMES))}"
+        )
+    try:
+        return SCHEMES[name](width, layout, **options)
+    except TypeError as error:
+        raise UsageError(f"routing {name!r} does not take {', '.join(options)}") from error

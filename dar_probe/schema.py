@@ -1,0 +1,296 @@
+"""Names, dims, units and definitions of every variable of an analysis, and its validation."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from dar_probe.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+GRID = ("noise_level", "sample")
+INDEX_DIMS = ("noise_level", "sample", "block", "sublayer", "reader", "source")
+
+Average = Literal["mean", "mean_square"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One measured quantity; every array has the dims (noise_level, sample, *dims).
+
+    Attributes:
+        dims: the dims after noise_level and sample.
+        units: units of the array; "1" where it has none.
+        long_name: the name on an axis.
+        definition: the formula in words.
+        source: where the formula comes from.
+        average: how samples are pooled, "mean_square" for sqrt(mean(x^2)).
+        low, high: bounds that every finite value keeps; None where there are none.
+    """
+
+    dims: tuple[str, ...]
+    long_name: str
+    definition: str
+    source: str
+    units: str = "1"
+    average: Average = "mean"
+    low: float | None = None
+    high: float | None = None
+
+
+VARIABLES: dict[str, Variable] = {
+    "rms": Variable(
+        dims=("block",),
+        long_name="hidden-state RMS",
+        units="activation",
+        definition="sqrt of the mean over tokens and features of z_k squared; "
+        "z_k is what the first reader of block k+1 reads, z_B what the head reads",
+        source="arXiv 2605.20708, section 3",
+        average="mean_square",
+        low=0.0,
+    ),
+    "rms_top1": Variable(
+        dims=("block",),
+        long_name="energy in the top 1 % of channels",
+        definition="share of the energy of z_k (sum over tokens of squares) "
+        "in the largest 1 % of channels, at least one channel",
+        source="dar-probe",
+        low=0.0,
+        high=1.0,
+    ),
+    "grad_rms": Variable(
+        dims=("block",),
+        long_name="backward gradient RMS",
+        units="loss/activation",
+        definition="sqrt of the mean over tokens and features of (dLoss/dz_k) squared; the whole "
+        "stream's gradient under plain residuals, one reader's gradient under a router; "
+        "Loss is one sample's mean squared error",
+        source="arXiv 2605.20708, section 3",
+        average="mean_square",
+        low=0.0,
+    ),
+    "cosine": Variable(
+        dims=("block",),
+        long_name="cosine between neighbouring blocks",
+        definition="mean over tokens of cos(z_(k-1), z_k), token by token; NaN at block 0",
+        source="arXiv 2605.20708, section 3",
+        low=-1.0,
+        high=1.0,
+    ),
+    "cosine_centred": Variable(
+        dims=("block",),
+        long_name="cosine between neighbouring blocks, token mean removed",
+        definition="the same after the mean over tokens has been taken off each state",
+        source="dar-probe",
+        low=-1.0,
+        high=1.0,
+    ),
+    "write_rms": Variable(
+        dims=("sublayer",),
+        long_name="RMS of a sublayer's write",
+        units="activation",
+        definition="sqrt of the mean over tokens and features of v_l squared, "
+        "the adaLN gate multiplied in",
+        source="dar-probe",
+        average="mean_square",
+        low=0.0,
+    ),
+    "write_ratio": Variable(
+        dims=("sublayer",),
+        long_name="write over read",
+        definition="RMS of v_l over the RMS of h_l, the state that the sublayer reads",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "write_lost": Variable(
+        dims=("sublayer",),
+        long_name="share of a write lost to rounding",
+        definition="norm of ((h_(l+1) - h_l) - v_l) over the norm of v_l, the difference of reads "
+        "formed in float32 or wider; NaN where reads are not sums of writes, or where v_l "
+        "is known only as that difference",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "gate": Variable(
+        dims=("reader", "source"),
+        long_name="reader-gate gradient",
+        units="loss",
+        definition="signed dLoss/dg[l,i] at g = 1, where g[l,i] multiplies the value of source i "
+        "as read by reader l alone: sum over tokens of w[l,i,t] <G_l[t], v_i[t]>, "
+        "G_l = dLoss/dh_l along that reader's branch",
+        source="arXiv 2605.20708, section 3",
+        average="mean_square",
+    ),
+    "route": Variable(
+        dims=("reader", "source"),
+        long_name="route",
+        definition="coefficient w[l,i] with which source i enters reader l, averaged over tokens; "
+        "1 under plain residuals, the softmax weight under DAR",
+        source="arXiv 2605.20708, section 4",
+    ),
+    "route_token_std": Variable(
+        dims=("reader", "source"),
+        long_name="spread of a route over tokens",
+        definition="standard deviation of w[l,i,t] over the tokens of one sample",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "route_entropy": Variable(
+        dims=("reader",),
+        long_name="routing entropy",
+        units="nat",
+        definition="entropy of |w| / sum |w| over the sources offered, per token, then averaged",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "query_share": Variable(
+        dims=("source",),
+        long_name="share of a source's effect that flows through queries",
+        definition="|q| / (|q| + |s|), s the sum over readers of gate[l,i] and "
+        "q = <dLoss/dv_i, v_i> - s; NaN without a router",
+        source="dar-probe",
+        low=0.0,
+        high=1.0,
+    ),
+    "gate_conservation": Variable(
+        dims=("reader",),
+        long_name="error bar of the gates",
+        definition="|sum over sources of gate| over the largest |gate| of the reader; zero up to "
+        "the norm's eps, because a normed reader ignores the scale of what it reads",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "read_residual": Variable(
+        dims=("reader",),
+        long_name="error bar of the routes",
+        definition="mean over tokens of |sum over sources of w v_i - h_l| / |h_l|",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "loss": Variable(
+        dims=(),
+        long_name="denoising loss",
+        units="loss",
+        definition="mean over one sample's elements of the squared error",
+        source="arXiv 2605.20708, section 3",
+    ),
+}
+
+STRING_COORDS = {
+    "reader_name": "reader",
+    "reader_kind": "reader",
+    "source_name": "source",
+    "source_kind": "source",
+}
+NUMBER_COORDS = {
+    "timestep": "noise_level",
+    "log_snr": "noise_level",
+    "reader_block": "reader",
+    "source_block": "source",
+}
+COORD_TEXT = {
+    "noise_level": "noise level s: 0 = data, 1 = pure noise",
+    "timestep": "the model's own clock at this noise level; NaN where it has none",
+    "log_snr": "log of the signal-to-noise power ratio at this noise level",
+    "sample": "sample id; for files the row number",
+    "block": "block k = 0..B: z_0 is what reader 1 reads, z_B what the head reads",
+    "sublayer": "sublayer l = 1..L, in firing order",
+    "reader": "reader l = 1..L+1; the last one is the head",
+    "source": "source i = 0..L; 0 is the embedding",
+    "reader_block": "block of the reader; B+1 for the head",
+    "source_block": "block of the source; 0 for the embedding",
+    "reader_kind": "attention, mlp, cross_attention, parallel or head",
+    "source_kind": "embedding, attention, mlp, cross_attention, parallel or fusion",
+}
+
+
+def describe(ds: xr.Dataset) -> xr.Dataset:
+    """Give every variable and coord its units, long_name, definition and source."""
+    for name, spec in VARIABLES.items():
+        if name in ds:
+            ds[name].attrs = {
+                "units": spec.units,
+                "long_name": spec.long_name,
+                "definition": spec.definition,
+                "source": spec.source,
+            }
+    for name, text in COORD_TEXT.items():
+        if name in ds.coords:
+            ds[name].attrs = {"long_name": text}
+    return ds
+
+
+def manifest(ds: xr.Dataset) -> dict[str, Any]:
+    """Return the provenance stored in the dataset's ``manifest`` attribute.
+
+    Raises:
+        CheckpointError: the attribute is missing or is no JSON object.
+    """
+    try:
+        value = json.loads(ds.attrs["manifest"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the dataset carries no readable manifest",
+            hint="only files written by dar-probe analyze or audit can be opened",
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("the dataset's manifest is not a JSON object")
+    return value
+
+
+def validate(ds: xr.Dataset) -> xr.Dataset:
+    """Return ``ds`` unchanged if it is a whole analysis of this schema version.
+
+    Raises:
+        CheckpointError: naming the first attribute, coord or variable that is wrong.
+    """
+    version = ds.attrs.get("schema_version")
+    if version is None or int(version) != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"schema version {version!r} is not the supported version {SCHEMA_VERSION}",
+            hint="analyse the checkpoint again with this version of dar-probe",
+        )
+    manifest(ds)
+    for dim in INDEX_DIMS:
+        if dim not in ds.coords or ds[dim].dims != (dim,):
+            raise CheckpointError(f"the dataset has no index coordinate {dim!r}")
+        if not np.issubdtype(ds[dim].dtype, np.number) or ds[dim].size == 0:
+            raise CheckpointError(f"coordinate {dim!r} is empty or not numeric")
+    level = ds["noise_level"].values
+    if not (np.all(np.diff(level) > 0) and level[0] >= 0 and level[-1] <= 1):
+        raise CheckpointError("noise_level must rise strictly within [0, 1]")
+    sublayers = ds.sizes["sublayer"]
+    if ds.sizes["reader"] != sublayers + 1 or ds.sizes["source"] != sublayers + 1:
+        raise CheckpointError("reader and source must each be one longer than sublayer")
+    for name, dim in {**STRING_COORDS, **NUMBER_COORDS}.items():
+        if name not in ds.coords or ds[name].dims != (dim,):
+            raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
+    for name, spec in VARIABLES.items():
+        if name not in ds:
+            raise CheckpointError(f"variable {name!r} is missing")
+        _validate_variable(name, spec, ds[name])
+    return ds
+
+
+def _validate_variable(name: str, spec: Variable, array: xr.DataArray) -> None:
+    if array.dims != (*GRID, *spec.dims):
+        raise CheckpointError(
+            f"variable {name!r} has dims {array.dims}, expected {(*GRID, *spec.dims)}"
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise CheckpointError(f"variable {name!r} is not floating point")
+    values = array.values
+    if np.isinf(values).any():
+        raise CheckpointError(f"variable {name!r} holds an infinite value")
+    finite = values[np.isfinite(values)]
+    slack = 1e-5
+    if finite.size and (
+        (spec.low is not None and finite.min() < spec.low - slack)
+        or (spec.high is not None and finite.max() > spec.high + slack)
+    ):
+        raise CheckpointError(
+            f"variable {name!r} leaves its range [{spec.low}, {spec.high}]",
+            hint="the file was changed by hand or damaged",
+        )

@@ -1,0 +1,134 @@
+"""Every setting of a training run, from code, flags or a TOML file."""
+
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from dar_probe.errors import UsageError
+from dar_probe.models.sit import SiTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        routing, query, chunk_size: how sublayers share results across depth.
+        depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
+        learn_sigma, qk_norm: as in ``SiTConfig``.
+        data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
+        objective: "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
+            clipping of the gradient norm; clip 0 means none.
+        ema: longest decay of the weight average.
+        label_dropout: share of labels replaced by the null class.
+        autocast: "none" or "bf16".
+        compile: train the compiled model.
+        seed: of initialisation, batches, noise, times and dropped labels.
+        validate_every, checkpoint_every: cadence in steps; both also happen at the end.
+        validation_samples: held-out samples in the validation loss.
+    """
+
+    routing: str = "residual"
+    query: str = "static+t"
+    chunk_size: int = 4
+    depth: int = 12
+    width: int = 128
+    heads: int = 0
+    patch: int = 2
+    learn_sigma: bool = False
+    qk_norm: bool = False
+    data: str = "digits"
+    objective: str = "sit"
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.9999
+    label_dropout: float = 0.1
+    autocast: str = "none"
+    compile: bool = False
+    seed: int = 0
+    validate_every: int = 250
+    checkpoint_every: int = 500
+    validation_samples: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "patch", "chunk_size", "steps", "batch_size"):
+            _require(getattr(self, name) >= 1, name, "at least 1", self)
+        for name in ("validate_every", "checkpoint_every", "validation_samples"):
+            _require(getattr(self, name) >= 1, name, "at least 1", self)
+        for name in ("heads", "warmup", "weight_decay", "clip", "seed"):
+            _require(getattr(self, name) >= 0, name, "at least 0", self)
+        _require(self.lr > 0, "lr", "above 0", self)
+        _require(0 <= self.ema < 1, "ema", "in [0, 1)", self)
+        _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self)
+        _require(self.autocast in ("none", "bf16"), "autocast", "none or bf16", self)
+        _require(self.objective in ("sit", "repa"), "objective", "sit or repa", self)
+
+    def model(self, *, in_channels: int, input_size: int, num_classes: int) -> SiTConfig:
+        """Return the model's config for data of this shape."""
+        return SiTConfig(
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads or max(1, self.width // 32),
+            patch=self.patch,
+            in_channels=in_channels,
+            input_size=input_size,
+            num_classes=num_classes,
+            null_class=self.label_dropout > 0,
+            learn_sigma=self.learn_sigma,
+            qk_norm=self.qk_norm,
+            routing=self.routing,
+            query=self.query,
+            chunk_size=self.chunk_size,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain data."""
+        return asdict(self)
+
+
+def from_toml(path: Path, changes: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a TOML file of ``TrainConfig``'s names; ``changes`` win over the file.
+
+    Raises:
+        UsageError: no such file, no TOML, an unknown name or a value of the wrong type.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the config file {str(path)!r} cannot be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.name} is no TOML: {error}") from error
+    return from_dict({**settings, **(changes or {})})
+
+
+def from_dict(settings: dict[str, Any]) -> TrainConfig:
+    """Build a config from plain data.
+
+    Raises:
+        UsageError: an unknown name or a value of the wrong type.
+    """
+    types = {f.name: f.type for f in fields(TrainConfig)}
+    for name, value in settings.items():
+        if name not in types:
+            raise UsageError(
+                f"unknown training setting {name!r}", hint=f"known: {', '.join(types)}"
+            )
+        expected: Any = types[name]
+        if expected is float and isinstance(value, int) and not isinstance(value, bool):
+            settings = {**settings, name: float(value)}
+        elif type(value) is not expected and not isinstance(value, get_args(expected) or ()):
+            raise UsageError(
+                f"training setting {name!r} is {value!r}, expected {expected.__name__}"
+            )
+    return TrainConfig(**settings)
+
+
+def _require(holds: bool, name: str, what: str, config: TrainConfig) -> None:
+    if not holds:
+        raise UsageError(f"{name} is {getattr(config, name)!r}; it must be {what}")

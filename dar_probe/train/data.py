@@ -1,0 +1,253 @@
+"""Samples addressed by id: the shipped digits, folders of images, files of latents, and noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dar_probe.errors import UsageError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+Split = Literal["train", "held-out", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Samples in the model's own space.
+
+    Attributes:
+        name: what the user wrote, e.g. "digits".
+        description: one sentence for the report.
+        latents: (M, C, h, w) float32, used as they are.
+        labels: (M,) int64.
+        ids: (M,) int64, the row numbers; noise is a function of (seed, id).
+    """
+
+    name: str
+    description: str
+    latents: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first(self, count: int) -> "Data":
+        """Return the first ``count`` rows.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if not 1 <= count <= len(self):
+            raise UsageError(
+                f"{count} samples were asked for, {self.name} has {len(self)}",
+                hint=f"--samples takes 1 to {len(self)} here",
+            )
+        return self.take(slice(0, count))
+
+    def take(self, rows: "slice | np.ndarray | Tensor") -> "Data":
+        """Return the rows given by a slice or an index."""
+        return Data(
+            name=self.name,
+            description=self.description,
+            latents=self.latents[rows],
+            labels=self.labels[rows],
+            ids=self.ids[rows],
+        )
+
+    def split(self, which: Split) -> "Data":
+        """Return the rows with id % 7 == 3 ("held-out"), the others ("train"), or all."""
+        if which == "all":
+            return self
+        held_out = self.ids % 7 == 3
+        return self.take(torch.nonzero(held_out if which == "held-out" else ~held_out)[:, 0])
+
+
+def load(
+    spec: str,
+    *,
+    split: Split = "all",
+    channels: int | None = None,
+    size: int | None = None,
+    num_classes: int | None = None,
+) -> Data:
+    """Load "digits", "images:DIR" or "latents:FILE".
+
+    Args:
+        spec: where the samples come from.
+        split: which rows; see ``Data.split``.
+        channels: C that the model takes; images are converted to it where they can be.
+        size: side that the model takes; images are cropped to a square and resized to it.
+        num_classes: labels must lie below it.
+
+    Raises:
+        UsageError: the path is wrong or empty, or a shape or a label does not fit the model.
+    """
+    kind, _, where = spec.partition(":")
+    if kind == "digits" and not where:
+        data = digits()
+    elif kind == "images" and where:
+        data = images(Path(where), channels=channels or 3, size=size or 32)
+    elif kind == "latents" and where:
+        data = latents(Path(where))
+    else:
+        raise UsageError(
+            f"unknown data {spec!r}", hint="--data takes digits, images:DIR or latents:FILE"
+        )
+    _check_fit(data, channels, size, num_classes)
+    data = data.split(split)
+    if not len(data):
+        raise UsageError(f"{spec} has no rows in its {split} part", hint="it needs more samples")
+    return data
+
+
+def digits() -> Data:
+    """Return all 1,797 handwritten digits (1797, 1, 8, 8), scaled to [-1, 1]."""
+    with (files("dar_probe.digits") / "digits.npz").open("rb") as file:
+        arrays = np.load(file)
+        pixels, labels = arrays["images"], arrays["labels"]
+    return Data(
+        name="digits",
+        description="the 1,797 handwritten digits of the UCI/scikit-learn set, 8x8, in [-1, 1]",
+        latents=torch.from_numpy(pixels).float()[:, None] / 8 - 1,
+        labels=torch.from_numpy(labels).long(),
+        ids=torch.arange(len(labels)),
+    )
+
+
+def images(folder: Path, *, channels: int, size: int) -> Data:
+    """Return the images of a folder in [-1, 1]; subfolders in order are the classes.
+
+    Raises:
+        UsageError: no such folder, no images, an unreadable image, or channels not 1 or 3.
+    """
+    if channels not in (1, 3):
+        raise UsageError(
+            f"the model takes {channels} channels, images have 1 or 3",
+            hint="encode the images first and pass --data latents:FILE",
+        )
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {str(folder)!r}", hint="--data images:DIR")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UsageError(
+            f"the folder {str(folder)!r} holds no images",
+            hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}, subfolders included",
+        )
+    classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
+    return Data(
+        name=f"images:{folder}",
+        description=f"{len(paths)} images, cropped to a square and resized to {size}x{size}, "
+        f"in [-1, 1]; {len(classes)} {'classes' if len(classes) > 1 else 'class'}",
+        latents=torch.stack([_read_image(p, channels, size) for p in paths]),
+        labels=torch.tensor([classes.index(p.relative_to(folder).parts[:-1]) for p in paths]),
+        ids=torch.arange(len(paths)),
+    )
+
+
+def latents(file: Path) -> Data:
+    """Return ``latents`` (M, C, h, w) and ``labels`` (M,) of a .npz, .safetensors or .npy file.
+
+    Raises:
+        UsageError: no such file, unknown suffix, missing or misshapen arrays, NaN or Inf.
+    """
+    if not file.is_file():
+        raise UsageError(f"there is no file {str(file)!r}", hint="--data latents:FILE")
+    arrays = _read_arrays(file)
+    values, labels = arrays["latents"], arrays["labels"]
+    if values.ndim != 4 or labels.shape != values.shape[:1] or not len(labels):
+        raise UsageError(
+            f"{file.name}: latents {values.shape} and labels {labels.shape} do not fit",
+            hint="latents must be (N, C, H, W) and labels (N,)",
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise UsageError(f"{file.name}: labels must be whole numbers from 0")
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UsageError(f"{file.name}: latents hold NaN or Inf")
+    return Data(
+        name=f"latents:{file}",
+        description=f"{len(labels)} latents of {file.name}, used as they are",
+        latents=torch.from_numpy(values),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        ids=torch.arange(len(labels)),
+    )
+
+
+def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Tensor:
+    """Return standard normal noise (N, *shape), a function of (seed, id) alone."""
+    rows = [
+        np.random.default_rng([seed, int(i)]).standard_normal(tuple(shape), dtype=np.float32)
+        for i in ids
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _read_image(path: Path, channels: int, size: int) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path.name!r} cannot be read as an image") from error
+    side = min(pixels.size)
+    left, top = (pixels.width - side) // 2, (pixels.height - side) // 2
+    pixels = pixels.crop((left, top, left + side, top + side)).resize((size, size), Image.BICUBIC)
+    array = np.asarray(pixels, dtype=np.float32).reshape(size, size, channels)
+    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {k: archive[k] for k in ("latents", "labels") if k in archive}
+        elif file.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            arrays = load_file(file)
+        elif file.suffix == ".npy":
+            beside = file.with_name(f"{file.stem}_labels.npy")
+            if not beside.is_file():
+                raise UsageError(f"{file.name} needs its labels in {beside.name} beside it")
+            arrays = {
+                "latents": np.load(file, allow_pickle=False),
+                "labels": np.load(beside, allow_pickle=False),
+            }
+        else:
+            raise UsageError(
+                f"{file.name!r} is no known kind of latents file",
+                hint="use .npz, .safetensors, or .npy with NAME_labels.npy",
+            )
+    except UsageError:
+        raise
+    except Exception as error:  # each library has its own zoo of errors for a damaged file
+        raise UsageError(f"{file.name!r} cannot be read: {type(error).__name__}") from error
+    missing = [key for key in ("latents", "labels") if key not in arrays]
+    if missing:
+        raise UsageError(f"{file.name} holds no array called {missing[0]!r}")
+    return arrays
+
+
+def _check_fit(
+    data: Data, channels: int | None, size: int | None, num_classes: int | None
+) -> None:
+    _, c, h, w = data.latents.shape
+    if h != w:
+        raise UsageError(f"{data.name} has samples of {h}x{w}; they must be square")
+    if (channels is not None and c != channels) or (size is not None and h != size):
+        raise UsageError(
+            f"{data.name} has samples of {c}x{h}x{w}, the model takes "
+            f"{channels or c}x{size or h}x{size or w}",
+            hint="pass data of that shape with --data latents:FILE or images:DIR",
+        )
+    if num_classes is not None and int(data.labels.max()) >= num_classes:
+        raise UsageError(
+            f"{data.name} has the label {int(data.labels.max())}, the model knows "
+            f"{num_classes} classes"
+        )
