@@ -1,3 +1,42 @@
 """dar-probe: how information travels across the depth of a diffusion transformer."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dar_probe.errors import CheckpointError, DarProbeError, ProbeError, UsageError
+
+if TYPE_CHECKING:
+    from dar_probe.analysis import Analysis, open_analysis
+    from dar_probe.api import analyze, audit, build
+
 __version__ = "0.1.0"
+__all__ = [
+    "Analysis",
+    "CheckpointError",
+    "DarProbeError",
+    "ProbeError",
+    "UsageError",
+    "analyze",
+    "audit",
+    "build",
+    "open_analysis",
+]
+
+# Importing the package loads neither torch nor xarray: reports run where torch is absent.
+_HOMES = {
+    "Analysis": "dar_probe.analysis",
+    "open_analysis": "dar_probe.analysis",
+    "analyze": "dar_probe.api",
+    "audit": "dar_probe.api",
+    "build": "dar_probe.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dar_probe' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -158,7 +158,8 @@ VARIABLES: dict[str, Variable] = {
         dims=("reader",),
         long_name="error bar of the gates",
         definition="|sum over sources of gate| over the largest |gate| of the reader; zero up to "
-        "the norm's eps, because a normed reader ignores the scale of what it reads",
+        "the norm's eps, because a normed reader ignores the scale of what it reads; NaN for a "
+        "reader with one source",
         source="dar-probe",
         low=0.0,
     ),

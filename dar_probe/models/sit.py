@@ -235,9 +235,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
         self.frequencies = frequencies
 
     def forward(self, t: Tensor) -> Tensor:

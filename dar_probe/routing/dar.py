@@ -112,15 +112,13 @@ class Aggregator(nn.Module):
 
     def __init__(self, width: int, *, dynamic: bool) -> None:
         super().__init__()
-        self.norm = nn.Module()
-        self.norm.weight = nn.Parameter(torch.ones(width))
+        self.norm = Vector(width, 1.0)
+        self.query: nn.Linear | Vector
         if dynamic:
             self.query = nn.Linear(width, width, bias=False)
             nn.init.zeros_(self.query.weight)
         else:
-            self.query = nn.Module()
-            self.query.weight = nn.Parameter(torch.zeros(width))
-        self.dynamic = dynamic
+            self.query = Vector(width, 0.0)
 
     def forward(
         self, sources: list[Tensor], inverse_rms: list[Tensor], query_input: Tensor | None
@@ -129,16 +127,26 @@ class Aggregator(nn.Module):
 
         ``query_input``: None (static), the timestep embedding (N, D), or v_(l-1) (N, T, D).
         """
-        if self.dynamic:
+        if isinstance(self.query, nn.Linear):
+            assert query_input is not None
             query = self.query(query_input)
         elif query_input is None:
             query = self.query.weight[None, None]
         else:
             query = (self.query.weight + query_input)[:, None]
         # The gain belongs to the keys; k . q is the same with the gain on the query.
-        key_query = query * self.norm.weight
-        mixed: tuple[Tensor, Tensor] = Mix.apply(key_query, torch.cat(inverse_rms, -1), *sources)
+        mixed: tuple[Tensor, Tensor] = Mix.apply(  # type: ignore[no-untyped-call]
+            query * self.norm.weight, torch.cat(inverse_rms, -1), *sources
+        )
         return mixed
+
+
+class Vector(nn.Module):
+    """A learned vector (D,) under the name ``weight``."""
+
+    def __init__(self, width: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), value))
 
 
 class Mix(torch.autograd.Function):
@@ -164,7 +172,7 @@ class Mix(torch.autograd.Function):
         return h, weights
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_h: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         query, inverse_rms, logits, weights, *sources = ctx.saved_tensors
         width = query.shape[-1]

@@ -101,9 +101,7 @@ def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:
         UsageError: no scheme has this name, or it does not take one of the options.
     """
     if name not in SCHEMES:
-        raise UsageError(
-            f"unknown routing {name!r}", hint=f"known: {', '.join(sorted(SCHEMES))}"
-        )
+        raise UsageError(f"unknown routing {name!r}", hint=f"known: {', '.join(sorted(SCHEMES))}")
     try:
         return SCHEMES[name](width, layout, **options)
     except TypeError as error:

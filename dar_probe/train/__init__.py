@@ -1,0 +1,1 @@
+"""The bundled trainer: data, loop, average, sampling."""

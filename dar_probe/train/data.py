@@ -197,7 +197,9 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
         raise UsageError(f"{path.name!r} cannot be read as an image") from error
     side = min(pixels.size)
     left, top = (pixels.width - side) // 2, (pixels.height - side) // 2
-    pixels = pixels.crop((left, top, left + side, top + side)).resize((size, size), Image.BICUBIC)
+    pixels = pixels.crop((left, top, left + side, top + side)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     array = np.asarray(pixels, dtype=np.float32).reshape(size, size, channels)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
 
@@ -234,9 +236,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_fit(
-    data: Data, channels: int | None, size: int | None, num_classes: int | None
-) -> None:
+def _check_fit(data: Data, channels: int | None, size: int | None, num_classes: int | None) -> None:
     _, c, h, w = data.latents.shape
     if h != w:
         raise UsageError(f"{data.name} has samples of {h}x{w}; they must be square")

@@ -157,7 +157,7 @@ class Run:
         if not np.isfinite(value):
             raise ProbeError(f"the loss is {value} at step {step}", hint="try a lower --lr")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         self.optimiser.step()
         ema.update(self.average, self.model, step=step, decay=config.ema)

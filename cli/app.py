@@ -1,0 +1,50 @@
+"""The Typer app: one small file per command. Importing it loads no torch and no matplotlib."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dar_probe import __version__
+from dar_probe.cli import analyze, audit, guard, inspect, report, train
+
+app = typer.Typer(
+    name="dar-probe",
+    help="Shows how information travels across the depth of a diffusion transformer, "
+    "and how that changes with the noise level.",
+    epilog="Exit codes: 0 done, 1 the verdict fails, 2 usage, 3 file refused, "
+    "4 nothing measurable, 5 internal error, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("analyze")(guard.guarded(analyze.analyze))
+app.command("audit")(guard.guarded(audit.audit))
+app.command("inspect")(guard.guarded(inspect.inspect))
+app.command("report")(guard.guarded(report.report))
+app.command("train")(guard.guarded(train.train))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dar-probe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")
+    ] = False,
+) -> None:
+    """Shows how information travels across the depth of a diffusion transformer."""
+
+
+def main() -> None:
+    """Run the command line; ``--debug`` may stand anywhere."""
+    arguments = sys.argv[1:]
+    guard.DEBUG = "--debug" in arguments
+    app(args=[a for a in arguments if a != "--debug"])

@@ -1,0 +1,105 @@
+"""``dar-probe audit``: judge any module with a pre-norm residual stack."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+BATCH_HELP = (
+    "return (module, batch) where\n"
+    "  def batch(sample_ids, noise_level):\n"
+    "      x = ...  # a pure function of each (id, level)\n"
+    "      return (x,), {}"
+)
+
+
+def audit(
+    factory: Annotated[str, typer.Argument(help="package.module:callable", show_default=False)],
+    shape: Annotated[
+        str | None,
+        typer.Option("--input", help="Random input of one sample, e.g. 8,64 or 16:long."),
+    ] = None,
+    noise_levels: Annotated[
+        str | None, typer.Option(help="A count or levels; default: one level, 0.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Cells in one pass.", min=1)] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the analysis; default dar-probe-out/<name>.")
+    ] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Instead of the default judgement, e.g. 'inflation > 8'.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
+
+    The callable returns the module, (module, batch) or (module, batch, loss). The current
+    directory is on the import path.
+
+    Example: dar-probe audit mymodels.vit:small --input 16,64
+    """
+    from dar_probe import api
+    from dar_probe.cli import terminal
+    from dar_probe.verdict import parse_rule
+
+    if fail_on is not None:
+        parse_rule(fail_on)
+    module, batch, loss = _call(factory, shape)
+    with terminal.progress("measuring") as tell:
+        analysis = api.audit(
+            module,
+            batch=batch,
+            loss=loss,
+            noise_levels=noise_levels,
+            samples=samples,
+            batch_size=batch_size,
+            rule=fail_on,
+            on_cells=tell,
+        )
+    folder = out or Path("dar-probe-out") / analysis.name
+    analysis.save(folder)
+    if as_json:
+        sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
+    else:
+        terminal.show(analysis, folder)
+    if analysis.verdict.status == "fail":
+        raise typer.Exit(1)
+
+
+def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
+    """Return module, batch and loss (or None)."""
+    from torch import nn
+
+    from dar_probe.errors import UsageError
+
+    home, _, name = factory.partition(":")
+    if not home or not name:
+        raise UsageError(
+            f"{factory!r} is no package.module:callable", hint="e.g. mymodels.vit:small"
+        )
+    sys.path.insert(0, "")
+    try:
+        call = getattr(importlib.import_module(home), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{factory!r} cannot be imported: {error}",
+            hint="the current directory is on the import path",
+        ) from error
+    made = call() if callable(call) and not isinstance(call, nn.Module) else call
+    module, batch, loss = (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{factory!r} gave a {type(module).__name__}, not a torch module")
+    if batch is None:
+        if shape is None:
+            raise UsageError(
+                f"{factory!r} gave a module without inputs",
+                hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
+            )
+        from dar_probe.probe.inputs import random_batch
+
+        batch = random_batch(module, shape)
+    return module, batch, loss

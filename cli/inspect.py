@@ -1,0 +1,68 @@
+"""``dar-probe inspect``: what a checkpoint is, without measuring anything."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def inspect(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)
+    ],
+    heads: Annotated[int | None, typer.Option(help="Attention heads, where unknown.")] = None,
+    weights: Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")] = "auto",
+    objective: Annotated[str | None, typer.Option(help="sit, repa or dit, where unknown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print family, sizes, routing, parameters and assumptions of a checkpoint.
+
+    Example: dar-probe inspect fixtures/digits-dar-static.pt
+    """
+    from dar_probe.checkpoints import sniff
+
+    with sniff.open_file(checkpoint) as file:
+        sniff.check(file, checkpoint)
+    from dar_probe.loading import load
+
+    loaded = load(checkpoint, heads=heads, weights=weights, objective_name=objective)
+    facts = {
+        "file": checkpoint.name,
+        "sha256": loaded.checkpoint.sha256,
+        "bytes": loaded.checkpoint.bytes,
+        "weights": loaded.checkpoint.weights,
+        "family": loaded.identified.family,
+        "objective": loaded.objective.name,
+        **loaded.model.config.to_dict(),
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "routing_parameters": sum(p.numel() for p in loaded.model.stream.parameters()),
+        "assumptions": loaded.assumptions,
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+    else:
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dar_probe.cli.terminal import printable
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    assumptions = facts.pop("assumptions")
+    routed = facts["routing"] == "dar"
+    for name, value in facts.items():
+        if not routed and name in ("query", "chunk_size", "routing_parameters"):
+            continue
+        shown = f"{value:,}" if name in ("bytes", "parameters", "routing_parameters") else value
+        shown = {True: "yes", False: "no", (): "none"}.get(shown, shown)
+        table.add_row(Text(name.replace("_", " "), style="dim"), Text(printable(str(shown))))
+    console = Console(highlight=False)
+    console.print(table)
+    for assumption in assumptions:
+        console.print(Text(f"Assumed: {printable(assumption)}"))

@@ -1,0 +1,27 @@
+"""``dar-probe report``: the page and the figures again from a dataset, without torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    analysis: Annotated[
+        Path, typer.Argument(help="An analysis.nc, or its folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: the dataset's own.")
+    ] = None,
+) -> None:
+    """Render report.html, figures and summary.json of an analysis again.
+
+    Example: dar-probe report dar-probe-out/digits-residual
+    """
+    from dar_probe.analysis import open_analysis
+    from dar_probe.cli import terminal
+
+    found = open_analysis(analysis)
+    folder = out or (analysis if analysis.is_dir() else analysis.parent)
+    found.save(folder)
+    terminal.show(found, folder)

@@ -1,0 +1,65 @@
+"""``dar-probe train``: makes the checkpoints that the probe inspects."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    routing: Annotated[str | None, typer.Option(help="residual or dar.")] = None,
+    query: Annotated[str | None, typer.Option(help="DAR: static, static+t or dynamic.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="DAR: sublayers in a chunk.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks.")] = None,
+    width: Annotated[int | None, typer.Option(help="Features.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Default width/32, at least 1.")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, images:DIR or latents:FILE.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="sit (t=0 is noise) or repa (t=1 is noise).")
+    ] = None,
+    autocast: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Train the compiled model.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of settings; flags win over it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was cut off.")
+    ] = False,
+) -> None:
+    """Train a model on the digits, images or latents; checkpoints in the official layout.
+
+    Every setting of a run can also stand in a TOML file (--config), under its flag's name with
+    underscores; ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
+    validate_every, checkpoint_every and validation_samples can stand only there.
+
+    Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
+    """
+    flags: dict[str, Any] = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and name not in ("out", "config", "device", "resume")
+    }
+    from dar_probe.cli import terminal
+    from dar_probe.devices import find_device
+    from dar_probe.train import config as configs
+    from dar_probe.train import loop
+
+    place = str(find_device(device))
+    settings = configs.from_toml(config, flags) if config else configs.from_dict(flags)
+    with terminal.progress("training") as tell:
+
+        def on_step(step: loop.Progress) -> None:
+            tell(step.step, step.steps, f"loss {step.loss:.4f}")
+
+        last = loop.train(settings, out, resume=resume, device=place, on_step=on_step)
+    terminal.say(f"Checkpoint  {last}")
+    terminal.say(f"Losses      {out / 'metrics.csv'}")

@@ -1,0 +1,132 @@
+"""One finished analysis: its dataset, metrics, verdict, pictures and files. Runs without torch."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from dar_probe import metrics, schema, store, verdict
+from dar_probe.files import write_atomically
+from dar_probe.metrics import Metric
+from dar_probe.output import OutputFolder
+from dar_probe.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Analysis:
+    """A validated dataset and what it means.
+
+    Attributes:
+        dataset: see ``dar_probe.schema`` for every variable.
+        rule: replaces the default judgement where set, e.g. "inflation > 8".
+    """
+
+    def __init__(self, dataset: xr.Dataset, *, rule: str | None = None) -> None:
+        self.dataset = schema.validate(dataset)
+        self.rule = verdict.parse_rule(rule) if rule is not None else None
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Inflation, gradient decay, redundancy and the rest, each with a bootstrap interval."""
+        return metrics.compute(self.dataset)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The judgement, by the default thresholds or by ``rule``."""
+        found = verdict.judge(self.dataset, self.metrics)
+        return verdict.apply_rule(found, self.rule, self.metrics) if self.rule else found
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Provenance: versions, checkpoint, model, config, seed, assumptions, warnings."""
+        return schema.manifest(self.dataset)
+
+    @property
+    def name(self) -> str:
+        """The model's name as the reports print it."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds: verdict, findings, metrics, assumptions, warnings."""
+        return verdict.summary(self.dataset, self.metrics, self.verdict)
+
+    @property
+    def plot(self) -> "Plots":
+        """The paper's figures and heatmaps as matplotlib figures."""
+        return Plots(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
+
+        Raises:
+            UsageError: the folder holds something else or cannot be written.
+        """
+        with OutputFolder(Path(folder), key={}) as output:
+            output.publish(self.write)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of one analysis into an existing folder."""
+        from dar_probe.reports import figures, page
+
+        store.write(self.dataset, folder / "analysis.nc")
+        text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
+        _write_text(folder / "summary.json", text)
+        _write_text(folder / "report.html", page.render(self.dataset, self.metrics, self.verdict))
+        figures.write_all(self.dataset, folder / "figures", name=self.name)
+
+    def __repr__(self) -> str:
+        sizes = self.dataset.sizes
+        return (
+            f"<dar_probe.Analysis of {self.name!r}: {sizes['noise_level']} noise levels x "
+            f"{sizes['sample']} samples, {sizes['block'] - 1} blocks; {self.verdict.status}>\n"
+            f"{self.verdict.sentence}"
+        )
+
+
+class Plots:
+    """Matplotlib figures of one analysis."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+
+    def dilution(self, *others: Analysis) -> "Figure":
+        """RMS, gradient and cosine over the block index, one line per analysis."""
+        from dar_probe.reports import figures
+
+        everything = (self._analysis, *others)
+        return figures.dilution([(a.name, a.dataset) for a in everything])
+
+    def sources(self, *, shallow: int | None = None, deep: int | None = None) -> "Figure":
+        """Importance, and routing weights, of every source at a shallow and a deep block."""
+        from dar_probe.reports import figures
+
+        return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep)
+
+    def heatmap(self, variable: str) -> "Figure":
+        """Depth x noise level map of one variable."""
+        from dar_probe.reports import figures
+
+        return figures.heatmap(self._analysis.dataset, variable)
+
+
+def open_analysis(path: str | Path) -> Analysis:
+    """Open an ``analysis.nc``, or the folder that holds it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no analysis of this version.
+    """
+    path = Path(path)
+    return Analysis(store.read(path / "analysis.nc" if path.is_dir() else path))
+
+
+def _write_text(path: Path, text: str) -> None:
+    def write(target: Path) -> None:
+        target.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)

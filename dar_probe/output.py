@@ -1,0 +1,153 @@
+"""The folder of one analysis while it is made: its lock, its finished shards, its last step."""
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from dar_probe.errors import UsageError
+from dar_probe.files import write_atomically
+
+CONTENTS = {"analysis.nc", "report.html", "summary.json", "figures"}
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class OutputFolder:
+    """Context manager for writing one analysis folder; nothing appears in it before the end.
+
+    Work happens in a hidden folder beside the target, held by a lock of the kernel (so a killed
+    process leaves none). Finished shards stay there after a crash, for ``resume``.
+
+    Args:
+        path: the analysis folder; missing, empty, or holding an earlier analysis alone.
+        key: what the numbers depend on; shards of another key are not continued.
+        resume: keep shards that are there.
+
+    Raises:
+        UsageError: the folder holds something else, is in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, key: dict[str, Any], resume: bool = False) -> None:
+        self.path = path.absolute()
+        self.work = self.path.with_name(f".{self.path.name}.partial")
+        self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.resume = resume
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        check_target(self.path)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.work, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{str(self.path)!r} is being written by another process",
+                hint="wait for it, or choose another --out",
+            ) from error
+        except OSError as error:
+            raise UsageError(f"{str(self.path)!r} cannot be written: {error.strerror}") from error
+        self._begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def load(self, index: int) -> dict[str, np.ndarray] | None:
+        """Return the arrays of shard ``index``, None where it is not there.
+
+        Raises:
+            UsageError: the shard is damaged.
+        """
+        path = self._shard(index)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except Exception as error:  # numpy and zipfile have no common error for damage
+            raise UsageError(
+                f"the shard {path.name!r} of {str(self.path)!r} is damaged",
+                hint="run again without --resume to start over",
+            ) from error
+
+    def save(self, index: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keep the arrays of shard ``index``."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        write_atomically(self._shard(index), write)
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        """Let ``write`` fill a fresh folder, then put it in the place of the earlier analysis."""
+        fresh = self.work / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        write(fresh)
+        if self.path.exists():
+            _exchange(fresh, self.path)
+        else:
+            fresh.rename(self.path)
+        shutil.rmtree(self.work)
+
+    def _begin(self) -> None:
+        marker = self.work / "key"
+        found = marker.read_text(encoding="ascii") if marker.is_file() else None
+        if self.resume and found not in (None, self.key):
+            raise UsageError(
+                f"{str(self.path)!r} has an unfinished analysis with other settings",
+                hint="resume with the settings it was started with, or drop --resume",
+            )
+        if not self.resume or found is None:
+            for leftover in self.work.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            write_atomically(marker, self._write_key)
+
+    def _write_key(self, path: Path) -> None:
+        path.write_text(self.key, encoding="ascii")
+
+    def _shard(self, index: int) -> Path:
+        return self.work / f"{index:06d}.npz"
+
+
+def check_target(path: Path) -> None:
+    """Raise UsageError where ``path`` holds anything that is no earlier analysis."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{str(path)!r} is a file", hint="--out takes a folder")
+    others = sorted({entry.name for entry in path.iterdir()} - CONTENTS)
+    if others:
+        raise UsageError(
+            f"{str(path)!r} holds {others[0]!r}, which is no part of an analysis",
+            hint="choose an empty or new folder with --out",
+        )
+
+
+def _exchange(fresh: Path, path: Path) -> None:
+    """Swap two folders in one step where the system can, else by two renames."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if (
+        swap
+        and swap(AT_FDCWD, os.fsencode(fresh), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0
+    ):
+        return
+    old = fresh.with_name("old")
+    path.rename(old)
+    fresh.rename(path)

@@ -1,0 +1,1 @@
+"""Measures a subject: one forward and one backward give every variable."""

@@ -1,0 +1,102 @@
+"""The denoising problem of a checkpoint: inputs and loss as functions of (sample id, level)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dar_probe.objective import OBJECTIVES, Objective, per_sample_loss
+from dar_probe.train import data as datasets
+from dar_probe.train.data import Data
+
+CHECK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+CHECK_SAMPLES = 8
+CONTRADICTION = 0.8
+
+
+class Denoising:
+    """Noised samples, model times, labels and the per-sample loss of one objective.
+
+    Noise depends on (seed, sample id) alone: it is the same at every noise level.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Data,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.objective = objective
+        self.device, self.dtype = device, dtype
+        self._row = {int(i): row for row, i in enumerate(data.ids)}
+        self._x = data.latents
+        self._y = data.labels
+        self._noise = datasets.noise(data.ids, data.latents.shape[1:], seed=seed)
+
+    def batch(
+        self, sample_ids: Tensor, noise_level: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return ((x_s (N, C, h, w), model time (N,), labels (N,)), {})."""
+        x, noise, s, y = self._rows(sample_ids, noise_level)
+        return (self.objective.interpolate(x, noise, s), self.objective.model_time(s), y), {}
+
+    def loss(self, output: Tensor, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        """Return the mean squared error (N,) of each sample, in float32 at least."""
+        x, noise, _, _ = self._rows(sample_ids, noise_level)
+        wide = torch.promote_types(output.dtype, torch.float32)
+        return per_sample_loss(output.to(wide), self.objective.target(x, noise).to(wide))
+
+    def _rows(
+        self, sample_ids: Tensor, noise_level: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = [self._row[int(i)] for i in sample_ids]
+        return (
+            self._x[rows].to(self.device, self.dtype),
+            self._noise[rows].to(self.device, self.dtype),
+            # A clock in half precision would misstate the noise level.
+            noise_level.to(self.device, torch.promote_types(self.dtype, torch.float32)),
+            self._y[rows].to(self.device),
+        )
+
+
+@torch.no_grad()
+def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int) -> str | None:
+    """Compare the losses of all conventions at five levels; say so if another one fits clearly.
+
+    A wrong clock gives plausible wrong numbers, and nothing in a file tells which one is right.
+    Losses are relative to that of predicting zero, so that targets of different size compare.
+    """
+    some = data.take(slice(0, CHECK_SAMPLES))
+    found = {
+        name: _relative_loss(
+            model,
+            Denoising(o, some, seed=seed, device=assumed.device, dtype=assumed.dtype),
+            some,
+        )
+        for name, o in OBJECTIVES.items()
+    }
+    own = assumed.objective.name
+    best = min(found, key=lambda name: found[name])
+    if best == own or not found[best] < CONTRADICTION * found[own]:
+        return None
+    return (
+        f"The weights contradict the assumed objective {own!r}: its loss is {found[own]:.2f} of "
+        f"predicting zero, that of {best!r} is {found[best]:.2f}. Every number below may be "
+        f"wrong; run again with --objective {best}."
+    )
+
+
+def _relative_loss(model: nn.Module, problem: Denoising, data: Data) -> float:
+    losses, zeros = [], []
+    for level in CHECK_LEVELS:
+        wanted = torch.full((len(data),), level, dtype=torch.float64)
+        s = problem.objective.reached(wanted)
+        args, _ = problem.batch(data.ids, s)
+        output = model(*args)
+        losses.append(problem.loss(output, data.ids, s).mean().item())
+        zeros.append(problem.loss(torch.zeros_like(output), data.ids, s).mean().item())
+    return float(np.mean(losses) / np.mean(zeros))

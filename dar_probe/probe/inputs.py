@@ -1,0 +1,42 @@
+"""Random inputs of a given shape, for modules that come without any."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dar_probe.errors import UsageError
+from dar_probe.probe.run import Batch
+from dar_probe.train import data as datasets
+
+
+def random_batch(module: nn.Module, text: str, *, seed: int = 0) -> Batch:
+    """Return a batch function for inputs such as "8,64" (normal) or "16:long" (token ids).
+
+    Token ids lie below the size of the module's first embedding table. Each sample is a function
+    of (seed, id) alone, the same at every noise level.
+
+    Raises:
+        UsageError: the text is no shape.
+    """
+    sizes, _, kind = text.partition(":")
+    parts = sizes.split(",")
+    if kind not in ("", "float", "long") or not all(p.isdecimal() and int(p) for p in parts):
+        raise UsageError(f"{text!r} is no input shape", hint="e.g. --input 8,64 or 16:long")
+    shape = tuple(map(int, parts))
+    parameter = next(module.parameters())
+    tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
+    vocabulary = tables[0] if tables else 2
+
+    def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kind == "long":
+            rows = [
+                np.random.default_rng([seed, int(i)]).integers(0, vocabulary, shape)
+                for i in sample_ids
+            ]
+            return (torch.from_numpy(np.stack(rows)).to(parameter.device),), {}
+        x = datasets.noise(sample_ids, shape, seed=seed)
+        return (x.to(parameter.device, parameter.dtype),), {}
+
+    return batch

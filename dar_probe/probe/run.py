@@ -1,0 +1,229 @@
+"""Walks noise levels x samples in mixed batches: one forward and one backward measure all."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dar_probe.errors import ProbeError
+from dar_probe.probe import statistics
+from dar_probe.probe.recorder import Recorder, untouched
+from dar_probe.subjects.entrance import entrance, with_grad
+from dar_probe.subjects.subject import Subject
+
+Arrays = dict[str, np.ndarray]
+
+
+class Batch(Protocol):
+    """Makes a model's inputs: a pure function of each (sample id, noise level)."""
+
+    def __call__(
+        self, sample_ids: Tensor, noise_level: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) for ids (N,) and levels (N,)."""
+
+
+class Loss(Protocol):
+    """Judges a model's output, sample by sample."""
+
+    def __call__(self, output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        """Return the loss (N,)."""
+
+
+class Shards(Protocol):
+    """Keeps the finished part of a walk; see ``dar_probe.store``."""
+
+    def load(self, index: int) -> Arrays | None:
+        """Return shard ``index`` if it is there and whole."""
+
+    def save(self, index: int, arrays: Arrays) -> None:
+        """Keep shard ``index``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is walked: every sample at every noise level.
+
+    Attributes:
+        levels: noise levels, rising.
+        ids: sample ids.
+        batch_size: cells of the grid in one forward.
+    """
+
+    levels: tuple[float, ...]
+    ids: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def cells(self) -> int:
+        """Number of (level, sample) pairs."""
+        return len(self.levels) * len(self.ids)
+
+    def chunks(self) -> Iterator[tuple[int, slice]]:
+        """Number and cells of every batch; cell c is level c // samples, sample c % samples."""
+        for index, start in enumerate(range(0, self.cells, self.batch_size)):
+            yield index, slice(start, min(start + self.batch_size, self.cells))
+
+
+def walk(
+    subject: Subject,
+    grid: Grid,
+    batch: Batch,
+    loss: Loss,
+    *,
+    shards: Shards | None = None,
+    on_cells: Callable[[int], None] | None = None,
+) -> Arrays:
+    """Measure every variable of the schema; arrays are (levels, samples, ...).
+
+    Args:
+        subject: the model and its sites; afterwards bit for bit as it was.
+        grid: noise levels, samples and the batch size, which changes no number beyond rounding.
+        batch: inputs for a mixed batch.
+        loss: loss per sample.
+        shards: where finished batches are kept, to continue a run that was cut off.
+        on_cells: told the number of finished cells after every batch.
+
+    Raises:
+        ProbeError: loss or states are not finite, samples depend on each other, or a site did
+            not fire as expected.
+    """
+    levels, ids = np.meshgrid(np.array(grid.levels), np.array(grid.ids), indexing="ij")
+    all_levels, all_ids = torch.from_numpy(levels.ravel()), torch.from_numpy(ids.ravel())
+    parts: list[Arrays] = []
+    with untouched(subject.model):
+        for index, cells in grid.chunks():
+            part = shards.load(index) if shards else None
+            if part is None:
+                cell_ids, cell_levels = all_ids[cells], all_levels[cells]
+                tensors = measure(subject, batch, loss, cell_ids, cell_levels)
+                part = {name: value.cpu().numpy() for name, value in tensors.items()}
+                if index == 0:
+                    _check_independence(subject, batch, loss, cell_ids, cell_levels, part["loss"])
+                if shards:
+                    shards.save(index, part)
+            parts.append(part)
+            if on_cells:
+                on_cells(cells.stop)
+    shape = (len(grid.levels), len(grid.ids))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in joined.items()}
+
+
+def measure(
+    subject: Subject, batch: Batch, loss: Loss, sample_ids: Tensor, noise_level: Tensor
+) -> dict[str, Tensor]:
+    """Return every variable of the schema for one mixed batch, (N, ...) each.
+
+    The model must be frozen and in eval mode (``untouched``).
+    """
+    args, kwargs = batch(sample_ids, noise_level)
+    # With frozen parameters autograd records nothing before something requires grad.
+    start = nullcontext() if subject.entrance is None else entrance(subject.entrance)
+    with start, Recorder(subject) as recorder:
+        output = subject.model(*map(with_grad, args[:1]), *args[1:], **kwargs)
+    recorder.check()
+    losses = loss(output, sample_ids, noise_level)
+    _check_finite(losses, recorder, subject, sample_ids, noise_level)
+    rows = subject.block_readers
+    wanted = [*recorder.taps, *(recorder.reads[i] for i in rows)]
+    if subject.routes is not None:
+        wanted += recorder.writes
+    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    for reader, grad in zip(subject.readers, found, strict=False):
+        if grad is None:
+            raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
+    with torch.no_grad():
+        return _reduce(subject, recorder, list(found), losses, rows)
+
+
+def _reduce(
+    subject: Subject, recorder: Recorder, found: list[Any], losses: Tensor, rows: list[int]
+) -> dict[str, Tensor]:
+    readers = len(subject.readers)
+    reads = _stack(recorder.reads)  # (R, N, T, D)
+    grads = _stack(found[:readers])
+    if subject.writers is not None:
+        sources = _stack(recorder.writes)
+    else:
+        sources = torch.cat([reads[:1], reads[1:] - reads[:-1]])
+    weights = None
+    if subject.routes is not None:
+        assert recorder.state is not None
+        weights = _dense(subject.routes(recorder.state), subject.offered).to(reads.dtype)
+    offered = torch.zeros(readers, readers, dtype=torch.bool, device=reads.device)
+    for row, ids in enumerate(subject.offered):
+        offered[row, list(ids)] = True
+    measured = subject.routes is None and subject.writers is not None
+    result = {
+        **statistics.block_statistics(reads[rows], _stack(found[readers : readers + len(rows)])),
+        **statistics.write_statistics(reads, sources[1:], measured=measured),
+        **statistics.gate_statistics(grads, reads, sources, weights, offered),
+        "loss": losses.detach().to(reads.dtype),
+    }
+    if subject.routes is not None:
+        by_write = _stack(found[readers + len(rows) :])
+        result["query_share"] = statistics.query_share(result["gate"], sources, by_write)
+    else:
+        result["query_share"] = torch.full_like(result["gate"][:, 0], math.nan)
+    return result
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    # Reductions in float32 at least: half precision would lose what is to be measured.
+    stacked = torch.stack(tensors)
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+
+
+def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Weights over the offered sources, (N, T, n) per reader -> (N, T, R, S), zeros elsewhere."""
+    n, tokens, _ = weights[-1].shape
+    dense = weights[-1].new_zeros(n, tokens, len(offered), len(offered))
+    for row, ids in enumerate(offered):
+        dense[:, :, row, list(ids)] = weights[row]
+    return dense
+
+
+def _check_finite(
+    losses: Tensor, recorder: Recorder, subject: Subject, ids: Tensor, levels: Tensor
+) -> None:
+    if losses.shape != ids.shape:
+        raise ProbeError(
+            f"the loss has shape {tuple(losses.shape)}, expected ({len(ids)},)",
+            hint="the loss function must return one number per sample",
+        )
+    if bool(torch.isfinite(losses).all()):
+        return
+    bad = int(torch.nonzero(~torch.isfinite(losses))[0, 0])
+    where = "the output"
+    for reader, read in zip(subject.readers, recorder.reads, strict=True):
+        if not bool(torch.isfinite(read).all()):
+            where = f"what {reader.name!r} reads"
+            break
+    raise ProbeError(
+        f"the loss of sample {int(ids[bad])} at noise level {float(levels[bad]):.3g} is not finite;"
+        f" the first NaN or Inf is in {where}",
+        hint="a wider --dtype may help if the weights are sound",
+    )
+
+
+def _check_independence(
+    subject: Subject, batch: Batch, loss: Loss, ids: Tensor, levels: Tensor, losses: np.ndarray
+) -> None:
+    """One sample alone must give the loss that it has in a batch."""
+    if len(ids) < 2:
+        return
+    with torch.no_grad():
+        args, kwargs = batch(ids[:1], levels[:1])
+        alone = float(loss(subject.model(*args, **kwargs), ids[:1], levels[:1])[0])
+    if not math.isclose(alone, float(losses[0]), rel_tol=0.02, abs_tol=1e-6):
+        raise ProbeError(
+            f"sample {int(ids[0])} has the loss {float(losses[0]):.6g} in a batch and "
+            f"{alone:.6g} alone: the model couples samples",
+            hint="batch statistics cannot be probed sample by sample; try --batch-size 1",
+        )
