@@ -127,11 +127,6 @@ def images(folder: Path, *, channels: int, size: int) -> Data:
     Raises:
         UsageError: no such folder, no images, an unreadable image, or channels not 1 or 3.
     """
-    if channels not in (1, 3):
-        raise UsageError(
-            f"the model takes {channels} channels, images have 1 or 3",
-            hint="encode the images first and pass --data latents:FILE",
-        )
     if not folder.is_dir():
         raise UsageError(f"there is no folder {str(folder)!r}", hint="--data images:DIR")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -139,6 +134,11 @@ def images(folder: Path, *, channels: int, size: int) -> Data:
         raise UsageError(
             f"the folder {str(folder)!r} holds no images",
             hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}, subfolders included",
+        )
+    if channels not in (1, 3):
+        raise UsageError(
+            f"the model takes {channels} channels, images have 1 or 3",
+            hint="encode the images first and pass --data latents:FILE",
         )
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
     return Data(
@@ -207,7 +207,7 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 arrays = {k: archive[k] for k in ("latents", "labels") if k in archive}
         elif file.suffix == ".safetensors":
             from safetensors.numpy import load_file
@@ -217,10 +217,11 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             beside = file.with_name(f"{file.stem}_labels.npy")
             if not beside.is_file():
                 raise UsageError(f"{file.name} needs its labels in {beside.name} beside it")
-            arrays = {
-                "latents": np.load(file, allow_pickle=False),
-                "labels": np.load(beside, allow_pickle=False),
-            }
+            with file.open("rb") as stream, beside.open("rb") as labels:
+                arrays = {
+                    "latents": np.load(stream, allow_pickle=False),
+                    "labels": np.load(labels, allow_pickle=False),
+                }
         else:
             raise UsageError(
                 f"{file.name!r} is no known kind of latents file",

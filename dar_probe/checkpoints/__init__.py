@@ -1,0 +1,22 @@
+"""Untrusted path -> tensors and provenance, or a refusal; then which family it is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dar_probe.checkpoints import sniff
+
+if TYPE_CHECKING:
+    from dar_probe.checkpoints.reader import Checkpoint
+
+
+def read(path: str | Path, *, weights: Literal["auto", "ema", "model"] = "auto") -> "Checkpoint":
+    """Return what ``reader.read`` returns; a file refused by its first bytes costs no torch.
+
+    Raises:
+        CheckpointError: the file is refused, or holds no state dict.
+    """
+    with sniff.open_file(Path(path)) as file:
+        sniff.check(file, Path(path))
+    from dar_probe.checkpoints import reader
+
+    return reader.read(path, weights=weights)

@@ -1,0 +1,298 @@
+"""The first look at an untrusted file: what it is, and whether torch may see it.
+
+Nothing here imports torch, so a refusal is quick and costs no memory. The wall against code in a
+pickle is torch's own ``weights_only`` loader; this file keeps away from it what it was not built
+for: other formats, bombs, archives that two readers understand differently, and pickles that
+would crash or exhaust the process before any rule of torch is asked.
+"""
+
+import codecs
+import os
+import pickletools
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Literal
+
+from dar_probe.errors import CheckpointError
+
+Kind = Literal["zip", "safetensors"]
+
+MAX_ENTRIES, MAX_DIRECTORY = 65_536, 2**24  # SiT-XL/2 in training: about 1,500, and 0.1 MB
+MAX_PICKLE = 4 * 2**20  # a SiT-XL/2 training checkpoint has 0.3 MB; one byte may cost 60 in memory
+MAX_TUPLE = 1_000  # values in one tuple, nested ones counted as often as they are reached
+
+# Everything that a checkpoint of tensors and plain settings needs, and much less than torch's
+# own list, which other packages may widen and which has ways to allocate memory at will.
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
+ALLOWED_GLOBALS = frozenset(
+    ["argparse.Namespace", "collections.OrderedDict", "torch.Size", "torch.device"]
+    + ["torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2"]
+    + [f"torch.{name}" for name in _DTYPES]
+    + [f"torch.{name}Storage" for name in _STORAGES]
+)
+
+_UNPACK = "unpack it first"
+_CONVERT = "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW) converts it"
+_SIGNATURES = (
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "in torch's format of before 1.6", _CONVERT),
+    (b"version https://git-lfs", "a git-lfs pointer, not the checkpoint", "run: git lfs pull"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", "download or save the checkpoint again"),
+    (b"\x93NUMPY", "a NumPy array, not a checkpoint", "latents go to --data latents:FILE"),
+    (b"\x89HDF", "a netCDF or HDF5 file, not a checkpoint", "dar-probe report opens analyses"),
+)
+# RuntimeError: an encrypted entry, or a feature that Python's zipfile lacks.
+_DAMAGE = (OSError, EOFError, ValueError, OverflowError, RuntimeError, struct.error)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, *_DAMAGE)
+
+
+def check(file: BufferedReader, path: Path) -> Kind:
+    """Say which of the two supported formats an open file has, and leave it rewound.
+
+    A zip archive has also passed every check that can be made without torch.
+
+    Raises:
+        CheckpointError: the file is anything else, or a zip that torch must not see.
+    """
+    kind = _kind(file.read(512), quote(path))
+    if kind == "zip":
+        _preflight(file, os.fstat(file.fileno()).st_size, quote(path))
+    file.seek(0)
+    return kind
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be opened.
+    """
+    shown = quote(path)
+    try:
+        mode = os.stat(path).st_mode
+        file = open(path, "rb") if stat.S_ISREG(mode) else None  # a pipe would block for ever
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {shown}", hint="check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else "it holds a NUL character"
+        raise CheckpointError(
+            f"{shown} cannot be opened: {reason}", hint="check the path and its permissions"
+        ) from error
+    if file is not None:
+        return file
+    if stat.S_ISDIR(mode) and os.path.exists(path / "config.json"):
+        raise CheckpointError(
+            f"{shown} is a diffusers folder, which is not supported yet",
+            hint="load it in Python and measure it with dar-probe audit",
+        )
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{shown} is a folder, not a file", hint="give a file inside it")
+    raise CheckpointError(f"{shown} is not a regular file", hint="copy it to a file first")
+
+
+def verify_checksums(file: BufferedReader, path: Path) -> None:
+    """Compare all of a zip that passed ``check`` with its CRCs, which torch does not; rewind it.
+
+    Raises:
+        CheckpointError: naming the first entry that is damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except _ZIP_ERRORS as error:
+        raise _broken(quote(path), error) from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{quote(path)} is damaged: the checksum of {quote(damaged)} does not match",
+            hint="download or save it again, with torch's default checksums",
+        )
+    file.seek(0)
+
+
+def quote(text: object, limit: int = 120) -> str:
+    """Return ``text`` as a quoted literal of at most ``limit`` characters, safe for a terminal.
+
+    Names in files and paths are hostile: control characters and lone surrogates are escaped, and
+    the middle of a long name is left out.
+    """
+    text = str(text)
+    if len(text) > limit:
+        text = text[: limit // 2] + "..." + text[-limit // 2 :]
+    shown = repr(text)
+    if len(shown) > limit:
+        half = (limit - 3) // 2
+        shown = shown[:half] + "..." + shown[-half:]
+    return shown
+
+
+def _kind(head: bytes, shown: str) -> Kind:
+    """Name the format from the first bytes, or refuse with a sentence of its own."""
+    # Before the signatures: the header's length may look like any of them.
+    if head[8:9] == b"{" and not _is_text(head[:8]):
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    what, hint = _foreign(head)
+    raise CheckpointError(f"{shown} is {what}", hint=hint)
+
+
+def _foreign(head: bytes) -> tuple[str, str]:
+    """Say what a file that is no checkpoint is, and what to do about it."""
+    for signature, what, hint in _SIGNATURES:
+        if head.startswith(signature):
+            return what, hint
+    if not head:
+        return "empty", "download or save it again"
+    if head[257:262] == b"ustar":
+        return "a tar archive", _UNPACK
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<head"):
+        return "a web page, not a checkpoint", "log in there first, or use the direct link"
+    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "a bare pickle, which is never opened", "save the state dict with torch.save"
+    what = "a text file" if _is_text(head) else "neither torch's zip format nor safetensors"
+    return f"{what}, not a checkpoint", "give a .pt or .safetensors file"
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data)  # may end inside a character
+    except UnicodeDecodeError:
+        return False
+    return all(char.isprintable() or char in "\t\n\r" for char in text)
+
+
+def _preflight(file: BufferedReader, size: int, shown: str) -> None:
+    """Refuse a zip that torch.save did not write, before torch reads any of it."""
+    _check_directory(file, size, shown)
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except _ZIP_ERRORS as error:
+        raise _broken(shown, error) from error
+    pickle = _check_entries(entries, size, shown)
+    try:
+        pickled = zipfile.ZipFile(file).read(pickle)
+    except _ZIP_ERRORS as error:
+        raise _broken(shown, error) from error
+    _check_pickle(pickled, shown)
+
+
+def _check_directory(file: BufferedReader, size: int, shown: str) -> None:
+    """Require that there is one central directory, where every reader looks for it.
+
+    Readers differ in how they search for it, and an archive with two of them shows each reader
+    another content. Layout: APPNOTE.TXT 4.3.14 to 4.3.16.
+    """
+    file.seek(max(0, size - 98))
+    tail = file.read(98).rjust(98, b"\0")
+    end64, locator, end = tail[:56], tail[56:76], tail[76:]
+    if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
+        raise CheckpointError(
+            f"{shown} is a zip archive that was cut short, or has something after its end",
+            hint="download or save it again",
+        )
+    entries, length, start = struct.unpack("<HII", end[10:20])
+    position = size - 22
+    if locator.startswith(b"PK\x06\x07"):
+        position = size - 98
+        entries, length, start = struct.unpack("<QQQ", end64[32:])
+        if not end64.startswith(b"PK\x06\x06") or locator[8:16] != struct.pack("<Q", position):
+            raise _broken(shown, "its end record is not where it says")
+    if start + length != position:
+        raise _broken(shown, "its directory is not where it says")
+    if entries > MAX_ENTRIES or length > MAX_DIRECTORY:
+        raise _broken(shown, f"its directory lists {entries} entries in {length} bytes")
+
+
+def _check_entries(entries: Sequence[zipfile.ZipInfo], size: int, shown: str) -> str:
+    """Return the name of the one pickle among entries that torch.save could have written."""
+    names = [entry.filename for entry in entries]
+    root = names[0].partition("/")[0] if names else ""
+    if f"{root}/constants.pkl" in names:
+        raise CheckpointError(
+            f"{shown} is a TorchScript archive, not a checkpoint",
+            hint="save the module's state_dict() with torch.save",
+        )
+    if f"{root}/data.pkl" not in names:
+        what = "a NumPy .npz" if any(n.endswith(".npy") for n in names) else "a zip"
+        raise CheckpointError(
+            f"{shown} is {what} archive that torch.save did not write",
+            hint="give a .pt or .safetensors file",
+        )
+    seen: set[str] = set()
+    for entry in entries:
+        name = entry.filename
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise _broken(shown, f"its entry {quote(name)} is compressed, torch.save never does")
+        # torch finds entries without regard to case.
+        if name.lower() in seen or not name.startswith(f"{root}/"):
+            raise _broken(shown, f"its entry {quote(name)} is there twice or in a second root")
+        seen.add(name.lower())
+        if name == f"{root}/data.pkl" and entry.file_size > MAX_PICKLE:
+            raise _broken(shown, f"its pickle has {entry.file_size} bytes, over {MAX_PICKLE}")
+    total = sum(entry.file_size for entry in entries)
+    if total > size:
+        raise _broken(shown, f"its entries claim {total} bytes, the file has {size}")
+    return f"{root}/data.pkl"
+
+
+def _check_pickle(pickled: bytes, shown: str) -> None:
+    """Walk a pickle without running it: only known globals, and no large tuples.
+
+    A tuple that is a key is hashed by recursion in C, shared parts again and again: 1 MB of nested
+    ones ends the process, and 100 bytes keep it busy for ever.
+    """
+    stack: list[int] = []  # for every object on the pickle's stack, how many values it holds
+    marked: list[list[int]] = []
+    memo: dict[Any, int] = {}
+    arg: Any
+    try:
+        for op, arg, _ in pickletools.genops(pickled):
+            name = op.name
+            if name == "GLOBAL" and (what := arg.replace(" ", ".", 1)) not in ALLOWED_GLOBALS:
+                raise CheckpointError(
+                    f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain "
+                    "containers and argparse.Namespace are read",
+                    hint="save the weights alone: torch.save(ema.state_dict(), FILE)",
+                )
+            if name == "PROTO" and arg != 2:
+                raise CheckpointError(
+                    f"{shown} is pickled with protocol {arg}, which torch does not read safely",
+                    hint="save it again with torch.save's own default, protocol 2",
+                )
+            if name == "MARK":
+                marked.append(stack)
+                stack = []
+                continue
+            if name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                memo[arg] = stack[-1]
+                continue
+            taken: list[int] = []
+            count = len(op.stack_before)
+            if pickletools.markobject in op.stack_before:
+                taken, stack = stack, marked.pop()
+                count = op.stack_before.index(pickletools.markobject)
+            taken += [stack.pop() for _ in range(count)]
+            held = memo[arg] if name in ("GET", "BINGET", "LONG_BINGET") else 1
+            if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+                held = 1 + sum(taken)
+            if held > MAX_TUPLE:
+                raise _broken(shown, f"its pickle has a tuple of over {MAX_TUPLE} values")
+            stack += [held] * len(op.stack_after)
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError, KeyError, Warning) as error:  # Warning: a bad escape
+        raise _broken(shown, "its pickle cannot be read") from error
+
+
+def _broken(shown: str, reason: object) -> CheckpointError:
+    why = reason if isinstance(reason, str) else quote(reason)
+    return CheckpointError(
+        f"{shown} is damaged or was tampered with: {why}", hint="download or save it again"
+    )

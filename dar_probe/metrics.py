@@ -1,0 +1,299 @@
+"""What the measurements mean: pooled numbers with bootstrap intervals over samples."""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from dar_probe.errors import UsageError
+from dar_probe.schema import VARIABLES, Average, Variable
+
+Array = npt.NDArray[np.float64]
+
+DEFINITIONS = {
+    "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square",
+    "gradient_decay": "mean of grad_rms over blocks 1..5 / median of grad_rms over the deep half "
+    "(blocks k > B/2), pooled over samples and noise levels by mean square",
+    "redundancy": "mean cosine between neighbouring blocks over the deep half (blocks k > B/2)",
+    "selectivity": "1 - mean over readers with two or more sources of "
+    "route_entropy / log(number of sources offered)",
+    "selectivity_shift": "total-variation distance between the routes |w| / sum|w| of the lowest "
+    "and of the highest noise level, mean over readers with two or more sources",
+    "importance_shift": "total-variation distance between the importances of the lowest and of "
+    "the highest noise level, mean over readers with two or more sources",
+    "gate_conservation": "largest reader's average of |sum of gates| / largest |gate|",
+    "read_residual": "largest reader's average of |sum of w v - h| / |h|",
+    "write_lost": "largest sublayer's average share of a write lost to rounding",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number with its interval; NaN where it is not measurable.
+
+    Attributes:
+        name: a key of ``DEFINITIONS``.
+        value: the estimate from all samples.
+        low, high: bootstrap interval over samples; NaN with fewer than two samples.
+        definition: the formula in words.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    definition: str
+
+
+def compute(
+    ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, Metric]:
+    """Reduce an analysis to its nine numbers, in the order of ``DEFINITIONS``.
+
+    Raises UsageError where ``resamples`` is below 1 or ``confidence`` outside (0, 1).
+    """
+    metrics = {}
+    for name, values in draws(ds, resamples=resamples, seed=seed).items():
+        low, high = (float(bound) for bound in interval(values, ds.sizes["sample"], confidence))
+        metrics[name] = Metric(
+            name=name, value=float(values[0]), low=low, high=high, definition=DEFINITIONS[name]
+        )
+    return metrics
+
+
+def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, Array]:
+    """Evaluate every metric on all samples (row 0) and on each bootstrap resample: (1 + R,).
+
+    Whole samples are resampled, the same draw at every noise level: the levels of one sample
+    share its noise and are not independent.
+    """
+    weights = _weights(ds.sizes["sample"], resamples, seed)
+    bars = ("gate_conservation", "read_residual", "write_lost")
+    return {
+        **_means(ds, weights),
+        "selectivity_shift": _shift(ds, "selectivity_shift", weights, weights),
+        "importance_shift": _shift(ds, "importance_shift", weights, weights),
+        **{name: np.asarray(_measured(_pooled(ds, name, weights)).max(axis=1)) for name in bars},
+    }
+
+
+def interval(values: Array, samples: int, confidence: float = 0.95) -> tuple[Array, Array]:
+    """Expanded percentile interval of rows 1.. for each column; NaN with fewer than two samples.
+
+    Percentiles of a bootstrap over n samples are too narrow by sqrt((n-1)/n) and by the normal
+    in place of Student's t; the tail is moved out accordingly (Hesterberg 2015, "What Teachers
+    Should Know About the Bootstrap"). The interval is widened to hold the value, which a
+    resampled maximum or distance can leave, because noise only ever enlarges those.
+    """
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence must lie between 0 and 1, not {confidence}")
+    flat = values.reshape(len(values), -1)
+    bounds = np.full((2, flat.shape[1]), np.nan)
+    usable = np.isfinite(flat[0]) & np.isfinite(flat[1:]).any(axis=0)
+    if samples > 1 and usable.any():
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        free = samples - 1  # t by its Cornish-Fisher series
+        t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+        tail = NormalDist().cdf(-((samples / free) ** 0.5) * t)
+        low, high = np.nanquantile(flat[1:, usable], [tail, 1 - tail], axis=0)
+        bounds[:, usable] = np.minimum(low, flat[0, usable]), np.maximum(high, flat[0, usable])
+    return bounds[0].reshape(values.shape[1:]), bounds[1].reshape(values.shape[1:])
+
+
+def chance(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> float:
+    """Probability that chance alone gives one of the two shifts; NaN where not measurable.
+
+    Few noisy samples shift by themselves, so the interval of a shift never reaches zero. Here
+    the lowest and the highest noise level of each sample are swapped by the toss of a coin (a
+    paired permutation test); 1 with one sample, and never below 2^(1-n) with n.
+    """
+    once = np.ones((1, ds.sizes["sample"]))
+    coin = np.random.default_rng(seed).integers(0, 2, size=(resamples, once.size))
+    kept = coin.astype(np.float64)
+    tossed = _shift(ds, name, np.hstack([kept, 1 - kept]), np.hstack([1 - kept, kept]), swap=True)
+    value = float(_shift(ds, name, once, once)[0])
+    as_large = tossed >= value * (1 - 1e-9)  # sums in another order round differently
+    return float((1 + as_large.sum()) / (1 + resamples)) if value == value else value
+
+
+def profile(
+    ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> xr.Dataset:
+    """Pool one variable over samples and noise levels; ``value``, ``low``, ``high`` over depth.
+
+    Pooling is the mean, or sqrt(mean of squares) where the schema says ``mean_square``. Raises
+    UsageError for an unknown variable and for settings that ``compute`` refuses.
+    """
+    spec = _spec(name)
+    pooled = _pooled(ds, name, _weights(ds.sizes["sample"], resamples, seed))
+    low, high = interval(pooled, ds.sizes["sample"], confidence)
+    parts = {"value": pooled[0], "low": low, "high": high}
+    return xr.Dataset(
+        {key: (spec.dims, part, ds[name].attrs) for key, part in parts.items()},
+        coords=_coords(ds, spec.dims),
+        attrs={"variable": name, "confidence": confidence},
+    )
+
+
+def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """Pool one variable over samples only: (depth dim, noise_level). UsageError if unknown."""
+    dims = (*_spec(name).dims, "noise_level")
+    pooled = np.moveaxis(_by_level(_values(ds[name]), _spec(name).average), 0, -1)
+    attrs = ds[name].attrs
+    return xr.DataArray(pooled, dims=dims, coords=_coords(ds, dims), name=name, attrs=attrs)
+
+
+def importance(ds: xr.Dataset) -> xr.DataArray:
+    """Counterfactual importance of every source for every reader: (noise_level, reader, source).
+
+    sqrt(mean over samples of gate^2), divided by its sum over the sources of that reader and
+    level. NaN where a pair is not offered, and in rows where every gate is zero.
+    """
+    dims = ("noise_level", "reader", "source")
+    shares = _shares(_by_level(_values(ds["gate"]), "mean_square"))
+    attrs = {"units": "1", "long_name": "counterfactual importance"}
+    return xr.DataArray(shares, dims=dims, coords=_coords(ds, dims), name="importance", attrs=attrs)
+
+
+def block_importance(ds: xr.Dataset) -> xr.DataArray:
+    """Importance on the axes of arXiv 2605.20708, figure 3: (noise_level, reader, source_block).
+
+    Readers are the first reader of each block and the head. The gates of one block's sublayers
+    are summed per sample before they are squared: that sum is the gate of the block's output.
+    """
+    return _by_block(ds, "gate", "mean_square", "counterfactual importance of a block")
+
+
+def block_routes(ds: xr.Dataset) -> xr.DataArray:
+    """Routes on the axes of ``block_importance``: summed within a block, averaged over samples."""
+    return _by_block(ds, "route", "mean", "route from a block")
+
+
+def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
+    block = ds["block"].values
+    deep = block > block.max() / 2
+    rms, grad = (_pooled(ds, name, weights) for name in ("rms", "grad_rms"))
+    early = _measured(grad[:, (block >= 1) & (block <= 5)]).mean(axis=1)
+    offered = np.isfinite(ds["route"].values).any(axis=(0, 1)).sum(axis=1)
+    entropy = _pooled(ds, "route_entropy", weights)[:, offered >= 2]
+    spread = _measured(entropy / np.log(offered[offered >= 2])).mean(axis=1)
+    growth = _divide(rms[:, block == block.max()], rms[:, block == min(1, block.max())])[:, 0]
+    decay = _divide(early, np.median(_measured(grad[:, deep]), axis=1))
+    several = block.max() >= 2  # one block has no growth over depth
+    return {
+        "inflation": np.where(several, growth, np.nan),
+        "gradient_decay": np.where(several, decay, np.nan),
+        "redundancy": np.asarray(_measured(_pooled(ds, "cosine", weights)[:, deep]).mean(axis=1)),
+        "selectivity": np.maximum(1 - spread, 0.0),  # float32 rounds log n to either side
+    }
+
+
+def _shift(ds: xr.Dataset, name: str, low: Array, high: Array, *, swap: bool = False) -> Array:
+    """Total variation between the lowest and the highest noise level under two weightings: (R,).
+
+    Weights are (R, n), one set for each end; with ``swap`` each end draws from both levels'
+    samples, the lowest level first, and weights are (R, 2 n).
+    """
+    if ds.sizes["noise_level"] < 2:
+        return np.full(len(low), np.nan)
+    routes = name == "selectivity_shift"
+    ends = _values(ds["route" if routes else "gate"][[0, -1]])
+    ends = ends[:, :, np.isfinite(ends).any(axis=1).all(axis=0).sum(axis=1) >= 2]
+    if routes:
+        ends = _shares(np.abs(ends))
+    if swap:
+        ends = np.broadcast_to(np.concatenate(ends), (2, 2 * ends.shape[1], *ends.shape[2:]))
+    parts = []
+    for start in range(0, len(low), 128):  # a few resamples at once: bounds the memory
+        rows = slice(start, start + 128)
+        average: Average = "mean" if routes else "mean_square"
+        pair = [_pool(ends[:1], low[rows], average), _pool(ends[1:], high[rows], average)]
+        gap = np.abs(np.subtract(*pair) if routes else np.subtract(*map(_shares, pair)))
+        parts.append(np.where(np.isfinite(gap).any(axis=2), np.nansum(gap, axis=2) / 2, np.nan))
+    return np.asarray(_measured(np.concatenate(parts)).mean(axis=1))
+
+
+def _shares(size: Array) -> Array:
+    """Divide by the sum over the last axis; NaN entries do not count and stay NaN."""
+    total = np.where(np.isfinite(size), size, 0.0).sum(axis=-1, keepdims=True)
+    return _divide(size, np.broadcast_to(total, size.shape))
+
+
+def _by_level(values: Array, average: Average) -> Array:
+    """Pool (levels, n, *depth) over samples only: (levels, *depth)."""
+    once = np.ones((1, values.shape[1]))
+    return np.asarray(_pool(values.swapaxes(0, 1)[None], once, average)[0])
+
+
+def _pooled(ds: xr.Dataset, name: str, weights: Array) -> Array:
+    return _pool(_values(ds[name]), weights, _spec(name).average)
+
+
+def _pool(values: Array, weights: Array, average: Average) -> Array:
+    """Pool (levels, n, *depth) over levels and weighted samples: (R, *depth).
+
+    Sums and counts are linear in the samples, so every resample is one row of a product. NaN
+    entries do not count; NaN where nothing counts.
+    """
+    finite = np.isfinite(values)
+    known = np.where(finite, values, 0.0)
+    total = (known**2 if average == "mean_square" else known).sum(axis=0)
+    sums = weights @ total.reshape(len(total), -1)
+    counts = weights @ finite.sum(axis=0, dtype=np.float64).reshape(len(total), -1)
+    pooled = _divide(sums, counts).reshape(len(weights), *values.shape[2:])
+    return np.asarray(np.sqrt(pooled)) if average == "mean_square" else pooled
+
+
+def _weights(samples: int, resamples: int, seed: int) -> Array:
+    """Row 0 counts every sample once, each further row is one bootstrap draw: (1 + R, n)."""
+    if resamples < 1:
+        raise UsageError(f"resamples must be at least 1, not {resamples}")
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples)
+    return np.concatenate([np.ones((1, samples)), drawn.astype(np.float64)])
+
+
+def _by_block(ds: xr.Dataset, name: str, average: Average, long_name: str) -> xr.DataArray:
+    """Sum (reader, source) pairs within source blocks, then pool; gates become shares."""
+    first = np.sort(np.unique(ds["reader_block"].values, return_index=True)[1])
+    few = ds.isel(reader=first)
+    values = _values(few[name])
+    finite = np.isfinite(values)
+    member = ds["source_block"].values[:, None] == ds["block"].values[None, :]
+    sums = np.where(finite, values, 0.0) @ member.astype(np.float64)
+    pooled = _by_level(np.where(finite @ member, sums, np.nan), average)
+    return xr.DataArray(
+        _shares(pooled) if name == "gate" else pooled,
+        dims=("noise_level", "reader", "source_block"),
+        coords={**_coords(few, ("noise_level", "reader")), "source_block": ds["block"].values},
+        name="block_importance" if name == "gate" else "block_routes",
+        attrs={"units": "1", "long_name": long_name},
+    )
+
+
+def _measured(values: Array) -> Array:
+    """Keep the columns whose value (row 0) is known; one NaN column where none is."""
+    kept = values[:, np.isfinite(values[0])]
+    return kept if kept.shape[1] else np.full((len(values), 1), np.nan)
+
+
+def _divide(top: Array, bottom: Array) -> Array:
+    """Divide; NaN where the bottom is zero."""
+    out = np.full(top.shape, np.nan)
+    return np.asarray(np.divide(top, bottom, out=out, where=bottom > 0))
+
+
+def _values(array: xr.DataArray) -> Array:
+    return np.asarray(array.values, dtype=np.float64)
+
+
+def _coords(ds: xr.Dataset, dims: tuple[str, ...]) -> dict[str, xr.DataArray]:
+    return {str(key): c for key, c in ds.coords.items() if c.dims and set(c.dims) <= set(dims)}
+
+
+def _spec(name: str) -> Variable:
+    if name not in VARIABLES:
+        raise UsageError(f"no variable {name!r}", hint=f"one of {', '.join(VARIABLES)}")
+    return VARIABLES[name]

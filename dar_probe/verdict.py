@@ -1,0 +1,314 @@
+"""Metrics -> a verdict in plain sentences: thresholds, findings, and the user's own rule."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from dar_probe.errors import UsageError
+from dar_probe.metrics import Metric, chance, profile
+from dar_probe.schema import manifest
+
+Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
+
+SYMPTOMS = ("inflation", "gradient_decay", "redundancy")
+RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
+OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}
+TOKEN = re.compile(r"\s*([<>]=?|[^\s<>]+)")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+GRAMMAR: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (lambda word: word in RULE_NAMES, "the name of a metric"),
+    (lambda word: word in OPERATORS, "one of > >= < <="),
+    (lambda word: bool(NUMBER.fullmatch(word)) and math.isfinite(float(word)), "a number"),
+    (lambda word: word in ("and", "or", ""), "and, or, or the end"),
+)
+ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Where a symptom becomes a warning and where it fails.
+
+    The paper (arXiv 2605.20708, section 3) reports about 10x inflation, gradients lower by more
+    than ten times and deep cosines above 0.96 for SiT-XL/2: those are the failures here. The
+    warnings are ours. ``untrained_write_ratio``: writes below this share of the read are none.
+    ``idle_cosine``: a block above it hands on what it reads.
+    """
+
+    inflation_warn: float = 3.0
+    inflation_fail: float = 10.0
+    gradient_decay_warn: float = 3.0
+    gradient_decay_fail: float = 10.0
+    redundancy_warn: float = 0.90
+    redundancy_fail: float = 0.96
+    untrained_write_ratio: float = 1e-4
+    idle_cosine: float = 0.9999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One judged number; ``sentence`` quotes its value, interval and threshold."""
+
+    name: str
+    status: Status
+    sentence: str
+    metric: Metric | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The whole judgement in one status and one sentence, and what it rests on."""
+
+    status: Status
+    sentence: str
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When to fail: any of ``groups`` whose comparisons (name, operator, number) all hold."""
+
+    text: str
+    groups: tuple[tuple[tuple[str, str, float], ...], ...]
+
+    def evaluate(self, metrics: Mapping[str, Metric]) -> bool:
+        """Say whether the rule is met, i.e. the model fails; false where a metric is NaN."""
+        return any(
+            all(OPERATORS[sign](metrics[name].value, number) for name, sign, number in group)
+            for group in self.groups
+        )
+
+
+def judge(
+    ds: xr.Dataset, metrics: Mapping[str, Metric], thresholds: Thresholds | None = None
+) -> Verdict:
+    """Judge an analysis by its metrics; ``thresholds`` defaults to ``Thresholds()``.
+
+    A symptom fails when its whole interval lies beyond the failure threshold. It is a warning
+    when its value lies beyond the warning threshold or its interval straddles the failure. A
+    model whose median sublayer writes nothing is ``untrained``: its cosines of 1 say nothing.
+    """
+    limits = thresholds or Thresholds()
+    write = profile(ds, "write_ratio", resamples=1)["value"].values
+    known = write[np.isfinite(write)]
+    median = float(np.median(known)) if known.size else math.nan
+    untrained = median < limits.untrained_write_ratio
+    symptoms = [_symptom(metrics[name], limits, untrained) for name in SYMPTOMS]
+    findings = [
+        *symptoms,
+        _selectivity(ds, metrics["selectivity"]),
+        _shift(ds, metrics["selectivity_shift"], "Routes", _no_router(ds)),
+        _shift(ds, metrics["importance_shift"], "Importances", ""),
+        _measurement(metrics),
+        *([] if untrained else _idle_blocks(ds, limits)),
+    ]
+    if not untrained:
+        return _conclude(findings, limits)
+    sentence = (
+        f"Untrained: the median sublayer writes {median:.2g} of what it reads "
+        f"(limit {limits.untrained_write_ratio:g}), so no symptom can be judged."
+    )
+    return Verdict(status="untrained", sentence=sentence, findings=findings)
+
+
+def parse_rule(text: str) -> Rule:
+    """Read ``NAME OP NUMBER`` joined by ``and`` and ``or``; ``and`` binds tighter.
+
+    Raises UsageError naming the first word that does not fit, and the names there are.
+    """
+    words = TOKEN.findall(text)
+    for position, word in enumerate([*words, ""]):
+        fits, expected = GRAMMAR[position % 4]
+        if not fits(word):
+            raise UsageError(
+                f"the rule {text!r} has {repr(word) if word else 'its end'} where {expected} "
+                "should stand",
+                hint=f"write NAME OP NUMBER joined by and/or; names: {', '.join(RULE_NAMES)}",
+            )
+    groups: list[list[tuple[str, str, float]]] = [[]]
+    for start in range(0, len(words), 4):
+        if start and words[start - 1] == "or":
+            groups.append([])
+        groups[-1].append((words[start], words[start + 1], float(words[start + 2])))
+    return Rule(text=" ".join(words), groups=tuple(tuple(group) for group in groups))
+
+
+def apply_rule(verdict: Verdict, rule: Rule, metrics: Mapping[str, Metric]) -> Verdict:
+    """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``."""
+    failed = rule.evaluate(metrics)
+    used = dict.fromkeys(name for group in rule.groups for name, _, _ in group)
+    values = "; ".join(f"{_plain(name)} {_quote(metrics[name])}" for name in used)
+    note = " The model is untrained." if verdict.status == "untrained" else ""
+    sentence = f"{'Meets' if failed else 'Does not meet'} the rule to fail on {rule.text}: {values}"
+    return dataclasses.replace(
+        verdict, status="fail" if failed else "pass", sentence=f"{sentence}.{note}"
+    )
+
+
+def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> dict[str, Any]:
+    """Give the contents of summary.json: plain values, None where a number is NaN.
+
+    Raises CheckpointError where the dataset carries no manifest.
+    """
+    provenance = manifest(ds)
+    return {
+        "verdict": verdict.status,
+        "sentence": verdict.sentence,
+        "findings": [
+            {key: getattr(item, key) for key in ("name", "status", "sentence")}
+            for item in verdict.findings
+        ],
+        "metrics": {
+            name: {
+                key: number if math.isfinite(number := getattr(metric, key)) else None
+                for key in ("value", "low", "high")
+            }
+            for name, metric in metrics.items()
+        },
+        "assumptions": list(provenance.get("assumptions", [])),
+        "warnings": list(provenance.get("warnings", [])),
+    }
+
+
+def _symptom(metric: Metric, limits: Thresholds, untrained: bool) -> Finding:
+    warn, fail = (getattr(limits, f"{metric.name}_{kind}") for kind in ("warn", "fail"))
+    surely = metric.value if math.isnan(metric.low) else metric.low
+    status: Status
+    if math.isnan(metric.value):
+        status, ending = "not measurable", "too few blocks, or states that are zero"
+    elif untrained:
+        status, ending = "untrained", "not judged, because the model is untrained"
+    elif surely > fail:
+        status, ending = "fail", f"above the failure limit {fail:g}"
+    elif metric.value > warn or metric.high > fail:
+        far = "the interval reaches beyond" if metric.high > fail else "below"
+        near = f"{'' if metric.value > warn else 'not '}above the warning limit {warn:g}"
+        status, ending = "warn", f"{near}, {far} the failure limit {fail:g}"
+    else:
+        status, ending = "pass", f"not above the warning limit {warn:g}"
+    sentence = f"{_plain(metric.name).capitalize()}: {_quote(metric)}, {ending}."
+    return Finding(name=metric.name, status=status, sentence=sentence, metric=metric)
+
+
+def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
+    reason = _no_router(ds) or ("no reader has two sources" if math.isnan(metric.value) else "")
+    if reason:
+        return _unmeasured(metric, reason)
+    offered = np.isfinite(ds["route"].values).any(axis=(0, 1)).sum(axis=1)
+    entropy = profile(ds, "route_entropy", resamples=1)["value"].values
+    used = (offered >= 2) & np.isfinite(entropy)
+    sentence = (
+        f"Selectivity is {_quote(metric)} (0: uniform, 1: one source only): an average reader "
+        f"uses {np.exp(entropy[used]).mean():.1f} of {offered[used].mean():.1f} sources."
+    )
+    return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
+
+
+def _shift(ds: xr.Dataset, metric: Metric, what: str, reason: str) -> Finding:
+    if not reason and math.isnan(metric.value):
+        reason = "it takes two noise levels and two sources that matter"
+    if reason:
+        return _unmeasured(metric, reason)
+    level = ds["noise_level"].values
+    odds = chance(ds, metric.name)
+    sentence = (
+        f"{what} shift by {_quote(metric)} between noise levels {level[0]:.3g} and "
+        f"{level[-1]:.3g} (0: none, 1: all), {'more than' if odds < 0.05 else 'which may be'} "
+        f"chance (p = {odds:.2g})."
+    )
+    return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
+
+
+def _unmeasured(metric: Metric, reason: str) -> Finding:
+    sentence = f"{_plain(metric.name).capitalize()} is not measurable: {reason}."
+    return Finding(name=metric.name, status="not measurable", sentence=sentence, metric=metric)
+
+
+def _measurement(metrics: Mapping[str, Metric]) -> Finding:
+    texts = {
+        "gate_conservation": "a reader's gates cancel to {:.1g} of the largest gate",
+        "read_residual": "routes rebuild what is read to {:.1g}",
+        "write_lost": "rounding loses {:.1g} of a write",
+    }
+    values = {n: metrics[n].value for n in texts if math.isfinite(metrics[n].value)}
+    large = [_plain(n) for n in values if n != "write_lost" and values[n] > ERROR_BAR]
+    sentence = f"Error bars, worst case: {', '.join(texts[n].format(values[n]) for n in values)}."
+    if large:
+        sentence += f" Trust no gate or route: {' and '.join(large)} above {ERROR_BAR:g}."
+    if not values:
+        sentence = "No error bar is measurable for this model."
+    status: Status = "warn" if large else "pass" if values else "not measurable"
+    return Finding(name="measurement", status=status, sentence=sentence)
+
+
+def _idle_blocks(ds: xr.Dataset, limits: Thresholds) -> list[Finding]:
+    """Name the blocks that hand on what they read; no finding where there are none."""
+    cosine = profile(ds, "cosine", resamples=1)["value"].values
+    idle = [f"{block:g}" for block in ds["block"].values[cosine > limits.idle_cosine]]
+    sentence = (
+        f"Idle, at most rescaling what is read: block{'s' * (len(idle) > 1)} {', '.join(idle)} "
+        f"(cosine with the block before above {limits.idle_cosine:g})."
+    )
+    return [Finding(name="idle_blocks", status="warn", sentence=sentence)] if idle else []
+
+
+def _conclude(findings: list[Finding], limits: Thresholds) -> Verdict:
+    symptoms = [item for item in findings if item.name in SYMPTOMS]
+    held = {item.status for item in symptoms}
+    others = [item.sentence for item in findings if item.status == "warn" and not item.metric]
+    status: Status = "not measurable"
+    lead = "PreNorm dilution cannot be judged"
+    if "fail" in held:
+        status, lead = "fail", "PreNorm dilution"
+    elif "warn" in held:
+        status, lead = "warn", "Signs of PreNorm dilution"
+    elif "pass" in held:
+        status, lead = "warn" if others else "pass", "No PreNorm dilution"
+    shown = [item for item in symptoms if item.status in ("warn", "fail")] or symptoms
+    parts = [_part(item, limits) for item in sorted(shown, key=lambda item: item.status != "fail")]
+    sentence = " ".join([f"{lead}: {'; '.join(parts)}.", *others])
+    return Verdict(status=status, sentence=sentence, findings=findings)
+
+
+def _part(item: Finding, limits: Thresholds) -> str:
+    """Quote one symptom for the verdict's sentence."""
+    if item.metric is None or item.status == "not measurable":
+        return f"{_plain(item.name)} is not measurable"
+    limit = getattr(limits, f"{item.name}_{'fail' if item.status == 'fail' else 'warn'}")
+    if item.status == "warn" and not item.metric.value > limit:
+        limit = getattr(limits, f"{item.name}_fail")  # the interval alone reaches it
+    state = " is a warning" if item.status == "warn" else ""
+    return f"{_plain(item.name)}{state} ({_quote(item.metric)}, limit {limit:g})"
+
+
+def _no_router(ds: xr.Dataset) -> str:
+    """Say why the routes hold no choice; empty where they do."""
+    route = ds["route"].values
+    known = route[np.isfinite(route)]
+    if not known.size:
+        return "this routing has no scalar routes"
+    return "" if (known != 1).any() else "there is no router, all sources are added with weight 1"
+
+
+def _quote(metric: Metric) -> str:
+    """Write value [low, high] in the metric's own form."""
+    if math.isnan(metric.value):
+        return "not measurable"
+    ratio = metric.name in ("inflation", "gradient_decay")
+    value, low, high = (
+        f"{number:#.3g}".rstrip(".") if ratio else f"{number:.3f}"
+        for number in (metric.value, metric.low, metric.high)
+    )
+    unit, kind = ("x", "") if ratio else ("", "cosine " if metric.name == "redundancy" else "")
+    spread = "one sample, no interval" if math.isnan(metric.low) else f"{low}, {high}"
+    return f"{kind}{value}{unit} [{spread}]"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

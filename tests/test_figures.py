@@ -1,0 +1,293 @@
+"""The printed figures: equal bytes, readable axes, and names that cannot hurt."""
+
+import math
+import warnings
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot
+import numpy as np
+import pytest
+import seaborn as sns
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import CenteredNorm, LogNorm, to_hex
+from matplotlib.figure import Figure
+
+from dar_probe import metrics
+from dar_probe.errors import UsageError
+from dar_probe.reports import canvas, figures, maps, style
+from tests.synthetic import dataset
+
+HOSTILE = [
+    "$\\frac{",
+    "a\nb\tc\0d",
+    "x" * 300,
+    "\u0645\u0631\u062d\u0628\u0627 \u202egpj.exe",
+    "\u4f60\u597d \U0001f9ff \udcff \ue000",
+    "",
+]
+
+
+def drawn_text(figure: Figure) -> list[str]:
+    with canvas.paper():
+        figure.canvas.draw()
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def meshes(figure: Figure) -> list[QuadMesh]:
+    return [m for m in figure.findobj(QuadMesh) if m.axes.get_label() != "<colorbar>"]
+
+
+@pytest.fixture(scope="module")
+def dar():
+    return dataset(blocks=8, samples=4, levels=3, routing="dar", chunk_size=4)
+
+
+@pytest.fixture(scope="module")
+def residual():
+    return dataset(blocks=8, samples=4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_equal_datasets_give_equal_bytes(tmp_path, dar, suffix):
+    first, second = (tmp_path / f"{turn}.{suffix}" for turn in (1, 2))
+    figures.save(figures.sources(dar), first)
+    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 50, "axes.grid": True}):
+        figures.save(figures.sources(dar), second)  # a user's own settings change nothing
+    assert first.read_bytes() == second.read_bytes()
+    assert len(first.read_bytes()) > 4000
+
+
+def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
+    before = dict(matplotlib.rcParams)
+    ds = residual.copy(deep=True)
+    for name in ("rms_top1", "cosine", "cosine_centred", "write_rms", "grad_rms"):
+        ds[name][:] = np.nan
+    paths = figures.write_all(ds, tmp_path / "figures", name="../../$\\frac{\n")
+    stems = [
+        "dilution",
+        "sources",
+        "heatmap_rms",
+        "heatmap_write_ratio",
+        "heatmap_route_entropy",
+    ]
+    assert [path.name for path in paths] == [
+        f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")
+    ]
+    assert sorted(tmp_path.rglob("*.p*")) == sorted(paths)
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
+    assert dict(matplotlib.rcParams) == before
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_a_model_without_gates_and_router_gets_no_sources(tmp_path, residual):
+    ds = residual.copy(deep=True)
+    ds["gate"][:] = 0
+    for name in style.HEATMAPS:
+        ds[name][:] = np.nan
+    assert [path.name for path in figures.write_all(ds, tmp_path, name="a")] == [
+        "dilution.png",
+        "dilution.pdf",
+    ]
+    assert drawn_text(figures.dilution([("a", ds)])).count("not measured") == 3
+    with pytest.raises(UsageError, match="neither"):
+        figures.sources(ds)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_drawn(tmp_path, name):
+    ds = dataset(blocks=3, samples=2, levels=2, name=name)
+    ds["reader_name"] = ("reader", np.array([f"{name}{at}" for at in range(7)], dtype=object))
+    figures.save(figures.dilution([(name, ds)]), tmp_path / "a.pdf")
+    drawn_text(figures.heatmap(ds, "write_rms"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=80))
+@example("$x$ \\frac")
+@example("\u0301" * 200)
+@example("\u202e\u2066\u200d")
+def test_any_name_becomes_one_short_drawable_line(name):
+    text = canvas.printable(name)
+    assert 0 < len(text) <= 60
+    assert "\n" not in text
+    figure = canvas.figure(3, 1)
+    figure.text(0, 0, text, parse_math=False, family="DejaVu Sans")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph is a warning
+        figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"levels": 1}, {"samples": 1}, {"blocks": 1}, {"blocks": 2, "levels": 1, "samples": 1}],
+)
+def test_smallest_datasets_can_be_drawn(shape):
+    ds = dataset(**{"blocks": 3, "levels": 2, "samples": 2, **shape})
+    for figure in [figures.dilution([("a", ds)]), figures.sources(ds), figures.heatmap(ds, "rms")]:
+        assert drawn_text(figure)
+
+
+def test_axes_are_labelled_in_plain_decimals():
+    ds = dataset(blocks=28, samples=3, levels=2, inflation=100.0, decay=40.0)
+    figure = figures.dilution([("a", ds)])
+    texts = drawn_text(figure)
+    assert not [text for text in texts if "$" in text or "mathdefault" in text]
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "linear"]
+    for axis in figure.axes:
+        assert axis.get_xlabel() == "block"
+        assert axis.get_ylabel()
+        labels = [label.get_text() for label in axis.get_yticklabels()]
+        assert len(labels) >= 3
+        assert all(labels)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["1", "10", "100"]
+
+
+def test_small_ranges_stay_linear():
+    ds = dataset(blocks=6, samples=3, levels=2, inflation=3.0, decay=3.0)
+    assert {axis.get_yscale() for axis in figures.dilution([("a", ds)]).axes} == {"linear"}
+
+
+def test_bands_are_the_intervals_and_absent_for_one_sample():
+    many, one = dataset(blocks=4, samples=6, levels=2), dataset(blocks=4, samples=1, levels=2)
+    band = figures.dilution([("a", many)]).axes[0].collections[0]
+    profile = metrics.profile(many, "rms").sel(block=slice(1, None))
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert edges.min() == pytest.approx(float(profile["low"].min()))
+    assert edges.max() == pytest.approx(float(profile["high"].max()))
+    assert not figures.dilution([("a", one)]).axes[0].collections
+
+
+def test_one_legend_names_every_model_in_its_own_colour(dar, residual):
+    figure = figures.dilution([("plain", residual), ("routed", dar), ("plain 2", residual)])
+    colours = [to_hex(line.get_color()) for line in figure.axes[1].get_lines()]
+    assert colours[:2] == [style.BLUE, style.ORANGE]
+    assert len(set(colours)) == 3
+    assert len(figure.legends) == 1
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["plain", "routed", "plain 2", "95 % interval over samples"]
+
+
+def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
+    figure = figures.sources(dar, shallow=3, deep=9)
+    maps_ = meshes(figure)
+    titles = [mesh.axes.get_title("left") for mesh in maps_]
+    assert titles == [
+        "(a) importance, shallow: block 3 attention",
+        "(b) importance, deep: head",
+        "(c) route, shallow: block 3 attention",
+        "(d) route, deep: head",
+    ]
+    expected = metrics.block_routes(dar).isel(reader=-1).values.T
+    np.testing.assert_array_equal(np.ma.filled(maps_[3].get_array(), np.nan), expected)
+    assert maps_[0].get_cmap() != maps_[2].get_cmap()
+    assert maps_[0].norm is not maps_[2].norm
+    assert any("Hatched" in text for text in drawn_text(figure))
+
+
+def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
+    figure = figures.sources(residual)
+    assert len(figure.axes) == 3  # two maps, one colour bar
+    assert not any("Hatched" in text for text in drawn_text(figure))
+
+
+def test_signed_routes_get_a_diverging_scale(dar):
+    ds = dar.copy(deep=True)
+    ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
+    kinds = [isinstance(mesh.norm, CenteredNorm) for mesh in meshes(figures.sources(ds))]
+    assert kinds == [False, False, True, True]
+
+
+def test_locations_avoid_readers_whose_importance_is_fixed():
+    for blocks in (1, 2, 3, 4, 8, 28):
+        ds = dataset(blocks=blocks, samples=2, levels=2)
+        shares = metrics.block_importance(ds)
+        places = maps.locations(shares)
+        assert all(place.sources >= min(3, blocks + 1) for place in places)
+        assert len(places) == (2 if blocks > 2 else 1)
+    assert [place.block for place in places] == [7, 21]
+    with pytest.raises(UsageError, match="no block 30"):
+        maps.locations(shares, deep=30)
+
+
+def test_heatmap_scale_is_logarithmic_only_where_it_must_be():
+    wide, narrow = dataset(inflation=100.0, levels=2), dataset(inflation=5.0, levels=2)
+    assert isinstance(meshes(figures.heatmap(wide, "rms"))[0].norm, LogNorm)
+    assert not isinstance(meshes(figures.heatmap(narrow, "rms"))[0].norm, LogNorm)
+
+
+def test_heatmap_values_are_those_of_metrics(residual):
+    mesh = meshes(figures.heatmap(residual, "cosine"))[0]
+    expected = metrics.over_noise(residual, "cosine").values[1:]
+    np.testing.assert_array_equal(np.asarray(mesh.get_array()), expected)
+
+
+@pytest.mark.parametrize("name", ["gate", "loss", "nonsense"])
+def test_heatmap_refuses_what_has_no_single_depth(residual, name):
+    with pytest.raises(UsageError, match=name):
+        figures.heatmap(residual, name)
+
+
+def test_colour_maps_are_seaborns():
+    for name, stop in {"mako_r": 0.9, "rocket_r": 0.9, "vlag": 1.0}.items():
+        exact = sns.color_palette(name, as_cmap=True)(np.linspace(0, stop, 9))
+        assert style.COLOUR_MAPS[name] == tuple(to_hex(colour) for colour in exact)
+    assert {style.BLUE, style.ORANGE, *style.OTHERS} <= set(
+        sns.color_palette("colorblind").as_hex()
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(1e-9, 1e9), st.floats(5.0, 1e8))
+def test_log_ticks_are_few_inside_and_round(low, factor):
+    ticks = style.log_ticks(low, low * factor)
+    assert 1 <= len(ticks) <= 6
+    assert all(low <= tick <= low * factor for tick in ticks)
+    labels = [style.tick(tick) for tick in ticks]
+    assert len(set(labels)) == len(labels)
+    assert [float(label) for label in labels] == pytest.approx(ticks)
+
+
+@given(st.integers(1, 300))
+def test_block_ticks_hold_both_ends(last):
+    ticks = style.block_ticks(last)
+    assert ticks[0] == 1
+    assert ticks[-1] == last
+    assert len(ticks) <= 8
+
+
+@settings(max_examples=200)
+@given(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False, width=32))
+def test_numbers_keep_three_digits(value):
+    assert math.isclose(float(style.number(value)), value, rel_tol=6e-3, abs_tol=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "tick"),
+    [
+        (0.98712, "0.987", "0.987"),
+        (1576.0, "1576", "1576"),
+        (5e-7, "5.00e-7", "5e-7"),
+        (100.0, "100", "100"),
+        (10.0, "10.0", "10"),
+        (0.0, "0", "0"),
+        (math.nan, "not measurable", "not measurable"),
+    ],
+)
+def test_numbers_and_ticks(value, number, tick):
+    assert style.number(value) == number
+    assert style.tick(value) == tick
+
+
+def test_noise_levels_stay_apart():
+    ds = dataset(levels=3)
+    ds = ds.assign_coords(noise_level=[0.5001, 0.5002, 0.75])
+    assert style.levels(ds) == ["0.5001", "0.5002", "0.75"]
+
+
+def test_long_names_keep_both_ends():
+    assert style.clean("a" * 100 + "step-0400000.pt", 40).endswith("step-0400000.pt"[-13:])
+    assert Path(style.clean("runs/x.pt")).name == "x.pt"

@@ -1,0 +1,328 @@
+"""The report: one offline file in which nothing runs but our own two scripts."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plotly.offline import get_plotlyjs
+
+from dar_probe import metrics, schema
+from dar_probe.errors import CheckpointError
+from dar_probe.reports import page
+from dar_probe.verdict import Thresholds, apply_rule, judge, parse_rule
+from tests.synthetic import dataset
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Parsed(HTMLParser):
+    """What a browser would make of the page: every tag, script and style, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[tuple[dict[str, str], str]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            attrs, text = self.scripts[-1]
+            self.scripts[-1] = attrs, text + data
+        elif not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def with_manifest(ds, **changes):
+    ds = ds.copy()
+    ds.attrs["manifest"] = json.dumps({**schema.manifest(ds), **changes})
+    return ds
+
+
+def render(ds) -> str:
+    found = metrics.compute(ds)
+    return page.render(ds, found, judge(ds, found))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return dataset(blocks=6, samples=4, levels=3, name="step-0400000.pt")
+
+
+@pytest.fixture(scope="module")
+def plain_page(plain):
+    return render(plain)
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    ds = dataset(blocks=4, samples=3, levels=3, routing="dar", chunk_size=4, name=HOSTILE)
+    ds["reader_name"] = ("reader", np.array([f"{HOSTILE}{at}" for at in range(9)], dtype=object))
+    ds["source_name"] = ("source", np.array([HOSTILE] * 9, dtype=object))
+    whole = schema.manifest(ds)
+    model = {**whole["model"], "name": HOSTILE, "routing": HOSTILE}
+    return with_manifest(
+        ds,
+        model=model,
+        data={"name": HOSTILE, "description": HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        config={HOSTILE: [HOSTILE]},
+        assumptions=[HOSTILE],
+        warnings=[HOSTILE],
+        device=HOSTILE,
+        created=HOSTILE,
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile_page(hostile):
+    return render(hostile)
+
+
+@pytest.fixture(params=["plain_page", "hostile_page"])
+def parsed(request):
+    return Parsed(request.getfixturevalue(request.param))
+
+
+def test_nothing_is_loaded_from_anywhere(parsed):
+    assert not parsed.open
+    for tag, attrs in parsed.tags:
+        assert tag not in {"link", "iframe", "img", "object", "embed", "base", "form"}
+        assert "src" not in attrs
+        assert not [name for name in attrs if name.startswith("on")]
+        if "href" in attrs:
+            assert tag == "a"
+            assert attrs["href"] == "https://arxiv.org/abs/2605.20708"
+    assert "url(" not in page._template("style.css")
+    assert "@import" not in page._template("style.css")
+
+
+def test_only_our_scripts_and_the_policy_names_them(parsed):
+    code = [text for attrs, text in parsed.scripts if attrs.get("type") != "application/json"]
+    assert code == [get_plotlyjs(), page._template("report.js")]
+    policy = next(a["content"] for _, a in parsed.tags if "http-equiv" in a)
+    for text in code:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    script_part = policy.split("script-src")[1].split(";")[0]
+    assert "unsafe" not in script_part
+    assert "http" not in policy
+
+
+def test_every_figure_has_its_place_and_its_json(parsed):
+    places = [attrs["id"] for tag, attrs in parsed.tags if tag == "div" and "id" in attrs]
+    data = {a["data-figure"]: json.loads(text) for a, text in parsed.scripts if "data-figure" in a}
+    assert places == list(data) == [f"fig-{at:02d}" for at in range(1, len(places) + 1)]
+    assert len(places) in (7, 8)
+    for spec in data.values():
+        assert spec["data"]
+        assert {"wide", "narrow", "room"} <= set(spec["layout"]["meta"])
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+
+
+def test_hostile_names_are_text_and_nothing_else(hostile_page):
+    assert "<img" not in hostile_page.replace(get_plotlyjs(), "")
+    assert "\u202e" not in hostile_page
+    parsed = Parsed(hostile_page)
+    assert "</script><img src=x onerror=alert(1)> \ufffd {{ 7 * 7 }}xxx" in parsed.words
+    hostile_page.encode("utf-8")
+
+
+def test_the_page_is_small_equal_and_has_plotly_once(plain, plain_page, hostile_page):
+    assert len(hostile_page.encode()) < 8e6
+    assert plain_page.count(get_plotlyjs()) == 1
+    assert render(plain) == plain_page
+
+
+def test_the_largest_model_stays_below_the_limit():
+    ds = dataset(blocks=28, samples=2, levels=10, routing="dar")
+    assert len(render(ds).encode()) < 8e6
+
+
+def test_first_screen_says_name_verdict_and_symptoms(plain, plain_page):
+    words = Parsed(plain_page).words
+    found = metrics.compute(plain)
+    verdict = judge(plain, found)
+    order = [
+        "step-0400000.pt",
+        verdict.sentence,
+        "Forward magnitude inflation",
+        "Backward gradient decay",
+        "Block-wise redundancy",
+        "What was assumed",
+        schema.manifest(plain)["assumptions"][0],
+        "Figures",
+    ]
+    at = [words.index(part, words.index("dar-probe report")) for part in order]
+    assert at == sorted(at)
+    card = words[at[4] : at[5]]
+    redundancy = found["redundancy"]
+    assert card.startswith(f"Block-wise redundancy {redundancy.value:.3f}")
+    assert f"95 % interval {redundancy.low:.3f} to {redundancy.high:.3f}" in card
+    assert "warning above 0.9, failure above 0.96" in card
+    assert "Read this first" not in words
+    for finding in verdict.findings:
+        assert finding.sentence in words
+    for name, spec in schema.VARIABLES.items():
+        assert f"{name} {spec.long_name}" in words
+        assert spec.definition in words
+    for value in ("0" * 64, "torch 2.13.0", "2026-01-01", "eprint = {2605.20708}"):
+        assert value in words
+
+
+def test_warnings_come_before_the_verdict(plain):
+    ds = with_manifest(plain, warnings=["the clock runs the other way"])
+    words = Parsed(render(ds)).words
+    verdict = judge(ds, metrics.compute(ds))
+    assert words.index("Read this first the clock runs the other way") < words.index(
+        verdict.sentence
+    )
+
+
+def test_cards_show_the_thresholds_that_were_used(plain):
+    found = metrics.compute(plain)
+    limits = Thresholds(inflation_warn=20.0, inflation_fail=40.0)
+    text = page.render(plain, found, judge(plain, found, limits), thresholds=limits)
+    assert "warning above 20x, failure above 40x" in Parsed(text).words
+    ruled = apply_rule(judge(plain, found), parse_rule("inflation > 2"), found)
+    assert "fail Meets the rule" in Parsed(page.render(plain, found, ruled)).words
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ({"samples": 1}, "no interval: one sample"),
+        ({"blocks": 1}, "n/a not measurable"),
+        ({"levels": 1}, "1 noise level"),
+        ({"blocks": 2, "samples": 1, "levels": 1, "routing": "dar"}, "1 sample "),
+    ],
+)
+def test_smallest_datasets_have_a_page(shape, expected):
+    words = Parsed(render(dataset(**{"blocks": 3, "samples": 2, "levels": 2, **shape}))).words
+    assert expected in words
+    assert "nan" not in words.replace("NaN", "").lower().split()
+
+
+def test_untrained_and_unmeasured_models_have_a_page(plain):
+    ds = plain.copy(deep=True)
+    for name in ("gate", "write_ratio", "grad_rms"):
+        ds[name][:] = 0
+    words = Parsed(render(ds)).words
+    assert "untrained Untrained:" in words
+    assert "Every reader and every source" not in words
+    for name in schema.VARIABLES:
+        ds[name][:] = np.nan
+    assert "not measurable PreNorm dilution cannot be judged" in Parsed(render(ds)).words
+
+
+def test_a_bare_manifest_is_enough(plain):
+    ds = plain.copy()
+    ds.attrs["manifest"] = json.dumps({"checkpoint": None, "model": {"name": "mine"}})
+    words = Parsed(render(ds)).words
+    assert "dar-probe report mine" in words
+    assert "routing: unknown" in words
+    assert "None" not in words
+    ds.attrs["manifest"] = "[]"
+    with pytest.raises(CheckpointError):
+        page.render(ds, metrics.compute(ds), judge(plain, metrics.compute(plain)))
+
+
+def test_the_template_trusts_only_our_own_files():
+    template = (files("dar_probe.reports") / "templates" / "report.html.j2").read_text()
+    assert re.findall(r"{{[^}]*\|\s*safe[^}]*}}", template) == [
+        "{{ css|safe }}",
+        "{{ plotly_js|safe }}",
+        "{{ page_js|safe }}",
+    ]
+    assert template.count("safe") == 3
+    assert "autoescape" not in template
+    source = Path(page.__file__).read_text(encoding="utf-8")
+    assert source.count("Environment(") == 1
+    assert "autoescape=True, undefined=jinja2.StrictUndefined" in source
+    assert "Markup" not in source
+
+
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    if found is None and os.environ.get("DAR_PROBE_REQUIRE_CHROMIUM") == "1":
+        pytest.fail("DAR_PROBE_REQUIRE_CHROMIUM=1, and no chromium is installed")
+    if found is None:
+        pytest.skip("no chromium is installed")
+    return found
+
+
+def browse(text: str, folder: Path, *flags: str) -> tuple[str, list[str]]:
+    """Open a page without any network; return its final DOM and the console's messages."""
+    path = folder / "report.html"
+    path.write_text(text, encoding="utf-8")
+    command = [
+        chromium(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1200,2400",
+        "--virtual-time-budget=8000",
+        "--enable-logging=stderr",
+        "--v=0",
+        *flags,
+        "--dump-dom",
+        path.as_uri(),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=120
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_chromium_draws_every_figure_without_an_error(hostile_page, tmp_path):
+    dom, console = browse(hostile_page, tmp_path)
+    assert console == []
+    assert dom.count('data-figure="') == 8
+    for at in range(1, 9):
+        start = dom.index(f'id="fig-{at:02d}"')
+        assert "main-svg" in dom[start : dom.index("</figure>", start)]
+    assert "<img" not in re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+
+
+def test_chromium_refuses_a_foreign_script(tmp_path):
+    policy = page._policy([page._template("report.js")])
+    text = (
+        '<!doctype html><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<p id="a">kept</p><script>document.getElementById("a").textContent = "run"</script>'
+    )
+    dom, console = browse(text, tmp_path)
+    assert ">kept</p>" in dom
+    assert console
