@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
 from dar_probe.errors import DarProbeError
 
 DEBUG = False
@@ -22,6 +24,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except DarProbeError as error:
             _say(f"Error: {error}", error.hint and f"Hint: {error.hint}")
             raise SystemExit(error.exit_code) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise  # Typer's own ways to leave
         except KeyboardInterrupt:
             _say("Interrupted.", "")
             raise SystemExit(INTERRUPTED) from None

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dar_probe.errors import UsageError
@@ -21,13 +22,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise UsageError(
             f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}",
             hint="check the folder's permissions and the free space",
         ) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
 
 
@@ -38,3 +39,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _discard(temporary: Path) -> None:
+    # What stopped the write may stop the clean-up too; the first error is the one to tell.
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)

@@ -248,7 +248,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
         CheckpointError: naming the first attribute, coord or variable that is wrong.
     """
     version = ds.attrs.get("schema_version")
-    if version is None or int(version) != SCHEMA_VERSION:
+    if not np.issubdtype(np.asarray(version).dtype, np.integer) or version != SCHEMA_VERSION:
         raise CheckpointError(
             f"schema version {version!r} is not the supported version {SCHEMA_VERSION}",
             hint="analyse the checkpoint again with this version of dar-probe",
@@ -265,9 +265,14 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     sublayers = ds.sizes["sublayer"]
     if ds.sizes["reader"] != sublayers + 1 or ds.sizes["source"] != sublayers + 1:
         raise CheckpointError("reader and source must each be one longer than sublayer")
+    for dim, first in (("block", 0), ("sublayer", 1), ("reader", 1), ("source", 0)):
+        if (ds[dim].values != np.arange(first, first + ds.sizes[dim])).any():
+            raise CheckpointError(f"coordinate {dim!r} does not count from {first} by ones")
     for name, dim in {**STRING_COORDS, **NUMBER_COORDS}.items():
         if name not in ds.coords or ds[name].dims != (dim,):
             raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
+        if name in NUMBER_COORDS and not np.issubdtype(ds[name].dtype, np.number):
+            raise CheckpointError(f"coordinate {name!r} is not numeric")
     for name, spec in VARIABLES.items():
         if name not in ds:
             raise CheckpointError(f"variable {name!r} is missing")

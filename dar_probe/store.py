@@ -12,7 +12,7 @@ from dar_probe.schema import validate
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 LARGE = 4096  # bytes from which compressing an array is worth its chunk
-MAX_BYTES = 2**32  # of an analysis in memory: 25 times 64 samples x 10 levels of a 28-block model
+MAX_BYTES = 2**32  # in memory: 160 times 64 samples x 10 levels of a 28-block model
 
 
 def write(ds: xr.Dataset, path: str | Path) -> None:

@@ -84,9 +84,7 @@ def attention(p, name, x, heads, qk_norm):
     size = width // heads
     out = []
     for h in range(heads):
-        q, k, v = (
-            qkv[..., j * width + h * size : j * width + (h + 1) * size] for j in range(3)
-        )
+        q, k, v = (qkv[..., j * width + h * size : j * width + (h + 1) * size] for j in range(3))
         if qk_norm:
             q = norm(q, 1e-5) * p[name + "q_norm.weight"] + p[name + "q_norm.bias"]
             k = norm(k, 1e-5) * p[name + "k_norm.weight"] + p[name + "k_norm.bias"]

@@ -41,7 +41,9 @@ def test_images(tmp_path):
     found = datasets.load(f"images:{tmp_path}", channels=3, size=8, num_classes=2)
     assert found.latents.shape == (4, 3, 8, 8)
     assert found.labels.tolist() == [0, 0, 1, 1]
-    assert found.latents[:2].unique().tolist() == [-1] and found.latents[2:].unique().tolist() == [1]
+    assert found.latents[:2].unique().tolist() == [-1] and found.latents[2:].unique().tolist() == [
+        1
+    ]
     grey = datasets.load(f"images:{tmp_path}", channels=1, size=8)
     assert grey.latents.shape == (4, 1, 8, 8)
 
@@ -80,32 +82,48 @@ def write(path, **arrays):
         (lambda d: f"latents:{d}", "no file"),
         (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "'labels'"),
         (
-            lambda d: f"latents:{write(d / 'b.npz', latents=np.zeros((2, 8)), labels=np.arange(2))}",
+            lambda d: (
+                f"latents:{write(d / 'b.npz', latents=np.zeros((2, 8)), labels=np.arange(2))}"
+            ),
             "do not fit",
         ),
         (
-            lambda d: "latents:"
-            + str(write(d / "c.npz", latents=np.zeros((2, 4, 8, 8)), labels=np.arange(2) / 2)),
+            lambda d: (
+                "latents:"
+                + str(write(d / "c.npz", latents=np.zeros((2, 4, 8, 8)), labels=np.arange(2) / 2))
+            ),
             "whole numbers",
         ),
         (
-            lambda d: "latents:"
-            + str(write(d / "d.npz", latents=np.full((1, 4, 8, 8), np.nan), labels=np.zeros(1, int))),
+            lambda d: (
+                "latents:"
+                + str(
+                    write(
+                        d / "d.npz", latents=np.full((1, 4, 8, 8), np.nan), labels=np.zeros(1, int)
+                    )
+                )
+            ),
             "NaN",
         ),
         (
-            lambda d: "latents:"
-            + str(write(d / "e.npz", latents=np.zeros((1, 4, 8, 4)), labels=np.zeros(1, int))),
+            lambda d: (
+                "latents:"
+                + str(write(d / "e.npz", latents=np.zeros((1, 4, 8, 4)), labels=np.zeros(1, int)))
+            ),
             "square",
         ),
         (
-            lambda d: "latents:"
-            + str(write(d / "f.npz", latents=np.zeros((1, 3, 8, 8)), labels=np.zeros(1, int))),
+            lambda d: (
+                "latents:"
+                + str(write(d / "f.npz", latents=np.zeros((1, 3, 8, 8)), labels=np.zeros(1, int)))
+            ),
             "3x8x8, the model takes 4x8x8",
         ),
         (
-            lambda d: "latents:"
-            + str(write(d / "g.npz", latents=np.zeros((1, 4, 8, 8)), labels=np.full(1, 12))),
+            lambda d: (
+                "latents:"
+                + str(write(d / "g.npz", latents=np.zeros((1, 4, 8, 8)), labels=np.full(1, 12)))
+            ),
             "label 12",
         ),
     ],

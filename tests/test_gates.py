@@ -51,7 +51,9 @@ def test_gates_equal_explicit_gates_through_autograd(depth, options):
         # Measured: 3e-13 of the row's largest entry; 1e-14 of the loss for the first row, whose
         # one gate is zero by the conservation law.
         error = (found["gate"][:, row, ids] - expected[:, row, ids]).abs().max()
-        assert float(error) < 3e-12 * scale + (1e-13 * float(loss.detach().max()) if row == 0 else 0)
+        assert float(error) < 3e-12 * scale + (
+            1e-13 * float(loss.detach().max()) if row == 0 else 0
+        )
 
 
 @pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
@@ -100,9 +102,7 @@ def test_states_writes_and_routes_equal_their_definitions(options):
     for l in range(1, 2 * depth + 1):  # noqa: E741
         size = np.sqrt((writes[l] ** 2).mean((1, 2)))
         close(found["write_rms"][:, l - 1], size)
-        close(
-            found["write_ratio"][:, l - 1], size / np.sqrt((reads[l - 1] ** 2).mean((1, 2)))
-        )
+        close(found["write_ratio"][:, l - 1], size / np.sqrt((reads[l - 1] ** 2).mean((1, 2))))
     for row, (ids, weights) in enumerate(parts["weights"]):
         w = weights.detach().numpy()
         close(found["route"][:, row, ids], w.mean(1))

@@ -44,9 +44,7 @@ def axis_of(trace: dict, layout: dict, letter: str) -> dict:
 def test_equal_datasets_give_equal_json(dar):
     for draw in (
         lambda: interactive.dilution([("a", dar)]),
-        lambda: interactive.sources(dar),
         lambda: interactive.matrix(dar),
-        lambda: interactive.heatmap(dar, "rms"),
     ):
         assert draw().to_json(engine="json") == draw().to_json(engine="json")
 
@@ -101,6 +99,15 @@ def test_matrix_shows_one_level_of_every_map(dar):
     route = metrics.over_noise(dar, "route").transpose("noise_level", "reader", "source").values
     np.testing.assert_allclose(decoded(drawn["data"][5]["z"]), route[2], rtol=1e-6)
     assert np.isnan(decoded(drawn["data"][0]["z"])[0, 1:]).all()  # nothing comes from later
+
+
+def test_the_share_of_an_only_source_is_not_shown(residual):
+    ds = residual.copy(deep=True)
+    ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
+    assert metrics.importance(ds).values[0, 0, 0] == 1
+    shown = decoded(spec(interactive.matrix(ds))["data"][0]["z"])
+    assert np.isnan(shown[0]).all()
+    assert np.isfinite(shown[1, :2]).all()
 
 
 def test_matrix_of_one_level_has_no_slider(residual):

@@ -90,9 +90,7 @@ def test_hooks_are_gone_when_a_block_raises():
     handle = model.blocks[1].register_forward_pre_hook(lambda *args: 1 / 0)
     data, problem = tiny.problem(model, dtype=torch.float32)
     with pytest.raises(ZeroDivisionError):
-        measure(
-            sit.subject(model), problem.batch, problem.loss, data.ids, torch.full((4,), 0.5)
-        )
+        measure(sit.subject(model), problem.batch, problem.loss, data.ids, torch.full((4,), 0.5))
     handle.remove()
     assert hooks(model) == before
 

@@ -167,7 +167,9 @@ def test_the_median_sublayer_decides_what_is_untrained() -> None:
     assert judge(untrained(write=0.9e-4)).status == "untrained"
     assert judge(untrained(write=1.1e-4)).status == "fail"
     ds = untrained()
-    ds["write_ratio"].values[..., :7] = 0.5  # seven of twelve sublayers write
+    ds["write_ratio"].values[..., :5] = 0.5  # five of twelve sublayers write
+    assert judge(ds).status == "untrained"
+    ds["write_ratio"].values[..., :7] = 0.5
     assert judge(ds).status == "fail"
     ds["write_ratio"].values[:] = np.nan
     assert judge(ds).status == "fail", "unknown is not untrained"
@@ -242,6 +244,13 @@ def test_large_error_bars_are_a_warning(name: str) -> None:
     result = judge(ds)
     assert finding(result, "measurement").status == "warn"
     assert result.status == "warn" and name.replace("_", " ") in result.sentence
+
+
+def test_rounding_of_half_precision_is_reported_but_no_warning() -> None:
+    ds = synthetic.dataset(**GOOD)
+    ds["write_lost"].values[:] = 0.3
+    found = finding(judge(ds), "measurement")
+    assert found.status == "pass" and "rounding loses 0.3 of a write" in found.sentence
 
 
 def test_missing_error_bars_say_so() -> None:

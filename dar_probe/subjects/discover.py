@@ -35,14 +35,14 @@ class Read:
 def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Subject:
     """Name the sites of ``model`` from one forward on ``args`` and ``kwargs``.
 
-    Blocks are the members of the longest module list (with lists of equal state width joined in
-    firing order); readers are their norms that read the stream; the head is the first norm after
+    Blocks are the members of the longest module list, joined with other lists of the same class
+    in firing order; readers are their norms that read the stream; the head is the first norm after
     the last block. The model must be frozen and in eval mode.
 
     Raises:
         ProbeError: there is no stack of blocks, or it is no pre-norm stack with a normed head.
     """
-    blocks = _blocks(model)
+    blocks = _blocks(model, args, kwargs)
     reads = _trace(model, args, kwargs, blocks)
     readers: list[Read] = []
     for read in reads:
@@ -65,28 +65,50 @@ def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return _subject(model, readers, blocks)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    lists = [
-        (name, list(module))
+def _blocks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
+    """Return the members of the longest list of blocks, joined with its like in firing order."""
+    order = _firing_order(model, args, kwargs)
+    lists = {
+        name: list(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential)
         and len(module) >= 2
-        and all(any(_is_norm(m) for m in member.modules()) for member in module)
-        and not any(_is_norm(member) for member in module)
-    ]
+        and all(any(map(_is_norm, member.modules())) for member in module)
+        and not any(map(_is_norm, module))
+        and all(order.count(member) == 1 for member in module)
+    }
     # A list within a block of another list belongs to that block.
     outer = [
-        (name, members)
-        for name, members in lists
-        if not any(name.startswith(f"{other}.") for other, _ in lists if other != name)
+        members
+        for name, members in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
     ]
     if not outer:
         raise ProbeError(
             "no stack of blocks was found in the module",
-            hint="the probe looks for a ModuleList whose members hold norms",
+            hint="the probe looks for a ModuleList of two or more blocks that hold norms",
         )
-    kind = type(max(outer, key=lambda item: len(item[1]))[1][0])
-    return [m for _, members in outer if isinstance(members[0], kind) for m in members]
+    kind = type(max(outer, key=len)[0])
+    blocks = [member for members in outer if isinstance(members[0], kind) for member in members]
+    return sorted(blocks, key=order.index)
+
+
+def _firing_order(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[nn.Module]:
+    """Return every module that ran in one forward, in the order in which they began."""
+    order: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: order.append(module))
+        for module in model.modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
 
 
 def _trace(
@@ -119,8 +141,6 @@ def _trace(
     finally:
         for handle in handles:
             handle.remove()
-    if left != blocks:
-        raise ProbeError("the blocks of the stack do not run once each, in the order of their list")
     return reads
 
 

@@ -44,6 +44,14 @@ def test_plain_percentiles_would_not_cover_with_eight_samples() -> None:
     assert np.mean((low <= 3.0) & (high >= 3.0)) < 0.92
 
 
+def test_the_interval_holds_the_value() -> None:
+    """A distance or a maximum lies below most of its resamples: noise only enlarges it."""
+    column = np.concatenate([[1.0], np.linspace(2, 3, 1000)])
+    low, high = metrics.interval(np.stack([column, -column], axis=1), samples=1000)
+    assert low[0] == 1 and high[1] == -1
+    assert high[0] == pytest.approx(2.975, abs=1e-3)
+
+
 def test_the_confidence_asked_for_is_the_confidence_given() -> None:
     x = np.random.default_rng(4).normal(0.0, 1.0, size=(1, 32, REPEATS))
     assert 0.78 <= coverage(x, 0.0, "mean", confidence=0.8) <= 0.82
@@ -114,6 +122,11 @@ def test_chance_sees_a_planted_shift_and_the_interval_alone_would_lie() -> None:
     assert metrics.chance(ds, "importance_shift") > 0.05
     ds["gate"].values[1] *= np.linspace(0.3, 3, 7)
     assert metrics.chance(ds, "importance_shift") < 0.01
+
+
+def test_chance_is_never_zero() -> None:
+    ds = synthetic.dataset(routing="dar", samples=40, levels=2, spread=0.01)
+    assert metrics.chance(ds, "selectivity_shift", resamples=99) == 1 / 100
 
 
 def test_chance_of_nothing() -> None:

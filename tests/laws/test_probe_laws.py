@@ -146,7 +146,11 @@ def test_scaling_the_stream_scales_rms_and_leaves_the_rest(factor):
     """Scale the embedding and every write: RMS scales, cosines and gates stay (up to eps)."""
     model, scaled = tiny.model(depth=3), tiny.model(depth=3)
     with torch.no_grad():
-        for tensor in (scaled.x_embedder.proj.weight, scaled.x_embedder.proj.bias, scaled.pos_embed):
+        for tensor in (
+            scaled.x_embedder.proj.weight,
+            scaled.x_embedder.proj.bias,
+            scaled.pos_embed,
+        ):
             tensor.mul_(factor)
         for block in scaled.blocks:
             for linear in (block.attn.proj, block.mlp.fc2):

@@ -1,0 +1,212 @@
+"""The same figures for the screen: plotly, with names and values under the pointer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+import xarray as xr
+
+from dar_probe import metrics
+from dar_probe.errors import UsageError
+from dar_probe.reports import maps, screen, style
+
+Array = npt.NDArray[np.floating]
+
+DASHES = {"solid": "solid", "dashed": "dash", "dashdot": "dashdot", "dotted": "dot"}
+
+
+def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
+    """Draw RMS, gradient RMS and neighbour cosine over depth, as ``figures.dilution``.
+
+    Args:
+        analyses: (name, dataset) pairs, one line each.
+    """
+    drawn = screen.figure()
+    colours = style.colours([ds for _, ds in analyses])
+    last = max(int(ds["block"].values[-1]) for _, ds in analyses)
+    for at, panel in enumerate(style.PANELS):
+        seen: list[Array] = []
+        for line, (name, ds) in enumerate(analyses):
+            profile = metrics.profile(ds, panel.variable).sel(block=slice(1, None))
+            parts = (profile[key].values for key in ("block", "value", "low", "high"))
+            block, value, low, high = parts
+            seen += [value, low, high]
+            shared = {**screen.axes(at), "legendgroup": str(line)}
+            known = np.isfinite(low) & np.isfinite(high)
+            if known.any():
+                drawn.add_scatter(
+                    x=np.concatenate([block[known], block[known][::-1]]),
+                    y=np.concatenate([high[known], low[known][::-1]]),
+                    fill="toself",
+                    fillcolor=colours[line],
+                    opacity=0.25,
+                    line={"width": 0},
+                    mode="lines",
+                    hoverinfo="skip",
+                    showlegend=False,
+                    **shared,
+                )
+            drawn.add_scatter(
+                x=block,
+                y=value,
+                name=screen.text(name),
+                customdata=_intervals(low, high),
+                hovertemplate="%{y:.4~g} %{customdata}",
+                mode="lines+markers",
+                line={"color": colours[line], "dash": DASHES[style.DASHES[line % 4]]},
+                marker={"size": 5},
+                showlegend=at == 0,
+                **shared,
+            )
+        screen.title(drawn, at, f"({'abc'[at]}) {panel.title}")
+        blocks = {"tickvals": style.block_ticks(last), "range": [0.5, last + 0.5]}
+        screen.axis(drawn, "x", at, title={"text": "block", "standoff": 6}, **blocks)
+        values = screen.value_axis(np.concatenate(seen), panel.may_log)
+        screen.axis(drawn, "y", at, title={"text": panel.label, "standoff": 4}, **values)
+    drawn.update_layout(hovermode="x unified", showlegend=True)
+    return screen.placed(drawn, 3, columns=3, row=240, room=760, gap=0.085)
+
+
+def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = None) -> go.Figure:
+    """Draw what a shallow and a deep block take from which block, as ``figures.sources``.
+
+    Args:
+        ds: an analysis.
+        shallow: a block number, B+1 for the head; left out, about B/4.
+        deep: the same, about 3B/4.
+
+    Raises:
+        UsageError: a block that has no reader, or nothing to draw.
+    """
+    rows = maps.block_maps(ds)
+    if not rows:
+        raise UsageError(maps.NOTHING)
+    places = maps.locations(rows[0].values, shallow, deep)
+    drawn = screen.figure()
+    drawn.update_layout(margin={"t": 30})
+    for row, (quantity, label, colours, shares) in enumerate(rows):
+        shown = [
+            shares.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+            for place in places
+        ]
+        for column, (place, values) in enumerate(zip(places, shown, strict=True)):
+            at = row * len(places) + column
+            even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
+            names = ["embedding", *(f"block {block}" for block in range(1, place.block))]
+            drawn.add_heatmap(
+                z=values.astype(np.float32),
+                x=style.levels(ds),
+                y=names,
+                hovertemplate=f"{screen.text(place.name)} reads %{{y}}<br>noise level %{{x}}"
+                f"<br>{quantity} %{{z:.3f}}<br>{even}<extra></extra>",
+                coloraxis=screen.numbered("coloraxis", row),
+                hoverongaps=False,
+                **screen.axes(at),
+            )
+            screen.title(drawn, at, f"({'abcd'[at]}) {quantity}, {screen.text(place.title)}")
+            words = ("noise level", "source" if column == 0 else "")
+            screen.map_axes(drawn, at, style.levels(ds), names, words)
+        every = np.concatenate([np.zeros(1), *(values.ravel() for values in shown)])
+        screen.colour_axis(drawn, row, every, colours, label)
+    columns = len(places)
+    bars = [range(row * columns, (row + 1) * columns) for row in range(len(rows))]
+    return screen.placed(
+        drawn, columns * len(rows), columns=columns, row=230, room=680, gap=0.12, bars=bars
+    )
+
+
+def heatmap(ds: xr.Dataset, name: str) -> go.Figure:
+    """Draw one variable over depth and noise level, as ``figures.heatmap``.
+
+    Raises:
+        UsageError: a variable that is unknown or has not exactly one depth dim.
+    """
+    dim = style.depth_dim(name)
+    levels = range(ds.sizes["noise_level"])
+    profiles = [metrics.profile(ds.isel(noise_level=[level]), name) for level in levels]
+    first = 1 if name.startswith("cosine") else 0  # block 0 has no neighbour below it
+    value, low, high = (
+        np.stack([profile[key].values for profile in profiles], axis=1)[first:]
+        for key in ("value", "low", "high")
+    )
+    names = screen.unique(style.depth_names(ds, dim))[first:]
+    if dim == "block":
+        names = [f"block {name}" for name in names]
+    hover = [
+        [f"{style.number(v, 4)} {interval}" for v, interval in zip(row, bounds, strict=True)]
+        for row, bounds in zip(value, map(_intervals, low, high), strict=True)
+    ]
+    log = style.spans(value, 20)
+    drawn = screen.figure()
+    drawn.update_layout(margin={"t": 30})
+    drawn.add_heatmap(
+        z=(np.log10(value) if log else value).astype(np.float32),
+        x=style.levels(ds),
+        y=names,
+        customdata=hover,
+        hovertemplate="%{y}<br>noise level %{x}<br>%{customdata}<extra></extra>",
+        coloraxis="coloraxis",
+        hoverongaps=False,
+        **screen.axes(0),
+    )
+    screen.map_axes(drawn, 0, style.levels(ds), names, ("noise level", ""))
+    screen.title(drawn, 0, style.axis_label(name))
+    screen.colour_axis(drawn, 0, value, "mako_r", "", log=log)
+    return screen.placed(drawn, 1, columns=1, row=270, bars=[[0]])
+
+
+def matrix(ds: xr.Dataset) -> go.Figure:
+    """Draw reader x source maps of importance, and of routes where there is a router.
+
+    A slider walks over the noise levels; every level lies in the figure, so it works offline.
+
+    Raises:
+        UsageError: nothing to draw.
+    """
+    rows = maps.sublayer_maps(ds)
+    if not rows:
+        raise UsageError(maps.NOTHING)
+    readers = screen.unique(style.depth_names(ds, "reader"))
+    offered = screen.unique(style.depth_names(ds, "source"))
+    drawn = screen.figure()
+    for at, (quantity, label, colours, shares) in enumerate(rows):
+        values = shares.values
+        for level, text in enumerate(style.levels(ds)):
+            drawn.add_heatmap(
+                z=values[level].astype(np.float32),
+                x=offered,
+                y=readers,
+                visible=level == 0,
+                hovertemplate=f"%{{y}} reads %{{x}}<br>noise level {text}"
+                f"<br>{quantity} %{{z:.3f}}<extra></extra>",
+                coloraxis=screen.numbered("coloraxis", at),
+                hoverongaps=False,
+                **screen.axes(at),
+            )
+        screen.title(drawn, at, f"({'ab'[at]}) {quantity}")
+        words = ("source (deeper to the right)", "reader" if at == 0 else "")
+        screen.map_axes(drawn, at, offered, readers, words)
+        every = np.concatenate([np.zeros(1), values.ravel()])
+        screen.colour_axis(drawn, at, every, colours, label)
+    if ds.sizes["noise_level"] > 1:
+        screen.slider(drawn, style.levels(ds), len(rows))
+    bars = [[at] for at in range(len(rows))]
+    return screen.placed(
+        drawn,
+        len(rows),
+        columns=len(rows),
+        row=460,
+        room=900 if len(rows) > 1 else 680,
+        gap=0.3,
+        bars=bars,
+        names_across=True,
+    )
+
+
+def _intervals(low: Array, high: Array) -> list[str]:
+    """Return "[low, high]" for every position, empty where there is no interval."""
+    return [
+        f"[{style.number(a, 4)}, {style.number(b, 4)}]" if np.isfinite(a) and np.isfinite(b) else ""
+        for a, b in zip(low, high, strict=True)
+    ]

@@ -1,0 +1,237 @@
+"""One self-contained HTML page: the verdict, the figures, and what they rest on."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.offline import get_plotlyjs
+
+from dar_probe import schema
+from dar_probe.metrics import Metric
+from dar_probe.reports import interactive, maps, style, words
+from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
+
+LONG = 600  # characters of a sentence or of one provenance value
+
+
+def render(
+    ds: xr.Dataset,
+    metrics: Mapping[str, Metric],
+    verdict: Verdict,
+    *,
+    thresholds: Thresholds | None = None,
+) -> str:
+    """Return the whole page; it loads nothing, and equal arguments give an equal page.
+
+    Args:
+        ds: a valid analysis.
+        metrics: what ``metrics.compute`` gave for it.
+        verdict: what ``verdict.judge`` gave for it.
+        thresholds: those that ``judge`` was given; left out, its own.
+
+    Raises:
+        CheckpointError: the dataset carries no readable manifest.
+    """
+    manifest = schema.manifest(ds)
+    scripts = {"plotly_js": get_plotlyjs(), "page_js": _template("report.js")}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_template("report.html.j2")).render(
+        policy=_policy(list(scripts.values())),
+        css=_template("style.css"),
+        name=style.clean(name_of(manifest), 120),
+        facts=_facts(ds, manifest),
+        warnings=[style.clean(str(text), LONG) for text in manifest.get("warnings") or []],
+        assumptions=[style.clean(str(text), LONG) for text in manifest.get("assumptions") or []],
+        verdict=verdict,
+        words=words.STATUS_WORDS,
+        cards=_cards(verdict, metrics, thresholds or Thresholds()),
+        figures=_figures(ds, name_of(manifest)),
+        findings=verdict.findings,
+        intervals=_intervals(ds),
+        trust=[_trust(metrics[name]) for name in words.TRUST_TEXT],
+        metrics=list(metrics.values()),
+        variables=schema.VARIABLES,
+        axes=schema.COORD_TEXT,
+        provenance=_provenance(manifest),
+        config=json.dumps(manifest.get("config") or {}, indent=2, sort_keys=True),
+        bibtex=words.BIBTEX,
+        **scripts,
+    )
+
+
+def name_of(manifest: Mapping[str, Any]) -> str:
+    """Return what the analysis is called: the checkpoint, else the model."""
+    for key in ("checkpoint", "model"):
+        name = (manifest.get(key) or {}).get("name")
+        if name:
+            return str(name)
+    return "unnamed model"
+
+
+def _template(name: str) -> str:
+    return (files("dar_probe.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Return a content security policy under which nothing but our own scripts runs."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        for script in scripts
+    ]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:
+    model = manifest.get("model") or {}
+    data = (manifest.get("data") or {}).get("name")
+    routing = {"residual": "plain residuals", "dar": "DAR"}.get(
+        style.routing_of(ds), style.routing_of(ds)
+    )
+    named = model.get("name") not in (None, name_of(manifest))  # the title says it already
+    parts = [
+        style.clean(str(model["name"])) if named else "",
+        f"routing: {style.clean(routing)}",
+        f"{model['parameters']:,} parameters" if model.get("parameters") else "",
+        _count(ds.sizes["block"] - 1, "block"),
+        _count(ds.sizes["noise_level"], "noise level"),
+        _count(ds.sizes["sample"], "sample"),
+        f"data: {style.clean(str(data))}" if data else "",
+    ]
+    return [part for part in parts if part]
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _cards(
+    verdict: Verdict, metrics: Mapping[str, Metric], limits: Thresholds
+) -> list[dict[str, Any]]:
+    status = {finding.name: finding.status for finding in verdict.findings}
+    cards = []
+    for name in SYMPTOMS:
+        metric, (title, about) = metrics[name], words.SYMPTOM_TEXT[name]
+        warn, fail = getattr(limits, f"{name}_warn"), getattr(limits, f"{name}_fail")
+        unit = "" if name == "redundancy" else "x"
+        cards.append(
+            {
+                "title": title,
+                "about": about,
+                "status": status[name],
+                "value": _with_unit(metric.value, unit),
+                "interval": _interval(metric, unit),
+                "limits": f"warning above {warn:g}{unit}, failure above {fail:g}{unit}",
+                "gauge": {
+                    key: _gauge(name, value)
+                    for key, value in {"value": metric.value, "warn": warn, "fail": fail}.items()
+                },
+            }
+        )
+    return cards
+
+
+def _gauge(name: str, value: float) -> float | None:
+    """Return where a value lies on its card's gauge, in percent; ratios are logarithmic."""
+    if not np.isfinite(value):
+        return None
+    share = 2 * value - 1 if name == "redundancy" else np.log10(max(value, 1.0)) / 2
+    return round(float(np.clip(100 * share, 0, 100)), 1)
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return style.number(value) + unit if np.isfinite(value) else "n/a"
+
+
+def _interval(metric: Metric, unit: str = "") -> str:
+    if not np.isfinite(metric.value):
+        return ""
+    if not np.isfinite(metric.low):
+        return "no interval: one sample"
+    return f"95 % interval {style.number(metric.low)}{unit} to {style.number(metric.high)}{unit}"
+
+
+def _intervals(ds: xr.Dataset) -> str:
+    samples = ds.sizes["sample"]
+    if samples == 1:
+        return "One sample was measured, so no number on this page has an interval."
+    few = " That is few: read the intervals as a lower bound." if samples < 8 else ""
+    return (
+        f"Intervals are 95 % bootstrap intervals over {samples} samples.{few} They cover the "
+        "choice of samples and their noise, not the choice of checkpoint, data or training run."
+    )
+
+
+def _trust(metric: Metric) -> dict[str, str]:
+    title, about = words.TRUST_TEXT[metric.name]
+    return {
+        "title": title,
+        "value": style.number(metric.value, 2) if np.isfinite(metric.value) else "n/a",
+        "interval": _interval(metric).removeprefix("95 % interval "),
+        "about": about,
+    }
+
+
+def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) rows; what the manifest does not know is left out."""
+    rows: list[tuple[str, Any]] = []
+    for part in ("checkpoint", "model", "data"):
+        for key, value in (manifest.get(part) or {}).items():
+            rows.append((f"{part} {key.replace('_', ' ')}", value))
+    rows += [(key, manifest.get(key)) for key in ("seed", "device", "dtype", "created")]
+    versions = manifest.get("versions") or {}
+    rows.append(("versions", ", ".join(f"{key} {value}" for key, value in versions.items())))
+    return [
+        (style.clean(label), style.clean(str(value), LONG))
+        for label, value in rows
+        if value not in (None, "")
+    ]
+
+
+def _figures(ds: xr.Dataset, name: str) -> list[dict[str, Any]]:
+    """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
+    router = maps.has_router(ds)
+    drawn: list[tuple[str, str, bool, go.Figure]] = [
+        (
+            "Depth",
+            words.depth_caption(router, ds.sizes["sample"]),
+            False,
+            interactive.dilution([(name, ds)]),
+        )
+    ]
+    if maps.block_maps(ds):
+        drawn += [
+            (
+                "Sources over noise levels",
+                words.source_caption(router),
+                False,
+                interactive.sources(ds),
+            ),
+            ("Every reader and every source", words.MATRIX_CAPTION, False, interactive.matrix(ds)),
+        ]
+    for variable, (title, caption) in words.MAP_CAPTIONS.items():
+        measured = np.isfinite(ds[variable].values).any()
+        if measured and (router or variable != "route_entropy"):
+            drawn.append((title, caption, True, interactive.heatmap(ds, variable)))
+    return [
+        {
+            "id": f"fig-{at:02d}",
+            "title": title,
+            "caption": caption,
+            "small": small,
+            "spec": json.loads(figure.to_json(engine="json")),
+        }
+        for at, (title, caption, small, figure) in enumerate(drawn, start=1)
+    ]

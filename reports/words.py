@@ -1,0 +1,89 @@
+"""Every sentence of the page that does not depend on the numbers."""
+
+STATUS_WORDS = {
+    "pass": "pass",
+    "warn": "warning",
+    "fail": "fail",
+    "untrained": "untrained",
+    "not measurable": "not measurable",
+}
+SYMPTOM_TEXT = {
+    "inflation": (
+        "Forward magnitude inflation",
+        "How many times larger the hidden state is after the last block than after the first.",
+    ),
+    "gradient_decay": (
+        "Backward gradient decay",
+        "How many times larger the gradient is in the first five blocks than in the deep half.",
+    ),
+    "redundancy": (
+        "Block-wise redundancy",
+        "How alike neighbouring blocks of the deep half are: mean cosine, 1 for no change.",
+    ),
+}
+TRUST_TEXT = {
+    "gate_conservation": (
+        "gates do not cancel",
+        "In theory the gates of one reader cancel to zero. What is left over, as a share of the "
+        "largest gate, bounds the error of every importance. Above 0.01 do not trust them.",
+    ),
+    "read_residual": (
+        "routes do not rebuild the read",
+        "Distance between what a reader read and its sources weighted by its routes, as a share "
+        "of the read. Above 0.01 do not trust routes and gates.",
+    ),
+    "write_lost": (
+        "writes lost to rounding",
+        "Share of a sublayer's result that was lost when it was added to a much larger stream.",
+    ),
+}
+PAPER = "Rethinking Cross-Layer Information Routing in Diffusion Transformers"
+BIBTEX = f"""@misc{{dar2026,
+  title         = {{{PAPER}}},
+  year          = {{2026}},
+  eprint        = {{2605.20708}},
+  archivePrefix = {{arXiv}},
+  url           = {{https://arxiv.org/abs/2605.20708}}
+}}"""
+
+MATRIX_CAPTION = (
+    "Each row is one reader, each column one source that it may be offered; the slider walks over "
+    "the noise levels. A row's importances sum to 1; a reader of two sources shows one half for "
+    "each in every model, because their gates cancel. Grey: not offered, or not measurable."
+)
+MAP_CAPTIONS = {
+    "rms": ("Hidden-state RMS", "Shallow at the bottom, noise to the right."),
+    "grad_rms": ("Gradient RMS", "How strongly the loss pulls at each block."),
+    "cosine": ("Cosine to the block before", "Near 1: almost no change."),
+    "write_ratio": ("Write over read", "How much a sublayer adds, against what it reads."),
+    "route_entropy": ("Routing entropy", "0: one source alone; higher: spread over many."),
+}
+
+
+def depth_caption(router: bool, samples: int) -> str:
+    """Return the caption of the figure over depth."""
+    gradient = (
+        "The gradient is that of one reader, because this model has a router."
+        if router
+        else "The gradient is that of the whole residual stream."
+    )
+    bands = "Bands: 95 % intervals over samples. " if samples > 1 else ""
+    return (
+        "Hidden-state RMS, gradient RMS and cosine between neighbouring blocks, pooled over "
+        f"samples and noise levels. {bands}{gradient}"
+    )
+
+
+def source_caption(router: bool) -> str:
+    """Return the caption of the shallow and deep maps."""
+    text = (
+        "What a shallow and a deep block take from which earlier block. Importance asks what the "
+        "loss would feel if one source were turned up or down for this reader alone: root mean "
+        "square over samples, as a share of the column."
+    )
+    if router:
+        text += (
+            " Routes are the weights that the router really gave. The two are different "
+            "quantities, so each has its own scale."
+        )
+    return text + " Grey: not offered to this reader."

@@ -1,0 +1,353 @@
+"""The command line as a person and as a script use it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dar_probe.analysis import open_analysis
+from dar_probe.train.config import TrainConfig
+from dar_probe.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=30, lr=3e-3, warmup=5)
+QUICK = ["--samples", "3", "--noise-levels", "2"]
+
+
+def run(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "dar_probe.cli", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=cwd,
+        env={**os.environ, "COLUMNS": "80", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = replace(SMALL, routing="dar", query="static+t", chunk_size=2)
+    return train(config, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def analysed(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("analysed")
+    done = run("analyze", checkpoint, *QUICK, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "dar-probe-out" / checkpoint.stem, done
+
+
+def test_analyze_writes_the_files_of_the_contract(analysed):
+    folder, done = analysed
+    assert {p.name for p in folder.iterdir()} == {
+        "analysis.nc", "report.html", "summary.json", "figures",
+    }  # fmt: skip
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    for name in ("dilution", "sources", "heatmap_rms", "heatmap_grad_rms", "heatmap_cosine"):
+        assert {f"{name}.png", f"{name}.pdf"} <= figures
+    assert not [p for p in folder.parent.iterdir() if p != folder]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) >= {"verdict", "findings", "metrics", "assumptions"}
+    assert set(summary["metrics"]["inflation"]) == {"value", "low", "high"}
+    analysis = open_analysis(folder)
+    assert analysis.dataset.sizes["sample"] == 3
+    assert analysis.dataset["sample"].values.tolist() == [3, 10, 17]  # held-out rows
+    assert analysis.manifest["config"]["objective"] == "sit"
+
+
+def test_summary_fits_80_columns_and_names_the_report(analysed):
+    folder, done = analysed
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "report.html" in done.stdout and "redundancy" in done.stdout
+    assert done.stderr == ""  # no terminal, no progress
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"NO_COLOR": "1"}])
+def test_summary_in_other_terminals(checkpoint, tmp_path, environment):
+    done = run("analyze", checkpoint, *QUICK, "--out", tmp_path / "out", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+
+
+def test_json_on_stdout(checkpoint, tmp_path):
+    done = run("analyze", checkpoint, *QUICK, "--json", "--out", tmp_path / "out")
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_second_analysis_replaces_the_first(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert run("analyze", checkpoint, *QUICK, "--out", out).returncode == 0
+    done = run("analyze", checkpoint, "--samples", 2, "--noise-levels", "0.5,", "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = open_analysis(out).dataset
+    assert found.sizes["sample"] == 2 and found["noise_level"].values.tolist() == [0.5]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_folder_with_anything_else_is_refused(checkpoint, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = run("analyze", checkpoint, *QUICK, "--out", tmp_path)
+    assert done.returncode == 2 and "thesis.tex" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_report_renders_again_without_torch(analysed, tmp_path):
+    folder, _ = analysed
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        f"sys.argv = ['dar-probe', 'report', {str(folder)!r}, '--out', {str(tmp_path / 'again')!r}]\n"
+        "from dar_probe.cli import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("summary.json", "report.html", "figures/dilution.pdf", "figures/dilution.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_inspect(checkpoint):
+    done = run("inspect", checkpoint, "--json")
+    facts = json.loads(done.stdout)
+    assert (facts["family"], facts["depth"], facts["width"]) == ("dar-probe", 3, 16)
+    assert (facts["routing"], facts["query"], facts["chunk_size"]) == ("dar", "static+t", 2)
+    assert facts["routing_parameters"] == 7 * 2 * 16
+    shown = run("inspect", checkpoint)
+    assert shown.returncode == 0 and max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_train_analyze_resume(tmp_path):
+    (tmp_path / "run.toml").write_text("depth = 2\nwidth = 16\nbatch_size = 8\nwarmup = 1\n")
+    arguments = ["train", "--config", "run.toml", "--steps", 4, "--out", "run", "--device", "cpu"]
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    again = run(*arguments, cwd=tmp_path)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    assert run(*arguments, "--resume", cwd=tmp_path).returncode == 0
+    state = torch.load(tmp_path / "run" / "checkpoints" / "step-0000004.pt", weights_only=True)
+    assert state["args"]["train"]["width"] == 16 and state["step"] == 4
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.norm, self.mlp, self.gain = nn.LayerNorm(8), nn.Linear(8, 8), gain
+    def forward(self, x):
+        return x + self.gain * self.mlp(self.norm(x))
+
+class Model(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block(gain(k)) for k in range(12))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 8)
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+def diluted():
+    return Model(lambda k: 0.01)
+
+def lively():
+    return Model(lambda k: 2.0)
+
+def with_batch():
+    def batch(ids, level):
+        rows = [torch.randn(4, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids]
+        return (torch.stack(rows),), {}
+    return lively(), batch, lambda out, ids, level: out.square().mean((1, 2))
+
+def nothing():
+    return nn.Linear(2, 2)
+
+number = 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["mine:diluted", "--input", "4,8"], 1, "redundancy"),
+        (["mine:lively", "--input", "4,8", "--fail-on", "redundancy > 0.999"], 0, "not meet"),
+        (["mine:with_batch", "--fail-on", "inflation > 1e9", "--noise-levels", "0.1,0.9"], 0, ""),
+        (["mine:lively"], 2, "--input"),
+        (["mine:nothing", "--input", "2"], 4, "no stack"),
+        (["mine:absent"], 2, "cannot be imported"),
+        (["nowhere:absent"], 2, "cannot be imported"),
+        (["mine"], 2, "package.module:callable"),
+        (["mine:number"], 2, "not a torch module"),
+        (["mine:lively", "--input", "four"], 2, "no input shape"),
+        (["mine:lively", "--input", "4,8", "--fail-on", "colour > 8"], 2, "colour"),
+    ],
+)
+def test_audit(tmp_path, arguments, code, words):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    done = run("audit", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "dar-probe-out").exists() == (code in (0, 1))
+
+
+def bad_file(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda d, c: ["analyze", d / "nowhere.pt"], 3),
+        (lambda d, c: ["analyze", d], 3),
+        (lambda d, c: ["analyze", bad_file(d, "empty.pt", b"")], 3),
+        (lambda d, c: ["analyze", bad_file(d, "page.pt", b"<!DOCTYPE html><html>")], 3),
+        (lambda d, c: ["inspect", bad_file(d, "text.pt", b"hello")], 3),
+        (lambda d, c: ["report", d / "nowhere.nc"], 3),
+        (lambda d, c: ["report", bad_file(d, "text.nc", b"hello")], 3),
+        (lambda d, c: ["analyze", c, "--samples", "0"], 2),
+        (lambda d, c: ["analyze", c, "--samples", "-3"], 2),
+        (lambda d, c: ["analyze", c, "--samples", "99999999"], 2),
+        (lambda d, c: ["analyze", c, "--samples", "many"], 2),
+        (lambda d, c: ["analyze", c, "--noise-levels", "0"], 2),
+        (lambda d, c: ["analyze", c, "--noise-levels", "0.5,1.5"], 2),
+        (lambda d, c: ["analyze", c, "--noise-levels", "0.5,0.5"], 2),
+        (lambda d, c: ["analyze", c, "--noise-levels", ","], 2),
+        (lambda d, c: ["analyze", c, "--batch-size", "0"], 2),
+        (lambda d, c: ["analyze", c, "--data", "cifar"], 2),
+        (lambda d, c: ["analyze", c, "--data", f"images:{d}"], 2),
+        (lambda d, c: ["analyze", c, "--objective", "ddim"], 2),
+        (lambda d, c: ["analyze", c, "--dtype", "int8"], 2),
+        (lambda d, c: ["analyze", c, "--device", "abacus"], 2),
+        (lambda d, c: ["analyze", c, "--weights", "best"], 2),
+        (lambda d, c: ["analyze", c, "--fail-on", "inflation >"], 2),
+        (lambda d, c: ["analyze", c, "--seed", "-1"], 2),
+        (lambda d, c: ["analyze", c, "--colour"], 2),
+        (lambda d, c: ["analyze"], 2),
+        (lambda d, c: ["levitate"], 2),
+        (lambda d, c: ["train", "--out", d / "run", "--steps", "0"], 2),
+        (lambda d, c: ["train", "--out", d / "run", "--routing", "teleport"], 2),
+        (lambda d, c: ["train", "--out", d / "run", "--routing", "dar", "--chunk-size", "5"], 2),
+        (lambda d, c: ["train", "--out", d / "run", "--config", d / "nowhere.toml"], 2),
+        (lambda d, c: ["train"], 2),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_its_exit_code(tmp_path, checkpoint, make, code):
+    arguments = make(tmp_path, checkpoint)
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr and done.stderr
+    if not done.stderr.startswith("Usage"):
+        assert 1 <= len(done.stderr.strip().splitlines()) <= 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nan_weights_are_exit_4(tmp_path, checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    state["ema"]["blocks.1.mlp.fc2.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "bad.pt")
+    done = run("analyze", tmp_path / "bad.pt", *QUICK, cwd=tmp_path)
+    assert done.returncode == 4 and "blocks.1.mlp.fc2.bias" in done.stderr
+
+
+def test_fail_on(tmp_path, checkpoint):
+    fails = run("analyze", checkpoint, *QUICK, "--fail-on", "redundancy > 0", cwd=tmp_path)
+    passes = run("analyze", checkpoint, *QUICK, "--fail-on", "redundancy > 1", cwd=tmp_path)
+    assert (fails.returncode, passes.returncode) == (1, 0)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("analyze", tmp_path / "nowhere.pt", "--debug")
+    assert done.returncode == 3 and "Traceback" in done.stderr
+
+
+def test_hostile_checkpoint_name(tmp_path, checkpoint):
+    name = "a\n</script>$\\frac{" + "x" * 150 + ".pt"
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / name.replace("/", "_")
+    path.write_bytes(checkpoint.read_bytes())
+    done = run("analyze", path, *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in (tmp_path / "dar-probe-out").iterdir()] == [path.stem]
+
+
+def test_latents_and_levels(tmp_path, checkpoint):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", latents=x, labels=np.arange(6))
+    done = run(
+        "analyze", checkpoint, "--data", "latents:mine.npz", "--samples", 4,
+        "--noise-levels", "0,0.25,1", "--out", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = open_analysis(tmp_path / "out").dataset
+    assert found["noise_level"].values.tolist() == [0, 0.25, 1]
+    assert found["timestep"].values.tolist() == [1, 0.75, 0]
+    assert found["sample"].values.tolist() == [0, 1, 2, 3]
+
+
+def test_killed_analysis_is_resumed(tmp_path, checkpoint):
+    arguments = [
+        "analyze", checkpoint, "--samples", "200", "--noise-levels", "6", "--batch-size", "8",
+        "--out", "out",
+    ]  # fmt: skip
+    whole = run(*arguments[:-1], "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dar_probe.cli", *map(str, arguments)], cwd=tmp_path
+    )
+    partial = tmp_path / ".out.partial"
+    while len(list(partial.glob("*.npz"))) < 10:
+        time.sleep(0.005)
+    busy = run(*arguments, cwd=tmp_path)
+    child.kill()
+    child.wait()
+    assert busy.returncode == 2 and "another process" in busy.stderr
+    assert not (tmp_path / "out").exists()
+    other = run(*arguments, "--seed", 1, "--resume", cwd=tmp_path)
+    assert other.returncode == 2 and "other settings" in other.stderr
+    stamps = {p: p.stat().st_mtime_ns for p in partial.glob("*.npz")}
+    assert len(stamps) >= 10
+    resumed = run(*arguments, "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (open_analysis(tmp_path / name).dataset for name in ("whole", "out"))
+    for name in a.data_vars:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    began = time.monotonic()
+    finished = run(*arguments, "--resume", cwd=tmp_path)
+    assert finished.returncode == 0 and time.monotonic() - began < 60
+    assert not partial.exists()
+
+
+def test_help_is_quick_and_has_examples():
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = run("--help")
+        times.append(time.monotonic() - began)
+    assert done.returncode == 0 and min(times) < 0.5, times
+    for command in ("analyze", "audit", "inspect", "report", "train"):
+        assert command in done.stdout
+        assert f"Example: dar-probe {command}" in run(command, "--help").stdout.replace("\n", " ")
+
+
+def test_version():
+    from dar_probe import __version__
+
+    assert run("--version").stdout.strip() == f"dar-probe {__version__}"

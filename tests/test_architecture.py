@@ -1,0 +1,126 @@
+"""The import contract, one meaning per file, and what must never stand in the code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"dar_probe": "dar_probe", "cli": "dar_probe.cli", "reports": "dar_probe.reports"}
+
+# A module may import only modules of its own or a lower layer.
+LAYERS = [
+    {"dar_probe.errors"},
+    {"dar_probe.schema", "dar_probe.files", "dar_probe.devices", "dar_probe.routing",
+     "dar_probe.objective", "dar_probe.digits"},
+    {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.models",
+     "dar_probe.checkpoints"},
+    {"dar_probe.verdict", "dar_probe.subjects", "dar_probe.train"},
+    {"dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
+    {"dar_probe.probe", "dar_probe.analysis"},
+    {"dar_probe.api"},
+    {"dar_probe.cli"},
+]  # fmt: skip
+
+
+def modules():
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join([package, *(p for p in parts if p != "__init__")]), path
+
+
+def imports(path):
+    """Every module of dar_probe that a file imports at run time, inside functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and getattr(test.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(name):
+    """Index of the layer of the longest listed prefix; None for other packages."""
+    parts = name.split(".")
+    for length in range(len(parts), 1, -1):
+        prefix = ".".join(parts[:length])
+        for index, names in enumerate(LAYERS):
+            if prefix in names:
+                return index
+    return None
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_imports_point_down(name, path):
+    own = layer(name)
+    if own is None:
+        assert name == "dar_probe"  # the lazy face imports nothing but errors on its own
+        return
+    for other in imports(path):
+        found = layer(other)
+        assert found is None or found <= own, f"{name} imports {other}"
+
+
+def test_nnsight_is_imported_in_one_place_only():
+    users = [name for name, path in modules() if any("nnsight" in i for i in imports(path))]
+    assert set(users) <= {"dar_probe.probe.trace"}
+
+
+def python(code, *blocked):
+    prelude = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {blocked!r}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", prelude + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_meaning_and_reports_run_without_torch():
+    code = (
+        "import dar_probe, dar_probe.metrics, dar_probe.verdict, dar_probe.store\n"
+        "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
+        "dar_probe.open_analysis"
+    )
+    done = python(code, "torch", "nnsight")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys\nfrom dar_probe.cli import app\n"
+        "heavy = {'torch', 'matplotlib', 'xarray', 'pandas', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_unsafe_loading_and_no_bare_except():
+    for name, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{name}: bare except"
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load":
+                home = getattr(getattr(node.func, "value", None), "id", "")
+                settings = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                if home == "torch":
+                    assert settings.get("weights_only") is True, name
+                if home == "np":
+                    assert settings.get("allow_pickle", False) is False, name
