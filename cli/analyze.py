@@ -53,7 +53,7 @@ def analyze(
     with sniff.open_file(checkpoint) as file:
         sniff.check(file, checkpoint)  # a file that is refused costs no import of torch
     from dar_probe import api
-    from dar_probe.verdict import parse_rule
+    from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
@@ -73,7 +73,7 @@ def analyze(
             weights=weights,
             out=folder,
             resume=resume,
-            rule=fail_on,
+            fail_on=fail_on,
             on_cells=tell,
         )
     if as_json:

@@ -44,7 +44,7 @@ def audit(
     """
     from dar_probe import api
     from dar_probe.cli import terminal
-    from dar_probe.verdict import parse_rule
+    from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
@@ -57,7 +57,7 @@ def audit(
             noise_levels=noise_levels,
             samples=samples,
             batch_size=batch_size,
-            rule=fail_on,
+            fail_on=fail_on,
             on_cells=tell,
         )
     folder = out or Path("dar-probe-out") / analysis.name

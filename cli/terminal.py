@@ -72,7 +72,7 @@ def show(analysis: "Analysis", folder: Path | None) -> None:
     console.print()
     console.print(_symptoms(analysis))
     for finding in analysis.verdict.findings:
-        if finding.name not in SYMPTOMS:
+        if finding.name not in SYMPTOMS and finding.sentence not in analysis.verdict.sentence:
             console.print(_bullet(finding.sentence, COLOURS.get(finding.status, "cyan")))
     for assumption in manifest["assumptions"]:
         console.print(_bullet(f"Assumed: {assumption}", "dim"))

@@ -8,6 +8,7 @@ from dar_probe.errors import CheckpointError, DarProbeError, ProbeError, UsageEr
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
     from dar_probe.api import analyze, audit, build
+    from dar_probe.verdict import Thresholds
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "DarProbeError",
     "ProbeError",
+    "Thresholds",
     "UsageError",
     "analyze",
     "audit",
@@ -29,6 +31,7 @@ _HOMES = {
     "analyze": "dar_probe.api",
     "audit": "dar_probe.api",
     "build": "dar_probe.api",
+    "Thresholds": "dar_probe.verdict",
 }
 
 

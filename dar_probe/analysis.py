@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from dar_probe import metrics, schema, store, verdict
+from dar_probe import metrics, rule, schema, store, verdict
 from dar_probe.files import write_atomically
 from dar_probe.metrics import Metric
 from dar_probe.output import OutputFolder
-from dar_probe.verdict import Verdict
+from dar_probe.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +22,20 @@ class Analysis:
 
     Attributes:
         dataset: see ``dar_probe.schema`` for every variable.
-        rule: replaces the default judgement where set, e.g. "inflation > 8".
+        thresholds: where a symptom becomes a warning and where it fails.
+        rule: replaces that judgement where set, e.g. "inflation > 8".
     """
 
-    def __init__(self, dataset: xr.Dataset, *, rule: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: xr.Dataset,
+        *,
+        thresholds: Thresholds | None = None,
+        fail_on: str | None = None,
+    ) -> None:
         self.dataset = schema.validate(dataset)
-        self.rule = verdict.parse_rule(rule) if rule is not None else None
+        self.thresholds = thresholds or Thresholds()
+        self.rule = rule.parse_rule(fail_on) if fail_on is not None else None
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -36,9 +44,9 @@ class Analysis:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The judgement, by the default thresholds or by ``rule``."""
-        found = verdict.judge(self.dataset, self.metrics)
-        return verdict.apply_rule(found, self.rule, self.metrics) if self.rule else found
+        """The judgement, by ``thresholds`` or by ``rule``."""
+        found = verdict.judge(self.dataset, self.metrics, self.thresholds)
+        return rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -77,7 +85,8 @@ class Analysis:
         store.write(self.dataset, folder / "analysis.nc")
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         _write_text(folder / "summary.json", text)
-        _write_text(folder / "report.html", page.render(self.dataset, self.metrics, self.verdict))
+        html = page.render(self.dataset, self.metrics, self.verdict, thresholds=self.thresholds)
+        _write_text(folder / "report.html", html)
         figures.write_all(self.dataset, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
@@ -115,14 +124,15 @@ class Plots:
         return figures.heatmap(self._analysis.dataset, variable)
 
 
-def open_analysis(path: str | Path) -> Analysis:
+def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> Analysis:
     """Open an ``analysis.nc``, or the folder that holds it.
 
     Raises:
         CheckpointError: the file is missing, damaged, or no analysis of this version.
     """
     path = Path(path)
-    return Analysis(store.read(path / "analysis.nc" if path.is_dir() else path))
+    ds = store.read(path / "analysis.nc" if path.is_dir() else path)
+    return Analysis(ds, thresholds=thresholds)
 
 
 def _write_text(path: Path, text: str) -> None:

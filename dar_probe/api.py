@@ -60,7 +60,7 @@ def analyze(
     weights: str = "auto",
     out: str | Path | None = None,
     resume: bool = False,
-    rule: str | None = None,
+    fail_on: str | None = None,
     on_cells: OnCells | None = None,
 ) -> Analysis:
     """Analyse a checkpoint: how information travels across its depth at every noise level.
@@ -81,7 +81,7 @@ def analyze(
         weights: "auto" prefers the averaged weights, "ema" or "model" insists.
         out: where to write the files of the analysis; finished parts are kept for ``resume``.
         resume: continue an analysis into ``out`` that was cut off.
-        rule: judgement instead of the default, e.g. "inflation > 8 or redundancy > 0.97".
+        fail_on: judgement instead of the default, e.g. "inflation > 8 or redundancy > 0.97".
         on_cells: told (finished, all) cells of the grid.
 
     Raises:
@@ -93,11 +93,11 @@ def analyze(
     loaded.model.to(find_device(device), find_dtype(dtype))
     task = _plan(loaded, data, noise_levels, samples, batch_size, seed)
     if out is None:
-        return task.measure(rule=rule, on_cells=on_cells)
-    if resume and (finished := _finished(Path(out), task.key, rule)):
+        return task.measure(fail_on=fail_on, on_cells=on_cells)
+    if resume and (finished := _finished(Path(out), task.key, fail_on)):
         return finished
     with OutputFolder(Path(out), key=task.key, resume=resume) as output:
-        analysis = task.measure(shards=output, rule=rule, on_cells=on_cells)
+        analysis = task.measure(shards=output, fail_on=fail_on, on_cells=on_cells)
         output.publish(analysis.write)
     return analysis
 
@@ -110,7 +110,7 @@ def audit(
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
-    rule: str | None = None,
+    fail_on: str | None = None,
     on_cells: OnCells | None = None,
 ) -> Analysis:
     """Audit any module with a pre-norm residual stack for PreNorm dilution.
@@ -123,7 +123,7 @@ def audit(
         noise_levels: 0 = data, 1 = noise; left out: the axis has length one and value 0.
         samples: sample ids are 0..samples - 1.
         batch_size: cells of the grid in one forward.
-        rule: judgement instead of the default.
+        fail_on: judgement instead of the default.
         on_cells: told (finished, all) cells of the grid.
 
     Raises:
@@ -155,7 +155,7 @@ def audit(
             else ["no loss was given: the mean square of the output stands in"],
         ),
     )
-    return task.measure(rule=rule, on_cells=on_cells)
+    return task.measure(fail_on=fail_on, on_cells=on_cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class Task:
         self,
         *,
         shards: OutputFolder | None = None,
-        rule: str | None = None,
+        fail_on: str | None = None,
         on_cells: OnCells | None = None,
     ) -> Analysis:
         """Walk the grid and return the analysis."""
@@ -202,7 +202,7 @@ class Task:
             log_snr=self.log_snr,
             manifest=self.manifest,
         )
-        return Analysis(measured, rule=rule)
+        return Analysis(measured, fail_on=fail_on)
 
 
 def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
@@ -302,11 +302,11 @@ def _manifest(
     }
 
 
-def _finished(out: Path, key: dict[str, Any], rule: str | None) -> Analysis | None:
+def _finished(out: Path, key: dict[str, Any], fail_on: str | None) -> Analysis | None:
     path = out / "analysis.nc"
     if not path.is_file():
         return None
-    analysis = Analysis(store.read(path), rule=rule)
+    analysis = Analysis(store.read(path), fail_on=fail_on)
     same = all(analysis.manifest.get(name) == value for name, value in key.items())
     return analysis if same else None
 

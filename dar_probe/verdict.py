@@ -1,33 +1,19 @@
-"""Metrics -> a verdict in plain sentences: thresholds, findings, and the user's own rule."""
+"""Metrics -> a verdict in plain sentences: thresholds and findings."""
 
-import dataclasses
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import ge, gt, le, lt
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from dar_probe.errors import UsageError
 from dar_probe.metrics import Metric, chance, profile
 from dar_probe.schema import manifest
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
 
 SYMPTOMS = ("inflation", "gradient_decay", "redundancy")
-RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
-OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}
-TOKEN = re.compile(r"\s*([<>]=?|[^\s<>]+)")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-GRAMMAR: tuple[tuple[Callable[[str], bool], str], ...] = (
-    (lambda word: word in RULE_NAMES, "the name of a metric"),
-    (lambda word: word in OPERATORS, "one of > >= < <="),
-    (lambda word: bool(NUMBER.fullmatch(word)) and math.isfinite(float(word)), "a number"),
-    (lambda word: word in ("and", "or", ""), "and, or, or the end"),
-)
 ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
 
 
@@ -70,21 +56,6 @@ class Verdict:
     findings: list[Finding]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """When to fail: any of ``groups`` whose comparisons (name, operator, number) all hold."""
-
-    text: str
-    groups: tuple[tuple[tuple[str, str, float], ...], ...]
-
-    def evaluate(self, metrics: Mapping[str, Metric]) -> bool:
-        """Say whether the rule is met, i.e. the model fails; false where a metric is NaN."""
-        return any(
-            all(OPERATORS[sign](metrics[name].value, number) for name, sign, number in group)
-            for group in self.groups
-        )
-
-
 def judge(
     ds: xr.Dataset, metrics: Mapping[str, Metric], thresholds: Thresholds | None = None
 ) -> Verdict:
@@ -115,40 +86,6 @@ def judge(
         f"(limit {limits.untrained_write_ratio:g}), so no symptom can be judged."
     )
     return Verdict(status="untrained", sentence=sentence, findings=findings)
-
-
-def parse_rule(text: str) -> Rule:
-    """Read ``NAME OP NUMBER`` joined by ``and`` and ``or``; ``and`` binds tighter.
-
-    Raises UsageError naming the first word that does not fit, and the names there are.
-    """
-    words = TOKEN.findall(text)
-    for position, word in enumerate([*words, ""]):
-        fits, expected = GRAMMAR[position % 4]
-        if not fits(word):
-            raise UsageError(
-                f"the rule {text!r} has {repr(word) if word else 'its end'} where {expected} "
-                "should stand",
-                hint=f"write NAME OP NUMBER joined by and/or; names: {', '.join(RULE_NAMES)}",
-            )
-    groups: list[list[tuple[str, str, float]]] = [[]]
-    for start in range(0, len(words), 4):
-        if start and words[start - 1] == "or":
-            groups.append([])
-        groups[-1].append((words[start], words[start + 1], float(words[start + 2])))
-    return Rule(text=" ".join(words), groups=tuple(tuple(group) for group in groups))
-
-
-def apply_rule(verdict: Verdict, rule: Rule, metrics: Mapping[str, Metric]) -> Verdict:
-    """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``."""
-    failed = rule.evaluate(metrics)
-    used = dict.fromkeys(name for group in rule.groups for name, _, _ in group)
-    values = "; ".join(f"{_plain(name)} {_quote(metrics[name])}" for name in used)
-    note = " The model is untrained." if verdict.status == "untrained" else ""
-    sentence = f"{'Meets' if failed else 'Does not meet'} the rule to fail on {rule.text}: {values}"
-    return dataclasses.replace(
-        verdict, status="fail" if failed else "pass", sentence=f"{sentence}.{note}"
-    )
 
 
 def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> dict[str, Any]:
@@ -192,7 +129,7 @@ def _symptom(metric: Metric, limits: Thresholds, untrained: bool) -> Finding:
         status, ending = "warn", f"{near}, {far} the failure limit {fail:g}"
     else:
         status, ending = "pass", f"not above the warning limit {warn:g}"
-    sentence = f"{_plain(metric.name).capitalize()}: {_quote(metric)}, {ending}."
+    sentence = f"{plain(metric.name).capitalize()}: {quote(metric)}, {ending}."
     return Finding(name=metric.name, status=status, sentence=sentence, metric=metric)
 
 
@@ -204,7 +141,7 @@ def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
     entropy = profile(ds, "route_entropy", resamples=1)["value"].values
     used = (offered >= 2) & np.isfinite(entropy)
     sentence = (
-        f"Selectivity is {_quote(metric)} (0: uniform, 1: one source only): an average reader "
+        f"Selectivity is {quote(metric)} (0: uniform, 1: one source only): an average reader "
         f"uses {np.exp(entropy[used]).mean():.1f} of {offered[used].mean():.1f} sources."
     )
     return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
@@ -218,7 +155,7 @@ def _shift(ds: xr.Dataset, metric: Metric, what: str, reason: str) -> Finding:
     level = ds["noise_level"].values
     odds = chance(ds, metric.name)
     sentence = (
-        f"{what} shift by {_quote(metric)} between noise levels {level[0]:.3g} and "
+        f"{what} shift by {quote(metric)} between noise levels {level[0]:.3g} and "
         f"{level[-1]:.3g} (0: none, 1: all), {'more than' if odds < 0.05 else 'which may be'} "
         f"chance (p = {odds:.2g})."
     )
@@ -226,7 +163,7 @@ def _shift(ds: xr.Dataset, metric: Metric, what: str, reason: str) -> Finding:
 
 
 def _unmeasured(metric: Metric, reason: str) -> Finding:
-    sentence = f"{_plain(metric.name).capitalize()} is not measurable: {reason}."
+    sentence = f"{plain(metric.name).capitalize()} is not measurable: {reason}."
     return Finding(name=metric.name, status="not measurable", sentence=sentence, metric=metric)
 
 
@@ -237,7 +174,7 @@ def _measurement(metrics: Mapping[str, Metric]) -> Finding:
         "write_lost": "rounding loses {:.1g} of a write",
     }
     values = {n: metrics[n].value for n in texts if math.isfinite(metrics[n].value)}
-    large = [_plain(n) for n in values if n != "write_lost" and values[n] > ERROR_BAR]
+    large = [plain(n) for n in values if n != "write_lost" and values[n] > ERROR_BAR]
     sentence = f"Error bars, worst case: {', '.join(texts[n].format(values[n]) for n in values)}."
     if large:
         sentence += f" Trust no gate or route: {' and '.join(large)} above {ERROR_BAR:g}."
@@ -250,12 +187,23 @@ def _measurement(metrics: Mapping[str, Metric]) -> Finding:
 def _idle_blocks(ds: xr.Dataset, limits: Thresholds) -> list[Finding]:
     """Name the blocks that hand on what they read; no finding where there are none."""
     cosine = profile(ds, "cosine", resamples=1)["value"].values
-    idle = [f"{block:g}" for block in ds["block"].values[cosine > limits.idle_cosine]]
+    idle = [int(block) for block in ds["block"].values[cosine > limits.idle_cosine]]
     sentence = (
-        f"Idle, at most rescaling what is read: block{'s' * (len(idle) > 1)} {', '.join(idle)} "
+        f"Idle, at most rescaling what is read: block{'s' * (len(idle) > 1)} {_ranges(idle)} "
         f"(cosine with the block before above {limits.idle_cosine:g})."
     )
     return [Finding(name="idle_blocks", status="warn", sentence=sentence)] if idle else []
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write rising numbers as "2, 5-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _conclude(findings: list[Finding], limits: Thresholds) -> Verdict:
@@ -279,12 +227,12 @@ def _conclude(findings: list[Finding], limits: Thresholds) -> Verdict:
 def _part(item: Finding, limits: Thresholds) -> str:
     """Quote one symptom for the verdict's sentence."""
     if item.metric is None or item.status == "not measurable":
-        return f"{_plain(item.name)} is not measurable"
+        return f"{plain(item.name)} is not measurable"
     limit = getattr(limits, f"{item.name}_{'fail' if item.status == 'fail' else 'warn'}")
     if item.status == "warn" and not item.metric.value > limit:
         limit = getattr(limits, f"{item.name}_fail")  # the interval alone reaches it
     state = " is a warning" if item.status == "warn" else ""
-    return f"{_plain(item.name)}{state} ({_quote(item.metric)}, limit {limit:g})"
+    return f"{plain(item.name)}{state} ({quote(item.metric)}, limit {limit:g})"
 
 
 def _no_router(ds: xr.Dataset) -> str:
@@ -296,7 +244,7 @@ def _no_router(ds: xr.Dataset) -> str:
     return "" if (known != 1).any() else "there is no router, all sources are added with weight 1"
 
 
-def _quote(metric: Metric) -> str:
+def quote(metric: Metric) -> str:
     """Write value [low, high] in the metric's own form."""
     if math.isnan(metric.value):
         return "not measurable"
@@ -310,5 +258,6 @@ def _quote(metric: Metric) -> str:
     return f"{kind}{value}{unit} [{spread}]"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Write a metric's name as words."""
     return name.replace("_", " ")

@@ -18,7 +18,7 @@ LAYERS = [
     {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.models",
      "dar_probe.checkpoints"},
     {"dar_probe.verdict", "dar_probe.subjects", "dar_probe.train"},
-    {"dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
+    {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
     {"dar_probe.probe", "dar_probe.analysis"},
     {"dar_probe.api"},
     {"dar_probe.cli"},

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dar_probe import metrics, verdict
+from dar_probe import rule as rules
 from dar_probe.errors import UsageError
 from dar_probe.metrics import DEFINITIONS, Metric
 from dar_probe.verdict import Finding, Thresholds, Verdict
@@ -297,7 +298,7 @@ def known(**values: float) -> dict[str, Metric]:
 )
 def test_rules(text: str, met: bool) -> None:
     given = known(inflation=9, redundancy=0.5, selectivity=0.1, selectivity_shift=0)
-    assert verdict.parse_rule(text).evaluate(given) is met
+    assert rules.parse_rule(text).evaluate(given) is met
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_rules(text: str, met: bool) -> None:
 )
 def test_bad_rules_name_the_word(text: str, word: str) -> None:
     with pytest.raises(UsageError) as caught:
-        verdict.parse_rule(text)
+        rules.parse_rule(text)
     assert f" has {word} where " in str(caught.value)
     assert "inflation, gradient_decay, redundancy, selectivity" in caught.value.hint
     assert caught.value.exit_code == 2
@@ -346,16 +347,16 @@ def test_bad_rules_name_the_word(text: str, word: str) -> None:
 @given(text=st.text(alphabet="<>=. 019eandorinflationredundancy\n()-", max_size=40))
 def test_any_text_is_a_rule_or_a_usage_error(text: str) -> None:
     try:
-        rule = verdict.parse_rule(text)
+        rule = rules.parse_rule(text)
     except UsageError:
         return
-    assert verdict.parse_rule(rule.text) == rule
+    assert rules.parse_rule(rule.text) == rule
 
 
 @given(
     parts=st.lists(
         st.tuples(
-            st.sampled_from(verdict.RULE_NAMES),
+            st.sampled_from(rules.RULE_NAMES),
             st.sampled_from([">", ">=", "<", "<="]),
             st.integers(0, 3),
         ),
@@ -366,30 +367,30 @@ def test_any_text_is_a_rule_or_a_usage_error(text: str) -> None:
 )
 def test_rules_mean_what_python_means(parts, data) -> None:
     joints = data.draw(st.lists(st.sampled_from(["and", "or"]), min_size=6, max_size=6))
-    values = {name: float(data.draw(st.integers(0, 3))) for name in verdict.RULE_NAMES}
+    values = {name: float(data.draw(st.integers(0, 3))) for name in rules.RULE_NAMES}
     texts = [f"{name} {sign} {number}" for name, sign, number in parts]
     text = " ".join(itertools.chain(*zip(texts, joints, strict=False))).rsplit(" ", 1)[0]
     expected = eval(text, {}, values)
-    assert verdict.parse_rule(text).evaluate(known(**values)) is expected
+    assert rules.parse_rule(text).evaluate(known(**values)) is expected
 
 
 def test_a_rule_replaces_the_judgement_and_keeps_the_findings() -> None:
     ds = synthetic.dataset(**(GOOD | {"cosine": 0.98}))
     given = metrics.compute(ds, resamples=50)
     first = verdict.judge(ds, given)
-    passed = verdict.apply_rule(first, verdict.parse_rule("inflation > 8"), given)
+    passed = rules.apply_rule(first, rules.parse_rule("inflation > 8"), given)
     assert (first.status, passed.status) == ("fail", "pass")
     assert passed.findings == first.findings
     assert "Does not meet the rule to fail on inflation > 8: inflation 1.5" in passed.sentence
-    failed = verdict.apply_rule(first, verdict.parse_rule("redundancy > 0.97"), given)
+    failed = rules.apply_rule(first, rules.parse_rule("redundancy > 0.97"), given)
     assert failed.status == "fail" and "redundancy cosine 0.98" in failed.sentence
 
 
 def test_a_rule_on_what_is_not_measurable_says_so() -> None:
     ds = synthetic.dataset(blocks=1)
     given = metrics.compute(ds, resamples=50)
-    result = verdict.apply_rule(
-        verdict.judge(ds, given), verdict.parse_rule("inflation > 8 or inflation < 8"), given
+    result = rules.apply_rule(
+        verdict.judge(ds, given), rules.parse_rule("inflation > 8 or inflation < 8"), given
     )
     assert result.status == "pass" and "inflation not measurable" in result.sentence
 
@@ -397,8 +398,8 @@ def test_a_rule_on_what_is_not_measurable_says_so() -> None:
 def test_a_rule_on_an_untrained_model_says_so() -> None:
     ds = untrained()
     given = metrics.compute(ds, resamples=50)
-    result = verdict.apply_rule(
-        verdict.judge(ds, given), verdict.parse_rule("redundancy > 0.97"), given
+    result = rules.apply_rule(
+        verdict.judge(ds, given), rules.parse_rule("redundancy > 0.97"), given
     )
     assert result.status == "fail" and result.sentence.endswith("The model is untrained.")
 

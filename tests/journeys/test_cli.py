@@ -108,7 +108,8 @@ def test_report_renders_again_without_torch(analysed, tmp_path):
         "        if name.partition('.')[0] == 'torch':\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        f"sys.argv = ['dar-probe', 'report', {str(folder)!r}, '--out', {str(tmp_path / 'again')!r}]\n"
+        f"sys.argv = ['dar-probe', 'report', {str(folder)!r}]\n"
+        f"sys.argv += ['--out', {str(tmp_path / 'again')!r}]\n"
         "from dar_probe.cli import main\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
