@@ -1,0 +1,60 @@
+"""The README's own words: its Python runs, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    monkeypatch.chdir(tmp_path)
+    scope = {"__name__": "readme"}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), scope)  # noqa: S102
+    assert scope["out"].shape == (2, 16, 32)
+    assert scope["audit"].dataset.sizes["block"] == 7
+    assert scope["again"].metrics == scope["analysis"].metrics
+
+
+def test_dar_fits_fifteen_lines_of_somebody_elses_loop():
+    (code,) = (block for block in blocks("python") if "class MyTransformer" in block)
+    body = code[code.index("class ") : code.index("out = ")].strip()
+    assert len(body.splitlines()) <= 15
+
+
+def test_links_and_files_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^dar-probe (\w+)", "\n".join(blocks("bash")), re.M)
+)
+def test_commands_exist(command):
+    from dar_probe.cli import app
+
+    assert command in {c.name for c in app.registered_commands}
+
+
+def test_thresholds_are_those_of_the_code():
+    from dar_probe.verdict import Thresholds
+
+    limits = Thresholds()
+    for row, name in (
+        ("inflation", "inflation"), ("gradient decay", "gradient_decay"), ("redundancy", "redundancy"),
+    ):  # fmt: skip
+        (found,) = re.findall(
+            rf"^\| {row} \| [^|]+ \| above ([\d.]+) \| above ([\d.]+) \|", README, re.M
+        )
+        assert tuple(map(float, found)) == (
+            getattr(limits, f"{name}_warn"), getattr(limits, f"{name}_fail"),
+        )  # fmt: skip
