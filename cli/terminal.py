@@ -50,7 +50,7 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
     task = bar.add_task(what, total=None, note="")
 
     def tell(done: int, total: int, note: str = "") -> None:
-        bar.update(task, completed=done, total=total, note=note)
+        bar.update(task, completed=done, total=total, note=note if done < total else "writing")
 
     with bar:
         yield tell

@@ -74,7 +74,7 @@ class Analysis:
         Raises:
             UsageError: the folder holds something else or cannot be written.
         """
-        with OutputFolder(Path(folder), key={}) as output:
+        with OutputFolder(Path(folder)) as output:
             output.publish(self.write)
         return Path(folder)
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,34 +29,30 @@ class OutputFolder:
 
     Args:
         path: the analysis folder; missing, empty, or holding an earlier analysis alone.
-        key: what the numbers depend on; shards of another key are not continued.
+        key: what the numbers depend on; shards of another key are not continued. None where
+            there are no shards, so that an unfinished analysis of the folder stays what it is.
         resume: keep shards that are there.
 
     Raises:
         UsageError: the folder holds something else, is in use, or cannot be written.
     """
 
-    def __init__(self, path: Path, *, key: dict[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, key: dict[str, Any] | None = None, resume: bool = False
+    ) -> None:
         self.path = path.absolute()
-        self.work = self.path.with_name(f".{self.path.name}.partial")
+        kind = "saving" if key is None else "partial"
+        self.work = self.path.with_name(f".{self.path.name}.{kind}")
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.resume = resume
-        self._lock: int | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
         check_target(self.path)
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.work, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{str(self.path)!r} is being written by another process",
-                hint="wait for it, or choose another --out",
-            ) from error
-        except OSError as error:
-            raise UsageError(f"{str(self.path)!r} cannot be written: {error.strerror}") from error
-        self._begin()
+        with ExitStack() as stack:
+            self._lock(stack)
+            self._begin()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -64,8 +61,7 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        self._held.close()
 
     def load(self, index: int) -> dict[str, np.ndarray] | None:
         """Return the arrays of shard ``index``, None where it is not there.
@@ -77,7 +73,7 @@ class OutputFolder:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return dict(archive)
         except Exception as error:  # numpy and zipfile have no common error for damage
             raise UsageError(
@@ -105,6 +101,23 @@ class OutputFolder:
         else:
             fresh.rename(self.path)
         shutil.rmtree(self.work)
+
+    def _lock(self, stack: ExitStack) -> None:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.work, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{str(self.path)!r} is being written by another process",
+                hint="wait for it, or choose another --out",
+            ) from error
+        except OSError as error:
+            raise UsageError(
+                f"{str(self.path)!r} cannot be written: {error.strerror}",
+                hint="choose another folder with --out",
+            ) from error
 
     def _begin(self) -> None:
         marker = self.work / "key"
