@@ -40,7 +40,7 @@ class OutputFolder:
     def __init__(
         self, path: Path, *, key: dict[str, Any] | None = None, resume: bool = False
     ) -> None:
-        self.path = path.absolute()
+        self.path = Path(os.path.abspath(path))
         kind = "saving" if key is None else "partial"
         self.work = self.path.with_name(f".{self.path.name}.{kind}")
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

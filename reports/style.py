@@ -78,6 +78,7 @@ HEATMAPS = (
     "cosine_centred",
     "write_rms",
     "write_ratio",
+    "write_lost",
     "route_entropy",
 )
 NOISE = "noise level (0 = data, 1 = noise)"
@@ -120,7 +121,7 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
-    if -4 <= exponent < 6:
+    if -3 <= exponent < 6:
         return f"{value:.{max(0, digits - 1 - exponent)}f}"
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(power)}"

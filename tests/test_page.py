@@ -18,7 +18,8 @@ from plotly.offline import get_plotlyjs
 from dar_probe import metrics, schema
 from dar_probe.errors import CheckpointError
 from dar_probe.reports import page
-from dar_probe.verdict import Thresholds, apply_rule, judge, parse_rule
+from dar_probe.rule import apply_rule, parse_rule
+from dar_probe.verdict import Thresholds, judge
 from tests.synthetic import dataset
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
