@@ -68,6 +68,7 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
         "sources",
         "heatmap_rms",
         "heatmap_write_ratio",
+        "heatmap_write_lost",
     ]
     assert [path.name for path in paths] == [
         f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")
