@@ -1,4 +1,4 @@
-"""One thread: the models are tiny, and threads that wait for each other cost more than they give."""
+"""One thread: the models are tiny, and threads waiting for each other cost more than they save."""
 
 import os
 
