@@ -59,6 +59,23 @@ def batch(ids, level):
     return (torch.stack(rows),), {}
 
 
+def test_branches_behind_one_norm_are_parallel():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.attention, self.mlp = nn.LayerNorm(16), Branch(16), Branch(16)
+
+        def forward(self, x):
+            h = self.norm(x)
+            return x + self.attention(h) + self.mlp(h)
+
+    model = Stack(depth=3)
+    model.blocks = nn.ModuleList(Parallel() for _ in range(3))
+    with untouched(model):
+        subject = discover.discover(model, *batch(torch.tensor([0]), None))
+    assert [r.kind for r in subject.readers] == ["parallel"] * 3 + ["head"]
+
+
 def test_readers_are_the_norms_that_read_the_stream():
     model = Stack()
     with untouched(model):

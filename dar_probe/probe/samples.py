@@ -69,8 +69,8 @@ def own(loaded: Loaded, count: int, shape: tuple[int, int, int], *, seed: int) -
         _store(path, latents)
     return Data(
         name=OWN,
-        description=f"{count} sample{'s' * (count > 1)} drawn from the model itself ({STEPS} Euler steps, "
-        "labels in turn)",
+        description=f"{count} sample{'s' * (count > 1)} drawn from the model itself "
+        f"({STEPS} Euler steps, labels in turn)",
         latents=latents,
         labels=labels,
         ids=torch.arange(count),

@@ -197,6 +197,9 @@ def _subject(model: nn.Module, readers: list[Read], blocks: list[nn.Module]) -> 
 
 def _kind(called: list[str]) -> str:
     text = " ".join(called)
-    if "attn" in text or "attention" in text:
+    attention = "attn" in text or "attention" in text
+    if attention and ("mlp" in text or "feed" in text):
+        return "parallel"  # both branches behind one norm
+    if attention:
         return "cross_attention" if "cross" in text else "attention"
     return "mlp"
