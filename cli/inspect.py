@@ -59,10 +59,19 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if not routed and name in ("query", "chunk_size", "routing_parameters"):
             continue
-        shown = f"{value:,}" if name in ("bytes", "parameters", "routing_parameters") else value
-        shown = {True: "yes", False: "no", (): "none"}.get(shown, shown)
-        table.add_row(Text(name.replace("_", " "), style="dim"), Text(printable(str(shown))))
+        shown = Text(printable(_words(name, value)), overflow="fold")
+        table.add_row(Text(name.replace("_", " "), style="dim"), shown)
     console = Console(highlight=False)
     console.print(table)
     for assumption in assumptions:
         console.print(Text(f"Assumed: {printable(assumption)}"))
+
+
+def _words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("bytes", "parameters", "routing_parameters"):
+        return f"{value:,}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -126,6 +126,8 @@ def test_inspect(checkpoint):
     assert facts["routing_parameters"] == 7 * 2 * 16
     shown = run("inspect", checkpoint)
     assert shown.returncode == 0 and max(map(len, shown.stdout.splitlines())) <= 80
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert {"in channels 1", "learn sigma no", "null class yes", "projectors none"} <= set(lines)
 
 
 def test_train_analyze_resume(tmp_path):
