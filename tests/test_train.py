@@ -13,7 +13,7 @@ import torch
 
 from dar_probe.checkpoints.family import identify
 from dar_probe.checkpoints.reader import read
-from dar_probe.errors import ProbeError, UsageError
+from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, from_toml
@@ -103,13 +103,38 @@ def test_another_run_is_not_overwritten(tmp_path):
     train(SMALL, tmp_path / "run")
     with pytest.raises(UsageError, match="not empty"):
         train(SMALL, tmp_path / "run")
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match="lr is 0.001 there and 0.0005 here"):
         train(replace(SMALL, lr=5e-4), tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="steps is 6 there and 4 here"):
+        train(replace(SMALL, steps=4), tmp_path / "run", resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
         train(SMALL, tmp_path / "mine", resume=True)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_run_can_be_extended(tmp_path):
+    whole = load(train(replace(SMALL, steps=10), tmp_path / "whole"))
+    train(SMALL, tmp_path / "run")
+    longer = load(train(replace(SMALL, steps=10), tmp_path / "run", resume=True))
+    assert same(longer, whole)
+
+
+@pytest.mark.parametrize("left", [[], ["metrics.csv"], ["checkpoints/.step-0000002.pt.7.tmp"]])
+def test_what_a_kill_before_the_first_checkpoint_leaves_is_no_obstacle(tmp_path, left):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "run" / name).write_text("half")
+    path = train(SMALL, tmp_path / "run", resume=True)
+    assert sorted(p.name for p in path.parent.iterdir())[0] == "step-0000002.pt"
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    path = train(SMALL, tmp_path / "run")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="step-0000006.pt"):
+        train(SMALL, tmp_path / "run", resume=True)
 
 
 def test_finished_run_returns_at_once(tmp_path):

@@ -118,30 +118,49 @@ class Run:
 
     def restore(self) -> int:
         """Continue from the newest checkpoint, or begin where there is none."""
+        for partial in (self.out / "checkpoints").glob(".*.tmp"):
+            partial.unlink()  # a run was killed while it wrote
         found = sorted((self.out / "checkpoints").glob("step-*.pt"))
         if not found:
-            leftovers = {p.name for p in self.out.iterdir()} if self.out.is_dir() else set()
-            if leftovers <= {"checkpoints", "metrics.csv"}:
-                self.metrics.unlink(missing_ok=True)
-                for partial in (self.out / "checkpoints").glob("*"):
-                    partial.unlink()
-                if self.out.is_dir():
-                    (self.out / "checkpoints").rmdir() if leftovers & {"checkpoints"} else None
+            self._clear()
             return self.start()
-        state = torch.load(found[-1], map_location="cpu", weights_only=True)
-        if state["args"] != self.args():
-            raise UsageError(
-                f"{str(self.out)!r} holds a run with other settings",
-                hint="resume with the settings it was started with, or choose another --out",
-            )
+        try:
+            state = torch.load(found[-1], map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has no common error for damaged files
+            raise CheckpointError(
+                f"{str(found[-1])!r} cannot be read",
+                hint="remove it to continue from the checkpoint before",
+            ) from error
+        self._check_settings(state["args"], state["step"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["opt"])
         step: int = state["step"]
         if not self.metrics.is_file():
-            raise CheckpointError(f"{self.metrics} is missing, the run cannot be continued")
+            raise CheckpointError(f"{str(self.metrics)!r} is missing, the run cannot be continued")
         self._truncate_metrics(step)
         return step
+
+    def _check_settings(self, stored: dict[str, Any], step: int) -> None:
+        """Refuse a run with other settings; more steps than it was started with are welcome."""
+        then, now = stored["train"], self.config.to_dict()
+        other = [name for name in now if name != "steps" and then.get(name) != now[name]]
+        if self.config.steps < step:
+            other.append("steps")
+        if other:
+            name = other[0]
+            raise UsageError(
+                f"{str(self.out)!r} holds a run with other settings: {name} is {then.get(name)!r} "
+                f"there and {now[name]!r} here",
+                hint="resume with the settings it was started with, or choose another --out",
+            )
+
+    def _clear(self) -> None:
+        """Remove what a run that was killed before its first checkpoint left."""
+        entries = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        if entries and entries <= {"checkpoints", "metrics.csv"}:
+            self.metrics.unlink(missing_ok=True)
+            (self.out / "checkpoints").rmdir()
 
     def step(self, step: int) -> float:
         """Do optimiser step ``step`` and return its loss."""
