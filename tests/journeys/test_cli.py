@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -336,6 +337,20 @@ def test_killed_analysis_is_resumed(tmp_path, checkpoint):
     finished = run(*arguments, "--resume", cwd=tmp_path)
     assert finished.returncode == 0 and time.monotonic() - began < 60
     assert not partial.exists()
+
+
+def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dar_probe.cli", "analyze", str(checkpoint), "--samples", "200",
+         "--noise-levels", "20", "--batch-size", "4", "--out", "out"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while len(list((tmp_path / ".out.partial").glob("*.npz"))) < 3:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate()
+    assert child.returncode == 130 and "--resume" in stderr and "Traceback" not in stderr
+    assert [p.name for p in tmp_path.iterdir()] == [".out.partial"]
 
 
 def test_help_is_quick_and_has_examples():
