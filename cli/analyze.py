@@ -1,6 +1,5 @@
 """``dar-probe analyze``: a checkpoint to a dataset, a verdict, figures and a page."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -76,11 +75,6 @@ def analyze(
             fail_on=fail_on,
             on_cells=tell,
         )
-    if as_json:
-        import json
-
-        sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
-    else:
-        terminal.show(analysis, folder)
+    terminal.show(analysis, folder, as_json=as_json)
     if fail_on is not None and analysis.verdict.status == "fail":
         raise typer.Exit(1)

@@ -1,7 +1,6 @@
 """``dar-probe audit``: judge any module with a pre-norm residual stack."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,10 +61,7 @@ def audit(
         )
     folder = out or Path("dar-probe-out") / analysis.name
     analysis.save(folder)
-    if as_json:
-        sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
-    else:
-        terminal.show(analysis, folder)
+    terminal.show(analysis, folder, as_json=as_json)
     if analysis.verdict.status == "fail":
         raise typer.Exit(1)
 

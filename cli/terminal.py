@@ -1,5 +1,6 @@
 """What a terminal shows: progress on stderr, and a summary that reads well in 80 columns."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,8 +57,14 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
         yield tell
 
 
-def show(analysis: "Analysis", folder: Path | None) -> None:
-    """Print warnings, the verdict, the symptoms over depth, assumptions and where files are."""
+def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
+    """Print warnings, the verdict, the symptoms over depth, assumptions and where files are.
+
+    With ``as_json`` print what summary.json holds, and nothing else.
+    """
+    if as_json:
+        sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
+        return
     console = Console(highlight=False, soft_wrap=False)
     manifest = analysis.manifest
     for warning in manifest["warnings"]:
@@ -76,10 +83,9 @@ def show(analysis: "Analysis", folder: Path | None) -> None:
             console.print(_bullet(finding.sentence, COLOURS.get(finding.status, "cyan")))
     for assumption in manifest["assumptions"]:
         console.print(_bullet(f"Assumed: {assumption}", "dim"))
-    if folder is not None:
-        console.print()
-        console.print(Text(f"Report   {printable(str(folder / 'report.html'))}", overflow="fold"))
-        console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
+    console.print()
+    console.print(Text(f"Report   {printable(str(folder / 'report.html'))}", overflow="fold"))
+    console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
 
 
 def say(message: str) -> None:

@@ -99,7 +99,7 @@ def test_states_writes_and_routes_equal_their_definitions(options):
             centred = (earlier - earlier.mean(1, keepdims=True), z - z.mean(1, keepdims=True))
             close(found["cosine_centred"][:, k], token_cosine(*centred))
     assert found["cosine"][:, 0].isnan().all()
-    for l in range(1, 2 * depth + 1):  # noqa: E741
+    for l in range(1, 2 * depth + 1):
         size = np.sqrt((writes[l] ** 2).mean((1, 2)))
         close(found["write_rms"][:, l - 1], size)
         close(found["write_ratio"][:, l - 1], size / np.sqrt((reads[l - 1] ** 2).mean((1, 2))))

@@ -117,10 +117,10 @@ def test_a_scheme_is_one_class():
         def open(self, v_0, t_emb=None):
             return [v_0]
 
-        def read(self, state, l):  # noqa: E741
+        def read(self, state, l):
             return self.readers[l - 1](state[0])
 
-        def write(self, state, l, v_l):  # noqa: E741
+        def write(self, state, l, v_l):
             state[0] = state[0] + 0.5 * v_l
 
         def routes(self, state):

@@ -161,7 +161,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)  # (N, 1, D) each
         )
-        l = 2 * self.index + 1  # noqa: E741 - the paper's index
+        l = 2 * self.index + 1
         h = stream.read(state, l)
         stream.write(state, l, gate1 * self.attn(modulate(self.norm1(h), shift1, scale1)))
         h = stream.read(state, l + 1)

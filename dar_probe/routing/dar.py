@@ -74,7 +74,7 @@ class DAR(Stream):
         self._append(state, self.writers[0](v_0))
         return state
 
-    def read(self, state: DARState, l: int) -> Tensor:  # noqa: E741
+    def read(self, state: DARState, l: int) -> Tensor:
         offered = self.offered(l)
         query_input = {"static": None, "static+t": state.t_emb, "dynamic": state.sources[l - 1]}
         h, weights = self.readers[l - 1](
@@ -85,10 +85,10 @@ class DAR(Stream):
         state.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
-    def write(self, state: DARState, l: int, v_l: Tensor) -> None:  # noqa: E741
+    def write(self, state: DARState, l: int, v_l: Tensor) -> None:
         self._append(state, self.writers[l](v_l))
 
-    def offered(self, l: int) -> tuple[int, ...]:  # noqa: E741
+    def offered(self, l: int) -> tuple[int, ...]:
         """Summaries c_0..c_(n-1) of the finished chunks, then the own chunk's outputs so far.
 
         The head reads the last chunk's outputs one by one, not its summary.

@@ -23,12 +23,12 @@ class Residual(Stream):
     def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> ResidualState:
         return ResidualState(x=self.writers[0](v_0))
 
-    def read(self, state: ResidualState, l: int) -> Tensor:  # noqa: E741
+    def read(self, state: ResidualState, l: int) -> Tensor:
         h: Tensor = self.readers[l - 1](state.x)
         return h
 
-    def write(self, state: ResidualState, l: int, v_l: Tensor) -> None:  # noqa: E741
+    def write(self, state: ResidualState, l: int, v_l: Tensor) -> None:
         state.x = state.x + self.writers[l](v_l)
 
     def routes(self, state: ResidualState) -> list[Tensor]:
-        return [state.x.new_ones(l) for l in range(1, len(self.layout) + 2)]  # noqa: E741
+        return [state.x.new_ones(l) for l in range(1, len(self.layout) + 2)]

@@ -61,15 +61,15 @@ class Stream(nn.Module):
         """Start one forward from the embedding ``v_0`` (N, T, D) and ``t_emb`` (N, D)."""
         raise NotImplementedError
 
-    def read(self, state: Any, l: int) -> Tensor:  # noqa: E741 - the paper's index
+    def read(self, state: Any, l: int) -> Tensor:
         """Return h_l (N, T, D) for l = 1..L+1; once each, in order."""
         raise NotImplementedError
 
-    def write(self, state: Any, l: int, v_l: Tensor) -> None:  # noqa: E741
+    def write(self, state: Any, l: int, v_l: Tensor) -> None:
         """Hand on the output v_l (N, T, D) of sublayer l, its gate multiplied in."""
         raise NotImplementedError
 
-    def offered(self, l: int) -> tuple[int, ...]:  # noqa: E741
+    def offered(self, l: int) -> tuple[int, ...]:
         """Return the ids of the sources that reader l may use, in the order of its routes."""
         return tuple(range(l))
 
