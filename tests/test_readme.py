@@ -18,7 +18,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = {"__name__": "readme"}
     for code in blocks("python"):
-        exec(compile(code, "README.md", "exec"), scope)  # noqa: S102
+        exec(compile(code, "README.md", "exec"), scope)
     assert scope["out"].shape == (2, 16, 32)
     assert scope["audit"].dataset.sizes["block"] == 7
     assert scope["again"].verdict.sentence == scope["analysis"].verdict.sentence
