@@ -59,6 +59,14 @@ def batch(ids, level):
     return (torch.stack(rows),), {}
 
 
+def test_a_norm_that_two_branches_share_is_refused():
+    model = Stack()
+    for block in model.blocks:
+        block.norm2 = block.norm1
+    with pytest.raises(dp.ProbeError, match="several times"):
+        dp.audit(model, batch=batch, samples=2)
+
+
 def test_branches_behind_one_norm_are_parallel():
     class Parallel(nn.Module):
         def __init__(self):

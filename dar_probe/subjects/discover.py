@@ -59,6 +59,12 @@ def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             hint="the probe needs blocks of x = x + f(norm(x)) in a ModuleList, "
             "and a norm before the head",
         )
+    modules = [read.module for read in readers]
+    if len(set(modules)) < len(modules):
+        raise ProbeError(
+            "one norm module reads the stream several times in one forward",
+            hint="give each branch a norm of its own; they may share their weights",
+        )
     for block in range(1, len(blocks) + 1):
         if block not in {read.block for read in readers}:
             raise ProbeError(f"block {block} of the stack never reads the stream by a norm")
