@@ -1,7 +1,10 @@
 """Streams: DAR against its formula, chunking, memory, and the protocol."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dar_probe.errors import UsageError
 from dar_probe.routing import SCHEMES, Layout, Stream, make, register
@@ -151,3 +154,30 @@ def test_two_forwards_in_flight():
             block(stream, state, c)
     for state, expected in zip(states, alone, strict=True):
         assert torch.equal(stream.read(state, 5), expected)
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
+def test_checkpointed_branches_give_the_same_gradients(options):
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    t, y = torch.rand(2, dtype=torch.float64), torch.tensor([3, 4])
+    grads = []
+    for checkpointed in (False, True):
+        model = tiny.model(**options)
+        for branch in (b for block in model.blocks for b in (block.attn, block.mlp)):
+            if checkpointed:
+                branch.forward = partial(checkpoint, branch.forward, use_reentrant=False)
+        model(x, t, y).square().sum().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 0
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
+def test_a_block_that_runs_again_is_an_error_not_a_wrong_gradient(options):
+    model = tiny.model(**options)
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    out = model(x, torch.rand(2, dtype=torch.float64), torch.tensor([3, 4]))
+    with pytest.raises(UsageError, match="out of turn"):
+        out.square().sum().backward()

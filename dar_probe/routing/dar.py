@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.routing.stream import Layout, Stream, register
+from dar_probe.routing.stream import Layout, Stream, check_turn, register
 
 Query = Literal["static", "static+t", "dynamic"]
 QUERIES: tuple[Query, ...] = ("static", "static+t", "dynamic")
@@ -75,6 +75,7 @@ class DAR(Stream):
         return state
 
     def read(self, state: DARState, l: int) -> Tensor:
+        check_turn(l, len(state.weights))
         offered = self.offered(l)
         query_input = {"static": None, "static+t": state.t_emb, "dynamic": state.sources[l - 1]}
         h, weights = self.readers[l - 1](

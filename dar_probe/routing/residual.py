@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dar_probe.routing.stream import Stream, register
+from dar_probe.routing.stream import Stream, check_turn, register
 
 
 @dataclass
 class ResidualState:
-    """The running sum x (N, T, D)."""
+    """The running sum x (N, T, D) and the number of reads so far."""
 
     x: Tensor
+    reads: int = 0
 
 
 @register("residual")
@@ -24,6 +25,8 @@ class Residual(Stream):
         return ResidualState(x=self.writers[0](v_0))
 
     def read(self, state: ResidualState, l: int) -> Tensor:
+        check_turn(l, state.reads)
+        state.reads += 1
         h: Tensor = self.readers[l - 1](state.x)
         return h
 

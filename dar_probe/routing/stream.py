@@ -81,6 +81,22 @@ class Stream(nn.Module):
         raise NotImplementedError
 
 
+def check_turn(reader: int, reads: int) -> None:
+    """Make sure that ``reader`` is the next one after ``reads`` reads.
+
+    A block that is run again for its backward (activation checkpointing) would read a stream
+    that has moved on, and give wrong gradients without a word.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if reader != reads + 1:
+        raise UsageError(
+            f"reader {reader} reads the stream out of turn, expected reader {reads + 1}",
+            hint="checkpoint the branches (attention, MLP), not whole blocks",
+        )
+
+
 SCHEMES: dict[str, Callable[..., Stream]] = {}
 
 
