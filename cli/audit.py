@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,15 +79,19 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
             f"{factory!r} is no package.module:callable", hint="e.g. mymodels.vit:small"
         )
     sys.path.insert(0, "")
+    what = "cannot be imported"
     try:
-        call = getattr(importlib.import_module(home), name)
-    except (ImportError, AttributeError) as error:
+        with redirect_stdout(sys.stderr):  # what a factory prints is no part of --json
+            call = getattr(importlib.import_module(home), name)
+            what = "failed"
+            made = call() if callable(call) and not isinstance(call, nn.Module) else call
+    except Exception as error:  # somebody else's code fails in any way it likes
         raise UsageError(
-            f"{factory!r} cannot be imported: {error}",
-            hint="the current directory is on the import path",
+            f"{factory!r} {what}: {type(error).__name__}: {error}",
+            hint="the current directory is on the import path; the callable takes no arguments",
         ) from error
-    made = call() if callable(call) and not isinstance(call, nn.Module) else call
-    module, batch, loss = (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
+    parts = made if isinstance(made, tuple) else (made,)
+    module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):
         raise UsageError(f"{factory!r} gave a {type(module).__name__}, not a torch module")
     if batch is None:

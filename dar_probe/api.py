@@ -134,8 +134,7 @@ def audit(
         raise UsageError("samples and batch_size must be at least 1")
     levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     with untouched(module):
-        first = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(levels[:1]))
-        subject = subjects.find(module, *first)
+        subject = subjects.find(module, *_first_inputs(module, batch, levels[:1]))
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     task = Task(
@@ -211,6 +210,30 @@ def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
         tensors = output.values() if isinstance(output, dict) else output
         output = next(value for value in tensors if isinstance(value, Tensor))
     return output.float().square().flatten(1).mean(1)  # type: ignore[no-any-return]
+
+
+def _first_inputs(
+    module: nn.Module, batch: Batch, level: np.ndarray
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of sample 0, on which the module is known to run."""
+    if next(module.parameters(), None) is None:
+        raise UsageError("the module has no parameters")
+    made = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(level))
+    kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
+    if kinds != (tuple, dict):
+        raise UsageError(
+            f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
+            hint="return (x,), {} for a module that is called as module(x)",
+        )
+    try:
+        with torch.no_grad():
+            module(*made[0], **made[1])
+    except Exception as error:  # somebody else's code fails in any way it likes
+        raise UsageError(
+            f"the module does not run on its inputs: {type(error).__name__}: {error}",
+            hint="check the batch function or --input",
+        ) from error
+    return made
 
 
 def _plan(

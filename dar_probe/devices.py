@@ -17,7 +17,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # a meta device computes nothing
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"the device {name!r} is not available here") from error
     return device

@@ -191,6 +191,14 @@ NUMBER_COORDS = {
     "reader_block": "reader",
     "source_block": "source",
 }
+MANIFEST: dict[str, type] = {
+    "versions": dict,
+    "model": dict,
+    "data": dict,
+    "config": dict,
+    "assumptions": list,
+    "warnings": list,
+}
 COORD_TEXT = {
     "noise_level": "noise level s: 0 = data, 1 = pure noise",
     "timestep": "the model's own clock at this noise level; NaN where it has none",
@@ -238,6 +246,9 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError("the dataset's manifest is not a JSON object")
+    for name, kind in MANIFEST.items():
+        if not isinstance(value.get(name), kind):
+            raise CheckpointError(f"the dataset's manifest has no sound entry {name!r}")
     return value
 
 

@@ -177,7 +177,7 @@ def _measurement(metrics: Mapping[str, Metric]) -> Finding:
     large = [plain(n) for n in values if n != "write_lost" and values[n] > ERROR_BAR]
     sentence = f"Error bars, worst case: {', '.join(texts[n].format(values[n]) for n in values)}."
     if large:
-        sentence += f" Trust no gate or route: {' and '.join(large)} above {ERROR_BAR:g}."
+        sentence += f" Trust no gradient, gate or route: {' and '.join(large)} above {ERROR_BAR:g}."
     if not values:
         sentence = "No error bar is measurable for this model."
     status: Status = "warn" if large else "pass" if values else "not measurable"

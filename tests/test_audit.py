@@ -228,3 +228,151 @@ def test_fresh_adaln_zero_model_is_untrained():
 def test_loss_of_the_wrong_shape():
     with pytest.raises(dp.ProbeError, match="shape"):
         dp.audit(Stack(), batch=batch, loss=lambda out, ids, level: out.sum(), samples=2)
+
+
+class Between(Stack):
+    """Something else than the sublayers adds to the stream."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.extra = how, nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = start = early = self.embed(x)
+        for k, block in enumerate(self.blocks):
+            if self.how == "embedding":
+                x = x + start
+            elif self.how == "time":
+                x = x + self.extra.weight[0]
+            elif self.how == "skip" and k == 3:
+                x = x + early
+            elif self.how == "linear skip" and k == 3:
+                x = x + self.extra(early)
+            x = block(x)
+            if k == 1:
+                early = x
+        if self.how == "after":
+            x = x + self.extra.weight[0]
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize("how", ["embedding", "time", "skip", "linear skip", "after"])
+def test_what_is_added_between_blocks_is_no_sublayers_write(how):
+    assert dp.audit(Between("not at all"), batch=batch, samples=2)
+    with pytest.raises(dp.ProbeError, match=r"added to the stream|never reads|no pre-norm stack"):
+        dp.audit(Between(how), batch=batch, samples=2)
+
+
+class TwoNorms(nn.Module):
+    """Parallel branches, each behind a norm of its own (GPT-NeoX)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(16), Branch(16)
+        self.norm2, self.mlp = nn.LayerNorm(16), Branch(16)
+
+    def forward(self, x):
+        return x + self.attention(self.norm1(x)) + self.mlp(self.norm2(x))
+
+
+def test_parallel_branches_with_norms_of_their_own_are_refused():
+    model = Stack()
+    model.blocks = nn.ModuleList(TwoNorms() for _ in range(3))
+    with pytest.raises(dp.ProbeError, match="two norms read the same state"):
+        dp.audit(model, batch=batch, samples=2)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 8])
+def test_sequence_first_streams_are_refused(samples):
+    class SequenceFirst(Stack):
+        def forward(self, x):
+            return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+    with pytest.raises(dp.ProbeError, match="first axis"):
+        dp.audit(SequenceFirst(), batch=batch, samples=samples)
+
+
+def test_a_second_kind_of_block_on_the_stream_is_refused():
+    class Double(Stack):
+        def __init__(self):
+            super().__init__()
+            self.single = nn.ModuleList(TwoNorms() for _ in range(2))
+
+        def forward(self, x):
+            x = self.embed(x)
+            for block in [*self.blocks, *self.single]:
+                x = block(x)
+            return self.head(self.norm(x))
+
+    with pytest.raises(dp.ProbeError, match="goes on after"):
+        dp.audit(Double(), batch=batch, samples=2)
+
+
+def test_norms_inside_the_branches_have_their_own_names_and_kinds():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.proj = nn.LayerNorm(16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.proj(self.norm(x))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.mlp = Inside(), Inside()
+
+        def forward(self, x):
+            x = x + self.attn(x)
+            return x + self.mlp(x)
+
+    model = Stack()
+    model.blocks = nn.ModuleList(Outer() for _ in range(3))
+    ds = dp.audit(model, batch=batch, samples=2).dataset
+    assert ds["reader_kind"].values.tolist() == ["attention", "mlp"] * 3 + ["head"]
+    assert ds["reader_name"].values.tolist()[:2] == ["block 1 attn.norm", "block 1 mlp.norm"]
+
+
+def test_blocks_that_are_lists_of_modules_are_refused():
+    class Lists(Stack):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleList([TwoNorms(), TwoNorms()]) for _ in range(3))
+
+        def forward(self, x):
+            x = self.embed(x)
+            for first, second in self.blocks:
+                x = second(first(x))
+            return self.head(self.norm(x))
+
+    with pytest.raises(dp.ProbeError, match="lists of modules"):
+        dp.audit(Lists(), batch=batch, samples=2)
+
+
+def test_buffers_that_a_forward_changes_are_restored():
+    class Counting(Stack):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(1))
+
+        def forward(self, x):
+            self.n += 1
+            return super().forward(x)
+
+    model = Counting()
+    dp.audit(model, batch=batch, samples=2)
+    assert model.n.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"batch": lambda ids, level: batch(ids, level)[0][0]}, dp.UsageError, "args, kwargs"),
+        ({"batch": lambda ids, level: ((torch.ones(len(ids), 3),), {})}, dp.UsageError, "not run"),
+        ({"loss": lambda out, ids, level: out.detach().mean((1, 2))}, dp.ProbeError, "autograd"),
+        ({"loss": lambda out, ids, level: 3}, dp.ProbeError, "shape"),
+    ],
+)
+def test_bad_batch_or_loss_gets_one_sentence(change, error, sentence):
+    with pytest.raises(error, match=sentence):
+        dp.audit(Stack(), **{"batch": batch, "samples": 2, **change})

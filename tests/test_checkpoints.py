@@ -284,7 +284,8 @@ def test_where_the_heads_come_from() -> None:
     assert identify(of_shapes(plain), heads=8).heads == 8
     assert identify(of_shapes(plain, {"heads": 4})).heads == 4
     assert identify(of_shapes(plain, {"num_heads": 2})).heads == 2
-    assert identify(of_shapes(plain, {"heads": 4}), heads=8).heads == 8
+    with pytest.raises(UsageError, match="--heads 8 contradicts 'x.pt': it was trained with 4"):
+        identify(of_shapes(plain, {"heads": 4}), heads=8)
     assert identify(of_shapes(normed, {"heads": 8}), heads=2).heads == 2
     with pytest.raises(CheckpointError, match="no preset has width 8 and depth 2") as caught:
         identify(of_shapes(plain))

@@ -252,9 +252,12 @@ def _heads(file: _File, sizes: dict[str, Any], asked: int | None) -> int:
             why = f"--heads {asked} contradicts {file.shown}: it has {width // size}"
             raise UsageError(why, hint="leave --heads out")
         return int(width // size)
-    if asked is not None:
-        return asked
     told = file.args.get("heads", file.args.get("num_heads"))
+    if asked is not None:
+        if _is_count(told) and told != asked:
+            why = f"--heads {asked} contradicts {file.shown}: it was trained with {told}"
+            raise UsageError(why, hint="leave --heads out")
+        return asked
     if told is not None:
         if not _is_count(told) or width % told:
             why = f"{file.shown} names {quote(told, 40)} heads, which do not fit its width {width}"

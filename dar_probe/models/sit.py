@@ -86,6 +86,8 @@ class SiT(nn.Module):
         super().__init__()
         if config.width % config.heads:
             raise UsageError(f"width {config.width} is not a multiple of {config.heads} heads")
+        if config.width % 4:
+            raise UsageError(f"width {config.width} is not a multiple of 4")  # sin, cos; x, y
         if config.input_size % config.patch:
             raise UsageError(
                 f"input size {config.input_size} is not a multiple of patch size {config.patch}"

@@ -33,13 +33,13 @@ class Recorder:
         self.writes: list[Tensor] = []
         self.state: tuple[Any, ...] | None = None
         self._versions: list[int] = []
-        self._fired: list[str] = []
+        self._fired: list[int] = []
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         subject = self.subject
-        for reader in subject.readers:
-            hook = self._tap(reader.name)
+        for index, reader in enumerate(subject.readers):
+            hook = self._tap(index)
             self._handles.append(reader.module.register_forward_pre_hook(hook))
         for writer in subject.writers or ():
             self._handles.append(writer.register_forward_hook(self._keep))
@@ -63,13 +63,13 @@ class Recorder:
             ProbeError: naming the site.
         """
         names = [reader.name for reader in self.subject.readers]
-        for name in names:
-            if (count := self._fired.count(name)) != 1:
+        for index, name in enumerate(names):
+            if (count := self._fired.count(index)) != 1:
                 raise ProbeError(
                     f"the reader {name!r} fired {count} times in one forward, expected once",
                     hint="a compiled or wrapped model must be unwrapped before it is probed",
                 )
-        if self._fired != names:
+        if self._fired != list(range(len(names))):
             raise ProbeError("the readers fired in another order than the sites are named")
         if self.subject.writers is not None and len(self.writes) != len(self.subject.sources):
             raise ProbeError(
@@ -82,11 +82,11 @@ class Recorder:
                     hint="the probe needs x = x + f(x), not x += f(x)",
                 )
 
-    def _tap(self, name: str) -> Any:
+    def _tap(self, index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             read: Tensor = args[0]
             tap = read.view_as(read)
-            self._fired.append(name)
+            self._fired.append(index)
             self.reads.append(read)
             self.taps.append(tap)
             self._versions.append(read._version)
@@ -105,11 +105,17 @@ class Recorder:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode with frozen parameters, eager; then put everything back.
 
-    Mode of every submodule, requires_grad of every parameter, the random state and the fast path
-    of ``torch.backends.mha`` are afterwards as they were.
+    Mode of every submodule, requires_grad of every parameter, every buffer, the random state and
+    the fast path of ``torch.backends.mha`` are afterwards as they were.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index for p, _ in wanted if p.device.type == "cuda"})
     with ExitStack() as stack:
@@ -118,7 +124,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         # Hooks added to a compiled module never fire; eager they do.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        stack.callback(_restore, modes, wanted)
+        stack.callback(_restore, modes, wanted, buffers)
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for parameter, _ in wanted:
@@ -126,8 +132,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _restore(modes: list[tuple[nn.Module, bool]], wanted: list[tuple[nn.Parameter, bool]]) -> None:
+def _restore(
+    modes: list[tuple[nn.Module, bool]],
+    wanted: list[tuple[nn.Parameter, bool]],
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]],
+) -> None:
     for module, training in modes:
         module.training = training
     for parameter, requires_grad in wanted:
         parameter.requires_grad_(requires_grad)
+    for module, name, buffer, value in buffers:
+        module._buffers[name] = buffer
+        if not torch.equal(buffer, value):  # a forward may count or cache, in eval mode too
+            with torch.no_grad():
+                buffer.copy_(value)

@@ -56,12 +56,15 @@ def choose(
 def own(loaded: Loaded, count: int, shape: tuple[int, int, int], *, seed: int) -> Data:
     """Return ``count`` samples of the model itself, labels in turn; drawn once per checkpoint."""
     labels = torch.arange(count) % loaded.identified.num_classes
-    what = f"{loaded.checkpoint.sha256}-{loaded.checkpoint.weights}-{loaded.objective.name}"
+    parameter = next(loaded.model.parameters())
+    what = (
+        f"{loaded.checkpoint.sha256}-{loaded.checkpoint.weights}-{loaded.objective.name}"
+        f"-{loaded.identified.heads}-{parameter.dtype}-{parameter.device.type}"
+    )
     name = hashlib.sha256(f"{what}-{count}-{seed}-{STEPS}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{name}.npy"
     latents = _stored(path, (count, *shape))
     if latents is None:
-        parameter = next(loaded.model.parameters())
         latents = sample.draw(
             loaded.model, loaded.objective, labels, shape,
             seed=seed, steps=STEPS, device=parameter.device, dtype=parameter.dtype,

@@ -44,9 +44,11 @@ def write_statistics(reads: Tensor, writes: Tensor, *, measured: bool) -> dict[s
     lost = torch.full_like(write_rms, math.nan)
     if measured:
         lost = rms((reads[1:] - reads[:-1]).sub_(writes)) / write_rms
+    read_rms = rms(reads[:-1])
+    ratio = torch.where(read_rms > 0, write_rms / read_rms, math.nan)
     return {
         "write_rms": write_rms.T,
-        "write_ratio": (write_rms / rms(reads[:-1])).T,
+        "write_ratio": ratio.T,
         "write_lost": lost.T,
     }
 

@@ -21,36 +21,39 @@ class Read:
     """One candidate: a norm and what it read during the traced forward.
 
     Attributes:
-        module, value: the norm and its input (N, T, D).
+        module, value: the norm and its input (1, T, D).
         block: the block it lies in, from 1; 0 before the stack, -1 after the last block.
-        called: names of the modules that ran between this norm and the next candidate.
+        called: modules that ran between this norm and the next candidate.
     """
 
     module: nn.Module
     value: Tensor
     block: int
-    called: list[str]
+    called: list[nn.Module]
 
 
 def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Subject:
-    """Name the sites of ``model`` from one forward on ``args`` and ``kwargs``.
+    """Name the sites of ``model`` from one forward of one sample on ``args`` and ``kwargs``.
 
     Blocks are the members of the longest module list, joined with other lists of the same class
     in firing order; readers are their norms that read the stream; the head is the first norm after
     the last block. The model must be frozen and in eval mode.
 
     Raises:
-        ProbeError: there is no stack of blocks, or it is no pre-norm stack with a normed head.
+        ProbeError: there is no stack of blocks, or it is no pre-norm stack with a normed head, or
+            something but the sublayers adds to the stream between the blocks.
     """
     blocks = _blocks(model, args, kwargs)
-    reads = _trace(model, args, kwargs, blocks)
+    reads, exits = _trace(model, args, kwargs, blocks)
     readers: list[Read] = []
     for read in reads:
-        if read.block != 0 and (not readers or _adds(readers[-1].value, read.value)):
+        if readers and readers[-1].block == -1:
+            _refuse(_adds(readers, read), "the stream goes on after the norm taken for the head")
+        elif read.block != 0 and (not readers or _adds(readers, read)):
             readers.append(read)
-            if read.block == -1:
-                break
         elif readers:
+            same = any(read.value is other.value for other in readers)
+            _refuse(same, "two norms read the same state (parallel branches with their own norms)")
             readers[-1].called.extend(read.called)
     if len(readers) < 3 or readers[-1].block != -1:
         raise ProbeError(
@@ -65,10 +68,33 @@ def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             "one norm module reads the stream several times in one forward",
             hint="give each branch a norm of its own; they may share their weights",
         )
-    for block in range(1, len(blocks) + 1):
-        if block not in {read.block for read in readers}:
-            raise ProbeError(f"block {block} of the stack never reads the stream by a norm")
+    _refuse(readers[0].value.shape[0] != 1, "the stream's first axis is not the batch")
+    _check_blocks(readers, exits)
     return _subject(model, readers, blocks)
+
+
+def _refuse(wrong: bool, why: str) -> None:
+    if wrong:
+        raise ProbeError(
+            f"this stack cannot be probed yet: {why}",
+            hint="the probe needs (N, T, D) blocks of x = x + f(norm(x)), and nothing between them",
+        )
+
+
+def _check_blocks(readers: list[Read], exits: list[Tensor | None]) -> None:
+    """Require that every block reads, and that the next one reads exactly what it hands on.
+
+    Writes are differences of reads: what is added between two blocks would be charged to the
+    sublayer before.
+    """
+    for block, left in enumerate(exits, 1):
+        own = [read for read in readers if read.block == block]
+        _refuse(not own, f"block {block} never reads the stream by a norm")
+        following = readers[readers.index(own[-1]) + 1]
+        _refuse(
+            left is None or not torch.equal(left, following.value),
+            f"something is added to the stream between block {block} and the next reader",
+        )
 
 
 def _blocks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
@@ -83,6 +109,11 @@ def _blocks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         and not any(map(_is_norm, module))
         and all(order.count(member) == 1 for member in module)
     }
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in lists if name}
+    _refuse(
+        any(type(parent) is nn.ModuleList for parent in parents.values()),
+        "its blocks are lists of modules, which have no output to watch",
+    )
     # A list within a block of another list belongs to that block.
     outer = [
         members
@@ -119,27 +150,32 @@ def _firing_order(
 
 def _trace(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: list[nn.Module]
-) -> list[Read]:
-    """Run one forward in which every norm's branch is cut off from the graph."""
-    names = {module: name for name, module in model.named_modules()}
+) -> tuple[list[Read], list[Tensor | None]]:
+    """Run one forward with every norm's branch cut off; return reads and what blocks hand on."""
     home = {m: k for k, block in enumerate(blocks, 1) for m in block.modules()}
     reads: list[Read] = []
-    left: list[nn.Module] = []
+    exits: list[Tensor | None] = []
 
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if reads:
-            reads[-1].called.append(f"{names[module]} {type(module).__name__}".lower())
         value = inputs[0] if inputs else None
         if not _is_norm(module) or not isinstance(value, Tensor) or value.ndim != 3:
+            if reads:
+                reads[-1].called.append(module)
             return None
-        block = home.get(module, -1 if left and left[-1] is blocks[-1] else 0)
-        reads.append(Read(module=module, value=value, block=block, called=[]))
+        block = home.get(module, -1 if len(exits) == len(blocks) else 0)
+        around = [m for m in home if home[m] == block and m is not module and _holds(m, module)]
+        if reads:  # a branch that holds its own norm began before the norm did
+            reads[-1].called[:] = [m for m in reads[-1].called if m not in around]
+        around = [m for m in around if m not in blocks]
+        reads.append(Read(module=module, value=value, block=block, called=around))
         return (value.detach(), *inputs[1:])
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        left.append(module)
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        tensors = [value for value in outputs if isinstance(value, Tensor)]
+        exits.append(tensors[0] if len(tensors) == 1 else None)
 
-    handles = [m.register_forward_pre_hook(enter) for m in names]
+    handles = [m.register_forward_pre_hook(enter) for m in model.modules()]
     handles += [block.register_forward_hook(leave) for block in blocks]
     try:
         with entrance(blocks[0]):
@@ -147,36 +183,51 @@ def _trace(
     finally:
         for handle in handles:
             handle.remove()
-    return reads
+    return reads, exits
 
 
-def _adds(earlier: Tensor, later: Tensor) -> bool:
-    """Tell whether ``later`` is ``earlier`` plus something that does not depend on it."""
-    if later is earlier or later.shape != earlier.shape:
+def _holds(outer: nn.Module, inner: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def _adds(readers: list[Read], read: Read) -> bool:
+    """Tell whether ``read`` is every earlier read plus something that does not depend on it."""
+    later, earlier = read.value, [other.value for other in readers]
+    if any(later is value or later.shape != value.shape for value in earlier):
         return False
-    if not (earlier.requires_grad and later.requires_grad):
+    if not all(value.requires_grad for value in (later, *earlier)):
         return False
     probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(later.device, later.dtype)
-    (slope,) = torch.autograd.grad(later, earlier, probe, retain_graph=True, allow_unused=True)
-    return slope is not None and torch.equal(slope, probe)
+    slopes = torch.autograd.grad(later, earlier, probe, retain_graph=True, allow_unused=True)
+    return all(slope is not None and torch.equal(slope, probe) for slope in slopes)
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
+    name = type(module).__name__.lower()
+    # Norms over the batch or over groups of channels do not read tokens (N, T, D) by themselves.
+    others = ("batch", "group", "instance")
+    return "norm" in name and not list(module.children()) and not any(o in name for o in others)
 
 
 def _subject(model: nn.Module, readers: list[Read], blocks: list[nn.Module]) -> Subject:
     names = {module: name for name, module in model.named_modules()}
-    found = [
-        Reader(
-            name=f"block {read.block} {names[read.module].rpartition('.')[2]}",
-            kind=_kind(read.called),
-            block=read.block,
-            module=read.module,
+    found = []
+    for read in readers[:-1]:
+        prefix = f"{names[blocks[read.block - 1]]}."
+        inside = [
+            f"{names[m].removeprefix(prefix)} {type(m).__name__}".lower()
+            for m in read.called
+            if not _is_norm(m)
+        ]
+        found.append(
+            Reader(
+                name=f"block {read.block} {names[read.module].removeprefix(prefix)}",
+                kind=_kind(inside),
+                block=read.block,
+                module=read.module,
+            )
         )
-        for read in readers[:-1]
-    ]
     sources = [Source(name=r.name, kind=r.kind, block=r.block) for r in found]
     head = Reader(name="head", kind="head", block=len(blocks) + 1, module=readers[-1].module)
     _, tokens, width = readers[0].value.shape

@@ -63,6 +63,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("heads", "warmup", "weight_decay", "clip", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)
+        _require(self.seed < 2**63, "seed", "below 2^63", self)
         _require(self.lr > 0, "lr", "above 0", self)
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self)

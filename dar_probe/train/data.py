@@ -166,8 +166,10 @@ def latents(file: Path) -> Data:
             f"{file.name}: latents {values.shape} and labels {labels.shape} do not fit",
             hint="latents must be (N, C, H, W) and labels (N,)",
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= 2**31:
         raise UsageError(f"{file.name}: labels must be whole numbers from 0")
+    if not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
+        raise UsageError(f"{file.name}: latents must be real numbers, and some")
     values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise UsageError(f"{file.name}: latents hold NaN or Inf")
@@ -192,6 +194,8 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
 def _read_image(path: Path, channels: int, size: int) -> Tensor:
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
+                image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
             pixels = image.convert("L" if channels == 1 else "RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name!r} cannot be read as an image") from error

@@ -111,7 +111,13 @@ class Run:
                 f"{str(self.out)!r} is not empty",
                 hint="add --resume to continue it, or choose another --out",
             )
-        (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{str(self.out)!r} cannot be written: {error.strerror}",
+                hint="choose another folder with --out",
+            ) from error
         with self.metrics.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(COLUMNS)
         return 0
@@ -120,18 +126,20 @@ class Run:
         """Continue from the newest checkpoint, or begin where there is none."""
         for partial in (self.out / "checkpoints").glob(".*.tmp"):
             partial.unlink()  # a run was killed while it wrote
-        found = sorted((self.out / "checkpoints").glob("step-*.pt"))
+        found = sorted((self.out / "checkpoints").glob("step-" + "[0-9]" * 7 + ".pt"))
         if not found:
             self._clear()
             return self.start()
         try:
             state = torch.load(found[-1], map_location="cpu", weights_only=True)
+            self._check_settings(state["args"]["train"], state["step"])
+        except UsageError:
+            raise
         except Exception as error:  # torch has no common error for damaged files
             raise CheckpointError(
                 f"{str(found[-1])!r} cannot be read",
                 hint="remove it to continue from the checkpoint before",
             ) from error
-        self._check_settings(state["args"], state["step"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["opt"])
@@ -143,7 +151,7 @@ class Run:
 
     def _check_settings(self, stored: dict[str, Any], step: int) -> None:
         """Refuse a run with other settings; more steps than it was started with are welcome."""
-        then, now = stored["train"], self.config.to_dict()
+        then, now = stored, self.config.to_dict()
         other = [name for name in now if name != "steps" and then.get(name) != now[name]]
         if self.config.steps < step:
             other.append("steps")
@@ -254,9 +262,9 @@ class Run:
 
     def _truncate_metrics(self, step: int) -> None:
         with self.metrics.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file))
+            header, *rows = [*csv.reader(file)] or [list(COLUMNS)]
         # A killed run may have written rows, the last one perhaps half, after its checkpoint.
-        kept = [r for r in rows if len(r) == len(header) and int(r[0]) <= step]
+        kept = [r for r in rows if len(r) == len(header) and r[0].isdecimal() and int(r[0]) <= step]
 
         def write(path: Path) -> None:
             with path.open("w", newline="", encoding="utf-8") as file:

@@ -179,6 +179,10 @@ def with_batch():
 def nothing():
     return nn.Linear(2, 2)
 
+def broken():
+    print("hello")
+    return 1 / 0
+
 number = 7
 """
 
@@ -196,6 +200,8 @@ number = 7
         (["mine"], 2, "package.module:callable"),
         (["mine:number"], 2, "not a torch module"),
         (["mine:lively", "--input", "four"], 2, "no input shape"),
+        (["mine:lively", "--input", "4,9"], 2, "does not run"),
+        (["mine:broken"], 2, "failed: ZeroDivisionError"),
         (["mine:lively", "--input", "4,8", "--fail-on", "colour > 8"], 2, "colour"),
     ],
 )
