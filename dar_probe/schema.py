@@ -246,9 +246,6 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError("the dataset's manifest is not a JSON object")
-    for name, kind in MANIFEST.items():
-        if not isinstance(value.get(name), kind):
-            raise CheckpointError(f"the dataset's manifest has no sound entry {name!r}")
     return value
 
 
@@ -264,7 +261,10 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             f"schema version {version!r} is not the supported version {SCHEMA_VERSION}",
             hint="analyse the checkpoint again with this version of dar-probe",
         )
-    manifest(ds)
+    provenance = manifest(ds)
+    for name, kind in MANIFEST.items():
+        if not isinstance(provenance.get(name), kind):
+            raise CheckpointError(f"the dataset's manifest has no sound entry {name!r}")
     for dim in INDEX_DIMS:
         if dim not in ds.coords or ds[dim].dims != (dim,):
             raise CheckpointError(f"the dataset has no index coordinate {dim!r}")

@@ -152,3 +152,10 @@ def test_damaged_image(tmp_path):
 def test_more_samples_than_there_are(count):
     with pytest.raises(UsageError, match="1797"):
         datasets.load("digits").first(count)
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    found = datasets.load(f"images:{tmp_path}", channels=1, size=8).latents
+    np.testing.assert_allclose(found[0, 0].numpy(), ramp / 65535 * 2 - 1, atol=0.01)

@@ -194,9 +194,12 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
 def _read_image(path: Path, channels: int, size: int) -> Tensor:
     try:
         with Image.open(path) as image:
+            wanted = "L" if channels == 1 else "RGB"
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
-                image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-            pixels = image.convert("L" if channels == 1 else "RGB")
+                narrow = (np.asarray(image) / 257).astype(np.uint8)
+                pixels = Image.fromarray(narrow).convert(wanted)
+            else:
+                pixels = image.convert(wanted)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name!r} cannot be read as an image") from error
     side = min(pixels.size)
