@@ -166,7 +166,8 @@ VARIABLES: dict[str, Variable] = {
     "read_residual": Variable(
         dims=("reader",),
         long_name="error bar of the routes",
-        definition="mean over tokens of |sum over sources of w v_i - h_l| / |h_l|",
+        definition="mean over tokens of |sum over sources of w v_i - h_l| / |h_l|; NaN where "
+        "writes are known only as differences of reads",
         source="dar-probe",
         low=0.0,
     ),

@@ -101,7 +101,7 @@ def test_audit_of_any_module():
     analysis = dp.audit(model, batch=batch, noise_levels=[0.1, 0.9], samples=6)
     assert analysis.dataset.sizes["block"] == 5 and analysis.dataset.sizes["noise_level"] == 2
     assert model.training and all(p.grad is None for p in model.parameters())
-    assert float(analysis.dataset["read_residual"].max()) < 1e-6
+    assert analysis.dataset["read_residual"].isnull().all()  # writes known as differences only
     assert float(np.nanmean(analysis.dataset["gate_conservation"])) < 1e-2
     alone = dp.audit(model, batch=batch, samples=6, batch_size=1)
     assert alone.dataset["noise_level"].values.tolist() == [0]

@@ -144,15 +144,20 @@ def test_planted_errors_show_in_the_error_bars():
 
 
 def test_bf16_loses_a_planted_share_of_a_write():
-    from dar_probe.probe.statistics import write_statistics
+    from dar_probe.probe.statistics import Rounding
 
     generator = torch.Generator().manual_seed(0)
-    stream = 1576 * torch.randn(1, 4, 64, 256, generator=generator)
-    write = 20 * torch.randn(1, 4, 64, 256, generator=generator)
-    reads = torch.cat([stream.bfloat16(), stream.bfloat16() + write.bfloat16()]).float()
-    lost = write_statistics(reads, write.bfloat16().float(), measured=True)["write_lost"]
+    stream = (1576 * torch.randn(4, 64, 256, generator=generator)).bfloat16()
+    write = (20 * torch.randn(4, 64, 256, generator=generator)).bfloat16()
+    rounding = Rounding()
+    rounding.start(stream, stream)
+    rounding.add(stream, stream + write, write)
+    rms, lost, error = rounding.result()
+    close(rms, write.double().square().mean((1, 2)).sqrt()[:, None], rtol=1e-6)
     # The stream's RMS is 79 times the write's; bf16 keeps 8 bits.
     close(lost, np.full((4, 1), 0.13), rtol=0.15)
+    exact = stream.double() + write.double() - (stream + write).double()
+    close(error[1], exact.norm(dim=-1), rtol=1e-6)
 
 
 def token_cosine(a, b):

@@ -229,7 +229,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, T, D)."""
-        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        # Contiguous: every later sum would inherit the transposed layout, and norms would copy it.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # type: ignore[no-any-return]
 
 
 class TimestepEmbedder(nn.Module):

@@ -3,31 +3,103 @@
 A gate g[l,i] = 1 multiplies the value of source i as read by reader l alone. Its gradient is the
 counterfactual importance of arXiv 2605.20708, section 3:
     dLoss/dg[l,i] = sum over tokens of w[l,i,t] <G_l[t], v_i[t]>,  G_l = dLoss/dh_l by the branch.
+N samples, T tokens, D features; R readers, S sources.
 """
+
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from dar_probe.probe.statistics import token_norms, wide
 
-def additive(grads: Tensor, sources: Tensor) -> Tensor:
-    """Return the gates (N, R, S) where every source enters with weight one.
+ON_CPU, ON_GPU = 2**19, 2**26  # elements of one stack: what a cache holds; what fills a GPU
+
+
+def additive(grads: Sequence[Tensor], reads: Sequence[Tensor]) -> Tensor:
+    """Return the gates (N, R, S) where every earlier source enters with weight one.
+
+    Sources are the differences of successive reads. Differences of dots instead would save a
+    pass, and lose small writes in a large stream.
 
     Args:
-        grads: G_l (R, N, T, D) of the R readers.
-        sources: v_i (S, N, T, D).
+        grads: G_l (N, T, D) each.
+        reads: h_l (N, T, D) each.
     """
-    return torch.bmm(
-        grads.transpose(0, 1).flatten(2), sources.transpose(0, 1).flatten(2).transpose(1, 2)
-    )
+    readers, half = len(reads), len(reads) // 2
+    found = wide(reads[0]).new_zeros(len(reads[0]), readers, readers)
+    buffers: list[Tensor] = []
+    for part in _parts(reads):
+        g = _stack(grads, part, 1, buffers, 0)
+        v = writes(reads, part, buffers)
+        g, v = g.flatten(2), v.flatten(2).transpose(1, 2)
+        # Early readers have no late sources: a quarter of the square need not be computed.
+        torch.bmm(g[:, :half], v[..., :half], out=found[part, :half, :half])
+        torch.bmm(g[:, half:], v, out=found[part, half:])
+    return found
 
 
-def routed(grads: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
-    """Return the gates (N, R, S) where weights differ per token: the weight inside the sum.
+def writes(reads: Sequence[Tensor], part: slice, buffers: list[Tensor]) -> Tensor:
+    """Return v_0 and the differences of successive reads (n, S, T, D) of the samples of ``part``.
+
+    ``buffers`` holds one buffer and is given a second one, for all parts.
+    """
+    few = [read[part] for read in reads]
+    if len(buffers) < 2:
+        n, tokens, width = few[0].shape
+        buffers.append(wide(few[0]).new_empty(n, len(reads), tokens, width))
+    v = buffers[1][: len(few[0])]
+    v[:, 0] = few[0]
+    for i in range(1, len(few)):
+        torch.sub(wide(few[i]), wide(few[i - 1]), out=v[:, i])
+    return v
+
+
+def routed(
+    grads: Sequence[Tensor], reads: Sequence[Tensor], sources: Sequence[Tensor], weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return gates (N, R, S) where weights differ per token, and how far reads are from the sum.
 
     Args:
-        grads: G_l (R, N, T, D).
-        sources: v_i (S, N, T, D).
+        grads: G_l (N, T, D) each.
+        reads: h_l (N, T, D) each.
+        sources: v_i (N, T, D) each.
         weights: w (N, T, R, S), zero where a source is not offered.
+
+    Returns:
+        The gates, the weight inside the sum over tokens, and |sum_i w v_i - h_l| (R, N, T).
     """
-    by_token = torch.matmul(grads.permute(1, 2, 0, 3), sources.permute(1, 2, 3, 0))
-    return (weights * by_token).sum(1)
+    gates, errors = [], []
+    buffers: list[Tensor] = []
+    for part in _parts(reads):
+        g = _stack(grads, part, 2, buffers, 0)  # (n, T, R, D)
+        v = _stack(sources, part, 2, buffers, 1)
+        by_token = torch.matmul(g, v.transpose(2, 3))
+        gates.append(by_token.mul_(weights[part]).sum(1))
+        rebuilt = torch.matmul(weights[part], v, out=g)
+        rebuilt -= _stack(reads, part, 2, buffers, 1)
+        errors.append(token_norms(rebuilt))
+    return torch.cat(gates), torch.cat(errors).permute(2, 0, 1)
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Cut the samples so that one stack of all tensors stays small."""
+    n = len(tensors[0])
+    room = ON_GPU if tensors[0].is_cuda else ON_CPU
+    step = max(1, room * n // (len(tensors) * tensors[0].numel()))
+    for start in range(0, n, step):
+        yield slice(start, start + step)
+
+
+def _stack(
+    tensors: Sequence[Tensor], part: slice, dim: int, buffers: list[Tensor], at: int
+) -> Tensor:
+    """Stack the samples of ``part`` along ``dim``, in buffer ``at`` from the second time on."""
+    few = [tensor[part] for tensor in tensors]
+    if tensors[0].element_size() < 4:
+        few = [wide(tensor) for tensor in few]
+    if len(buffers) <= at:
+        buffers.append(torch.stack(few, dim))
+        return buffers[at]
+    return torch.stack(few, dim, out=buffers[at][: len(few[0])])

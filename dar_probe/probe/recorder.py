@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,19 +11,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
+from dar_probe.probe.statistics import Rounding
 from dar_probe.subjects.subject import Subject
 
 
 class Recorder:
-    """Context manager that taps every read and keeps every write of one forward.
+    """Context manager that taps every read of one forward and follows every write.
 
     A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
-    is the gradient along that branch alone, while ``reads`` keeps the stream itself.
+    is the gradient along that branch alone, while ``reads`` keeps the stream itself. ``read``,
+    ``write`` and ``remember`` are what an engine calls: hooks inside the context, or
+    ``dar_probe.probe.trace``.
 
     Attributes:
         reads: h_l (N, T, D), l = 1..L+1, as the stream holds them.
         taps: what the branches got instead.
-        writes: v_i (N, T, D), i = 0..L; empty where the subject has no writers.
+        writes: v_i (N, T, D), i = 0..L, under a router; elsewhere no write outlives the next
+            read, so that recording costs no memory.
+        rounding: what plain addition loses; None without writers, or under a router.
         state: positional arguments of the state site.
     """
 
@@ -32,19 +38,23 @@ class Recorder:
         self.taps: list[Tensor] = []
         self.writes: list[Tensor] = []
         self.state: tuple[Any, ...] | None = None
+        self.rounding: Rounding | None = None
+        if subject.writers is not None and subject.routes is None:
+            self.rounding = Rounding()
         self._versions: list[int] = []
         self._fired: list[int] = []
+        self._written = 0
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         subject = self.subject
         for index, reader in enumerate(subject.readers):
-            hook = self._tap(index)
+            hook = partial(self._on_read, index)
             self._handles.append(reader.module.register_forward_pre_hook(hook))
         for writer in subject.writers or ():
-            self._handles.append(writer.register_forward_hook(self._keep))
+            self._handles.append(writer.register_forward_hook(self._on_write))
         if subject.state_site is not None:
-            self._handles.append(subject.state_site.register_forward_pre_hook(self._remember))
+            self._handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
         return self
 
     def __exit__(
@@ -55,6 +65,30 @@ class Recorder:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def read(self, index: int, value: Tensor) -> Tensor:
+        """Take note of what reader ``index`` (from 0) reads, and return what it gets."""
+        tap = value.view_as(value)
+        self._fired.append(index)
+        self.reads.append(value)
+        self.taps.append(tap)
+        self._versions.append(value._version)
+        if self.rounding is not None and self.writes:
+            write = self.writes.pop()
+            if len(self.reads) == 1:
+                self.rounding.start(value, write)
+            else:
+                self.rounding.add(self.reads[-2], value, write)
+        return tap
+
+    def write(self, value: Tensor) -> None:
+        """Take note of the next write."""
+        self._written += 1
+        self.writes.append(value)
+
+    def remember(self, state: tuple[Any, ...]) -> None:
+        """Take note of the arguments of the state site."""
+        self.state = state
 
     def check(self) -> None:
         """Make sure that every site fired once, in order, and no read was overwritten.
@@ -71,9 +105,9 @@ class Recorder:
                 )
         if self._fired != list(range(len(names))):
             raise ProbeError("the readers fired in another order than the sites are named")
-        if self.subject.writers is not None and len(self.writes) != len(self.subject.sources):
+        if self.subject.writers is not None and self._written != len(self.subject.sources):
             raise ProbeError(
-                f"{len(self.writes)} writes in one forward, expected {len(self.subject.sources)}"
+                f"{self._written} writes in one forward, expected {len(self.subject.sources)}"
             )
         for name, read, version in zip(names, self.reads, self._versions, strict=True):
             if read._version != version:
@@ -82,23 +116,14 @@ class Recorder:
                     hint="the probe needs x = x + f(x), not x += f(x)",
                 )
 
-    def _tap(self, index: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            read: Tensor = args[0]
-            tap = read.view_as(read)
-            self._fired.append(index)
-            self.reads.append(read)
-            self.taps.append(tap)
-            self._versions.append(read._version)
-            return (tap, *args[1:])
+    def _on_read(self, index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.read(index, args[0]), *args[1:])
 
-        return hook
+    def _on_write(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.write(output)
 
-    def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.writes.append(output)
-
-    def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.state = args
+    def _on_state(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.remember(args)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dar_probe.errors import ProbeError
-from dar_probe.probe import statistics
+from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, untouched
 from dar_probe.subjects.entrance import entrance, with_grad
 from dar_probe.subjects.subject import Subject
@@ -144,45 +144,53 @@ def measure(
         if grad is None:
             raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
     with torch.no_grad():
-        return _reduce(subject, recorder, list(found), losses, rows)
+        return _reduce(subject, recorder, list(found), losses.detach(), rows)
 
 
 def _reduce(
     subject: Subject, recorder: Recorder, found: list[Any], losses: Tensor, rows: list[int]
 ) -> dict[str, Tensor]:
-    readers = len(subject.readers)
-    reads = _stack(recorder.reads)  # (R, N, T, D)
-    grads = _stack(found[:readers])
-    if subject.writers is not None:
-        sources = _stack(recorder.writes)
-    else:
-        sources = torch.cat([reads[:1], reads[1:] - reads[:-1]])
-    weights = None
+    readers, reads = len(subject.readers), recorder.reads
+    grads, by_block = found[:readers], found[readers : readers + len(rows)]
+    norms = torch.stack([statistics.token_norms(read) for read in reads])  # (R, N, T)
+    read_rms = statistics.rms(norms[:-1], reads[0].shape[-1]).T
+    result = statistics.block_statistics([reads[row] for row in rows], norms[rows], by_block)
+    lost = torch.full_like(read_rms, math.nan)
     if subject.routes is not None:
         assert recorder.state is not None
-        weights = _dense(subject.routes(recorder.state), subject.offered).to(reads.dtype)
-    offered = torch.zeros(readers, readers, dtype=torch.bool, device=reads.device)
+        weights = _dense(subject.routes(recorder.state), subject.offered).to(norms.dtype)
+        gate, error = gates.routed(grads, reads, recorder.writes, weights)
+        result |= statistics.route_statistics(weights)
+        write_norms = torch.stack([statistics.token_norms(v) for v in recorder.writes[1:]])
+        write_rms = statistics.rms(write_norms, reads[0].shape[-1]).T
+    else:
+        gate = gates.additive(grads, reads)
+        result |= statistics.plain_routes(gate)
+        if rounding := recorder.rounding:
+            write_rms, lost, error = rounding.result()
+        else:
+            write_rms, error = statistics.write_rms(reads), torch.full_like(norms, math.nan)
+    offered = torch.zeros(gate.shape[1:], dtype=torch.bool, device=gate.device)
     for row, ids in enumerate(subject.offered):
         offered[row, list(ids)] = True
-    measured = subject.routes is None and subject.writers is not None
-    result = {
-        **statistics.block_statistics(reads[rows], _stack(found[readers : readers + len(rows)])),
-        **statistics.write_statistics(reads, sources[1:], measured=measured),
-        **statistics.gate_statistics(grads, reads, sources, weights, offered),
-        "loss": losses.detach().to(reads.dtype),
-    }
+    for name in ("route", "route_token_std"):
+        result[name] = result[name].masked_fill(~offered, math.nan)
+    gate = gate.masked_fill(~offered, math.nan)
+    conservation = gate.nansum(-1).abs() / gate.abs().nan_to_num().amax(-1)
+    shares = torch.full_like(gate[:, 0], math.nan)
     if subject.routes is not None:
-        by_write = _stack(found[readers + len(rows) :])
-        result["query_share"] = statistics.query_share(result["gate"], sources, by_write)
-    else:
-        result["query_share"] = torch.full_like(result["gate"][:, 0], math.nan)
-    return result
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    # Reductions in float32 at least: half precision would lose what is to be measured.
-    stacked = torch.stack(tensors)
-    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+        shares = statistics.query_share(gate, recorder.writes, found[readers + len(rows) :])
+    return {
+        **result,
+        "write_rms": write_rms,
+        "write_ratio": torch.where(read_rms > 0, write_rms / read_rms, math.nan),
+        "write_lost": lost,
+        "gate": gate,
+        "gate_conservation": conservation.masked_fill(offered.sum(1) < 2, math.nan),
+        "read_residual": (error / norms).mean(-1).T,
+        "query_share": shares,
+        "loss": losses.to(norms.dtype),
+    }
 
 
 def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -1,124 +1,165 @@
 """Pure tensor reductions: what one recorded forward and backward say, per sample.
 
 N samples, T tokens, D features; R = L + 1 readers, S = L + 1 sources, B blocks. Definitions are
-in ``dar_probe.schema``.
+in ``dar_probe.schema``. A fresh temporary as large as a state costs more than the arithmetic on
+it (page faults), so every loop works in buffers that are made once.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dar_probe.probe import gates
-
 TOP_CHANNELS = 0.01
 
 
-def block_statistics(z: Tensor, grad: Tensor) -> dict[str, Tensor]:
+def block_statistics(
+    states: Sequence[Tensor], norms: Tensor, grads: Sequence[Tensor]
+) -> dict[str, Tensor]:
     """Return rms, rms_top1, grad_rms, cosine and cosine_centred, (N, B+1) each.
 
     Args:
-        z: the states z_0..z_B (B+1, N, T, D).
-        grad: dLoss/dz_k, in the same shape.
+        states: z_0..z_B (N, T, D) each.
+        norms: their norms, token by token (B+1, N, T).
+        grads: dLoss/dz_k, shaped like the states.
     """
-    centred = z - z.mean(2, keepdim=True)
-    statistics = {
-        "rms": rms(z),
-        "rms_top1": top_share(z),
-        "grad_rms": rms(grad),
-        "cosine": neighbour_cosine(z),
-        "cosine_centred": neighbour_cosine(centred),
+    width = states[0].shape[-1]
+    # What is (N, D) or (N, T) per block is collected, and reduced for all blocks at once.
+    energy, grad_norms, dots = [], [], []
+    centred_norms, centred_dots = [], []
+    buffers = [torch.empty_like(wide(states[0])) for _ in range(2)]
+    for k, (state, grad) in enumerate(zip(map(wide, states), grads, strict=True)):
+        energy.append(torch.linalg.vecdot(state, state, dim=1))
+        grad_norms.append(token_norms(grad))
+        centred, before = buffers[k % 2], buffers[1 - k % 2]
+        torch.sub(state, state.mean(1, keepdim=True), out=centred)
+        centred_norms.append(token_norms(centred))
+        if k:
+            dots.append(torch.linalg.vecdot(state, wide(states[k - 1])))
+            centred_dots.append(torch.linalg.vecdot(centred, before))
+    return {
+        "rms": rms(norms, width).T,
+        "rms_top1": _top_share(torch.stack(energy, 1)),
+        "grad_rms": rms(torch.stack(grad_norms, 1), width),
+        "cosine": _cosine(dots, norms),
+        "cosine_centred": _cosine(centred_dots, torch.stack(centred_norms)),
     }
-    return {name: value.T for name, value in statistics.items()}
 
 
-def write_statistics(reads: Tensor, writes: Tensor, *, measured: bool) -> dict[str, Tensor]:
-    """Return write_rms, write_ratio and write_lost, (N, L) each.
+class Rounding:
+    """What rounding loses while writes are added to a stream, as the forward goes on.
+
+    Only norms, token by token (N, T) each, are kept of every write and every read.
+    """
+
+    def __init__(self) -> None:
+        self._write: list[Tensor] = []
+        self._lost: list[Tensor] = []
+        self._error: list[Tensor] = []
+        self._gap = self._sum = torch.empty(0)
+        self._elements = 0
+
+    @torch.no_grad()
+    def start(self, read: Tensor, embedding: Tensor) -> None:
+        """Compare what reader 1 reads with the embedding (N, T, D)."""
+        self._elements = read[0].numel()
+        self._sum = wide(read) - wide(embedding)
+        self._gap = torch.empty_like(self._sum)
+        self._error.append(token_norms(self._sum))
+
+    @torch.no_grad()
+    def add(self, before: Tensor, after: Tensor, write: Tensor) -> None:
+        """Compare the states before and after a write (N, T, D) with the write itself."""
+        gap = torch.sub(wide(after), wide(before), out=self._gap).sub_(write)
+        self._sum.add_(gap)
+        self._lost.append(token_norms(gap))
+        self._write.append(token_norms(write))
+        self._error.append(token_norms(self._sum))
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return write_rms and write_lost (N, L), and |h_l - (v_0 + ... + v_(l-1))| (R, N, T)."""
+        lost, size = (
+            torch.stack(norms, 1).square().sum(-1).sqrt() for norms in (self._lost, self._write)
+        )
+        return size / math.sqrt(self._elements), lost / size, torch.stack(self._error)
+
+
+def route_statistics(weights: Tensor) -> dict[str, Tensor]:
+    """Return route, route_token_std (N, R, S) and route_entropy (N, R).
 
     Args:
-        reads: h_l of all readers (R, N, T, D).
-        writes: v_1..v_L (L, N, T, D).
-        measured: the reads are sums of the writes, and the writes were recorded on their own.
+        weights: w (N, T, R, S), zero where a source is not offered.
     """
-    write_rms = rms(writes)
-    lost = torch.full_like(write_rms, math.nan)
-    if measured:
-        lost = rms((reads[1:] - reads[:-1]).sub_(writes)) / write_rms
-    read_rms = rms(reads[:-1])
-    ratio = torch.where(read_rms > 0, write_rms / read_rms, math.nan)
+    share = weights.abs() / weights.abs().sum(-1, keepdim=True)
     return {
-        "write_rms": write_rms.T,
-        "write_ratio": ratio.T,
-        "write_lost": lost.T,
+        "route": weights.mean(1),
+        "route_token_std": weights.std(1, correction=0),
+        "route_entropy": torch.special.entr(share).sum(-1).mean(1),
     }
 
 
-def gate_statistics(
-    grads: Tensor, reads: Tensor, sources: Tensor, weights: Tensor | None, offered: Tensor
-) -> dict[str, Tensor]:
-    """Return gate, route, route_token_std (N, R, S) and their errors and entropy (N, R).
-
-    Args:
-        grads: G_l = dLoss/dh_l along each reader's branch (R, N, T, D).
-        reads: h_l (R, N, T, D).
-        sources: v_i (S, N, T, D).
-        weights: w (N, T, R, S), zero where not offered; None where all are one.
-        offered: (R, S), True where a source may enter a reader.
-    """
-    n = reads.shape[1]
-    if weights is None:
-        gate = gates.additive(grads, sources)
-        route = offered.to(reads.dtype).expand(n, -1, -1)
-        spread = torch.zeros_like(route)
-        entropy = offered.sum(1).to(reads.dtype).log().expand(n, -1)
-        rebuilt = sources.cumsum(0)  # reader l has the sources 0..l-1
-    else:
-        gate = gates.routed(grads, sources, weights)
-        route = weights.mean(1)
-        spread = weights.std(1, correction=0)
-        share = weights.abs() / weights.abs().sum(-1, keepdim=True)
-        entropy = torch.special.entr(share).sum(-1).mean(1)
-        rebuilt = torch.matmul(weights, sources.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
-    error = (rebuilt - reads).norm(dim=-1) / reads.norm(dim=-1)
-    gate = gate.masked_fill(~offered, 0)
-    absent = ~offered.expand_as(gate)
-    conservation = gate.sum(-1).abs() / gate.abs().amax(-1)
+def plain_routes(gate: Tensor) -> dict[str, Tensor]:
+    """Return the same for plain residuals: reader l has the sources 0..l-1, each with weight 1."""
+    ones = torch.ones_like(gate)
+    count = torch.arange(1, gate.shape[1] + 1, dtype=gate.dtype, device=gate.device)
     return {
-        "gate": gate.masked_fill(absent, math.nan),
-        "route": route.masked_fill(absent, math.nan),
-        "route_token_std": spread.masked_fill(absent, math.nan),
-        "route_entropy": entropy,
-        "gate_conservation": conservation.masked_fill(offered.sum(1) < 2, math.nan),
-        "read_residual": error.mean(-1).T,
+        "route": ones,
+        "route_token_std": torch.zeros_like(gate),
+        "route_entropy": count.log().expand(len(gate), -1),
     }
 
 
-def query_share(gate: Tensor, sources: Tensor, grads: Tensor) -> Tensor:
+def query_share(gate: Tensor, sources: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     """Return the share of each source's effect that flows through queries (N, S).
 
     Args:
         gate: reader gates (N, R, S), NaN where not offered.
-        sources: v_i (S, N, T, D).
-        grads: dLoss/dv_i, in the same shape.
+        sources: v_i (N, T, D) each.
+        grads: dLoss/dv_i, shaped like the sources.
     """
+    whole = [torch.linalg.vecdot(wide(v), wide(g)).sum(-1) for v, g in zip(sources, grads)]
     stream = gate.nansum(1)
-    through_query = (sources * grads).sum((2, 3)).T - stream
+    through_query = torch.stack(whole, 1) - stream
     return through_query.abs() / (through_query.abs() + stream.abs())
 
 
-def rms(x: Tensor) -> Tensor:
-    """Sqrt of the mean over tokens and features: (..., T, D) -> (...)."""
-    return x.square().mean((-2, -1)).sqrt()
+def write_rms(reads: Sequence[Tensor]) -> Tensor:
+    """Return the RMS of the differences of successive reads (N, T, D) each: (N, L)."""
+    buffer = torch.empty_like(wide(reads[0]))
+    norms = [
+        token_norms(torch.sub(wide(after), wide(before), out=buffer))
+        for before, after in pairwise(reads)
+    ]
+    return rms(torch.stack(norms, 1), buffer.shape[-1])
 
 
-def top_share(z: Tensor) -> Tensor:
-    """Share of the energy in the largest 1 % of channels: (..., T, D) -> (...)."""
-    energy = z.square().sum(-2)
+def token_norms(x: Tensor) -> Tensor:
+    """Norm over features, in float32 at least: (..., T, D) -> (..., T)."""
+    return torch.linalg.vector_norm(wide(x), dim=-1)
+
+
+def rms(norms: Tensor, width: int) -> Tensor:
+    """Token norms (..., T) -> sqrt of the mean over tokens and ``width`` features (...)."""
+    return norms.square().mean(-1).div_(width).sqrt_()
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return half precision as float32: it would lose what is to be measured."""
+    return x if x.element_size() >= 4 else x.float()
+
+
+def _cosine(dots: Sequence[Tensor], norms: Tensor) -> Tensor:
+    """Mean over tokens of dots (N, T) of neighbours over their norms (B+1, N, T): (N, B+1)."""
+    unknown = torch.full_like(norms[0, :, :1], math.nan)  # block 0 has no neighbour before it
+    if not dots:
+        return unknown
+    cosine = (torch.stack(list(dots)) / (norms[1:] * norms[:-1])).mean(-1).clamp(-1, 1)
+    return torch.cat([unknown, cosine.T], 1)
+
+
+def _top_share(energy: Tensor) -> Tensor:
+    """Share of the energy (..., D) in the largest 1 % of channels."""
     count = max(1, math.ceil(TOP_CHANNELS * energy.shape[-1]))
     return energy.topk(count, dim=-1).values.sum(-1) / energy.sum(-1)
-
-
-def neighbour_cosine(z: Tensor) -> Tensor:
-    """Mean over tokens of cos(z_(k-1), z_k): (B+1, N, T, D) -> (B+1, N), NaN at 0."""
-    cosine = torch.nn.functional.cosine_similarity(z[1:], z[:-1], dim=-1, eps=0).mean(-1)
-    return torch.cat([torch.full_like(cosine[:1], math.nan), cosine])
