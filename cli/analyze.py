@@ -35,6 +35,9 @@ def analyze(
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    engine: Annotated[
+        str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")
+    ] = "hooks",
     fail_on: Annotated[
         str | None,
         typer.Option(help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'."),
@@ -70,6 +73,7 @@ def analyze(
             objective=objective,
             heads=heads,
             weights=weights,
+            engine=engine,
             out=folder,
             resume=resume,
             fail_on=fail_on,

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from dar_probe.errors import DarProbeError
+from dar_probe.errors import DarProbeError, out_of_memory
 
 DEBUG = False
 INTERNAL_ERROR, INTERRUPTED = 5, 130
@@ -32,7 +32,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise SystemExit(0) from None  # the reader of our output has seen enough
         except Exception as error:
-            if _out_of_memory(error):
+            if out_of_memory(error):
                 _say(
                     "Error: there is not enough memory for this batch.",
                     "Hint: lower --batch-size, or choose another --device.",
@@ -52,9 +52,3 @@ def _say(sentence: str, hint: str) -> None:
         traceback.print_exc()
     for line in filter(None, (sentence, hint)):
         sys.stderr.write(line.encode("ascii", "backslashreplace").decode() + "\n")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    name = type(error).__name__
-    text = str(error)
-    return name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text

@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from dar_probe import ranks
+
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
     from dar_probe.metrics import Metric
@@ -45,7 +47,7 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not ranks.leads(),
         transient=True,
     )
     task = bar.add_task(what, total=None, note="")
@@ -62,6 +64,8 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
 
     With ``as_json`` print what summary.json holds, and nothing else.
     """
+    if not ranks.leads():
+        return
     if as_json:
         sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
         return

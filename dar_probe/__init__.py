@@ -7,7 +7,8 @@ from dar_probe.errors import CheckpointError, DarProbeError, ProbeError, UsageEr
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
-    from dar_probe.api import analyze, audit, build
+    from dar_probe.api import ablate, analyze, audit, build
+    from dar_probe.handle import Probe
     from dar_probe.verdict import Thresholds
 
 __version__ = "0.1.0"
@@ -15,9 +16,11 @@ __all__ = [
     "Analysis",
     "CheckpointError",
     "DarProbeError",
+    "Probe",
     "ProbeError",
     "Thresholds",
     "UsageError",
+    "ablate",
     "analyze",
     "audit",
     "build",
@@ -28,9 +31,11 @@ __all__ = [
 _HOMES = {
     "Analysis": "dar_probe.analysis",
     "open_analysis": "dar_probe.analysis",
+    "ablate": "dar_probe.api",
     "analyze": "dar_probe.api",
     "audit": "dar_probe.api",
     "build": "dar_probe.api",
+    "Probe": "dar_probe.handle",
     "Thresholds": "dar_probe.verdict",
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from dar_probe import metrics, rule, schema, store, verdict
+from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 from dar_probe.metrics import Metric
 from dar_probe.output import OutputFolder
@@ -116,6 +117,16 @@ class Plots:
         from dar_probe.reports import figures
 
         return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep)
+
+    def interventions(self) -> "Figure":
+        """True against predicted loss changes, of an analysis that ``ablate`` made."""
+        from dar_probe.reports import interventions
+
+        if "ablation" not in self._analysis.dataset.dims:
+            raise UsageError(
+                "this analysis has no interventions", hint="dar-probe ablate measures them"
+            )
+        return interventions.figure(self._analysis.dataset, name=self._analysis.name)
 
     def heatmap(self, variable: str) -> "Figure":
         """Depth x noise level map of one variable."""

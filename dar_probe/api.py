@@ -1,31 +1,21 @@
-"""The Python face: build a model, analyse a checkpoint, audit a module."""
+"""The Python face: build a model, analyse a checkpoint, intervene in it, audit a module."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+import xarray as xr
+from torch import nn
 
-from dar_probe import dataset, store, subjects
+from dar_probe import store, task
 from dar_probe.analysis import Analysis
-from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
-from dar_probe.loading import Loaded, load
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
-from dar_probe.probe import samples as rows_of
-from dar_probe.probe.denoising import Denoising, contradiction
-from dar_probe.probe.levels import parse_levels
-from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import Batch, Grid, Loss, walk
-from dar_probe.subjects import Subject, sit
-
-OnCells = Callable[[int, int], None]
-Levels = int | str | Sequence[float]
-LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
+from dar_probe.probe.ablation import KINDS
+from dar_probe.probe.measure import Batch, Loss
+from dar_probe.ranks import Ranks, joined
+from dar_probe.task import Levels, OnCells, Task
 
 
 def build(name: str, **changes: Any) -> SiT:
@@ -58,12 +48,15 @@ def analyze(
     objective: str | None = None,
     heads: int | None = None,
     weights: str = "auto",
+    engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
     fail_on: str | None = None,
     on_cells: OnCells | None = None,
 ) -> Analysis:
     """Analyse a checkpoint: how information travels across its depth at every noise level.
+
+    Under torchrun the ranks share the work, and each of them returns the whole analysis.
 
     Args:
         path: a checkpoint of the bundled trainer, SiT, DiT or REPA.
@@ -72,13 +65,15 @@ def analyze(
         noise_levels: a count (evenly from 0.01 to 0.99) or the levels, 0 = data, 1 = noise; 10,
             or 5 for large models on a CPU.
         samples: the first rows of the data; 64, or 8 for large models on a CPU.
-        batch_size: cells of the grid in one forward; changes no number beyond rounding.
+        batch_size: cells of the grid in one forward, halved where memory runs out; changes no
+            number beyond rounding.
         seed: of the noise, and of drawn samples.
         device: "auto", "cpu", "cuda", ...
         dtype: "float32", "float64" or "bfloat16".
         objective: "sit", "repa" or "dit" where the file cannot tell.
         heads: attention heads where the file cannot tell.
         weights: "auto" prefers the averaged weights, "ema" or "model" insists.
+        engine: "hooks", or "nnsight": the same numbers, bit for bit, by the other way.
         out: where to write the files of the analysis; finished parts are kept for ``resume``.
         resume: continue an analysis into ``out`` that was cut off.
         fail_on: judgement instead of the default, e.g. "inflation > 8 or redundancy > 0.97".
@@ -87,19 +82,76 @@ def analyze(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    if out is not None:
-        check_target(Path(out))
-    loaded = load(path, weights=weights, heads=heads, objective_name=objective)
-    loaded.model.to(find_device(device), find_dtype(dtype))
-    task = _plan(loaded, data, noise_levels, samples, batch_size, seed)
-    if out is None:
-        return task.measure(fail_on=fail_on, on_cells=on_cells)
-    if resume and (finished := _finished(Path(out), task.key, fail_on)):
-        return finished
-    with OutputFolder(Path(out), key=task.key, resume=resume) as output:
-        analysis = task.measure(shards=output, fail_on=fail_on, on_cells=on_cells)
-        output.publish(analysis.write)
-    return analysis
+    with joined() as ranks:
+        planned = _plan(
+            ranks, out, path, data=data, noise_levels=noise_levels, samples=samples,
+            batch_size=batch_size, seed=seed, device=device, dtype=dtype, objective=objective,
+            heads=heads, weights=weights, engine=engine,
+        )  # fmt: skip
+
+        def measure(shards: OutputFolder | None) -> xr.Dataset:
+            return planned.measure(shards=shards, ranks=ranks, on_cells=on_cells)
+
+        return _made(measure, planned.key, out, resume=resume, fail_on=fail_on, ranks=ranks)
+
+
+def ablate(
+    path: str | Path,
+    *,
+    kinds: Iterable[str] | None = None,
+    pairs: int = 32,
+    gates: Iterable[tuple[int, int]] = (),
+    frozen_at: float | None = None,
+    noise_levels: Levels = 5,
+    samples: int = 16,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_cells: OnCells | None = None,
+    **settings: Any,
+) -> Analysis:
+    """Analyse a checkpoint, and set chosen gates to zero for real beside it.
+
+    Every intervention is one more forward of the whole grid. The dataset has ``gate_ablated``,
+    ``gate_linear``, ``linearisation_error`` and ``rank_correlation`` on top of ``analyze``'s.
+
+    Args:
+        path: a checkpoint.
+        kinds: some of "gate" (single sources for one reader), "source" (one source for all
+            readers), "block" (whole blocks skipped), "uniform" and "frozen" (a router's weights
+            replaced); left out: all that the model has.
+        pairs: how many single gates, half of them the largest, half drawn.
+        gates: (reader from 1, source from 0) pairs on top of them.
+        frozen_at: noise level whose weights frozen routers take; the middle one.
+        noise_levels: as for ``analyze``.
+        samples: as for ``analyze``.
+        out: as for ``analyze``.
+        resume: as for ``analyze``.
+        on_cells: told (finished, all) cells, of the analysis and then of the interventions.
+        settings: data, batch_size, seed, device, dtype, objective, heads, weights and engine of
+            ``analyze``.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    if pairs < 0:
+        raise UsageError(f"{pairs} pairs were asked for; it takes at least 0")
+    with joined() as ranks:
+        grid = {"noise_levels": noise_levels, "samples": samples}
+        planned = _plan(ranks, out, path, **grid, **settings)
+        levels, routed = planned.grid.levels, planned.subject.routes is not None
+        wanted = {
+            "kinds": list(kinds if kinds is not None else KINDS if routed else KINDS[:3]),
+            "pairs": pairs,
+            "gates": [list(gate) for gate in gates],
+            "frozen_at": levels[len(levels) // 2] if frozen_at is None else frozen_at,
+        }
+
+        def measure(shards: OutputFolder | None) -> xr.Dataset:
+            ds = planned.measure(shards=shards, ranks=ranks, on_cells=on_cells)
+            return planned.ablate(ds, wanted, shards=shards, ranks=ranks, on_cells=on_cells)
+
+        key = {**planned.key, "ablation": wanted}
+        return _made(measure, key, out, resume=resume, fail_on=None, ranks=ranks)
 
 
 def audit(
@@ -116,13 +168,13 @@ def audit(
     """Audit any module with a pre-norm residual stack for PreNorm dilution.
 
     Args:
-        module: afterwards bit for bit as it was.
+        module: compiled or parallel ones are unwrapped; afterwards bit for bit as it was.
         batch: batch(sample_ids (N,) int64, noise_level (N,) float64) -> (args, kwargs) for
             ``module``; a pure function of each (id, level).
         loss: loss(output, sample_ids, noise_level) -> (N,); left out: mean square of the output.
         noise_levels: 0 = data, 1 = noise; left out: the axis has length one and value 0.
         samples: sample ids are 0..samples - 1.
-        batch_size: cells of the grid in one forward.
+        batch_size: cells of the grid in one forward, halved where memory runs out.
         fail_on: judgement instead of the default.
         on_cells: told (finished, all) cells of the grid.
 
@@ -130,214 +182,52 @@ def audit(
         ProbeError: no pre-norm stack was found, or nothing could be measured.
         UsageError: an argument does not fit.
     """
-    if samples < 1 or batch_size < 1:
-        raise UsageError("samples and batch_size must be at least 1")
-    levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
-    with untouched(module):
-        subject = subjects.find(module, *_first_inputs(module, batch, levels[:1]))
-    grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
-    unknown = np.full(len(levels), np.nan)
-    task = Task(
-        subject=subject,
-        grid=grid,
+    planned = task.of_module(
+        module,
         batch=batch,
-        loss=loss or mean_square,
-        timestep=unknown,
-        log_snr=unknown,
-        manifest=_manifest(
-            subject,
-            grid,
-            name=type(module).__name__,
-            data={"name": "batch", "description": "inputs from the caller's batch function"},
-            assumptions=[]
-            if loss
-            else ["no loss was given: the mean square of the output stands in"],
-        ),
+        loss=loss,
+        noise_levels=noise_levels,
+        samples=samples,
+        batch_size=batch_size,
     )
-    return task.measure(fail_on=fail_on, on_cells=on_cells)
+    return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Everything that a walk needs, and what the dataset will say about it."""
-
-    subject: Subject
-    grid: Grid
-    batch: Batch
-    loss: Loss
-    timestep: np.ndarray
-    log_snr: np.ndarray
-    manifest: dict[str, Any]
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What the numbers depend on."""
-        names = ("checkpoint", "model", "config", "seed", "device")
-        return {name: self.manifest[name] for name in names}
-
-    def measure(
-        self,
-        *,
-        shards: OutputFolder | None = None,
-        fail_on: str | None = None,
-        on_cells: OnCells | None = None,
-    ) -> Analysis:
-        """Walk the grid and return the analysis."""
-        cells = self.grid.cells
-        arrays = walk(
-            self.subject,
-            self.grid,
-            self.batch,
-            self.loss,
-            shards=shards,
-            on_cells=on_cells and (lambda done: on_cells(done, cells)),
-        )
-        measured = dataset.assemble(
-            arrays,
-            self.subject,
-            levels=np.array(self.grid.levels),
-            ids=np.array(self.grid.ids),
-            timestep=self.timestep,
-            log_snr=self.log_snr,
-            manifest=self.manifest,
-        )
-        return Analysis(measured, fail_on=fail_on)
+def _plan(ranks: Ranks, out: str | Path | None, path: str | Path, **settings: Any) -> Task:
+    if out is not None and ranks.leads:
+        check_target(Path(out))
+    with ranks.leader_first():  # it may draw samples, which the others then find
+        return task.of_checkpoint(path, **settings)
 
 
-def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
-    """Return the mean square (N,) of a module's output, or of its first tensor."""
-    if not isinstance(output, Tensor):
-        tensors = output.values() if isinstance(output, dict) else output
-        output = next(value for value in tensors if isinstance(value, Tensor))
-    return output.float().square().flatten(1).mean(1)  # type: ignore[no-any-return]
-
-
-def _first_inputs(
-    module: nn.Module, batch: Batch, level: np.ndarray
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs of sample 0, on which the module is known to run."""
-    if next(module.parameters(), None) is None:
-        raise UsageError("the module has no parameters")
-    made = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(level))
-    kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
-    if kinds != (tuple, dict):
-        raise UsageError(
-            f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
-            hint="return (x,), {} for a module that is called as module(x)",
-        )
-    try:
-        with torch.no_grad():
-            module(*made[0], **made[1])
-    except Exception as error:  # somebody else's code fails in any way it likes
-        raise UsageError(
-            f"the module does not run on its inputs: {type(error).__name__}: {error}",
-            hint="check the batch function or --input",
-        ) from error
-    return made
-
-
-def _plan(
-    loaded: Loaded,
-    data: str | None,
-    noise_levels: Levels | None,
-    samples: int | None,
-    batch_size: int | None,
-    seed: int,
-) -> Task:
-    model, objective = loaded.model, loaded.objective
-    parameter = next(model.parameters())
-    subject = sit.subject(model, family=loaded.identified.family)
-    small = parameter.device.type == "cpu" and subject.facts["parameters"] > LARGE
-    rows, assumed = rows_of.choose(
-        loaded, data, asked=samples, default=8 if small else 64, seed=seed
-    )
-    default = 5 if small else 10
-    wanted = parse_levels(default if noise_levels is None else noise_levels)
-    reached = torch.from_numpy(wanted)
-    reached = torch.unique(objective.reached(reached))
-    problem = Denoising(objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype)
-    grid = Grid(
-        levels=tuple(reached.tolist()),
-        ids=tuple(rows.ids.tolist()),
-        batch_size=_batch_size(batch_size, subject.facts),
-    )
-    warning = None
-    if rows.name != rows_of.OWN:
-        with untouched(model):
-            warning = contradiction(model, problem, rows, seed=seed)
-    file = loaded.checkpoint
-    return Task(
-        subject=subject,
-        grid=grid,
-        batch=problem.batch,
-        loss=problem.loss,
-        timestep=objective.model_time(reached).numpy().astype(np.float64),
-        log_snr=objective.log_snr(reached).numpy(),
-        manifest=_manifest(
-            subject,
-            grid,
-            name=file.path.name,
-            data={"name": rows.name, "description": rows.description},
-            checkpoint={
-                "name": file.path.name,
-                "sha256": file.sha256,
-                "bytes": file.bytes,
-                "weights": file.weights,
-            },
-            config={"data_sha256": rows_of.digest(rows), "objective": objective.name},
-            seed=seed,
-            assumptions=[*loaded.assumptions, *assumed],
-            warnings=[warning] if warning else [],
-        ),
-    )
-
-
-def _manifest(
-    subject: Subject,
-    grid: Grid,
+def _made(
+    measure: Callable[[OutputFolder | None], xr.Dataset],
+    key: dict[str, Any],
+    out: str | Path | None,
     *,
-    name: str,
-    data: dict[str, str],
-    assumptions: list[str],
-    checkpoint: dict[str, Any] | None = None,
-    config: dict[str, Any] | None = None,
-    seed: int | None = None,
-    warnings: Sequence[str] = (),
-) -> dict[str, Any]:
-    parameter = next(subject.model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return {
-        "checkpoint": checkpoint,
-        "model": {"name": name, "dtype": dtype, **subject.facts},
-        "data": data,
-        "config": {
-            "data": data["name"],
-            "noise_levels": list(grid.levels),
-            "samples": len(grid.ids),
-            "batch_size": grid.batch_size,
-            **(config or {}),
-        },
-        "seed": seed,
-        "device": str(parameter.device),
-        "dtype": dtype,
-        "assumptions": assumptions,
-        "warnings": list(warnings),
-    }
+    resume: bool,
+    fail_on: str | None,
+    ranks: Ranks,
+) -> Analysis:
+    """Measure, or find what was measured before, and let the leader write it to ``out``."""
+    if out is None:
+        return Analysis(measure(None), fail_on=fail_on)
+    if resume:
+        found = ranks.from_leader(_finished(Path(out), key) if ranks.leads else None)
+        if found is not None:
+            return Analysis(found, fail_on=fail_on)
+    if not ranks.leads:
+        return Analysis(measure(None), fail_on=fail_on)
+    with OutputFolder(Path(out), key=key, resume=resume) as output:
+        analysis = Analysis(measure(output), fail_on=fail_on)
+        output.publish(analysis.write)
+    return analysis
 
 
-def _finished(out: Path, key: dict[str, Any], fail_on: str | None) -> Analysis | None:
+def _finished(out: Path, key: dict[str, Any]) -> xr.Dataset | None:
     path = out / "analysis.nc"
     if not path.is_file():
         return None
-    analysis = Analysis(store.read(path), fail_on=fail_on)
-    same = all(analysis.manifest.get(name) == value for name, value in key.items())
-    return analysis if same else None
-
-
-def _batch_size(wanted: int | None, facts: dict[str, Any]) -> int:
-    if wanted is not None:
-        if wanted < 1:
-            raise UsageError(f"batch size {wanted}; it takes at least 1")
-        return wanted
-    # About 8 MB per state of the stream: large enough to be efficient, small enough for a laptop.
-    return int(np.clip(2**21 // (facts["tokens"] * facts["width"]), 1, 64))
+    ds = store.read(path)
+    manifest = Analysis(ds).manifest
+    return ds if all(manifest.get(name) == value for name, value in key.items()) else None

@@ -2,15 +2,19 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from dar_probe import __version__, schema
+from dar_probe import __version__, effects, metrics, schema
 from dar_probe.subjects.subject import Subject
+
+if TYPE_CHECKING:
+    from dar_probe.probe.ablation import Change
 
 
 def assemble(
@@ -26,7 +30,7 @@ def assemble(
     """Return the valid dataset of ``schema``.
 
     Args:
-        arrays: every variable, (levels, samples, ...).
+        arrays: every variable but decodability, (levels, samples, ...).
         subject: names, kinds and blocks of readers and sources.
         levels: noise levels, rising.
         timestep: the model's clock per noise level; NaN where it has none.
@@ -51,14 +55,54 @@ def assemble(
         "source_kind": ("source", [s.kind for s in sources]),
         "source_block": ("source", [s.block for s in sources]),
     }
-    variables = {
-        name: ((*schema.GRID, *spec.dims), arrays[name]) for name, spec in schema.VARIABLES.items()
-    }
+    arrays = {**arrays, "decodability": metrics.decodability(arrays["decoded_level"], levels)[0]}
+    variables = {name: (spec.all_dims, arrays[name]) for name, spec in schema.VARIABLES.items()}
     ds = xr.Dataset(variables, coords=coords)
     ds.attrs = {
         "schema_version": schema.SCHEMA_VERSION,
         "manifest": json.dumps({**_origin(), **manifest}),
     }
+    return schema.validate(schema.describe(ds))
+
+
+def with_ablation(
+    ds: xr.Dataset,
+    changes: "Sequence[Change]",
+    *,
+    true: np.ndarray,
+    linear: np.ndarray,
+    wanted: dict[str, Any],
+) -> xr.Dataset:
+    """Return the dataset with the effects of interventions.
+
+    Args:
+        ds: a valid dataset.
+        changes: what was done.
+        true: loss changes (levels, samples, changes).
+        linear: predicted ones, in the same shape.
+        wanted: how the changes were chosen, for the manifest.
+    """
+    kinds = np.array([change.kind for change in changes])
+    present = [kind for kind in effects.KIND_TEXT if kind in kinds]
+    means = true.mean(1), linear.mean(1)
+    ranks = [
+        [effects.spearman(t[kinds == kind], p[kinds == kind]) for kind in present]
+        for t, p in zip(*means, strict=True)
+    ]
+    arrays = {
+        "gate_ablated": true,
+        "gate_linear": linear,
+        "linearisation_error": effects.linearisation_error(true, linear, 1),
+        "rank_correlation": np.array(ranks),
+    }
+    manifest = {**schema.manifest(ds), "ablation": wanted}
+    ds = ds.assign({name: (spec.all_dims, arrays[name]) for name, spec in schema.ABLATION.items()})
+    ds = ds.assign_coords(
+        ablation_name=("ablation", [change.name for change in changes]),
+        ablation_kind=("ablation", kinds),
+        intervention=present,
+    )
+    ds.attrs["manifest"] = json.dumps(manifest)
     return schema.validate(schema.describe(ds))
 
 

@@ -1,5 +1,7 @@
 """Devices and number types by name."""
 
+import os
+
 import torch
 
 from dar_probe.errors import UsageError
@@ -8,13 +10,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" prefers CUDA.
+    """Return the device called ``name``; "auto" prefers CUDA, each rank its own.
 
     Raises:
         UsageError: it is not available here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun starts one process for each GPU
+        return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # a meta device computes nothing

@@ -30,3 +30,9 @@ class ProbeError(DarProbeError):
     """Nothing could be measured: NaN or Inf in weights or loss, no stack found (exit code 4)."""
 
     exit_code = 4
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an allocator, of torch or of Python, has run out of memory."""
+    name = type(error).__name__
+    return name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,13 @@ def interval(values: Array, samples: int, confidence: float = 0.95) -> tuple[Arr
     return bounds[0].reshape(values.shape[1:]), bounds[1].reshape(values.shape[1:])
 
 
+def resampled(values: Array, *, resamples: int, seed: int) -> Array:
+    """Mean over samples (n, *depth) in row 0, and over bootstrap draws in the rest: (1+R, ...)."""
+    weights = _weights(len(values), resamples, seed)
+    means = weights @ values.reshape(len(values), -1) / len(values)
+    return np.asarray(means.reshape(len(weights), *values.shape[1:]))
+
+
 def chance(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> float:
     """Probability that chance alone gives one of the two shifts; NaN where not measurable.
 
@@ -123,11 +131,18 @@ def profile(
 ) -> xr.Dataset:
     """Pool one variable over samples and noise levels; ``value``, ``low``, ``high`` over depth.
 
-    Pooling is the mean, or sqrt(mean of squares) where the schema says ``mean_square``. Raises
+    Pooling is the mean, or sqrt(mean of squares) where the schema says ``mean_square``;
+    ``decodability`` is the R2 of ``decoded_level``, its resamples without a new fit. Raises
     UsageError for an unknown variable and for settings that ``compute`` refuses.
     """
     spec = _spec(name)
-    pooled = _pooled(ds, name, _weights(ds.sizes["sample"], resamples, seed))
+    if name == "decodability":
+        known = np.isfinite(ds["decoded_level"].values).any(axis=(0, 2))
+        ds = ds.isel(sample=known | ~known.any())
+        weights = _weights(ds.sizes["sample"], resamples, seed)
+        pooled = decodability(_values(ds["decoded_level"]), ds["noise_level"].values, weights)
+    else:
+        pooled = _pooled(ds, name, _weights(ds.sizes["sample"], resamples, seed))
     low, high = interval(pooled, ds.sizes["sample"], confidence)
     parts = {"value": pooled[0], "low": low, "high": high}
     return xr.Dataset(
@@ -138,11 +153,32 @@ def profile(
 
 
 def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """Pool one variable over samples only: (depth dim, noise_level). UsageError if unknown."""
+    """Pool one variable over samples only: (depth dim, noise_level).
+
+    Raises UsageError for a variable that is unknown or has no noise_level axis.
+    """
+    if not _spec(name).grid:
+        raise UsageError(f"{name!r} is one number for all noise levels")
     dims = (*_spec(name).dims, "noise_level")
     pooled = np.moveaxis(_by_level(_values(ds[name]), _spec(name).average), 0, -1)
     attrs = ds[name].attrs
     return xr.DataArray(pooled, dims=dims, coords=_coords(ds, dims), name=name, attrs=attrs)
+
+
+def decodability(decoded: Array, levels: Array, weights: Array | None = None) -> Array:
+    """R2 with which the noise level is decoded, see the schema: (W, R), NaN where nothing was.
+
+    Args:
+        decoded: ``decoded_level`` (levels, n, R); NaN entries do not count.
+        levels: the noise levels (levels,).
+        weights: how often each sample counts (W, n); left out, once: (1, n).
+    """
+    level = np.asarray(levels, dtype=np.float64)[:, None, None]
+    error = np.square(np.asarray(decoded, dtype=np.float64) - level)
+    known = np.isfinite(error)
+    total = np.where(known, np.square(level - level.mean()), 0.0).sum(axis=0)
+    weights = np.ones((1, len(total))) if weights is None else weights
+    return 1 - _divide(weights @ np.where(known, error, 0.0).sum(axis=0), weights @ total)
 
 
 def importance(ds: xr.Dataset) -> xr.DataArray:
@@ -169,6 +205,64 @@ def block_importance(ds: xr.Dataset) -> xr.DataArray:
 def block_routes(ds: xr.Dataset) -> xr.DataArray:
     """Routes on the axes of ``block_importance``: summed within a block, averaged over samples."""
     return _by_block(ds, "route", "mean", "route from a block")
+
+
+def below_null(
+    ds: xr.Dataset, *, flips: int = 1000, seed: int = 0, level: float = 0.95
+) -> xr.DataArray:
+    """Mark gates without a consistent sign over samples: bool (noise_level, reader, source).
+
+    Importance squares the gates and cannot see their signs. A cell is marked where |mean over
+    samples of gate| is smaller than the ``level`` quantile of |mean of e gate| over ``flips``
+    random signs e = +-1 per sample, the same for all cells: the test by sign flips (Fisher 1935,
+    "The Design of Experiments", section 21). Where gates are symmetric about zero, a share
+    ``level`` of the cells is marked. Pairs that are not offered are not marked, and nothing is
+    where even gates of one sign could not pass, see ``signs_can_tell``.
+    """
+    dims = ("noise_level", "reader", "source")
+    return xr.DataArray(
+        _below_null(ds["gate"].values, flips, seed, level),
+        dims=dims,
+        coords=_coords(ds, dims),
+        name="below_null",
+        attrs={"long_name": "gate without a consistent sign over samples"},
+    )
+
+
+def block_below_null(
+    ds: xr.Dataset, *, flips: int = 1000, seed: int = 0, level: float = 0.95
+) -> xr.DataArray:
+    """Mark the same on the axes of ``block_importance``, the gates of a block summed first."""
+    few, sums = _block_sums(ds, "gate")
+    return xr.DataArray(
+        _below_null(sums, flips, seed, level),
+        dims=("noise_level", "reader", "source_block"),
+        coords=_block_coords(ds, few),
+        name="block_below_null",
+        attrs={"long_name": "gate of a block without a consistent sign over samples"},
+    )
+
+
+def signs_can_tell(samples: int, level: float = 0.95) -> bool:
+    """Whether sign flips can tell anything: 2^(1-n) of them leave |sum| as large as it can be."""
+    return 2.0 ** (1 - samples) <= 1 - level
+
+
+def _below_null(
+    gates: npt.NDArray[np.floating], flips: int, seed: int, level: float
+) -> npt.NDArray[np.bool_]:
+    """Compare |sum over samples| of gates (levels, n, *pairs) with its quantile under flips."""
+    levels, samples, *pairs = gates.shape
+    below = np.zeros((levels, *pairs), dtype=np.bool_)
+    if not signs_can_tell(samples, level):
+        return below
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(samples, flips))
+    for at, gate in enumerate(gates):  # one level at a time: bounds the memory
+        known = np.nan_to_num(gate.reshape(samples, -1).T.astype(np.float64))
+        null = np.quantile(np.abs(known @ signs), level, axis=1)
+        size = np.abs(known.sum(axis=1))
+        below[at] = (size < null * (1 - 1e-9)).reshape(pairs)  # equal sums round differently
+    return below
 
 
 def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
@@ -257,20 +351,33 @@ def _weights(samples: int, resamples: int, seed: int) -> Array:
 
 def _by_block(ds: xr.Dataset, name: str, average: Average, long_name: str) -> xr.DataArray:
     """Sum (reader, source) pairs within source blocks, then pool; gates become shares."""
+    few, sums = _block_sums(ds, name)
+    pooled = _by_level(sums, average)
+    return xr.DataArray(
+        _shares(pooled) if name == "gate" else pooled,
+        dims=("noise_level", "reader", "source_block"),
+        coords=_block_coords(ds, few),
+        name="block_importance" if name == "gate" else "block_routes",
+        attrs={"units": "1", "long_name": long_name},
+    )
+
+
+def _block_sums(ds: xr.Dataset, name: str) -> tuple[xr.Dataset, Array]:
+    """Keep the first reader of each block and the head; sum its pairs within source blocks.
+
+    Returns the dataset of those readers, and (levels, n, readers, blocks).
+    """
     first = np.sort(np.unique(ds["reader_block"].values, return_index=True)[1])
     few = ds.isel(reader=first)
     values = _values(few[name])
     finite = np.isfinite(values)
     member = ds["source_block"].values[:, None] == ds["block"].values[None, :]
     sums = np.where(finite, values, 0.0) @ member.astype(np.float64)
-    pooled = _by_level(np.where(finite @ member, sums, np.nan), average)
-    return xr.DataArray(
-        _shares(pooled) if name == "gate" else pooled,
-        dims=("noise_level", "reader", "source_block"),
-        coords={**_coords(few, ("noise_level", "reader")), "source_block": ds["block"].values},
-        name="block_importance" if name == "gate" else "block_routes",
-        attrs={"units": "1", "long_name": long_name},
-    )
+    return few, np.where(finite @ member, sums, np.nan)
+
+
+def _block_coords(ds: xr.Dataset, few: xr.Dataset) -> dict[str, Any]:
+    return {**_coords(few, ("noise_level", "reader")), "source_block": ds["block"].values}
 
 
 def _measured(values: Array) -> Array:

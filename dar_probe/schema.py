@@ -18,10 +18,11 @@ Average = Literal["mean", "mean_square"]
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """One measured quantity; every array has the dims (noise_level, sample, *dims).
+    """One measured quantity.
 
     Attributes:
         dims: the dims after noise_level and sample.
+        grid: whether the array has noise_level and sample axes; a fit over all cells has none.
         units: units of the array; "1" where it has none.
         long_name: the name on an axis.
         definition: the formula in words.
@@ -31,6 +32,7 @@ class Variable:
     """
 
     dims: tuple[str, ...]
+    grid: bool = True
     long_name: str
     definition: str
     source: str
@@ -38,6 +40,11 @@ class Variable:
     average: Average = "mean"
     low: float | None = None
     high: float | None = None
+
+    @property
+    def all_dims(self) -> tuple[str, ...]:
+        """The dims of the array: noise_level and sample, where it has them, and ``dims``."""
+        return (*GRID, *self.dims) if self.grid else self.dims
 
 
 VARIABLES: dict[str, Variable] = {
@@ -171,6 +178,25 @@ VARIABLES: dict[str, Variable] = {
         source="dar-probe",
         low=0.0,
     ),
+    "decoded_level": Variable(
+        dims=("reader",),
+        long_name="noise level decoded from a read",
+        definition="noise level predicted from the token mean of h_l, what the reader reads, by "
+        "ridge regression fitted on other samples: folds of whole samples with all their levels, "
+        "features standardised on the fitted part; NaN with fewer than two noise levels or two "
+        "samples, and for samples beyond those whose token means were kept",
+        source="arXiv 2605.20708, the timestep probe; folds and ridge strength are dar-probe's",
+    ),
+    "decodability": Variable(
+        dims=("reader",),
+        grid=False,
+        long_name="noise level decodability (R2)",
+        definition="1 - sum of (decoded_level - s)^2 / sum of (s - mean s)^2, s the noise level, "
+        "both sums over noise levels and samples: R2 on samples that were not fitted; 1 is exact, "
+        "0 no better than the mean level, below 0 worse than it",
+        source="arXiv 2605.20708, the timestep probe",
+        high=1.0,
+    ),
     "loss": Variable(
         dims=(),
         long_name="denoising loss",
@@ -180,11 +206,56 @@ VARIABLES: dict[str, Variable] = {
     ),
 }
 
+# What ``dar-probe ablate`` adds: all of it is there, or nothing.
+ABLATION: dict[str, Variable] = {
+    "gate_ablated": Variable(
+        dims=("ablation",),
+        long_name="true change of the loss",
+        units="loss",
+        definition="loss with the intervention minus loss without it, by a real forward: chosen "
+        "gates are 0, or one router's weights are replaced",
+        source="dar-probe",
+    ),
+    "gate_linear": Variable(
+        dims=("ablation",),
+        long_name="predicted change of the loss",
+        units="loss",
+        definition="first order of the same intervention: minus the sum of the gates that are set "
+        "to zero; for a router <G_l, h'_l - h_l>, h'_l what the other weights would make of the "
+        "same sources",
+        source="dar-probe",
+    ),
+    "linearisation_error": Variable(
+        dims=("noise_level", "ablation"),
+        grid=False,
+        long_name="error of the prediction",
+        definition="root mean square over samples of (gate_linear - gate_ablated) over that of "
+        "gate_ablated",
+        source="dar-probe",
+        low=0.0,
+    ),
+    "rank_correlation": Variable(
+        dims=("noise_level", "intervention"),
+        grid=False,
+        long_name="rank correlation of true and predicted changes",
+        definition="Spearman's correlation of the means over samples of gate_ablated and "
+        "gate_linear over the interventions of one kind; NaN for fewer than three",
+        source="dar-probe",
+        low=-1.0,
+        high=1.0,
+    ),
+}
+
 STRING_COORDS = {
     "reader_name": "reader",
     "reader_kind": "reader",
     "source_name": "source",
     "source_kind": "source",
+}
+ABLATION_COORDS = {  # dim and text
+    "ablation_name": ("ablation", "what was done"),
+    "ablation_kind": ("ablation", "gate, source, block, uniform or frozen"),
+    "intervention": ("intervention", "the kinds that were done"),
 }
 NUMBER_COORDS = {
     "timestep": "noise_level",
@@ -218,7 +289,7 @@ COORD_TEXT = {
 
 def describe(ds: xr.Dataset) -> xr.Dataset:
     """Give every variable and coord its units, long_name, definition and source."""
-    for name, spec in VARIABLES.items():
+    for name, spec in {**VARIABLES, **ABLATION}.items():
         if name in ds:
             ds[name].attrs = {
                 "units": spec.units,
@@ -226,7 +297,8 @@ def describe(ds: xr.Dataset) -> xr.Dataset:
                 "definition": spec.definition,
                 "source": spec.source,
             }
-    for name, text in COORD_TEXT.items():
+    texts = {**COORD_TEXT, **{name: text for name, (_, text) in ABLATION_COORDS.items()}}
+    for name, text in texts.items():
         if name in ds.coords:
             ds[name].attrs = {"long_name": text}
     return ds
@@ -285,7 +357,13 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
         if name in NUMBER_COORDS and not np.issubdtype(ds[name].dtype, np.number):
             raise CheckpointError(f"coordinate {name!r} is not numeric")
-    for name, spec in VARIABLES.items():
+    expected = dict(VARIABLES)
+    if "ablation" in ds.dims:
+        expected |= ABLATION
+        for name, (dim, _) in ABLATION_COORDS.items():
+            if name not in ds.coords or ds[name].dims != (dim,):
+                raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
+    for name, spec in expected.items():
         if name not in ds:
             raise CheckpointError(f"variable {name!r} is missing")
         _validate_variable(name, spec, ds[name])
@@ -293,10 +371,8 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _validate_variable(name: str, spec: Variable, array: xr.DataArray) -> None:
-    if array.dims != (*GRID, *spec.dims):
-        raise CheckpointError(
-            f"variable {name!r} has dims {array.dims}, expected {(*GRID, *spec.dims)}"
-        )
+    if array.dims != spec.all_dims:
+        raise CheckpointError(f"variable {name!r} has dims {array.dims}, expected {spec.all_dims}")
     if not np.issubdtype(array.dtype, np.floating):
         raise CheckpointError(f"variable {name!r} is not floating point")
     values = array.values

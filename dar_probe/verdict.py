@@ -24,7 +24,7 @@ class Thresholds:
     The paper (arXiv 2605.20708, section 3) reports about 10x inflation, gradients lower by more
     than ten times and deep cosines above 0.96 for SiT-XL/2: those are the failures here. The
     warnings are ours. ``untrained_write_ratio``: writes below this share of the read are none.
-    ``idle_cosine``: a block above it hands on what it reads.
+    ``idle_cosine``: a block above it that writes all the same hands on what it reads.
     """
 
     inflation_warn: float = 3.0
@@ -77,7 +77,7 @@ def judge(
         _shift(ds, metrics["selectivity_shift"], "Routes", _no_router(ds)),
         _shift(ds, metrics["importance_shift"], "Importances", ""),
         _measurement(metrics),
-        *([] if untrained else _idle_blocks(ds, limits)),
+        *([] if untrained else _useless_blocks(ds, limits)),
     ]
     if not untrained:
         return _conclude(findings, limits)
@@ -184,15 +184,34 @@ def _measurement(metrics: Mapping[str, Metric]) -> Finding:
     return Finding(name="measurement", status=status, sentence=sentence)
 
 
-def _idle_blocks(ds: xr.Dataset, limits: Thresholds) -> list[Finding]:
-    """Name the blocks that hand on what they read; no finding where there are none."""
+def _useless_blocks(ds: xr.Dataset, limits: Thresholds) -> list[Finding]:
+    """Name the blocks that write nothing, and those that hand on what they read; often none."""
+    write = profile(ds, "write_ratio", resamples=1)["value"].values
     cosine = profile(ds, "cosine", resamples=1)["value"].values
-    idle = [int(block) for block in ds["block"].values[cosine > limits.idle_cosine]]
-    sentence = (
-        f"Idle, at most rescaling what is read: block{'s' * (len(idle) > 1)} {_ranges(idle)} "
-        f"(cosine with the block before above {limits.idle_cosine:g})."
-    )
-    return [Finding(name="idle_blocks", status="warn", sentence=sentence)] if idle else []
+    home = ds["source_block"].values[1:]  # of every sublayer
+    dead, idle = [], []
+    for block, near in zip(ds["block"].values, cosine > limits.idle_cosine, strict=True):
+        own = write[home == block]
+        if own.size and (own < limits.untrained_write_ratio).all():
+            dead.append(int(block))
+        elif near:
+            idle.append(int(block))
+    sentences = {
+        "dead_blocks": f"Nothing is written by {_blocks(dead)} (every sublayer below "
+        f"{limits.untrained_write_ratio:g} of what it reads).",
+        "idle_blocks": f"Idle, at most rescaling what is read: {_blocks(idle)} (cosine with the "
+        f"block before above {limits.idle_cosine:g}).",
+    }
+    named = {"dead_blocks": dead, "idle_blocks": idle}
+    return [
+        Finding(name=name, status="warn", sentence=sentences[name])
+        for name, blocks in named.items()
+        if blocks
+    ]
+
+
+def _blocks(numbers: list[int]) -> str:
+    return f"block{'s' * (len(numbers) > 1)} {_ranges(numbers)}"
 
 
 def _ranges(numbers: list[int]) -> str:

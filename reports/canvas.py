@@ -141,6 +141,21 @@ def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> N
     sns.despine(ax=axis, left=True, bottom=True)
 
 
+def draw_dots(
+    axis: Axes,
+    marked: npt.NDArray[np.bool_],
+    values: Array,
+    norm: Normalize,
+    colours: Colormap,
+) -> None:
+    """Put a dot into the marked cells of a map (depth, level), light on dark and dark on light."""
+    row, column = np.nonzero(marked)
+    red, green, blue, _ = np.moveaxis(colours(norm(values[row, column])), -1, 0)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+    ink = np.where(light, "#303030", "#f4f4f4")
+    axis.scatter(column, row, s=2.2, c=ink, linewidths=0)
+
+
 def ticks(axis: Axes, which: str, positions: Sequence[int], names: Sequence[str]) -> None:
     """Label the cells at ``positions`` of a map along "x" or "y" with their ``names``."""
     labels = [printable(names[position]) for position in positions]

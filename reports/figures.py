@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, maps, style
+from dar_probe.reports import canvas, interventions, maps, style
 from dar_probe.reports.canvas import save
 
 __all__ = ["dilution", "heatmap", "save", "sources", "write_all"]
@@ -54,7 +54,8 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> Figure:
 def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = None) -> Figure:
     """Draw arXiv 2605.20708, figure 3: what a shallow and a deep block take from which block.
 
-    Top row: counterfactual importance from the gates. Bottom row, only where there is a router:
+    Top row: counterfactual importance from the gates, with a dot in the cells of
+    ``metrics.block_below_null``. Bottom row, only where there is a router:
     its routes. The two are different quantities and have their own colour scales.
 
     Args:
@@ -70,16 +71,21 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
         raise UsageError(maps.NOTHING)
     places = maps.locations(rows[0].values, shallow, deep)
     notes = [style.NOTES[row.quantity] for row in rows]
+    if rows[0].quantity == "importance":
+        notes.insert(1, style.dot_note(ds))
     if min(place.sources for place in places) < 3:
         notes.append(style.HALVES_NOTE)
     with canvas.paper():
         figure = canvas.figure(WIDTH, 0.6 + 2.2 * len(rows))
         grid = figure.subplots(len(rows), len(places), squeeze=False)
-        for row, (quantity, label, wanted, shares) in enumerate(rows):
-            shown = [
-                shares.isel(reader=place.position, source_block=slice(0, place.block)).values.T
-                for place in places
-            ]
+        for row, (quantity, label, wanted, *arrays) in enumerate(rows):
+            shown, marked = (
+                [
+                    array.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+                    for place in places
+                ]
+                for array in arrays
+            )
             every = np.concatenate([values.ravel() for values in shown])
             norm = canvas.scale(every, from_zero=True)
             colours = canvas.colour_map(norm, wanted)
@@ -88,6 +94,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
             for column, (place, values) in enumerate(zip(places, shown, strict=True)):
                 axis = grid[row, column]
                 canvas.draw_map(axis, values, norm, colours)
+                canvas.draw_dots(axis, marked[column], values, norm, colours)
                 _level_ticks(axis, ds)
                 blocks = [str(block) for block in range(place.block)]
                 canvas.ticks(axis, "y", style.thinned(place.block, 8), blocks)
@@ -146,9 +153,12 @@ def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
     measured = [key for key in style.HEATMAPS if np.isfinite(ds[key].values).any()]
     paths = []
     stems = ["dilution", *(["sources"] if maps.block_maps(ds) else [])]
+    stems += ["interventions"] if "ablation" in ds.dims else []
     for stem in [*stems, *(f"heatmap_{key}" for key in measured)]:
         if stem == "dilution":
             figure = dilution([(name, ds)])
+        elif stem == "interventions":
+            figure = interventions.figure(ds, name=name)
         else:
             figure = sources(ds) if stem == "sources" else heatmap(ds, stem[len("heatmap_") :])
             with canvas.paper():

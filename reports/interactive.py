@@ -1,6 +1,7 @@
 """The same figures for the screen: plotly, with names and values under the pointer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,20 +34,7 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
             block, value, low, high = parts
             seen += [value, low, high]
             shared = {**screen.axes(at), "legendgroup": str(line)}
-            known = np.isfinite(low) & np.isfinite(high)
-            if known.any():
-                drawn.add_scatter(
-                    x=np.concatenate([block[known], block[known][::-1]]),
-                    y=np.concatenate([high[known], low[known][::-1]]),
-                    fill="toself",
-                    fillcolor=colours[line],
-                    opacity=0.25,
-                    line={"width": 0},
-                    mode="lines",
-                    hoverinfo="skip",
-                    showlegend=False,
-                    **shared,
-                )
+            screen.band(drawn, block, low, high, colours[line], **shared)
             drawn.add_scatter(
                 x=block,
                 y=value,
@@ -85,23 +73,28 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
     places = maps.locations(rows[0].values, shallow, deep)
     drawn = screen.figure()
     drawn.update_layout(margin={"t": 30})
-    for row, (quantity, label, colours, shares) in enumerate(rows):
-        shown = [
-            shares.isel(reader=place.position, source_block=slice(0, place.block)).values.T
-            for place in places
-        ]
+    for row, (quantity, label, colours, *arrays) in enumerate(rows):
+        shown, marked = (
+            [
+                array.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+                for place in places
+            ]
+            for array in arrays
+        )
         for column, (place, values) in enumerate(zip(places, shown, strict=True)):
             at = row * len(places) + column
             even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
+            dot, dots = screen.dots(marked[column], 20)
             names = ["embedding", *(f"block {block}" for block in range(1, place.block))]
             drawn.add_heatmap(
                 z=values.astype(np.float32),
                 x=style.levels(ds),
                 y=names,
                 hovertemplate=f"{screen.text(place.name)} reads %{{y}}<br>noise level %{{x}}"
-                f"<br>{quantity} %{{z:.3f}}<br>{even}<extra></extra>",
+                f"<br>{quantity} %{{z:.3f}}{dot}<br>{even}<extra></extra>",
                 coloraxis=screen.numbered("coloraxis", row),
                 hoverongaps=False,
+                **dots,
                 **screen.axes(at),
             )
             screen.title(drawn, at, f"({'abcd'[at]}) {quantity}, {screen.text(place.title)}")
@@ -114,6 +107,52 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
     return screen.placed(
         drawn, columns * len(rows), columns=columns, row=230, room=680, gap=0.12, bars=bars
     )
+
+
+def decodability(ds: xr.Dataset) -> go.Figure:
+    """Draw with which R2 the noise level is decoded from what each reader reads, over depth.
+
+    One line for each kind of reader; the head lies one block behind the last.
+    """
+    drawn = screen.figure()
+    profile = metrics.profile(ds, "decodability")
+    kinds = [str(kind) for kind in ds["reader_kind"].values]
+    names = style.depth_names(ds, "reader")
+    last = int(ds["block"].values[-1])
+    for line, kind in enumerate(dict.fromkeys(kinds)):
+        own = [at for at, other in enumerate(kinds) if other == kind]
+        block = ds["reader_block"].values[own]
+        value, low, high = (profile[key].values[own] for key in ("value", "low", "high"))
+        shared = {**screen.axes(0), "legendgroup": kind}
+        colour = style.OTHERS[line % len(style.OTHERS)]
+        if len(own) > 1:
+            screen.band(drawn, block, low, high, colour, **shared)
+        drawn.add_scatter(
+            x=block,
+            y=value,
+            name=screen.text(kind.replace("_", " ")),
+            text=[screen.text(names[at]) for at in own],
+            customdata=_intervals(low, high),
+            hovertemplate="%{text}<br>R2 %{y:.3f} %{customdata}<extra></extra>",
+            mode="lines+markers" if len(own) > 1 else "markers",
+            line={"color": colour, "dash": DASHES[style.DASHES[line % 4]]},
+            marker={"size": 5 if len(own) > 1 else 8},
+            error_y=_whisker(value, low, high) if len(own) == 1 else None,
+            showlegend=True,
+            **shared,
+        )
+    ticks = style.block_ticks(last)
+    screen.axis(
+        drawn,
+        "x",
+        0,
+        title={"text": "block of the reader", "standoff": 6},
+        tickvals=ticks,
+        range=[0.5, last + 1.5],
+    )
+    screen.axis(drawn, "y", 0, title={"text": "R2", "standoff": 4}, nticks=6)
+    drawn.update_layout(showlegend=True)
+    return screen.placed(drawn, 1, columns=1, row=270)
 
 
 def heatmap(ds: xr.Dataset, name: str) -> go.Figure:
@@ -170,18 +209,20 @@ def matrix(ds: xr.Dataset) -> go.Figure:
     readers = screen.unique(style.depth_names(ds, "reader"))
     offered = screen.unique(style.depth_names(ds, "source"))
     drawn = screen.figure()
-    for at, (quantity, label, colours, shares) in enumerate(rows):
+    for at, (quantity, label, colours, shares, marked) in enumerate(rows):
         values = shares.values
         for level, text in enumerate(style.levels(ds)):
+            dot, dots = screen.dots(marked.values[level], 12)
             drawn.add_heatmap(
                 z=values[level].astype(np.float32),
                 x=offered,
                 y=readers,
                 visible=level == 0,
                 hovertemplate=f"%{{y}} reads %{{x}}<br>noise level {text}"
-                f"<br>{quantity} %{{z:.3f}}<extra></extra>",
+                f"<br>{quantity} %{{z:.3f}}{dot}<extra></extra>",
                 coloraxis=screen.numbered("coloraxis", at),
                 hoverongaps=False,
+                **dots,
                 **screen.axes(at),
             )
         screen.title(drawn, at, f"({'ab'[at]}) {quantity}")
@@ -202,6 +243,11 @@ def matrix(ds: xr.Dataset) -> go.Figure:
         bars=bars,
         names_across=True,
     )
+
+
+def _whisker(value: Array, low: Array, high: Array) -> dict[str, Any]:
+    """Return the interval of a line's only point, which has no band."""
+    return {"array": high - value, "arrayminus": value - low, "thickness": 1.5, "width": 3}
 
 
 def _intervals(low: Array, high: Array) -> list[str]:

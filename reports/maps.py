@@ -13,12 +13,16 @@ NOTHING = "neither importances nor routes were measured, so there are no sources
 
 
 class SourceMap(NamedTuple):
-    """One quantity over (noise_level, reader, source or source_block), and how to show it."""
+    """One quantity over (noise_level, reader, source or source_block), and how to show it.
+
+    ``marked`` has the dims of ``values``: cells that get a dot, of importance alone.
+    """
 
     quantity: str
     label: str
     colours: str
     values: xr.DataArray
+    marked: xr.DataArray
 
 
 class Location(NamedTuple):
@@ -44,24 +48,26 @@ def block_maps(ds: xr.Dataset) -> list[SourceMap]:
 
     A map without one finite number is left out: an untrained model has no importances.
     """
-    return _measured_maps(ds, metrics.block_importance(ds), metrics.block_routes(ds))
+    importance, below = metrics.block_importance(ds), metrics.block_below_null(ds)
+    return _measured_maps(ds, importance, below, metrics.block_routes(ds))
 
 
 def sublayer_maps(ds: xr.Dataset) -> list[SourceMap]:
     """Return the same with every reader and every source."""
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source")
-    return _measured_maps(ds, metrics.importance(ds), route)
+    return _measured_maps(ds, metrics.importance(ds), metrics.below_null(ds), route)
 
 
 def _measured_maps(
-    ds: xr.Dataset, importance: xr.DataArray, route: xr.DataArray
+    ds: xr.Dataset, importance: xr.DataArray, below: xr.DataArray, route: xr.DataArray
 ) -> list[SourceMap]:
     # The only source of a reader has a gate of zero: its share of 1 is a ratio of roundings.
     several = importance.notnull().sum(str(importance.dims[-1])) >= 2
     importance = importance.where(several)
-    maps = [SourceMap("importance", "share of importance", "mako_r", importance)]
+    marked = below & importance.notnull()
+    maps = [SourceMap("importance", "share of importance", "mako_r", importance, marked)]
     if has_router(ds):
-        maps.append(SourceMap("route", "route", "rocket_r", route))
+        maps.append(SourceMap("route", "route", "rocket_r", route, xr.zeros_like(route, bool)))
     return [found for found in maps if np.isfinite(found.values.values).any()]
 
 

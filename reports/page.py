@@ -14,8 +14,8 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from dar_probe import schema
-from dar_probe.metrics import Metric
-from dar_probe.reports import interactive, maps, style, words
+from dar_probe.metrics import Metric, signs_can_tell
+from dar_probe.reports import interactive, interventions, maps, style, words
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
@@ -211,16 +211,31 @@ def _figures(ds: xr.Dataset, name: str) -> list[dict[str, Any]]:
             interactive.dilution([(name, ds)]),
         )
     ]
-    if maps.block_maps(ds):
+    if found := maps.block_maps(ds):
+        dots = ""
+        if found[0].quantity == "importance":
+            dots = words.dot_caption(signs_can_tell(ds.sizes["sample"]))
         drawn += [
             (
                 "Sources over noise levels",
-                words.source_caption(router),
+                words.source_caption(router) + dots,
                 False,
                 interactive.sources(ds),
             ),
-            ("Every reader and every source", words.MATRIX_CAPTION, False, interactive.matrix(ds)),
+            (
+                "Every reader and every source",
+                words.MATRIX_CAPTION + dots,
+                False,
+                interactive.matrix(ds),
+            ),
         ]
+    if np.isfinite(ds["decodability"].values).any():
+        title = "Where the noise level can be read"
+        drawn.append((title, words.DECODING_CAPTION, True, interactive.decodability(ds)))
+    if "ablation" in ds.dims:
+        drawn.append(
+            ("What interventions did", words.EFFECT_CAPTION, False, interventions.interactive(ds))
+        )
     for variable, (title, caption) in words.MAP_CAPTIONS.items():
         measured = np.isfinite(ds[variable].values).any()
         if measured and (router or variable != "route_entropy"):

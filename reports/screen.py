@@ -14,6 +14,7 @@ from dar_probe.reports import style
 Array = npt.NDArray[np.floating]
 
 INK = "#747b85"  # readable on white and on black; the page sets its own
+DOT = "\u00b7"
 FAINT = "rgba(128,128,128,0.25)"  # grid lines, and the ground under cells that do not exist
 CLEAR = "rgba(0,0,0,0)"
 BETWEEN = 92  # pixels between two rows of panels: labels below, title above
@@ -111,6 +112,37 @@ def map_axes(
             tickfont={"size": 11},
             title={"text": title_text, "standoff": 6},
         )
+
+
+def band(
+    drawn: go.Figure, position: Array, low: Array, high: Array, colour: str, **shared: Any
+) -> None:
+    """Fill between ``low`` and ``high``; nothing is drawn where no interval is known."""
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        drawn.add_scatter(
+            x=np.concatenate([position[known], position[known][::-1]]),
+            y=np.concatenate([high[known], low[known][::-1]]),
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.25,
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            **shared,
+        )
+
+
+def dots(marked: npt.NDArray[np.bool_], size: int) -> tuple[str, dict[str, Any]]:
+    """Return what puts a dot into the marked cells: the end of a hover line, trace settings.
+
+    Plotly chooses a colour that contrasts with each cell; ``size`` is the font's, pixels.
+    """
+    if not marked.any():
+        return "", {}
+    text = np.where(marked, DOT, "").tolist()
+    return " %{text}", {"text": text, "texttemplate": "%{text}", "textfont": {"size": size}}
 
 
 def value_axis(values: Array, may_log: bool) -> dict[str, Any]:

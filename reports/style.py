@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.metrics import signs_can_tell
 from dar_probe.schema import VARIABLES, manifest
 
 # seaborn's "colorblind" palette; blue and orange belong to the paper's two curves.
@@ -88,6 +89,8 @@ NOTES = {
     "route": "Route: mean over samples and tokens, summed within a block.",
 }
 HALVES_NOTE = "The gates of two sources cancel, so each share is one half in every model."
+DOT_NOTE = "Dot: over the samples the sign of this gate cannot be told from chance."
+FEW_NOTE = "Too few samples to tell whether the sign of a gate is consistent: that takes six."
 GAP_NOTE = "Hatched: not offered, or not measurable."
 ELLIPSIS = "\u2026"
 REPLACEMENT = "\ufffd"
@@ -177,6 +180,11 @@ def block_ticks(last: int, most: int = 6) -> list[int]:
     return sorted({1, *middle, last})
 
 
+def dot_note(ds: xr.Dataset) -> str:
+    """Return what the dots of an importance map say, or why there are none."""
+    return DOT_NOTE if signs_can_tell(ds.sizes["sample"]) else FEW_NOTE
+
+
 def axis_label(name: str) -> str:
     """Return a variable's long name with its units."""
     spec = VARIABLES[name]
@@ -184,14 +192,17 @@ def axis_label(name: str) -> str:
 
 
 def depth_dim(name: str) -> str:
-    """Return the one depth dim of a variable.
+    """Return the one depth dim of a variable that also runs over noise levels.
 
     Raises:
-        UsageError: the variable is unknown, or runs over no depth dim or over two.
+        UsageError: the variable is unknown, has no noise levels, or no depth dim, or two.
     """
-    if name not in VARIABLES or len(VARIABLES[name].dims) != 1:
-        known = ", ".join(key for key, spec in VARIABLES.items() if len(spec.dims) == 1)
-        raise UsageError(f"{name!r} has no depth axis to draw", hint=f"choose one of {known}")
+    drawable = [key for key, spec in VARIABLES.items() if spec.grid and len(spec.dims) == 1]
+    if name not in drawable:
+        raise UsageError(
+            f"{name!r} has no map of depth and noise level",
+            hint=f"choose one of {', '.join(drawable)}",
+        )
     return VARIABLES[name].dims[0]
 
 

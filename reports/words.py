@@ -51,6 +51,25 @@ MATRIX_CAPTION = (
     "the noise levels. A row's importances sum to 1; a reader of two sources shows one half for "
     "each in every model, because their gates cancel. Grey: not offered, or not measurable."
 )
+EFFECT_CAPTION = (
+    "Every point is one intervention by a real forward: a gate set to zero, a block skipped, a "
+    "router's weights replaced. On the dashed line the first-order prediction of the gates is "
+    "exact. Three quantities stay apart on this page: routes are what a router weighs, importance "
+    "is what a small change would do, and this is what removal does."
+)
+DOT_CAPTION = (
+    " A dot marks gates without a consistent sign: signs drawn at random for the samples give as "
+    "large a mean in more than 5 % of draws, so more of this source helps some samples and hurts "
+    "others."
+)
+FEW_CAPTION = (
+    " No cell is marked for gates without a consistent sign, because that cannot be told from "
+    "fewer than six samples."
+)
+DECODING_CAPTION = (
+    "R2 of the noise level predicted from the token mean of each read, by ridge regression on "
+    "other samples. Bands: 95 % intervals."
+)
 MAP_CAPTIONS = {
     "rms": ("Hidden-state RMS", "Shallow at the bottom, noise to the right."),
     "grad_rms": ("Gradient RMS", "How strongly the loss pulls at each block."),
@@ -76,6 +95,11 @@ def depth_caption(router: bool, samples: int) -> str:
         "Hidden-state RMS, gradient RMS and cosine between neighbouring blocks, pooled over "
         f"samples and noise levels. {bands}{gradient}"
     )
+
+
+def dot_caption(told: bool) -> str:
+    """Return the sentence on the dots of an importance map; ``told``: enough samples for them."""
+    return DOT_CAPTION if told else FEW_CAPTION
 
 
 def source_caption(router: bool) -> str:

@@ -18,8 +18,11 @@ def offered(reader, sublayers, chunk_size):
 
 
 def forward(p, x, t, y, *, heads, patch, routing="residual", query="static", chunk_size=1,
-            gates=None, qk_norm=False):  # fmt: skip
-    """Return the output (N, C_out, h, w) and a dict of reads, writes and per-token weights."""
+            gates=None, replaced=None, qk_norm=False):  # fmt: skip
+    """Return the output (N, C_out, h, w) and a dict of reads, writes and per-token weights.
+
+    ``replaced`` gives readers (from 1) other weights (N, T, offered).
+    """
     depth = 1 + max(int(k.split(".")[1]) for k in p if k.startswith("blocks."))
     n = x.shape[0]
     v = [embed_patches(x, p["x_embedder.proj.weight"], p["x_embedder.proj.bias"], patch)
@@ -35,6 +38,7 @@ def forward(p, x, t, y, *, heads, patch, routing="residual", query="static", chu
         else:
             ids = offered(reader, 2 * depth, chunk_size)
             w = route(p, reader, query, v, ids, t_emb)
+        w = (replaced or {}).get(reader, w)
         h = 0
         for column, i in enumerate(ids):
             g = 1.0 if gates is None else gates[:, reader - 1, i][:, None, None]

@@ -81,9 +81,10 @@ def dataset(
         "gate_conservation": 1e-5 * scatter(sublayers + 1),
         "read_residual": 1e-7 * scatter(sublayers + 1),
         "loss": (0.3 + 0.7 * noise)[:, None] * scatter(),
+        **_decoded(noise, samples, sublayers + 1, rng),
     }
     data = {
-        key: ((*schema.GRID, *schema.VARIABLES[key].dims), value.astype(np.float32))
+        key: (schema.VARIABLES[key].all_dims, value.astype(np.float32))
         for key, value in variables.items()
     }
     ds = xr.Dataset(data, coords=_coords(blocks, samples, noise))
@@ -169,6 +170,21 @@ def _gates(
     count = offered.sum(-1)[:, None]
     centred = raw - raw.sum(-1, keepdims=True) / count  # a normed reader ignores scale
     return np.where(offered, centred, np.nan)
+
+
+def _decoded(
+    noise: np.ndarray, samples: int, readers: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Decode the noise level with an error that falls with depth; unknown where it must be."""
+    error = 0.15 * np.exp(-4 * np.arange(readers) / readers)
+    level = noise[:, None, None]
+    found = level + error * rng.normal(size=(len(noise), samples, readers))
+    if min(len(noise), samples) < 2:
+        found[:] = np.nan
+    missed = np.sum((found - level) ** 2, axis=(0, 1))
+    total = samples * np.sum((noise - noise.mean()) ** 2)
+    with np.errstate(invalid="ignore"):
+        return {"decoded_level": found, "decodability": 1 - missed / total}
 
 
 def _entropy(route: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import seaborn as sns
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
@@ -185,6 +185,43 @@ def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
     assert any("Hatched" in text for text in drawn_text(figure))
 
 
+def dots(figure: Figure) -> list[set[tuple[int, int]]]:
+    """Cells (depth, level) with a dot, one set for each map."""
+    return [
+        {(int(row), int(column)) for column, row in drawn.get_offsets()}
+        for drawn in figure.findobj(PathCollection)
+    ]
+
+
+def test_dots_mark_importances_whose_sign_is_chance():
+    ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
+    figure = figures.sources(ds, shallow=3, deep=9)
+    below = metrics.block_below_null(ds).values
+    expected = [
+        {(i, k) for k, i in np.argwhere(below[:, at, :size])} for at, size in [(2, 3), (8, 9)]
+    ]
+    assert dots(figure) == [*expected, set(), set()]  # routes have none
+    assert expected[1]
+    assert any("Dot:" in text for text in drawn_text(figure))
+
+
+def test_few_samples_have_no_dots_and_the_figure_says_so(residual):
+    figure = figures.sources(residual)
+    assert not any(dots(figure))
+    assert any("Too few samples" in text for text in drawn_text(figure))
+
+
+def test_dots_are_light_on_dark_cells_and_dark_on_light_ones():
+    values = np.array([[0.0, 1.0]])
+    figure = canvas.figure(2, 2)
+    norm = canvas.scale(values, from_zero=True)
+    colours = canvas.colour_map(norm, "mako_r")
+    canvas.draw_dots(figure.subplots(), np.ones((1, 2), bool), values, norm, colours)
+    inks = figure.findobj(PathCollection)[0].get_facecolors()[:, 0]
+    assert inks[0] < 0.3
+    assert inks[1] > 0.9
+
+
 def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
     figure = figures.sources(residual)
     assert len(figure.axes) == 3  # two maps, one colour bar
@@ -222,7 +259,7 @@ def test_heatmap_values_are_those_of_metrics(residual):
     np.testing.assert_array_equal(np.asarray(mesh.get_array()), expected)
 
 
-@pytest.mark.parametrize("name", ["gate", "loss", "nonsense"])
+@pytest.mark.parametrize("name", ["gate", "loss", "decodability", "nonsense"])
 def test_heatmap_refuses_what_has_no_single_depth(residual, name):
     with pytest.raises(UsageError, match=name):
         figures.heatmap(residual, name)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import measure
 from dar_probe.subjects import sit
 from tests import reference, tiny
 

@@ -101,6 +101,47 @@ def test_matrix_shows_one_level_of_every_map(dar):
     assert np.isnan(decoded(drawn["data"][0]["z"])[0, 1:]).all()  # nothing comes from later
 
 
+def test_dots_mark_importances_whose_sign_is_chance():
+    ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
+    below = metrics.below_null(ds).values
+    below[:, 0] = False  # the share of an only source is not shown, and not marked
+    traces = spec(interactive.matrix(ds))["data"]
+    for level in range(3):
+        marks = np.array(traces[level]["text"]) != ""
+        np.testing.assert_array_equal(marks, below[level])
+        assert set(np.ravel(traces[level]["text"])) == {"", screen.DOT}
+        assert "%{text}" in traces[level]["hovertemplate"]
+        assert "text" not in traces[3 + level]  # a route
+        assert "%{text}" not in traces[3 + level]["hovertemplate"]
+    shown = spec(interactive.sources(ds, shallow=3, deep=7))["data"]
+    expected = metrics.block_below_null(ds).values[:, 2, :3].T
+    np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
+
+
+def test_few_samples_have_no_dots(dar):
+    for figure in (interactive.matrix(dar), interactive.sources(dar)):
+        assert not [trace for trace in spec(figure)["data"] if "text" in trace]
+
+
+def test_decodability_has_a_line_for_every_kind_of_reader(residual):
+    drawn = spec(interactive.decodability(residual))
+    bands = [trace for trace in drawn["data"] if trace.get("fill")]
+    lines = {trace["name"]: trace for trace in drawn["data"] if "name" in trace}
+    assert list(lines) == ["attention", "mlp", "head"]
+    assert len(bands) == 2  # the head has a whisker
+    profile = metrics.profile(residual, "decodability")
+    figure = interactive.decodability(residual)
+    named = {trace.name: trace for trace in figure.data if trace.name}
+    np.testing.assert_array_equal(named["mlp"].y, profile["value"].values[1::2])
+    np.testing.assert_array_equal(named["mlp"].x, np.arange(1, 7))
+    assert list(named["head"].x) == [7]
+    assert named["head"].y[0] + named["head"].error_y.array[0] == pytest.approx(
+        float(profile["high"][-1]), rel=1e-12
+    )
+    assert lines["mlp"]["text"][1] == "block 2 mlp"
+    assert len({trace["line"]["color"] for trace in lines.values()}) == 3
+
+
 def test_the_share_of_an_only_source_is_not_shown(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
@@ -173,6 +214,7 @@ def test_hostile_names_carry_no_markup_and_no_template(residual):
         interactive.sources(ds),
         interactive.matrix(ds),
         interactive.heatmap(ds, "write_rms"),
+        interactive.decodability(ds),
     ):
         text = figure.to_json(engine="json")
         assert "img" in text or "&lt;" in text

@@ -336,6 +336,11 @@ def test_unknown_variables_are_named() -> None:
             call(ds, "entropyy")
 
 
+def test_what_has_no_noise_levels_is_not_shown_over_them() -> None:
+    with pytest.raises(UsageError, match="'decodability' is one number for all noise levels"):
+        metrics.over_noise(synthetic.dataset(samples=2), "decodability")
+
+
 def test_importance_rows_are_shares_of_root_mean_squares() -> None:
     ds = synthetic.dataset(routing="dar", chunk_size=4, samples=3)
     ds["gate"].values[1, :, 5] = np.where(np.isfinite(ds["gate"].values[1, :, 5]), 0, np.nan)

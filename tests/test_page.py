@@ -24,7 +24,7 @@ from tests.synthetic import dataset
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-EVERY_FIGURE = 3 + len(words.MAP_CAPTIONS)
+EVERY_FIGURE = 4 + len(words.MAP_CAPTIONS)
 
 
 class Parsed(HTMLParser):
@@ -165,7 +165,7 @@ def test_the_page_is_small_equal_and_has_plotly_once(plain, plain_page, hostile_
 
 
 def test_the_largest_model_stays_below_the_limit():
-    ds = dataset(blocks=28, samples=2, levels=10, routing="dar")
+    ds = dataset(blocks=28, samples=6, levels=10, routing="dar")  # enough samples for dots
     assert len(render(ds).encode()) < 8e6
 
 
@@ -243,6 +243,16 @@ def test_untrained_and_unmeasured_models_have_a_page(plain):
     for name in schema.VARIABLES:
         ds[name][:] = np.nan
     assert "not measurable PreNorm dilution cannot be judged" in Parsed(render(ds)).words
+
+
+def test_captions_say_what_dots_mean_and_where_nothing_was_decoded():
+    few, many = (Parsed(render(dataset(blocks=3, samples=n, levels=2))).words for n in (5, 6))
+    assert "A dot marks gates" in many
+    assert "A dot marks gates" not in few
+    assert "fewer than six samples" in few
+    title = "Where the noise level can be read"
+    assert title in many
+    assert title not in Parsed(render(dataset(blocks=3, samples=2, levels=1))).words
 
 
 def test_a_bare_manifest_is_enough(plain):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from dar_probe.errors import ProbeError
+from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import Recorder, untouched
-from dar_probe.probe.run import Grid, measure, walk
+from dar_probe.probe.run import Grid, walk
 from dar_probe.subjects import sit
 from tests import tiny
 

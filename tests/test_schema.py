@@ -30,6 +30,7 @@ def test_every_variable_is_described() -> None:
     ds = synthetic.dataset()
     for name, spec in schema.VARIABLES.items():
         assert set(spec.dims) <= set(schema.INDEX_DIMS), name
+        assert spec.all_dims == ds[name].dims
         assert ds[name].attrs == {
             "units": spec.units,
             "long_name": spec.long_name,
@@ -86,6 +87,11 @@ BROKEN = {
         lambda ds: ds.assign(rms=ds["rms"].transpose("sample", "noise_level", "block")),
         "'rms' has dims",
     ),
+    "a dim too many": (
+        lambda ds: ds.assign(decodability=ds["decoded_level"]),
+        "'decodability' has dims",
+    ),
+    "an R2 above 1": (put("decodability", 1.01), "'decodability' leaves its range"),
     "a dim too few": (lambda ds: ds.assign(rms=ds["rms"].mean("sample")), "'rms' has dims"),
     "integers": (lambda ds: ds.assign(loss=ds["loss"].astype(int)), "not floating point"),
     "no samples": (lambda ds: ds.isel(sample=slice(0)), "'sample' is empty"),

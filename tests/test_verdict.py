@@ -91,18 +91,34 @@ def test_the_sentence_names_failures_before_warnings() -> None:
     assert "; inflation is a warning (" in result.sentence
 
 
-@pytest.mark.parametrize("kind", ["dead", "duplicate"])
-def test_a_block_that_does_nothing_is_named(kind: str) -> None:
+def test_a_block_that_hands_on_what_it_reads_is_named() -> None:
     ds = synthetic.dataset(**GOOD, routing="dar")
-    ds["cosine"].values[..., 9] = 1.0
-    if kind == "dead":  # v = 0; a duplicate block writes, but along what it reads
-        ds["write_ratio"].values[..., 16:18] = 0
-        ds["write_rms"].values[..., 16:18] = 0
+    ds["cosine"].values[..., 9] = 1.0  # it writes, but along what it reads
     result = judge(ds)
     assert finding(result, "redundancy").status == "pass", "one block does not move the mean enough"
     found = finding(result, "idle_blocks")
     assert (found.status, result.status) == ("warn", "warn")
     assert "block 9 " in found.sentence and found.sentence in result.sentence
+    assert "dead_blocks" not in [item.name for item in result.findings]
+
+
+@pytest.mark.parametrize("routing", ["residual", "dar"])
+def test_blocks_that_write_nothing_are_named_once(routing) -> None:
+    ds = synthetic.dataset(**GOOD, routing=routing)
+    for block in (3, 9):
+        for name in ("write_ratio", "write_rms"):
+            ds[name].values[..., 2 * block - 2 : 2 * block] = 0
+        if routing == "residual":  # a router offers the next block other sources all the same
+            ds["cosine"].values[..., block] = 1.0
+    ds["write_ratio"].values[..., 10] = 0  # half of block 6
+    result = judge(ds)
+    found = finding(result, "dead_blocks")
+    assert (found.status, result.status) == ("warn", "warn")
+    assert found.sentence == (
+        "Nothing is written by blocks 3, 9 (every sublayer below 0.0001 of what it reads)."
+    )
+    assert found.sentence in result.sentence
+    assert "idle_blocks" not in [item.name for item in result.findings]
 
 
 def test_a_one_hot_router_is_found() -> None:

@@ -6,7 +6,6 @@ counterfactual importance of arXiv 2605.20708, section 3:
 N samples, T tokens, D features; R readers, S sources.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dar_probe.probe.statistics import token_norms, wide
 
-ON_CPU, ON_GPU = 2**19, 2**26  # elements of one stack: what a cache holds; what fills a GPU
+ON_CPU, ON_GPU = 2**18, 2**26  # elements of one stack: what a cache holds; what fills a GPU
 
 
 def additive(grads: Sequence[Tensor], reads: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.probe.run import Batch
+from dar_probe.probe.measure import Batch
 from dar_probe.train import data as datasets
 
 

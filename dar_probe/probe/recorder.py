@@ -15,44 +15,39 @@ from dar_probe.probe.statistics import Rounding
 from dar_probe.subjects.subject import Subject
 
 
-class Recorder:
-    """Context manager that taps every read of one forward and follows every write.
+class Visitor:
+    """Stands at every site of a subject during one forward.
 
-    A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
-    is the gradient along that branch alone, while ``reads`` keeps the stream itself. ``read``,
-    ``write`` and ``remember`` are what an engine calls: hooks inside the context, or
-    ``dar_probe.probe.trace``.
+    ``read``, ``write`` and ``remember`` are what an engine calls: hooks while this context is
+    open, or ``dar_probe.probe.trace``.
 
     Attributes:
-        reads: h_l (N, T, D), l = 1..L+1, as the stream holds them.
-        taps: what the branches got instead.
-        writes: v_i (N, T, D), i = 0..L, under a router; elsewhere no write outlives the next
-            read, so that recording costs no memory.
-        rounding: what plain addition loses; None without writers, or under a router.
-        state: positional arguments of the state site.
+        subject: the model and its sites.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.reads: list[Tensor] = []
-        self.taps: list[Tensor] = []
-        self.writes: list[Tensor] = []
-        self.state: tuple[Any, ...] | None = None
-        self.rounding: Rounding | None = None
-        if subject.writers is not None and subject.routes is None:
-            self.rounding = Rounding()
-        self._versions: list[int] = []
-        self._fired: list[int] = []
-        self._written = 0
         self._handles: list[RemovableHandle] = []
+
+    def read(self, index: int, value: Tensor) -> Tensor:
+        """Meet what reader ``index`` (from 0) reads (N, T, D), and return what it gets."""
+        raise NotImplementedError
+
+    def write(self, index: int, value: Tensor) -> None:
+        """Meet write ``index`` (N, T, D); 0 is the embedding."""
+        raise NotImplementedError
+
+    def remember(self, state: tuple[Any, ...]) -> None:
+        """Meet the positional arguments of the state site."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         subject = self.subject
         for index, reader in enumerate(subject.readers):
             hook = partial(self._on_read, index)
             self._handles.append(reader.module.register_forward_pre_hook(hook))
-        for writer in subject.writers or ():
-            self._handles.append(writer.register_forward_hook(self._on_write))
+        for index, writer in enumerate(subject.writers or ()):
+            self._handles.append(writer.register_forward_hook(partial(self._on_write, index)))
         if subject.state_site is not None:
             self._handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
         return self
@@ -65,6 +60,46 @@ class Recorder:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def _on_read(self, index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.read(index, args[0]), *args[1:])
+
+    def _on_write(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        self.write(index, output)
+
+    def _on_state(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.remember(args)
+
+
+class Recorder(Visitor):
+    """Taps every read of one forward and follows every write.
+
+    A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
+    is the gradient along that branch alone, while ``reads`` keeps the stream itself.
+
+    Attributes:
+        reads: h_l (N, T, D), l = 1..L+1, as the stream holds them.
+        taps: what the branches got instead.
+        writes: v_i (N, T, D), i = 0..L, under a router; elsewhere no write outlives the next
+            read, so that recording costs no memory.
+        rounding: what plain addition loses; None without writers, or under a router.
+        state: positional arguments of the state site.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.reads: list[Tensor] = []
+        self.taps: list[Tensor] = []
+        self.writes: list[Tensor] = []
+        self.state: tuple[Any, ...] | None = None
+        self.rounding: Rounding | None = None
+        if subject.writers is not None and subject.routes is None:
+            self.rounding = Rounding()
+        self._versions: list[int] = []
+        self._fired: list[int] = []
+        self._written: list[int] = []
 
     def read(self, index: int, value: Tensor) -> Tensor:
         """Take note of what reader ``index`` (from 0) reads, and return what it gets."""
@@ -81,9 +116,9 @@ class Recorder:
                 self.rounding.add(self.reads[-2], value, write)
         return tap
 
-    def write(self, value: Tensor) -> None:
-        """Take note of the next write."""
-        self._written += 1
+    def write(self, index: int, value: Tensor) -> None:
+        """Take note of a write."""
+        self._written.append(index)
         self.writes.append(value)
 
     def remember(self, state: tuple[Any, ...]) -> None:
@@ -96,19 +131,12 @@ class Recorder:
         Raises:
             ProbeError: naming the site.
         """
-        names = [reader.name for reader in self.subject.readers]
-        for index, name in enumerate(names):
-            if (count := self._fired.count(index)) != 1:
-                raise ProbeError(
-                    f"the reader {name!r} fired {count} times in one forward, expected once",
-                    hint="a compiled or wrapped model must be unwrapped before it is probed",
-                )
-        if self._fired != list(range(len(names))):
-            raise ProbeError("the readers fired in another order than the sites are named")
-        if self.subject.writers is not None and self._written != len(self.subject.sources):
-            raise ProbeError(
-                f"{self._written} writes in one forward, expected {len(self.subject.sources)}"
-            )
+        subject = self.subject
+        names = [reader.name for reader in subject.readers]
+        _once("reader", names, [reader.module for reader in subject.readers], self._fired)
+        if subject.writers is not None:
+            sources = [source.name for source in subject.sources]
+            _once("writer", sources, list(subject.writers), self._written)
         for name, read, version in zip(names, self.reads, self._versions, strict=True):
             if read._version != version:
                 raise ProbeError(
@@ -116,14 +144,18 @@ class Recorder:
                     hint="the probe needs x = x + f(x), not x += f(x)",
                 )
 
-    def _on_read(self, index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.read(index, args[0]), *args[1:])
 
-    def _on_write(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.write(output)
-
-    def _on_state(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.remember(args)
+def _once(what: str, names: list[str], modules: list[nn.Module], fired: list[int]) -> None:
+    for index, name in enumerate(names):
+        if (count := fired.count(index)) != 1:
+            same = [other for other, m in zip(names, modules, strict=True) if m is modules[index]]
+            shared = f"; {' and '.join(map(repr, same))} share one module" if len(same) > 1 else ""
+            raise ProbeError(
+                f"the {what} {name!r} fired {count} times in one forward, expected once{shared}",
+                hint="every site needs a module of its own that runs once in each forward",
+            )
+    if fired != list(range(len(names))):
+        raise ProbeError(f"the {what}s fired in another order than the sites are named")
 
 
 @contextmanager

@@ -119,7 +119,9 @@ def query_share(gate: Tensor, sources: Sequence[Tensor], grads: Sequence[Tensor]
         sources: v_i (N, T, D) each.
         grads: dLoss/dv_i, shaped like the sources.
     """
-    whole = [torch.linalg.vecdot(wide(v), wide(g)).sum(-1) for v, g in zip(sources, grads)]
+    whole = [
+        torch.linalg.vecdot(wide(v), wide(g)).sum(-1) for v, g in zip(sources, grads, strict=True)
+    ]
     stream = gate.nansum(1)
     through_query = torch.stack(whole, 1) - stream
     return through_query.abs() / (through_query.abs() + stream.abs())
@@ -137,7 +139,7 @@ def write_rms(reads: Sequence[Tensor]) -> Tensor:
 
 def token_norms(x: Tensor) -> Tensor:
     """Norm over features, in float32 at least: (..., T, D) -> (..., T)."""
-    return torch.linalg.vector_norm(wide(x), dim=-1)
+    return torch.linalg.vector_norm(wide(x), dim=-1)  # type: ignore[no-any-return]
 
 
 def rms(norms: Tensor, width: int) -> Tensor:

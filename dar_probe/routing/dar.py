@@ -1,5 +1,6 @@
 """Diffusion-Adaptive Routing: a softmax over the history of sublayer outputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,8 +137,12 @@ class Aggregator(nn.Module):
         else:
             query = (self.query.weight + query_input)[:, None]
         # The gain belongs to the keys; k . q is the same with the gain on the query.
+        query, inverse = query * self.norm.weight, torch.cat(inverse_rms, -1)
+        if not torch.is_grad_enabled():  # torch 2.13 cannot compile the function then
+            h, weights, _ = mix(query, inverse, sources)
+            return h, weights
         mixed: tuple[Tensor, Tensor] = Mix.apply(  # type: ignore[no-untyped-call]
-            query * self.norm.weight, torch.cat(inverse_rms, -1), *sources
+            query, inverse, *sources
         )
         return mixed
 
@@ -148,6 +153,20 @@ class Vector(nn.Module):
     def __init__(self, width: int, value: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), value))
+
+
+def mix(
+    query: Tensor, inverse_rms: Tensor, sources: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the aggregate h (N, T, D), its weights and their logits (N, T, n)."""
+    scale = sources[0].shape[-1] ** -0.5
+    dots = torch.stack([(v * query).sum(-1) for v in sources], -1)
+    logits = dots * inverse_rms * scale
+    weights = torch.softmax(logits, -1)
+    h = sources[0] * weights[..., 0, None]
+    for i, v in enumerate(sources[1:], 1):
+        h.addcmul_(v, weights[..., i, None])
+    return h, weights, logits
 
 
 class Mix(torch.autograd.Function):
@@ -161,13 +180,7 @@ class Mix(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, inverse_rms: Tensor, *sources: Tensor
     ) -> tuple[Tensor, Tensor]:
-        scale = sources[0].shape[-1] ** -0.5
-        dots = torch.stack([(v * query).sum(-1) for v in sources], -1)
-        logits = dots * inverse_rms * scale
-        weights = torch.softmax(logits, -1)
-        h = sources[0] * weights[..., 0, None]
-        for i, v in enumerate(sources[1:], 1):
-            h.addcmul_(v, weights[..., i, None])
+        h, weights, logits = mix(query, inverse_rms, sources)
         ctx.save_for_backward(query, inverse_rms, logits, weights, *sources)
         ctx.mark_non_differentiable(weights)
         return h, weights

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -69,3 +71,11 @@ class Subject:
         """Rows of ``readers`` whose reads are z_0..z_B: the first of each block, and the head."""
         blocks = [reader.block for reader in self.readers]
         return [i for i, b in enumerate(blocks) if i == 0 or b != blocks[i - 1]]
+
+    @cached_property
+    def offered_mask(self) -> Tensor:
+        """Return (R, S) bool: True where a source may enter a reader."""
+        mask = torch.zeros(len(self.readers), len(self.sources), dtype=torch.bool)
+        for row, ids in enumerate(self.offered):
+            mask[row, list(ids)] = True
+        return mask

@@ -1,13 +1,11 @@
 """The command line as a person and as a script use it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +14,10 @@ import torch
 from dar_probe.analysis import open_analysis
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import train
+from tests.shell import run
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=30, lr=3e-3, warmup=5)
 QUICK = ["--samples", "3", "--noise-levels", "2"]
-
-
-def run(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "dar_probe.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=cwd,
-        env={**os.environ, "COLUMNS": "80", **environment},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

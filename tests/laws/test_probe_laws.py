@@ -6,8 +6,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import Grid, measure, walk
+from dar_probe.probe.run import Grid, walk
 from dar_probe.subjects import sit
 from tests import tiny
 

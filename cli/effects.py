@@ -1,0 +1,99 @@
+"""What a terminal shows of interventions, in 80 columns."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dar_probe import ranks
+from dar_probe.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from dar_probe.analysis import Analysis
+    from dar_probe.metrics import Metric
+
+LARGEST = 12
+
+
+def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
+    """Print how well gates foretell interventions, and the largest effects.
+
+    With ``as_json`` print every effect, and nothing else.
+    """
+    from dar_probe import effects
+
+    if not ranks.leads():
+        return
+    found, table = effects.agreement(analysis.dataset), effects.effects(analysis.dataset)
+    if as_json:
+        kinds = {
+            a.kind: {"count": a.count, "rank_correlation": _json(a.rank), "error": _json(a.error)}
+            for a in found
+        }
+        rows = json.loads(table.to_json(orient="records", double_precision=15))
+        sys.stdout.write(json.dumps({"kinds": kinds, "effects": rows}, indent=2) + "\n")
+        return
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(Text(printable(analysis.name), style="bold"))
+    sizes = analysis.dataset.sizes
+    console.print(
+        Text(
+            f"{sizes['ablation']} interventions x {sizes['noise_level']} noise levels x "
+            f"{sizes['sample']} samples",
+            style="dim",
+        )
+    )
+    console.print()
+    kinds_table = _table("what was done", "times", "rank correlation", "error")
+    for a in found:
+        kinds_table.add_row(
+            effects.KIND_TEXT[a.kind], str(a.count), _interval(a.rank), _interval(a.error)
+        )
+    console.print(kinds_table)
+    console.print(
+        Text(
+            "Between the true loss change and the one that gates predict; 95 % intervals.",
+            style="dim",
+        )
+    )
+    console.print()
+    largest = _table("largest loss changes", "true", "95 % interval", "predicted")
+    for row in table.head(LARGEST).to_dict("records"):
+        interval = "one sample"
+        if row["low"] == row["low"]:
+            interval = f"{row['low']:.3g} to {row['high']:.3g}"
+        largest.add_row(
+            Text(printable(str(row["name"])), overflow="ellipsis"),
+            f"{row['true']:+.3g}",
+            interval,
+            f"{row['linear']:+.3g}",
+        )
+    console.print(largest)
+    console.print()
+    console.print(Text(f"Report   {printable(str(folder / 'report.html'))}", overflow="fold"))
+    console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _interval(metric: "Metric") -> str:
+    if metric.value != metric.value:
+        return "n/a"
+    if metric.low != metric.low:
+        return f"{metric.value:.2f}"
+    return f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]"
+
+
+def _json(metric: "Metric") -> dict[str, float | None]:
+    values = {"value": metric.value, "low": metric.low, "high": metric.high}
+    return {key: value if value == value else None for key, value in values.items()}

@@ -1,0 +1,122 @@
+"""A model in your hands: nnsight traces whose sites have the names of the reports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe import subjects, task
+from dar_probe.errors import ProbeError, UsageError
+from dar_probe.probe import trace
+from dar_probe.probe.measure import Batch, Loss
+from dar_probe.subjects.entrance import with_grad
+
+FEW = 8
+
+
+class Probe:
+    """A model under nnsight, for interventions by hand.
+
+    In the body of ``with probe.trace(...):`` a site of ``reads`` has an ``input`` and one of
+    ``writes`` an ``output`` that can be read, kept with ``probe.save`` and assigned, in the order
+    of the forward. The model is in eval mode with frozen parameters until ``close``.
+
+    Args:
+        model: a checkpoint, or a module together with ``batch``.
+        batch: as for ``api.audit``.
+        loss: as for ``api.audit``.
+        settings: for a checkpoint data, noise_levels, samples, device and so on of
+            ``api.analyze``.
+
+    Attributes:
+        model: the whole model as an nnsight envoy; ``probe.model.output`` in a trace.
+        modules: every module by its own path, also where no residual stream was found.
+        reads: what each sublayer reads, by names such as "block 3 attention" and "head".
+        writes: what is handed to the stream, by names such as "embedding" and "block 3 mlp";
+            empty where writes are known only as differences of reads.
+        ids: the samples that there are.
+
+    Raises:
+        UsageError: a module came without a batch function.
+        CheckpointError, ProbeError: see ``dar_probe.errors``.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        batch: Batch | None = None,
+        loss: Loss | None = None,
+        **settings: Any,
+    ) -> None:
+        subject = None
+        self.ids: tuple[int, ...] = tuple(range(FEW))
+        if not isinstance(model, nn.Module):
+            planned = task.of_checkpoint(model, **settings)
+            subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
+            self.ids, module = planned.grid.ids, planned.subject.model
+        elif batch is None:
+            raise UsageError(
+                "a module needs a batch function",
+                hint="batch(sample_ids, noise_level) -> (args, kwargs)",
+            )
+        else:
+            module = subjects.unwrap(model)
+            self._batch, self._loss = batch, loss or task.mean_square
+            try:
+                subject = task.of_module(module, batch=batch, loss=loss, **settings).subject
+            except ProbeError:
+                pass  # no residual stream: its modules can be traced all the same
+        self._modes = [(m, m.training) for m in module.modules()]
+        self._wanted = [(p, p.requires_grad) for p in module.parameters()]
+        module.eval().requires_grad_(False)
+        self._wrapped = trace.wrapped(module)
+        self.model = self._wrapped.__enter__()
+        at = trace.envoys(self.model)
+        self.modules = {name: at[m] for name, m in module.named_modules() if name}
+        self.reads: dict[str, Any] = {}
+        self.writes: dict[str, Any] = {}
+        if subject is not None:
+            self.reads = {r.name: at[r.module] for r in subject.readers}
+            named = zip(subject.sources, subject.writers or (), strict=False)
+            self.writes = {source.name: at[writer] for source, writer in named}
+
+    def trace(self, noise_level: float, ids: Sequence[int] | None = None) -> Any:
+        """Return nnsight's tracer of one forward of samples ``ids`` at ``noise_level``."""
+        args, kwargs = self._batch(*self._cells(noise_level, ids))
+        return self.model.trace(*map(with_grad, args[:1]), *args[1:], **kwargs)
+
+    def loss(self, output: Any, noise_level: float, ids: Sequence[int] | None = None) -> Tensor:
+        """Return the loss (N,) of an output for the same samples and level."""
+        return self._loss(output, *self._cells(noise_level, ids))
+
+    @staticmethod
+    def save(value: Any) -> Any:
+        """Keep a value of a trace beyond its end."""
+        return trace.load().save(value)
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._wrapped.__exit__(None, None, None)
+        for module, training in self._modes:
+            module.training = training
+        for parameter, wanted in self._wanted:
+            parameter.requires_grad_(wanted)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _cells(self, noise_level: float, ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        chosen = torch.tensor(list(self.ids[:FEW] if ids is None else ids))
+        return chosen, torch.full((len(chosen),), float(noise_level), dtype=torch.float64)

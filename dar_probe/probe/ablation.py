@@ -1,0 +1,283 @@
+"""Real interventions beside gradients: what the loss does when a gate is set to zero.
+
+Gates act on values: keys, queries and weights see the ungated source. Everything downstream of a
+changed read follows from it. N samples, T tokens, D features; R readers, S sources.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dar_probe.errors import UsageError
+from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
+from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.subjects.subject import Subject
+
+KINDS = ("gate", "source", "block", "uniform", "frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One intervention.
+
+    Attributes:
+        kind: "gate" (one source for one reader), "source" (one source for all readers), "block"
+            (a block's writes for all readers outside it: the block is skipped), "uniform" (a
+            router's weights are made equal), "frozen" (they are those of another noise level).
+        name: e.g. "block 3 mlp without embedding".
+        gates: the (reader, source) pairs, from 0, whose gate is zero.
+        router: the reader, from 0, whose weights are replaced.
+    """
+
+    kind: str
+    name: str
+    gates: frozenset[tuple[int, int]] = frozenset()
+    router: int | None = None
+
+
+def choose(
+    subject: Subject, gate: np.ndarray, *, kinds: Iterable[str], pairs: int, seed: int
+) -> list[Change]:
+    """Return the changes of the wanted ``kinds``.
+
+    Single gates would be thousands. Half of the ``pairs`` are those of the largest mean square,
+    the rest is drawn from all others, so that a comparison with gradients meets weak gates too.
+
+    Args:
+        subject: the sites.
+        gate: signed gates (levels, samples, R, S), NaN where not offered.
+        kinds: some of ``KINDS``.
+        pairs: how many single gates.
+        seed: of the draw.
+
+    Raises:
+        UsageError: no such kind, or a router is to be changed where there is none.
+    """
+    kinds = tuple(kinds)
+    if unknown := set(kinds) - set(KINDS):
+        raise UsageError(
+            f"unknown intervention {sorted(unknown)[0]!r}", hint=f"known: {', '.join(KINDS)}"
+        )
+    routed = subject.routes is not None
+    if not routed and {"uniform", "frozen"} & set(kinds):
+        raise UsageError(
+            "this model has no router whose weights could be replaced",
+            hint="leave out uniform and frozen",
+        )
+    found: list[Change] = []
+    if "gate" in kinds:
+        found += [single(subject, l, i) for l, i in _pairs(subject, gate, pairs, seed)]
+    if "source" in kinds:
+        found += [_removed(subject, "source", s.name, [i]) for i, s in enumerate(subject.sources)]
+    if "block" in kinds:
+        blocks = sorted({source.block for source in subject.sources} - {0})
+        found += [
+            _removed(
+                subject,
+                "block",
+                f"block {block}",
+                [i for i, source in enumerate(subject.sources) if source.block == block],
+                outside=block,
+            )
+            for block in blocks
+        ]
+    for kind in ("uniform", "frozen"):
+        if kind in kinds:
+            found += [
+                Change(kind=kind, name=f"{reader.name}, {kind} weights", router=l)
+                for l, reader in enumerate(subject.readers)
+                if len(subject.offered[l]) > 1
+            ]
+    return found
+
+
+def single(subject: Subject, reader: int, source: int) -> Change:
+    """Return the change that sets one gate to zero, both numbers from 0.
+
+    Raises:
+        UsageError: there is no such reader, or it is not offered the source.
+    """
+    if not 0 <= reader < len(subject.readers) or source not in subject.offered[reader]:
+        raise UsageError(
+            f"reader {reader + 1} is not offered source {source}",
+            hint=f"readers are 1 to {len(subject.readers)}, sources are numbered from 0 "
+            "(the embedding) and enter later readers",
+        )
+    name = f"{subject.readers[reader].name} without {subject.sources[source].name}"
+    return Change(kind="gate", name=name, gates=frozenset({(reader, source)}))
+
+
+def measure(
+    subject: Subject,
+    batch: Batch,
+    loss: Loss,
+    sample_ids: Tensor,
+    noise_level: Tensor,
+    changes: list[Change],
+    *,
+    frozen_at: float,
+    engine: Engine = hooks,
+) -> dict[str, Tensor]:
+    """Return gate_ablated and gate_linear (N, changes): the true and the predicted loss change.
+
+    The prediction is first order: minus the sum of the gates that are set to zero; for a router
+    <G_l, h'_l - h_l> with the read h'_l that the other weights would make of the same sources.
+    The model must be frozen and in eval mode.
+
+    Args:
+        subject: the model and its sites.
+        batch: inputs for a mixed batch.
+        loss: loss per sample.
+        sample_ids: (N,).
+        noise_level: (N,).
+        changes: what is done, one at a time.
+        frozen_at: noise level whose weights "frozen" takes, sample by sample.
+        engine: runs one forward.
+    """
+    args, kwargs = batch(sample_ids, noise_level)
+    frozen = None
+    with torch.no_grad():
+        if any(change.kind == "frozen" for change in changes):
+            there = batch(sample_ids, torch.full_like(noise_level, frozen_at))
+            frozen = _weights(subject, there, engine)
+        before = loss(subject.model(*args, **kwargs), sample_ids, noise_level)
+    recorded = record(subject, batch, loss, sample_ids, noise_level, engine=engine)
+    with torch.no_grad():
+        linear = [value for value in _predict(subject, recorded, changes, frozen)]
+        del recorded
+        true = []
+        for change in changes:
+            output = engine(Editor(subject, change, frozen), args, kwargs)
+            true.append(loss(output, sample_ids, noise_level) - before)
+    return {"gate_ablated": torch.stack(true, 1), "gate_linear": torch.stack(linear, 1)}
+
+
+class Editor(Visitor):
+    """Replaces reads of one forward as a change demands.
+
+    Args:
+        subject: the model and its sites.
+        change: what is done.
+        frozen: weights of every reader (N, T, offered), for a change of kind "frozen".
+    """
+
+    def __init__(
+        self, subject: Subject, change: Change, frozen: list[Tensor] | None = None
+    ) -> None:
+        super().__init__(subject)
+        self.change = change
+        self.frozen = frozen
+        self._reads: list[Tensor] = []
+        self._writes: list[Tensor] = []
+        self._state: tuple[Any, ...] | None = None
+
+    def read(self, index: int, value: Tensor) -> Tensor:
+        """Return what reader ``index`` gets instead of ``value`` (N, T, D)."""
+        self._reads.append(value)
+        if index == self.change.router:
+            return value + self._rerouted(index)
+        gone = sorted(i for l, i in self.change.gates if l == index)
+        if not gone:
+            return value
+        weights = self._weights(index)
+        for i in gone:
+            source = self._source(i)
+            if weights is not None:
+                source = source * weights[..., self.subject.offered[index].index(i), None]
+            value = value - source
+        return value
+
+    def write(self, index: int, value: Tensor) -> None:
+        """Keep a write (N, T, D)."""
+        self._writes.append(value)
+
+    def remember(self, state: tuple[Any, ...]) -> None:
+        """Keep the routing state."""
+        self._state = state
+
+    def _rerouted(self, index: int) -> Tensor:
+        """Return h'_l - h_l for the replaced weights."""
+        weights = self._weights(index)
+        assert weights is not None
+        offered = self.subject.offered[index]
+        if self.change.kind == "frozen":
+            assert self.frozen is not None
+            difference = self.frozen[index] - weights
+        else:
+            difference = 1 / len(offered) - weights
+        return mixture(difference, [self._source(i) for i in offered])
+
+    def _weights(self, index: int) -> Tensor | None:
+        if self.subject.routes is None:
+            return None
+        assert self._state is not None
+        return self.subject.routes(self._state)[index]
+
+    def _source(self, i: int) -> Tensor:
+        if self.subject.writers is not None:
+            return self._writes[i]
+        return self._reads[i] - self._reads[i - 1] if i else self._reads[0]
+
+
+def mixture(weights: Tensor, sources: list[Tensor]) -> Tensor:
+    """Return the sum (N, T, D) of sources (N, T, D) with weights (N, T, sources)."""
+    total = sources[0] * weights[..., 0, None]
+    for i, source in enumerate(sources[1:], 1):
+        total.addcmul_(source, weights[..., i, None])
+    return total
+
+
+def _predict(
+    subject: Subject, recorded: Recorded, changes: list[Change], frozen: list[Tensor] | None
+) -> list[Tensor]:
+    recorder, grads = recorded.recorder, recorded.grads
+    gate = reduce(recorded)["gate"]
+    found = []
+    for change in changes:
+        if change.router is None:
+            readers, sources = zip(*sorted(change.gates), strict=True)
+            found.append(-gate[:, list(readers), list(sources)].sum(-1))
+            continue
+        editor = Editor(subject, change, frozen)
+        editor.remember(recorder.state or ())
+        for index, write in enumerate(recorder.writes):
+            editor.write(index, write)
+        difference = editor._rerouted(change.router)
+        found.append((grads[change.router] * difference).sum((1, 2)).to(gate.dtype))
+    return found
+
+
+def _weights(
+    subject: Subject, inputs: tuple[tuple[Any, ...], dict[str, Any]], engine: Engine
+) -> list[Tensor]:
+    recorder = Recorder(subject)
+    engine(recorder, *inputs)
+    recorder.check()
+    assert subject.routes is not None and recorder.state is not None
+    return subject.routes(recorder.state)
+
+
+def _removed(
+    subject: Subject, kind: str, name: str, sources: list[int], *, outside: int | None = None
+) -> Change:
+    """Return the change that takes sources away from all readers but those of one block."""
+    pairs = {
+        (l, i)
+        for l, reader in enumerate(subject.readers)
+        for i in sources
+        if i in subject.offered[l] and reader.block != outside
+    }
+    return Change(kind=kind, name=f"without {name}", gates=frozenset(pairs))
+
+
+def _pairs(subject: Subject, gate: np.ndarray, count: int, seed: int) -> list[tuple[int, int]]:
+    square = np.square(gate, dtype=np.float64).mean((0, 1))
+    offered = [(l, i) for l, ids in enumerate(subject.offered) for i in ids if len(ids) > 1]
+    ranked = sorted(offered, key=lambda pair: -square[pair])
+    top, rest = ranked[: (count + 1) // 2], ranked[(count + 1) // 2 :]
+    drawn = np.random.default_rng(seed).permutation(len(rest))[: count // 2]
+    return [*top, *(rest[at] for at in sorted(drawn))]

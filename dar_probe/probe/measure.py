@@ -1,0 +1,212 @@
+"""One mixed batch: one forward and one backward say everything about its samples."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dar_probe.errors import ProbeError
+from dar_probe.probe import gates, statistics
+from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.subjects.entrance import entrance, with_grad
+from dar_probe.subjects.subject import Subject
+
+Engine = Callable[[Visitor, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Batch(Protocol):
+    """Makes a model's inputs: a pure function of each (sample id, noise level)."""
+
+    def __call__(
+        self, sample_ids: Tensor, noise_level: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) for ids (N,) and levels (N,)."""
+
+
+class Loss(Protocol):
+    """Judges a model's output, sample by sample."""
+
+    def __call__(self, output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        """Return the loss (N,)."""
+
+
+def hooks(visitor: Visitor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the visitor's subject once with plain hooks at its sites; return the output."""
+    with visitor:
+        return visitor.subject.model(*args, **kwargs)
+
+
+def measure(
+    subject: Subject,
+    batch: Batch,
+    loss: Loss,
+    sample_ids: Tensor,
+    noise_level: Tensor,
+    *,
+    engine: Engine = hooks,
+) -> dict[str, Tensor]:
+    """Return every variable of the schema for one mixed batch, (N, ...) each.
+
+    In place of ``decoded_level``, which is fitted on the whole walk, it holds ``pooled``
+    (N, R, D): the token means of what every reader reads. The model must be frozen and in eval
+    mode (``untouched``).
+    """
+    recorded = record(subject, batch, loss, sample_ids, noise_level, engine=engine)
+    with torch.no_grad():
+        return reduce(recorded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """One forward and one backward.
+
+    Attributes:
+        recorder: the states of the forward.
+        losses: (N,).
+        grads: dLoss/dh_l by each reader's branch (N, T, D), l = 1..L+1.
+        by_block: dLoss/dz_k (N, T, D), k = 0..B.
+        by_write: dLoss/dv_i (N, T, D), i = 0..L, under a router; else empty.
+    """
+
+    recorder: Recorder
+    losses: Tensor
+    grads: list[Tensor]
+    by_block: list[Tensor]
+    by_write: list[Tensor]
+
+    def weights(self) -> Tensor:
+        """Return the weights w (N, T, R, S) of a router, zero where not offered."""
+        subject, state = self.recorder.subject, self.recorder.state
+        assert subject.routes is not None and state is not None
+        return statistics.wide(_dense(subject.routes(state), subject.offered))
+
+
+def record(
+    subject: Subject,
+    batch: Batch,
+    loss: Loss,
+    sample_ids: Tensor,
+    noise_level: Tensor,
+    *,
+    engine: Engine = hooks,
+) -> Recorded:
+    """Run one mixed batch forward and, to its states alone, backward.
+
+    Raises:
+        ProbeError: see ``walk``.
+    """
+    args, kwargs = batch(sample_ids, noise_level)
+    # With frozen parameters autograd records nothing before something requires grad.
+    start = nullcontext() if subject.entrance is None else entrance(subject.entrance)
+    recorder = Recorder(subject)
+    with start:
+        output = engine(recorder, (*map(with_grad, args[:1]), *args[1:]), kwargs)
+    recorder.check()
+    if recorder.reads[0].ndim != 3 or len(recorder.reads[0]) != len(sample_ids):
+        raise ProbeError(
+            f"the stream has shape {tuple(recorder.reads[0].shape)} for {len(sample_ids)} samples",
+            hint="the probe needs (N, T, D), one row a sample",
+        )
+    losses = loss(output, sample_ids, noise_level)
+    _check_finite(losses, recorder, subject, sample_ids, noise_level)
+    blocks = [recorder.reads[row] for row in subject.block_readers]
+    wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
+    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    for reader, grad in zip(subject.readers, found, strict=False):
+        if grad is None:
+            raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
+    readers, states = len(subject.readers), len(subject.readers) + len(blocks)
+    return Recorded(
+        recorder=recorder,
+        losses=losses.detach(),
+        grads=list(found[:readers]),
+        by_block=list(found[readers:states]),
+        by_write=list(found[states:]),
+    )
+
+
+def reduce(recorded: Recorded) -> dict[str, Tensor]:
+    """Return what ``measure`` does, from one recorded pass; call it under ``no_grad``."""
+    recorder, reads = recorded.recorder, recorded.recorder.reads
+    subject, width = recorder.subject, reads[0].shape[-1]
+    rows = subject.block_readers
+    norms = torch.stack([statistics.token_norms(read) for read in reads])  # (R, N, T)
+    read_rms = statistics.rms(norms[:-1], width).T
+    result = statistics.block_statistics(
+        [reads[row] for row in rows], norms[rows], recorded.by_block
+    )
+    lost = torch.full_like(read_rms, math.nan)
+    if subject.routes is not None:
+        weights = recorded.weights()
+        gate, error = gates.routed(recorded.grads, reads, recorder.writes, weights)
+        result |= statistics.route_statistics(weights)
+        write_norms = [statistics.token_norms(write) for write in recorder.writes[1:]]
+        write_rms = statistics.rms(torch.stack(write_norms, 1), width)
+    else:
+        gate = gates.additive(recorded.grads, reads)
+        result |= statistics.plain_routes(gate)
+        if rounding := recorder.rounding:
+            write_rms, lost, error = rounding.result()
+        else:
+            write_rms, error = statistics.write_rms(reads), torch.full_like(norms, math.nan)
+    result["gate"] = gate
+    offered = subject.offered_mask.to(gate.device)
+    for name in ("gate", "route", "route_token_std"):
+        result[name].masked_fill_(~offered, math.nan)
+    conservation = gate.nansum(-1).abs() / gate.abs().nan_to_num().amax(-1)
+    shares = torch.full_like(gate[:, 0], math.nan)
+    if subject.routes is not None:
+        shares = statistics.query_share(gate, recorder.writes, recorded.by_write)
+    return {
+        **result,
+        "write_rms": write_rms,
+        "write_ratio": torch.where(read_rms > 0, write_rms / read_rms, math.nan),
+        "write_lost": lost,
+        "gate_conservation": conservation.masked_fill(offered.sum(1) < 2, math.nan),
+        "read_residual": (error / norms).mean(-1).T,
+        "query_share": shares,
+        "loss": recorded.losses.to(norms.dtype),
+        "pooled": torch.stack([statistics.wide(read).mean(1) for read in reads], 1),
+    }
+
+
+def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Weights over the offered sources, (N, T, n) per reader -> (N, T, R, S), zeros elsewhere."""
+    n, tokens, _ = weights[-1].shape
+    dense = weights[-1].new_zeros(n, tokens, len(offered), len(offered))
+    for row, ids in enumerate(offered):
+        dense[:, :, row, list(ids)] = weights[row]
+    return dense
+
+
+def _check_finite(
+    losses: Tensor, recorder: Recorder, subject: Subject, ids: Tensor, levels: Tensor
+) -> None:
+    if not isinstance(losses, Tensor) or losses.shape != ids.shape:
+        shape = tuple(getattr(losses, "shape", ()))
+        raise ProbeError(
+            f"the loss has shape {shape}, expected a tensor of shape ({len(ids)},)",
+            hint="the loss function must return one number per sample",
+        )
+    if not losses.requires_grad:
+        raise ProbeError(
+            "the loss does not depend on the model's states by autograd",
+            hint="neither the forward nor the loss may detach them or run without gradients",
+        )
+    if bool(torch.isfinite(losses).all()):
+        return
+    bad = int(torch.nonzero(~torch.isfinite(losses))[0, 0])
+    where = "the output"
+    for reader, read in zip(subject.readers, recorder.reads, strict=True):
+        if not bool(torch.isfinite(read).all()):
+            where = f"what {reader.name!r} reads"
+            break
+    raise ProbeError(
+        f"the loss of sample {int(ids[bad])} at noise level {float(levels[bad]):.3g} is not finite;"
+        f" the first NaN or Inf is in {where}",
+        hint="a wider --dtype may help if the weights are sound",
+    )

@@ -1,0 +1,94 @@
+"""Takes the wrappers off a module, and refuses what hides its inside."""
+
+from traceback import walk_stack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from dar_probe.errors import ProbeError
+from dar_probe.subjects.entrance import with_grad
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# By name: to import them takes longer than the audit of a small model.
+SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+INNER = ("_orig_mod", "_checkpoint_wrapped_module")  # torch's names for what it wrapped
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside torch.compile, DataParallel and DistributedDataParallel.
+
+    Wrappers may be stacked in any order. Submodules that are compiled or checkpointed stay as
+    they are: held ``untouched`` they run eagerly, and their hooks fire.
+
+    Raises:
+        ProbeError: parameters are sharded over processes, or a submodule has a parallel wrapper
+            of its own.
+    """
+    while True:
+        if "_orig_mod" in module._modules:
+            module = module.get_submodule("_orig_mod")
+        elif isinstance(module, PARALLEL):
+            module = module.module
+        else:
+            break
+    for name, part in module.named_modules():
+        if isinstance(part, PARALLEL):
+            raise ProbeError(
+                f"the submodule {plain_name(name)!r} is wrapped in {type(part).__name__}, whose "
+                "forward concerns other devices or processes",
+                hint="put the wrapper's .module in its place",
+            )
+        kinds = {kind.__name__ for kind in type(part).__mro__}
+        shards = any(type(p).__name__ == "DTensor" for p in part.parameters(recurse=False))
+        if shards or kinds & SHARDED:
+            raise ProbeError(
+                "the parameters of the module are sharded over processes (FSDP or DTensor)",
+                hint="gather the full state dict and load it into a plain copy of the model",
+            )
+    return module
+
+
+def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run one forward and make sure that autograd can see it; the module must be ``untouched``.
+
+    Raises:
+        ProbeError: the forward runs without gradients, or is checkpointed with
+            ``use_reentrant=True``, through which no gradient of an inner state can be asked for.
+    """
+    names = {part: name for name, part in module.named_modules()}
+    blind: list[str] = []  # modules that ran within a reentrant checkpoint
+    recorded = [True]  # whether autograd did, module by module
+
+    def enter(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recorded.append(torch.is_grad_enabled())
+        code = CheckpointFunction.forward.__code__
+        if not recorded[-1] and any(frame.f_code is code for frame, _ in walk_stack(None)):
+            blind.append(plain_name(names[part]))
+
+    handles = [part.register_forward_pre_hook(enter) for part in names]
+    try:
+        module(*map(with_grad, args[:1]), *args[1:], **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if blind:
+        raise ProbeError(
+            f"{blind[0]!r} runs under activation checkpointing with use_reentrant=True, which "
+            "hides its states from autograd",
+            hint="checkpoint with use_reentrant=False, or not at all: the probe needs no training",
+        )
+    # Frozen encoders may well run without gradients, but not what comes last.
+    if not recorded[-1]:
+        raise ProbeError(
+            "the module's forward runs without gradients (torch.no_grad or inference_mode)",
+            hint="the probe needs gradients of the states: take the decorator off the forward",
+        )
+
+
+def plain_name(name: str) -> str:
+    """Leave out of a module's name what wrappers put into it: "0._orig_mod.norm" -> "0.norm"."""
+    for inner in INNER:
+        name = name.replace(f"{inner}.", "").removesuffix(f".{inner}")
+    return name

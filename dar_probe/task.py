@@ -1,0 +1,336 @@
+"""One analysis that is about to be made: the model, the grid, the problem and its provenance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from dar_probe import dataset, subjects
+from dar_probe.devices import find_device, find_dtype
+from dar_probe.errors import UsageError
+from dar_probe.loading import Loaded, load
+from dar_probe.output import OutputFolder
+from dar_probe.probe import ablation, trace
+from dar_probe.probe import samples as rows_of
+from dar_probe.probe.denoising import Denoising, contradiction
+from dar_probe.probe.levels import parse_levels
+from dar_probe.probe.measure import Batch, Engine, Loss, hooks
+from dar_probe.probe.recorder import untouched
+from dar_probe.probe.run import walk
+from dar_probe.probe.spread import Arrays, Grid, spread
+from dar_probe.ranks import ALONE, Ranks
+from dar_probe.subjects import Subject, sit
+
+OnCells = Callable[[int, int], None]
+Levels = int | str | Sequence[float]
+LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
+ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": trace.forward}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that a walk needs, and what the dataset will say about it."""
+
+    subject: Subject
+    grid: Grid
+    batch: Batch
+    loss: Loss
+    timestep: np.ndarray
+    log_snr: np.ndarray
+    manifest: dict[str, Any]
+    engine: str = "hooks"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        names = ("checkpoint", "model", "config", "seed", "device")
+        return {name: self.manifest[name] for name in names}
+
+    def measure(
+        self,
+        *,
+        shards: OutputFolder | None = None,
+        ranks: Ranks = ALONE,
+        on_cells: OnCells | None = None,
+    ) -> xr.Dataset:
+        """Walk the grid and return the dataset."""
+        tell = _Tell(self.grid.cells, on_cells)
+        arrays = walk(
+            self.subject,
+            self.grid,
+            self.batch,
+            self.loss,
+            shards=shards,
+            ranks=ranks,
+            on_cells=tell,
+            engine=ENGINES[self.engine],
+        )
+        return dataset.assemble(
+            arrays,
+            self.subject,
+            levels=np.array(self.grid.levels),
+            ids=np.array(self.grid.ids),
+            timestep=self.timestep,
+            log_snr=self.log_snr,
+            manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
+        )
+
+    def ablate(
+        self,
+        ds: xr.Dataset,
+        wanted: dict[str, Any],
+        *,
+        shards: OutputFolder | None = None,
+        ranks: Ranks = ALONE,
+        on_cells: OnCells | None = None,
+    ) -> xr.Dataset:
+        """Return the dataset of ``measure`` with the effects of real interventions.
+
+        Args:
+            ds: what ``measure`` returned; chooses the single gates.
+            wanted: "kinds", "pairs", "gates" and "frozen_at", see ``api.ablate``.
+            shards: where finished parts are kept.
+            ranks: this process among others.
+            on_cells: told (finished, all) cells.
+        """
+        subject, grid, at = self.subject, self.grid, wanted["frozen_at"]
+        changes = [ablation.single(subject, l - 1, i) for l, i in wanted["gates"]]
+        seed = int(self.manifest["seed"] or 0)
+        for change in ablation.choose(
+            subject, ds["gate"].values, kinds=wanted["kinds"], pairs=wanted["pairs"], seed=seed
+        ):
+            if change not in changes:
+                changes.append(change)
+        if not changes:
+            raise UsageError("no intervention was asked for")
+        all_ids, all_levels = grid.cell_ids(), grid.cell_levels()
+
+        def work(cells: slice) -> Arrays:
+            found = ablation.measure(
+                subject, self.batch, self.loss, all_ids[cells], all_levels[cells], changes,
+                frozen_at=at, engine=ENGINES[self.engine],
+            )  # fmt: skip
+            return {name: value.cpu().numpy() for name, value in found.items()}
+
+        first = len(list(grid.chunks()))  # the walk's own shards come before
+        tell = _Tell(grid.cells, on_cells)
+        with untouched(subject.model):
+            joined = spread(grid, work, shards=shards, first=first, ranks=ranks, on_cells=tell)
+        shape = (len(grid.levels), len(grid.ids), len(changes))
+        return dataset.with_ablation(
+            ds,
+            changes,
+            true=joined["gate_ablated"].reshape(shape),
+            linear=joined["gate_linear"].reshape(shape),
+            wanted=wanted,
+        )
+
+
+class _Tell:
+    """Passes progress on, and remembers the smallest batch."""
+
+    def __init__(self, cells: int, on_cells: OnCells | None) -> None:
+        self.cells = cells
+        self.on_cells = on_cells
+        self.batch_size = 0
+
+    def __call__(self, done: int, batch_size: int) -> None:
+        self.batch_size = batch_size
+        if self.on_cells:
+            self.on_cells(done, self.cells)
+
+
+def of_checkpoint(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    noise_levels: Levels | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    objective: str | None = None,
+    heads: int | None = None,
+    weights: str = "auto",
+    engine: str = "hooks",
+) -> Task:
+    """Load a checkpoint and return what ``api.analyze``, given the same arguments, measures."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
+    loaded = load(path, weights=weights, heads=heads, objective_name=objective)
+    loaded.model.to(find_device(device), find_dtype(dtype))
+    return _plan(loaded, data, noise_levels, samples, batch_size, seed, engine)
+
+
+def of_module(
+    module: nn.Module,
+    *,
+    batch: Batch,
+    loss: Loss | None = None,
+    noise_levels: Levels | None = None,
+    samples: int = 8,
+    batch_size: int = 8,
+) -> Task:
+    """Find the sites of a module and return what ``api.audit`` measures."""
+    if samples < 1 or batch_size < 1:
+        raise UsageError("samples and batch_size must be at least 1")
+    levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
+    module = subjects.unwrap(module)
+    with untouched(module):
+        subject = subjects.find(module, *_first_inputs(module, batch, levels[:1]))
+    grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
+    unknown = np.full(len(levels), np.nan)
+    assumed = ["no loss was given: the mean square of the output stands in"]
+    return Task(
+        subject=subject,
+        grid=grid,
+        batch=batch,
+        loss=loss or mean_square,
+        timestep=unknown,
+        log_snr=unknown,
+        manifest=_manifest(
+            subject,
+            grid,
+            name=type(module).__name__,
+            data={"name": "batch", "description": "inputs from the caller's batch function"},
+            assumptions=[] if loss else assumed,
+        ),
+    )
+
+
+def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the mean square (N,) of a module's output, or of its first tensor."""
+    if not isinstance(output, Tensor):
+        tensors = output.values() if isinstance(output, dict) else output
+        output = next(value for value in tensors if isinstance(value, Tensor))
+    return output.float().square().flatten(1).mean(1)  # type: ignore[no-any-return]
+
+
+def _first_inputs(
+    module: nn.Module, batch: Batch, level: np.ndarray
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of sample 0, on which the module is known to run."""
+    if next(module.parameters(), None) is None:
+        raise UsageError("the module has no parameters")
+    made = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(level))
+    kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
+    if kinds != (tuple, dict):
+        raise UsageError(
+            f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
+            hint="return (x,), {} for a module that is called as module(x)",
+        )
+    try:
+        with torch.no_grad():
+            module(*made[0], **made[1])
+    except Exception as error:  # somebody else's code fails in any way it likes
+        raise UsageError(
+            f"the module does not run on its inputs: {type(error).__name__}: {error}",
+            hint="check the batch function or --input",
+        ) from error
+    return made
+
+
+def _plan(
+    loaded: Loaded,
+    data: str | None,
+    noise_levels: Levels | None,
+    samples: int | None,
+    batch_size: int | None,
+    seed: int,
+    engine: str,
+) -> Task:
+    model, objective = loaded.model, loaded.objective
+    parameter = next(model.parameters())
+    subject = sit.subject(model, family=loaded.identified.family)
+    small = parameter.device.type == "cpu" and subject.facts["parameters"] > LARGE
+    rows, assumed = rows_of.choose(
+        loaded, data, asked=samples, default=8 if small else 64, seed=seed
+    )
+    default = 5 if small else 10
+    wanted = parse_levels(default if noise_levels is None else noise_levels)
+    reached = torch.from_numpy(wanted)
+    reached = torch.unique(objective.reached(reached))
+    problem = Denoising(objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype)
+    grid = Grid(
+        levels=tuple(reached.tolist()),
+        ids=tuple(rows.ids.tolist()),
+        batch_size=_batch_size(batch_size, subject.facts),
+    )
+    warning = None
+    if rows.name != rows_of.OWN:
+        with untouched(model):
+            warning = contradiction(model, problem, rows, seed=seed)
+    file = loaded.checkpoint
+    return Task(
+        subject=subject,
+        grid=grid,
+        batch=problem.batch,
+        loss=problem.loss,
+        timestep=objective.model_time(reached).numpy().astype(np.float64),
+        log_snr=objective.log_snr(reached).numpy(),
+        engine=engine,
+        manifest=_manifest(
+            subject,
+            grid,
+            name=file.path.name,
+            data={"name": rows.name, "description": rows.description},
+            checkpoint={
+                "name": file.path.name,
+                "sha256": file.sha256,
+                "bytes": file.bytes,
+                "weights": file.weights,
+            },
+            config={"data_sha256": rows_of.digest(rows), "objective": objective.name},
+            seed=seed,
+            assumptions=[*loaded.assumptions, *assumed],
+            warnings=[warning] if warning else [],
+        ),
+    )
+
+
+def _manifest(
+    subject: Subject,
+    grid: Grid,
+    *,
+    name: str,
+    data: dict[str, str],
+    assumptions: list[str],
+    checkpoint: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    seed: int | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    parameter = next(subject.model.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    return {
+        "checkpoint": checkpoint,
+        "model": {"name": name, "dtype": dtype, **subject.facts},
+        "data": data,
+        "config": {
+            "data": data["name"],
+            "noise_levels": list(grid.levels),
+            "samples": len(grid.ids),
+            "batch_size": grid.batch_size,
+            **(config or {}),
+        },
+        "seed": seed,
+        "device": str(parameter.device),
+        "dtype": dtype,
+        "assumptions": assumptions,
+        "warnings": list(warnings),
+    }
+
+
+def _batch_size(wanted: int | None, facts: dict[str, Any]) -> int:
+    if wanted is not None:
+        if wanted < 1:
+            raise UsageError(f"batch size {wanted}; it takes at least 1")
+        return wanted
+    # About 8 MB per state of the stream: large enough to be efficient, small enough for a laptop.
+    return int(np.clip(2**21 // (facts["tokens"] * facts["width"]), 1, 64))

@@ -1,0 +1,57 @@
+"""Every benchmark script runs, and prints its table: sizes are tiny and no time is judged."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROWS = {
+    "alternatives": [
+        "floor", "our probe", "explicit gates through autograd",
+        "cache of every module, by hooks", "one pass per noise level",
+        "nnsight, reduced in numpy",
+    ],
+    "cost": [
+        "2 x 64, 16 tokens", "2 x 16, 16 tokens, narrow", "2 x 16, 4 tokens, narrow, short",
+        "2 x 64, 16 tokens, DAR static+t S=4", "2 x 64, 16 tokens, DAR dynamic S=4",
+    ],
+    "growth": [
+        "2 x 64, 16 tokens", "4 x 64, 16 tokens", "2 x 64, 64 tokens", "2 x 16, 16 tokens",
+    ],
+    "memory": ["residual", "dynamic"],
+    "precision": ["rms", "grad_rms", "cosine", "write_rms", "gate", "query_share", "write_lost"],
+    "xl": ["SiT-S/8"],
+}  # fmt: skip
+NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]\d+)?")
+
+
+def test_every_script_is_here():
+    scripts = {path.stem for path in HERE.glob("*.py")} - {"common", "test_bench_scripts"}
+    assert scripts == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_script(name):
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"{name}.py"), "--small", "--threads", "1", "--repeats", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    rows = {
+        cells[0]: cells[1:]
+        for line in lines
+        if line.startswith("|") and (cells := [c.strip() for c in line.strip("|").split("|")])
+    }
+    assert set(ROWS[name]) <= set(rows), sorted(rows)
+    for row in ROWS[name]:
+        numbers = [float(n) for cell in rows[row] for n in NUMBER.findall(cell)]
+        assert numbers or row == "write_lost"
+        assert all(map(math.isfinite, numbers))
+    assert "nan" not in done.stdout.split("Machine:")[0].lower().split()
+    assert re.fullmatch(r"Machine: .+ \(cpu\), 1 threads, torch \S+", lines[-1])
