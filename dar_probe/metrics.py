@@ -2,16 +2,22 @@
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.pooling import (
+    Array,
+    bootstrap,
+    by_level,
+    coords_of,
+    divide,
+    pool,
+    shares,
+    values_of,
+)
 from dar_probe.schema import VARIABLES, Average, Variable
-
-Array = npt.NDArray[np.float64]
 
 DEFINITIONS = {
     "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square",
@@ -70,7 +76,7 @@ def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, 
     Whole samples are resampled, the same draw at every noise level: the levels of one sample
     share its noise and are not independent.
     """
-    weights = _weights(ds.sizes["sample"], resamples, seed)
+    weights = bootstrap(ds.sizes["sample"], resamples, seed)
     bars = ("gate_conservation", "read_residual", "write_lost")
     return {
         **_means(ds, weights),
@@ -105,7 +111,7 @@ def interval(values: Array, samples: int, confidence: float = 0.95) -> tuple[Arr
 
 def resampled(values: Array, *, resamples: int, seed: int) -> Array:
     """Mean over samples (n, *depth) in row 0, and over bootstrap draws in the rest: (1+R, ...)."""
-    weights = _weights(len(values), resamples, seed)
+    weights = bootstrap(len(values), resamples, seed)
     means = weights @ values.reshape(len(values), -1) / len(values)
     return np.asarray(means.reshape(len(weights), *values.shape[1:]))
 
@@ -139,15 +145,15 @@ def profile(
     if name == "decodability":
         known = np.isfinite(ds["decoded_level"].values).any(axis=(0, 2))
         ds = ds.isel(sample=known | ~known.any())
-        weights = _weights(ds.sizes["sample"], resamples, seed)
-        pooled = decodability(_values(ds["decoded_level"]), ds["noise_level"].values, weights)
+        weights = bootstrap(ds.sizes["sample"], resamples, seed)
+        pooled = decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
     else:
-        pooled = _pooled(ds, name, _weights(ds.sizes["sample"], resamples, seed))
+        pooled = _pooled(ds, name, bootstrap(ds.sizes["sample"], resamples, seed))
     low, high = interval(pooled, ds.sizes["sample"], confidence)
     parts = {"value": pooled[0], "low": low, "high": high}
     return xr.Dataset(
         {key: (spec.dims, part, ds[name].attrs) for key, part in parts.items()},
-        coords=_coords(ds, spec.dims),
+        coords=coords_of(ds, spec.dims),
         attrs={"variable": name, "confidence": confidence},
     )
 
@@ -160,9 +166,9 @@ def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
     if not _spec(name).grid:
         raise UsageError(f"{name!r} is one number for all noise levels")
     dims = (*_spec(name).dims, "noise_level")
-    pooled = np.moveaxis(_by_level(_values(ds[name]), _spec(name).average), 0, -1)
+    pooled = np.moveaxis(by_level(values_of(ds[name]), _spec(name).average), 0, -1)
     attrs = ds[name].attrs
-    return xr.DataArray(pooled, dims=dims, coords=_coords(ds, dims), name=name, attrs=attrs)
+    return xr.DataArray(pooled, dims=dims, coords=coords_of(ds, dims), name=name, attrs=attrs)
 
 
 def decodability(decoded: Array, levels: Array, weights: Array | None = None) -> Array:
@@ -178,91 +184,7 @@ def decodability(decoded: Array, levels: Array, weights: Array | None = None) ->
     known = np.isfinite(error)
     total = np.where(known, np.square(level - level.mean()), 0.0).sum(axis=0)
     weights = np.ones((1, len(total))) if weights is None else weights
-    return 1 - _divide(weights @ np.where(known, error, 0.0).sum(axis=0), weights @ total)
-
-
-def importance(ds: xr.Dataset) -> xr.DataArray:
-    """Counterfactual importance of every source for every reader: (noise_level, reader, source).
-
-    sqrt(mean over samples of gate^2), divided by its sum over the sources of that reader and
-    level. NaN where a pair is not offered, and in rows where every gate is zero.
-    """
-    dims = ("noise_level", "reader", "source")
-    shares = _shares(_by_level(_values(ds["gate"]), "mean_square"))
-    attrs = {"units": "1", "long_name": "counterfactual importance"}
-    return xr.DataArray(shares, dims=dims, coords=_coords(ds, dims), name="importance", attrs=attrs)
-
-
-def block_importance(ds: xr.Dataset) -> xr.DataArray:
-    """Importance on the axes of arXiv 2605.20708, figure 3: (noise_level, reader, source_block).
-
-    Readers are the first reader of each block and the head. The gates of one block's sublayers
-    are summed per sample before they are squared: that sum is the gate of the block's output.
-    """
-    return _by_block(ds, "gate", "mean_square", "counterfactual importance of a block")
-
-
-def block_routes(ds: xr.Dataset) -> xr.DataArray:
-    """Routes on the axes of ``block_importance``: summed within a block, averaged over samples."""
-    return _by_block(ds, "route", "mean", "route from a block")
-
-
-def below_null(
-    ds: xr.Dataset, *, flips: int = 1000, seed: int = 0, level: float = 0.95
-) -> xr.DataArray:
-    """Mark gates without a consistent sign over samples: bool (noise_level, reader, source).
-
-    Importance squares the gates and cannot see their signs. A cell is marked where |mean over
-    samples of gate| is smaller than the ``level`` quantile of |mean of e gate| over ``flips``
-    random signs e = +-1 per sample, the same for all cells: the test by sign flips (Fisher 1935,
-    "The Design of Experiments", section 21). Where gates are symmetric about zero, a share
-    ``level`` of the cells is marked. Pairs that are not offered are not marked, and nothing is
-    where even gates of one sign could not pass, see ``signs_can_tell``.
-    """
-    dims = ("noise_level", "reader", "source")
-    return xr.DataArray(
-        _below_null(ds["gate"].values, flips, seed, level),
-        dims=dims,
-        coords=_coords(ds, dims),
-        name="below_null",
-        attrs={"long_name": "gate without a consistent sign over samples"},
-    )
-
-
-def block_below_null(
-    ds: xr.Dataset, *, flips: int = 1000, seed: int = 0, level: float = 0.95
-) -> xr.DataArray:
-    """Mark the same on the axes of ``block_importance``, the gates of a block summed first."""
-    few, sums = _block_sums(ds, "gate")
-    return xr.DataArray(
-        _below_null(sums, flips, seed, level),
-        dims=("noise_level", "reader", "source_block"),
-        coords=_block_coords(ds, few),
-        name="block_below_null",
-        attrs={"long_name": "gate of a block without a consistent sign over samples"},
-    )
-
-
-def signs_can_tell(samples: int, level: float = 0.95) -> bool:
-    """Whether sign flips can tell anything: 2^(1-n) of them leave |sum| as large as it can be."""
-    return 2.0 ** (1 - samples) <= 1 - level
-
-
-def _below_null(
-    gates: npt.NDArray[np.floating], flips: int, seed: int, level: float
-) -> npt.NDArray[np.bool_]:
-    """Compare |sum over samples| of gates (levels, n, *pairs) with its quantile under flips."""
-    levels, samples, *pairs = gates.shape
-    below = np.zeros((levels, *pairs), dtype=np.bool_)
-    if not signs_can_tell(samples, level):
-        return below
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(samples, flips))
-    for at, gate in enumerate(gates):  # one level at a time: bounds the memory
-        known = np.nan_to_num(gate.reshape(samples, -1).T.astype(np.float64))
-        null = np.quantile(np.abs(known @ signs), level, axis=1)
-        size = np.abs(known.sum(axis=1))
-        below[at] = (size < null * (1 - 1e-9)).reshape(pairs)  # equal sums round differently
-    return below
+    return 1 - divide(weights @ np.where(known, error, 0.0).sum(axis=0), weights @ total)
 
 
 def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
@@ -273,8 +195,8 @@ def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
     offered = np.isfinite(ds["route"].values).any(axis=(0, 1)).sum(axis=1)
     entropy = _pooled(ds, "route_entropy", weights)[:, offered >= 2]
     spread = _measured(entropy / np.log(offered[offered >= 2])).mean(axis=1)
-    growth = _divide(rms[:, block == block.max()], rms[:, block == min(1, block.max())])[:, 0]
-    decay = _divide(early, np.median(_measured(grad[:, deep]), axis=1))
+    growth = divide(rms[:, block == block.max()], rms[:, block == min(1, block.max())])[:, 0]
+    decay = divide(early, np.median(_measured(grad[:, deep]), axis=1))
     several = block.max() >= 2  # one block has no growth over depth
     return {
         "inflation": np.where(several, growth, np.nan),
@@ -293,111 +215,30 @@ def _shift(ds: xr.Dataset, name: str, low: Array, high: Array, *, swap: bool = F
     if ds.sizes["noise_level"] < 2:
         return np.full(len(low), np.nan)
     routes = name == "selectivity_shift"
-    ends = _values(ds["route" if routes else "gate"][[0, -1]])
+    ends = values_of(ds["route" if routes else "gate"][[0, -1]])
     ends = ends[:, :, np.isfinite(ends).any(axis=1).all(axis=0).sum(axis=1) >= 2]
     if routes:
-        ends = _shares(np.abs(ends))
+        ends = shares(np.abs(ends))
     if swap:
         ends = np.broadcast_to(np.concatenate(ends), (2, 2 * ends.shape[1], *ends.shape[2:]))
     parts = []
     for start in range(0, len(low), 128):  # a few resamples at once: bounds the memory
         rows = slice(start, start + 128)
         average: Average = "mean" if routes else "mean_square"
-        pair = [_pool(ends[:1], low[rows], average), _pool(ends[1:], high[rows], average)]
-        gap = np.abs(np.subtract(*pair) if routes else np.subtract(*map(_shares, pair)))
+        pair = [pool(ends[:1], low[rows], average), pool(ends[1:], high[rows], average)]
+        gap = np.abs(np.subtract(*pair) if routes else np.subtract(*map(shares, pair)))
         parts.append(np.where(np.isfinite(gap).any(axis=2), np.nansum(gap, axis=2) / 2, np.nan))
     return np.asarray(_measured(np.concatenate(parts)).mean(axis=1))
 
 
-def _shares(size: Array) -> Array:
-    """Divide by the sum over the last axis; NaN entries do not count and stay NaN."""
-    total = np.where(np.isfinite(size), size, 0.0).sum(axis=-1, keepdims=True)
-    return _divide(size, np.broadcast_to(total, size.shape))
-
-
-def _by_level(values: Array, average: Average) -> Array:
-    """Pool (levels, n, *depth) over samples only: (levels, *depth)."""
-    once = np.ones((1, values.shape[1]))
-    return np.asarray(_pool(values.swapaxes(0, 1)[None], once, average)[0])
-
-
 def _pooled(ds: xr.Dataset, name: str, weights: Array) -> Array:
-    return _pool(_values(ds[name]), weights, _spec(name).average)
-
-
-def _pool(values: Array, weights: Array, average: Average) -> Array:
-    """Pool (levels, n, *depth) over levels and weighted samples: (R, *depth).
-
-    Sums and counts are linear in the samples, so every resample is one row of a product. NaN
-    entries do not count; NaN where nothing counts.
-    """
-    finite = np.isfinite(values)
-    known = np.where(finite, values, 0.0)
-    total = (known**2 if average == "mean_square" else known).sum(axis=0)
-    sums = weights @ total.reshape(len(total), -1)
-    counts = weights @ finite.sum(axis=0, dtype=np.float64).reshape(len(total), -1)
-    pooled = _divide(sums, counts).reshape(len(weights), *values.shape[2:])
-    return np.asarray(np.sqrt(pooled)) if average == "mean_square" else pooled
-
-
-def _weights(samples: int, resamples: int, seed: int) -> Array:
-    """Row 0 counts every sample once, each further row is one bootstrap draw: (1 + R, n)."""
-    if resamples < 1:
-        raise UsageError(f"resamples must be at least 1, not {resamples}")
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples)
-    return np.concatenate([np.ones((1, samples)), drawn.astype(np.float64)])
-
-
-def _by_block(ds: xr.Dataset, name: str, average: Average, long_name: str) -> xr.DataArray:
-    """Sum (reader, source) pairs within source blocks, then pool; gates become shares."""
-    few, sums = _block_sums(ds, name)
-    pooled = _by_level(sums, average)
-    return xr.DataArray(
-        _shares(pooled) if name == "gate" else pooled,
-        dims=("noise_level", "reader", "source_block"),
-        coords=_block_coords(ds, few),
-        name="block_importance" if name == "gate" else "block_routes",
-        attrs={"units": "1", "long_name": long_name},
-    )
-
-
-def _block_sums(ds: xr.Dataset, name: str) -> tuple[xr.Dataset, Array]:
-    """Keep the first reader of each block and the head; sum its pairs within source blocks.
-
-    Returns the dataset of those readers, and (levels, n, readers, blocks).
-    """
-    first = np.sort(np.unique(ds["reader_block"].values, return_index=True)[1])
-    few = ds.isel(reader=first)
-    values = _values(few[name])
-    finite = np.isfinite(values)
-    member = ds["source_block"].values[:, None] == ds["block"].values[None, :]
-    sums = np.where(finite, values, 0.0) @ member.astype(np.float64)
-    return few, np.where(finite @ member, sums, np.nan)
-
-
-def _block_coords(ds: xr.Dataset, few: xr.Dataset) -> dict[str, Any]:
-    return {**_coords(few, ("noise_level", "reader")), "source_block": ds["block"].values}
+    return pool(values_of(ds[name]), weights, _spec(name).average)
 
 
 def _measured(values: Array) -> Array:
     """Keep the columns whose value (row 0) is known; one NaN column where none is."""
     kept = values[:, np.isfinite(values[0])]
     return kept if kept.shape[1] else np.full((len(values), 1), np.nan)
-
-
-def _divide(top: Array, bottom: Array) -> Array:
-    """Divide; NaN where the bottom is zero."""
-    out = np.full(top.shape, np.nan)
-    return np.asarray(np.divide(top, bottom, out=out, where=bottom > 0))
-
-
-def _values(array: xr.DataArray) -> Array:
-    return np.asarray(array.values, dtype=np.float64)
-
-
-def _coords(ds: xr.Dataset, dims: tuple[str, ...]) -> dict[str, xr.DataArray]:
-    return {str(key): c for key, c in ds.coords.items() if c.dims and set(c.dims) <= set(dims)}
 
 
 def _spec(name: str) -> Variable:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from dar_probe.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GRID = ("noise_level", "sample")
 INDEX_DIMS = ("noise_level", "sample", "block", "sublayer", "reader", "source")
 

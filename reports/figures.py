@@ -55,7 +55,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
     """Draw arXiv 2605.20708, figure 3: what a shallow and a deep block take from which block.
 
     Top row: counterfactual importance from the gates, with a dot in the cells of
-    ``metrics.block_below_null``. Bottom row, only where there is a router:
+    ``importance.block_below_null``. Bottom row, only where there is a router:
     its routes. The two are different quantities and have their own colour scales.
 
     Args:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from dar_probe import metrics
+from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import style
 
@@ -48,24 +48,23 @@ def block_maps(ds: xr.Dataset) -> list[SourceMap]:
 
     A map without one finite number is left out: an untrained model has no importances.
     """
-    importance, below = metrics.block_importance(ds), metrics.block_below_null(ds)
-    return _measured_maps(ds, importance, below, metrics.block_routes(ds))
+    below = importance.block_below_null(ds)
+    return _measured_maps(ds, importance.block_importance(ds), below, importance.block_routes(ds))
 
 
 def sublayer_maps(ds: xr.Dataset) -> list[SourceMap]:
     """Return the same with every reader and every source."""
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source")
-    return _measured_maps(ds, metrics.importance(ds), metrics.below_null(ds), route)
+    return _measured_maps(ds, importance.importance(ds), importance.below_null(ds), route)
 
 
 def _measured_maps(
-    ds: xr.Dataset, importance: xr.DataArray, below: xr.DataArray, route: xr.DataArray
+    ds: xr.Dataset, shares: xr.DataArray, below: xr.DataArray, route: xr.DataArray
 ) -> list[SourceMap]:
     # The only source of a reader has a gate of zero: its share of 1 is a ratio of roundings.
-    several = importance.notnull().sum(str(importance.dims[-1])) >= 2
-    importance = importance.where(several)
-    marked = below & importance.notnull()
-    maps = [SourceMap("importance", "share of importance", "mako_r", importance, marked)]
+    shares = shares.where(shares.notnull().sum(str(shares.dims[-1])) >= 2)
+    marked = below & shares.notnull()
+    maps = [SourceMap("importance", "share of importance", "mako_r", shares, marked)]
     if has_router(ds):
         maps.append(SourceMap("route", "route", "rocket_r", route, xr.zeros_like(route, bool)))
     return [found for found in maps if np.isfinite(found.values.values).any()]

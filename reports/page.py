@@ -14,7 +14,8 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from dar_probe import schema
-from dar_probe.metrics import Metric, signs_can_tell
+from dar_probe.importance import signs_can_tell
+from dar_probe.metrics import Metric
 from dar_probe.reports import interactive, interventions, maps, style, words
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 

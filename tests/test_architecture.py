@@ -13,10 +13,10 @@ FOLDERS = {"dar_probe": "dar_probe", "cli": "dar_probe.cli", "reports": "dar_pro
 # A module may import only modules of its own or a lower layer.
 LAYERS = [
     {"dar_probe.errors"},
-    {"dar_probe.schema", "dar_probe.files", "dar_probe.devices", "dar_probe.routing",
-     "dar_probe.objective", "dar_probe.digits", "dar_probe.ranks"},
-    {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.models",
-     "dar_probe.checkpoints"},
+    {"dar_probe.schema", "dar_probe.pooling", "dar_probe.files", "dar_probe.devices",
+     "dar_probe.routing", "dar_probe.objective", "dar_probe.digits", "dar_probe.ranks"},
+    {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.importance",
+     "dar_probe.models", "dar_probe.checkpoints"},
     {"dar_probe.verdict", "dar_probe.effects", "dar_probe.subjects", "dar_probe.train"},
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
     {"dar_probe.probe", "dar_probe.analysis"},

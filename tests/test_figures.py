@@ -15,7 +15,7 @@ from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
-from dar_probe import metrics
+from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, figures, maps, style
 from tests.synthetic import dataset
@@ -178,7 +178,7 @@ def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
         "(c) route, shallow: block 3 attention",
         "(d) route, deep: head",
     ]
-    expected = metrics.block_routes(dar).isel(reader=-1).values.T
+    expected = importance.block_routes(dar).isel(reader=-1).values.T
     np.testing.assert_array_equal(np.ma.filled(maps_[3].get_array(), np.nan), expected)
     assert maps_[0].get_cmap() != maps_[2].get_cmap()
     assert maps_[0].norm is not maps_[2].norm
@@ -196,7 +196,7 @@ def dots(figure: Figure) -> list[set[tuple[int, int]]]:
 def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
     figure = figures.sources(ds, shallow=3, deep=9)
-    below = metrics.block_below_null(ds).values
+    below = importance.block_below_null(ds).values
     expected = [
         {(i, k) for k, i in np.argwhere(below[:, at, :size])} for at, size in [(2, 3), (8, 9)]
     ]
@@ -238,7 +238,7 @@ def test_signed_routes_get_a_diverging_scale(dar):
 def test_locations_avoid_readers_whose_importance_is_fixed():
     for blocks in (1, 2, 3, 4, 8, 28):
         ds = dataset(blocks=blocks, samples=2, levels=2)
-        shares = metrics.block_importance(ds)
+        shares = importance.block_importance(ds)
         places = maps.locations(shares)
         assert all(place.sources >= min(3, blocks + 1) for place in places)
         assert len(places) == (2 if blocks > 2 else 1)

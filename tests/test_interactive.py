@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dar_probe import metrics
+from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import interactive, screen
 from tests.synthetic import dataset
@@ -82,7 +82,7 @@ def test_sources_hold_the_block_maps_on_separate_scales(dar):
     drawn = spec(interactive.sources(dar, shallow=3, deep=7))
     assert [trace["coloraxis"] for trace in drawn["data"]] == ["coloraxis"] * 2 + ["coloraxis2"] * 2
     assert drawn["layout"]["coloraxis"]["colorscale"] != drawn["layout"]["coloraxis2"]["colorscale"]
-    expected = metrics.block_importance(dar).isel(reader=2, source_block=slice(0, 3)).values.T
+    expected = importance.block_importance(dar).isel(reader=2, source_block=slice(0, 3)).values.T
     np.testing.assert_allclose(decoded(drawn["data"][0]["z"]), expected, rtol=1e-6)
     assert len(spec(interactive.sources(dataset(samples=2)))["data"]) == 2
     with pytest.raises(UsageError, match="no block 9"):
@@ -103,7 +103,7 @@ def test_matrix_shows_one_level_of_every_map(dar):
 
 def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
-    below = metrics.below_null(ds).values
+    below = importance.below_null(ds).values
     below[:, 0] = False  # the share of an only source is not shown, and not marked
     traces = spec(interactive.matrix(ds))["data"]
     for level in range(3):
@@ -114,7 +114,7 @@ def test_dots_mark_importances_whose_sign_is_chance():
         assert "text" not in traces[3 + level]  # a route
         assert "%{text}" not in traces[3 + level]["hovertemplate"]
     shown = spec(interactive.sources(ds, shallow=3, deep=7))["data"]
-    expected = metrics.block_below_null(ds).values[:, 2, :3].T
+    expected = importance.block_below_null(ds).values[:, 2, :3].T
     np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
 
 
@@ -145,7 +145,7 @@ def test_decodability_has_a_line_for_every_kind_of_reader(residual):
 def test_the_share_of_an_only_source_is_not_shown(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
-    assert metrics.importance(ds).values[0, 0, 0] == 1
+    assert importance.importance(ds).values[0, 0, 0] == 1
     shown = decoded(spec(interactive.matrix(ds))["data"][0]["z"])
     assert np.isnan(shown[0]).all()
     assert np.isfinite(shown[1, :2]).all()

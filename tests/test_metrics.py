@@ -6,7 +6,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar_probe import metrics
+from dar_probe import importance, metrics, pooling
 from dar_probe.errors import UsageError
 from dar_probe.schema import VARIABLES
 from tests import synthetic
@@ -130,7 +130,7 @@ def test_missing_entries_do_not_count() -> None:
 def test_each_bootstrap_draw_equals_the_metric_of_the_resampled_dataset() -> None:
     ds = synthetic.dataset(blocks=4, samples=5, levels=3, routing="dar", spread=0.5)
     draws = metrics.draws(ds, resamples=7, seed=3)
-    counts = metrics._weights(5, 7, 3)
+    counts = pooling.bootstrap(5, 7, 3)
     assert (counts.sum(axis=1) == 5).all() and (counts[0] == 1).all()
     for row, count in enumerate(counts):
         again = ds.isel(sample=np.repeat(np.arange(5), count.astype(int)))
@@ -223,8 +223,8 @@ def test_a_model_without_gates_and_routes_is_no_error() -> None:
     got = values(ds)
     known = {name for name, value in got.items() if not np.isnan(value)}
     assert known == {"inflation", "gradient_decay", "redundancy", "read_residual"}
-    assert metrics.importance(ds).isnull().all()
-    assert metrics.block_routes(ds).isnull().all()
+    assert importance.importance(ds).isnull().all()
+    assert importance.block_routes(ds).isnull().all()
 
 
 def test_zero_states_are_nan_not_infinite() -> None:
@@ -344,7 +344,7 @@ def test_what_has_no_noise_levels_is_not_shown_over_them() -> None:
 def test_importance_rows_are_shares_of_root_mean_squares() -> None:
     ds = synthetic.dataset(routing="dar", chunk_size=4, samples=3)
     ds["gate"].values[1, :, 5] = np.where(np.isfinite(ds["gate"].values[1, :, 5]), 0, np.nan)
-    got = metrics.importance(ds)
+    got = importance.importance(ds)
     size = {i: slow_rms(ds["gate"].values[2, :, 7, i]) for i in range(8)}
     total = sum(x for x in size.values() if x == x)
     for i, x in size.items():
@@ -362,7 +362,7 @@ def test_block_importance_sums_gates_before_squaring() -> None:
     gate = np.full_like(ds["gate"].values, np.nan)
     gate[:, :, 4, :5] = [0.0, 1.0, -1.0, 1.0, 1.0]  # attention of block 3
     ds["gate"].values[:] = gate
-    got = metrics.block_importance(ds)
+    got = importance.block_importance(ds)
     assert got.dims == ("noise_level", "reader", "source_block")
     assert [str(x) for x in got["reader_name"].values] == [
         "block 1 attention",
@@ -380,16 +380,16 @@ def test_block_importance_squares_within_each_sample() -> None:
     gate[0, 0, 2, :3] = [1.0, 2.0, 1.0]
     gate[0, 1, 2, :3] = [1.0, -2.0, -1.0]  # cancels over samples, not in the square
     ds["gate"].values[:] = gate
-    np.testing.assert_allclose(metrics.block_importance(ds).values[0, 1], [0.25, 0.75, np.nan])
+    np.testing.assert_allclose(importance.block_importance(ds).values[0, 1], [0.25, 0.75, np.nan])
 
 
 def test_block_routes() -> None:
-    residual = metrics.block_routes(synthetic.dataset(blocks=3)).values[0]
+    residual = importance.block_routes(synthetic.dataset(blocks=3)).values[0]
     x = np.nan
     expected = [[1, x, x, x], [1, 2, x, x], [1, 2, 2, x], [1, 2, 2, 2]]
     np.testing.assert_array_equal(residual, expected)
     ds = synthetic.dataset(blocks=4, routing="dar", chunk_size=4)
-    chunked = metrics.block_routes(ds)
+    chunked = importance.block_routes(ds)
     np.testing.assert_allclose(chunked.sum("source_block"), 1, rtol=1e-6)
     offered = np.isfinite(chunked.values[0])
     assert offered[2].tolist() == [True, False, True, False, False], "block 1 is in no summary"

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dar_probe import metrics
+from dar_probe import importance
 from tests import synthetic
 
 
@@ -19,7 +19,7 @@ def with_gates(gates: np.ndarray):
 
 
 def marked(gates: np.ndarray, **options) -> list[bool]:
-    return metrics.below_null(with_gates(gates), **options).values[0, -1].tolist()
+    return importance.below_null(with_gates(gates), **options).values[0, -1].tolist()
 
 
 # --- an independent, slow reference: plain loops over plain numbers -----------------------------
@@ -43,7 +43,7 @@ def slow_below(gates, signs, level) -> bool:
 def test_equals_loops():
     ds = synthetic.dataset(blocks=2, samples=7, levels=2, routing="dar", chunk_size=2)
     ds["gate"].values[:, :, 3, :2] += 0.02  # some cells have a sign
-    got = metrics.below_null(ds, flips=60, seed=3, level=0.9)
+    got = importance.below_null(ds, flips=60, seed=3, level=0.9)
     signs = np.random.default_rng(3).choice([-1.0, 1.0], size=(7, 60))
     gate = ds["gate"].values
     for at in np.ndindex(got.shape):
@@ -53,7 +53,7 @@ def test_equals_loops():
 
 def test_blocks_equal_loops_over_sums():
     ds = synthetic.dataset(blocks=3, samples=7, levels=2)
-    got = metrics.block_below_null(ds, flips=60, seed=3, level=0.9)
+    got = importance.block_below_null(ds, flips=60, seed=3, level=0.9)
     assert got.dims == ("noise_level", "reader", "source_block")
     signs = np.random.default_rng(3).choice([-1.0, 1.0], size=(7, 60))
     gate = np.nan_to_num(ds["gate"].values)
@@ -62,9 +62,9 @@ def test_blocks_equal_loops_over_sums():
         total = own[:, 0] if block == 0 else own[:, 2 * block - 1] + own[:, 2 * block]
         expected = slow_below(np.where(total == 0, np.nan, total), signs, 0.9)
         assert got.values[level, reader, block] == expected
-    importance = metrics.block_importance(ds)
-    assert set(got.coords) == set(importance.coords)
-    np.testing.assert_array_equal(got["reader"], importance["reader"])
+    shares = importance.block_importance(ds)
+    assert set(got.coords) == set(shares.coords)
+    np.testing.assert_array_equal(got["reader"], shares["reader"])
 
 
 # --- what is marked -----------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_of_gates_symmetric_about_zero_95_in_100_are_marked(samples, share_marke
         ds = synthetic.dataset(blocks=6, samples=samples)
         rng = np.random.default_rng(seed)
         ds["gate"].values[:] = rng.standard_t(3, size=ds["gate"].shape)
-        share.append(metrics.below_null(ds, seed=seed).values.mean())
+        share.append(importance.below_null(ds, seed=seed).values.mean())
     assert np.mean(share) == pytest.approx(share_marked, abs=0.01)
 
 
@@ -95,15 +95,15 @@ def test_importance_and_marks_are_different_things():
     """A gate of random sign may be the most important one, and a small steady one is not marked."""
     coin = np.random.default_rng(0).permutation(np.repeat([-10.0, 10.0], 8))
     ds = with_gates(np.stack([coin, np.full(16, 0.1)], axis=1))
-    assert metrics.below_null(ds).values[0, -1, :2].tolist() == [True, False]
-    assert metrics.importance(ds).values[0, -1, 0] > 0.9
+    assert importance.below_null(ds).values[0, -1, :2].tolist() == [True, False]
+    assert importance.importance(ds).values[0, -1, 0] > 0.9
 
 
 def test_gates_of_a_block_are_summed_first():
     swing = np.random.default_rng(0).normal(size=16)
     ds = with_gates(np.stack([swing, swing, 1 - swing], axis=1))  # embedding, then block 1
-    assert metrics.below_null(ds).values[0, -1, :3].tolist() == [True, True, False]
-    assert metrics.block_below_null(ds).values[0, -1].tolist() == [True, False, False]
+    assert importance.below_null(ds).values[0, -1, :3].tolist() == [True, True, False]
+    assert importance.block_below_null(ds).values[0, -1].tolist() == [True, False, False]
 
 
 def test_what_is_not_offered_or_zero_is_not_marked():
@@ -114,12 +114,12 @@ def test_what_is_not_offered_or_zero_is_not_marked():
 def test_five_samples_cannot_tell():
     """Of 2^5 signs 2 leave gates of one sign as large as they are: 6 %, and of 2^6 signs 3 %."""
     for samples in (1, 2, 5):
-        assert not metrics.signs_can_tell(samples)
+        assert not importance.signs_can_tell(samples)
         assert not any(marked(np.random.default_rng(0).normal(size=samples)))
-    assert metrics.signs_can_tell(6)
+    assert importance.signs_can_tell(6)
     assert marked(np.array([1.0, -1, 1, -1, 1, -1])) == [True, False, False, False, False]
     assert not any(marked(np.ones(6)))
-    assert metrics.signs_can_tell(5, level=0.9)
+    assert importance.signs_can_tell(5, level=0.9)
 
 
 def test_signs_and_sizes_of_a_cell_change_nothing():
@@ -128,12 +128,12 @@ def test_signs_and_sizes_of_a_cell_change_nothing():
     rng = np.random.default_rng(0)
     other["gate"].values[:] *= 2.0 ** rng.integers(-9, 9, size=(2, 1, 13, 13))
     other["gate"].values[:] *= rng.choice([-1, 1], size=(2, 1, 13, 13))
-    assert metrics.below_null(ds).identical(metrics.below_null(other))
+    assert importance.below_null(ds).identical(importance.below_null(other))
 
 
 def test_equal_seeds_give_equal_marks():
     ds = synthetic.dataset(samples=9)
-    assert metrics.below_null(ds, seed=1).identical(metrics.below_null(ds, seed=1))
+    assert importance.below_null(ds, seed=1).identical(importance.below_null(ds, seed=1))
 
 
 def test_memory_does_not_grow_with_the_levels():
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_the_levels():
     for levels in (1, 6):
         ds = synthetic.dataset(blocks=14, samples=200, levels=levels)
         tracemalloc.start()
-        metrics.below_null(ds)
+        importance.below_null(ds)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

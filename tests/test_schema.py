@@ -77,7 +77,7 @@ def levels(*values: float):
 
 BROKEN = {
     "no version": (lambda ds: ds.assign_attrs(schema_version=None), "schema version"),
-    "another version": (lambda ds: ds.assign_attrs(schema_version=2), "schema version 2"),
+    "another version": (lambda ds: ds.assign_attrs(schema_version=1), "schema version 1"),
     "no rms": (lambda ds: ds.drop_vars("rms"), "'rms' is missing"),
     "no query_share": (lambda ds: ds.drop_vars("query_share"), "'query_share'"),
     "no sample ids": (lambda ds: ds.drop_vars("sample"), "'sample'"),

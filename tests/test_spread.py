@@ -184,6 +184,35 @@ def test_the_command_line_speaks_once(tmp_path):
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+KILLED = """
+import os, sys
+import dar_probe as dp
+def die(done, cells):
+    if done > 5 and os.environ["RANK"] == "1":
+        os._exit(9)
+dp.analyze(sys.argv[1], noise_levels=2, samples=5, batch_size=3, out=sys.argv[2], on_cells=die)
+"""
+
+
+def test_a_job_whose_rank_was_killed_is_continued_by_any_number_of_ranks(alone, tmp_path):
+    """Four shards of two ranks: one dies after the first turn, whose shards are kept."""
+    script, out = tmp_path / "job.py", tmp_path / "out"
+    script.write_text(KILLED)
+    done = torchrun(2, script, FIXTURES / "digits-dar-dynamic.pt", out)
+    assert done.returncode != 0 and not out.exists()
+    kept = sorted(path.name for path in (tmp_path / ".out.partial").glob("*.npz"))
+    assert kept[:2] == ["000000.npz", "000001.npz"] and len(kept) < 4
+    done_cells = []
+    path = FIXTURES / "digits-dar-dynamic.pt"
+    found = dp.analyze(
+        path, noise_levels=2, samples=5, batch_size=3, out=out, resume=True,
+        on_cells=lambda done, cells: done_cells.append(done),
+    ).dataset  # fmt: skip
+    assert done_cells[0] >= 6
+    for name in alone.data_vars:
+        assert found[name].equals(alone[name]), name
+
+
 FAILING = """
 import os, sys
 import dar_probe as dp
