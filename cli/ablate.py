@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from dar_probe.cli import options
+
 
 def ablate(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)
-    ],
+    checkpoint: options.Checkpoint,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder; default dar-probe-out/<checkpoint name>-ablation."),
@@ -27,28 +27,24 @@ def ablate(
     ] = None,
     frozen_at: Annotated[
         float | None,
-        typer.Option(help="Noise level whose weights frozen routers take; default: the middle."),
+        typer.Option(
+            help="Noise level (nearest) whose weights frozen routers take; default: the middle."
+        ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, images:DIR or latents:FILE; default: what fits the model."),
-    ] = None,
+    data: options.Data = None,
     noise_levels: Annotated[
         str, typer.Option(help="A count, or levels from 0 (data) to 1 (noise).")
     ] = "5",
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples x noise levels in one pass; default by size.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="sit (t=0 is noise), repa (t=1 is noise) or dit.")
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where unknown.")] = None,
-    weights: Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the noise and of drawn gates.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")] = False,
+    batch_size: options.BatchSize = None,
+    objective: options.Objective = None,
+    heads: options.Heads = None,
+    weights: options.Weights = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    engine: options.Engine = "hooks",
+    resume: options.Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every effect.")] = False,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
@@ -84,6 +80,7 @@ def ablate(
             seed=seed,
             device=device,
             dtype=dtype,
+            engine=engine,
             out=folder,
             resume=resume,
             on_cells=tell,

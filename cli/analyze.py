@@ -5,44 +5,34 @@ from typing import Annotated
 
 import typer
 
+from dar_probe.cli import options
+
 
 def analyze(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)
-    ],
+    checkpoint: options.Checkpoint,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the analysis; default dar-probe-out/<checkpoint name>."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, images:DIR or latents:FILE; default: what fits the model."),
-    ] = None,
+    data: options.Data = None,
     noise_levels: Annotated[
         str | None,
         typer.Option(help="A count, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many samples; default 64.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples x noise levels in one pass; default by size.")
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(help="sit (t=0 is noise), repa (t=1 is noise) or dit, where unknown."),
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where unknown.")] = None,
-    weights: Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
-    engine: Annotated[
-        str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")
-    ] = "hooks",
+    batch_size: options.BatchSize = None,
+    objective: options.Objective = None,
+    heads: options.Heads = None,
+    weights: options.Weights = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
         typer.Option(help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")] = False,
+    resume: options.Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.

@@ -121,7 +121,8 @@ def ablate(
             replaced); left out: all that the model has.
         pairs: how many single gates, half of them the largest, half drawn.
         gates: (reader from 1, source from 0) pairs on top of them.
-        frozen_at: noise level whose weights frozen routers take; the middle one.
+        frozen_at: noise level whose weights frozen routers take, the nearest one of the grid; left
+            out, the middle one.
         noise_levels: as for ``analyze``.
         samples: as for ``analyze``.
         out: as for ``analyze``.
@@ -133,17 +134,20 @@ def ablate(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
+    if frozen_at is not None and not 0 <= frozen_at <= 1:
+        raise UsageError(f"there is no noise level {frozen_at}", hint="0 is data, 1 is noise")
     if pairs < 0:
         raise UsageError(f"{pairs} pairs were asked for; it takes at least 0")
     with joined() as ranks:
         grid = {"noise_levels": noise_levels, "samples": samples}
         planned = _plan(ranks, out, path, **grid, **settings)
         levels, routed = planned.grid.levels, planned.subject.routes is not None
+        wished = levels[len(levels) // 2] if frozen_at is None else frozen_at
         wanted = {
             "kinds": list(kinds if kinds is not None else KINDS if routed else KINDS[:3]),
             "pairs": pairs,
             "gates": [list(gate) for gate in gates],
-            "frozen_at": levels[len(levels) // 2] if frozen_at is None else frozen_at,
+            "frozen_at": min(levels, key=lambda level: abs(level - wished)),
         }
 
         def measure(shards: OutputFolder | None) -> xr.Dataset:

@@ -1,6 +1,7 @@
 """The README's own words: its Python runs, its commands and files exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ def blocks(language):
 def test_python_blocks_run(tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)
-    scope = {"__name__": "readme"}
-    for code in blocks("python"):
-        exec(compile(code, "README.md", "exec"), scope)
+    script = tmp_path / "readme.py"  # a file: nnsight reads the source of traces
+    script.write_text("\n".join(blocks("python")), encoding="utf-8")
+    scope = runpy.run_path(str(script))
     assert scope["out"].shape == (2, 16, 32)
     assert scope["audit"].dataset.sizes["block"] == 7
+    assert scope["change"].item() > 0.01
     assert scope["again"].verdict.sentence == scope["analysis"].verdict.sentence
 
 

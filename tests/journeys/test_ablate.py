@@ -56,6 +56,7 @@ def test_a_finished_run_is_not_repeated_and_json_is_parseable(ablated):
         (["--gate", "head"], "is no gate"),
         (["--gate", "1:5"], "reader 1 is not offered source 5"),
         (["--kinds", "uniform"], "no router"),
+        (["--frozen-at", "2"], "no noise level 2"),
         (["--kinds", "all"], "unknown intervention 'all'"),
         (["--kinds", "gate", "--pairs", "0"], "no intervention was asked for"),
     ],

@@ -1,0 +1,26 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, images:DIR or latents:FILE; default: what fits the model."),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Samples x noise levels in one pass; default by size.")
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(help="sit (t=0 is noise), repa (t=1 is noise) or dit, where unknown."),
+]
+Heads = Annotated[int | None, typer.Option(help="Attention heads, where unknown.")]
+Weights = Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")]
+Seed = Annotated[int, typer.Option(help="Of the noise, and of whatever is drawn.", min=0)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Dtype = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+Engine = Annotated[str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")]
