@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dar_probe.metrics import Metric
 
 LARGEST = 12
+COUNTED = {"ablation": "intervention", "noise_level": "noise level", "sample": "sample"}
 
 
 def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
@@ -42,8 +43,9 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     sizes = analysis.dataset.sizes
     console.print(
         Text(
-            f"{sizes['ablation']} interventions x {sizes['noise_level']} noise levels x "
-            f"{sizes['sample']} samples",
+            " x ".join(
+                f"{sizes[dim]} {noun}{'s' * (sizes[dim] > 1)}" for dim, noun in COUNTED.items()
+            ),
             style="dim",
         )
     )
@@ -56,7 +58,8 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     console.print(kinds_table)
     console.print(
         Text(
-            "Between the true loss change and the one that gates predict; 95 % intervals.",
+            "Between the true loss change and the one that gates predict"
+            f"{'; 95 % intervals.' if sizes['sample'] > 1 else '.'}",
             style="dim",
         )
     )

@@ -27,7 +27,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise  # Typer's own ways to leave
         except KeyboardInterrupt:
-            _say("Interrupted.", "Hint: analyze and train continue with --resume.")
+            _say("Interrupted.", "Hint: analyze, ablate and train continue with --resume.")
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             raise SystemExit(0) from None  # the reader of our output has seen enough

@@ -331,7 +331,7 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     version = ds.attrs.get("schema_version")
     if not np.issubdtype(np.asarray(version).dtype, np.integer) or version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"schema version {version!r} is not the supported version {SCHEMA_VERSION}",
+            f"schema version {version} is not the supported version {SCHEMA_VERSION}",
             hint="analyse the checkpoint again with this version of dar-probe",
         )
     provenance = manifest(ds)

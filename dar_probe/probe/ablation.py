@@ -147,7 +147,7 @@ def measure(
         before = loss(subject.model(*args, **kwargs), sample_ids, noise_level)
     recorded = record(subject, batch, loss, sample_ids, noise_level, engine=engine)
     with torch.no_grad():
-        linear = [value for value in _predict(subject, recorded, changes, frozen)]
+        linear = _predict(subject, recorded, changes, frozen)
         del recorded
         true = []
         for change in changes:
