@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dar_probe import store
 from dar_probe.errors import CheckpointError, UsageError
 from tests import synthetic
+from tests.shell import interruptible
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +426,7 @@ def test_sigint_is_not_swallowed(tmp_path: Path) -> None:
         capture_output=True,
         timeout=60,
         cwd=Path(__file__).parents[1],
+        preexec_fn=interruptible,
     )
     assert done.returncode in (-signal.SIGINT, 130)
     assert only(tmp_path) == []

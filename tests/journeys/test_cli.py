@@ -14,7 +14,7 @@ import torch
 from dar_probe.analysis import open_analysis
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import train
-from tests.shell import run
+from tests.shell import interruptible, run
 
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=30, lr=3e-3, warmup=5)
 QUICK = ["--samples", "3", "--noise-levels", "2"]
@@ -339,7 +339,7 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, checkpoint):
     child = subprocess.Popen(
         [sys.executable, "-m", "dar_probe.cli", "analyze", str(checkpoint), "--samples", "200",
          "--noise-levels", "20", "--batch-size", "4", "--out", "out"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible,
     )  # fmt: skip
     while len(list((tmp_path / ".out.partial").glob("*.npz"))) < 3:
         time.sleep(0.005)
