@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ import xarray as xr
 
 from dar_probe import __version__, effects, metrics, schema
 from dar_probe.subjects.subject import Subject
-
-if TYPE_CHECKING:
-    from dar_probe.probe.ablation import Change
 
 
 def assemble(
@@ -67,26 +64,30 @@ def assemble(
 
 def with_ablation(
     ds: xr.Dataset,
-    changes: "Sequence[Change]",
     *,
+    names: Sequence[str],
+    kinds: Sequence[str],
     true: np.ndarray,
     linear: np.ndarray,
     wanted: dict[str, Any],
+    batch_size: int,
 ) -> xr.Dataset:
     """Return the dataset with the effects of interventions.
 
     Args:
         ds: a valid dataset.
-        changes: what was done.
+        names: what was done.
+        kinds: of which kind each was, see ``effects.KIND_TEXT``.
         true: loss changes (levels, samples, changes).
         linear: predicted ones, in the same shape.
         wanted: how the changes were chosen, for the manifest.
+        batch_size: the smallest batch that was used.
     """
-    kinds = np.array([change.kind for change in changes])
+    kind_of = np.array(kinds)
     present = [kind for kind in effects.KIND_TEXT if kind in kinds]
     means = true.mean(1), linear.mean(1)
     ranks = [
-        [effects.spearman(t[kinds == kind], p[kinds == kind]) for kind in present]
+        [effects.spearman(t[kind_of == kind], p[kind_of == kind]) for kind in present]
         for t, p in zip(*means, strict=True)
     ]
     arrays = {
@@ -95,11 +96,13 @@ def with_ablation(
         "linearisation_error": effects.linearisation_error(true, linear, 1),
         "rank_correlation": np.array(ranks),
     }
-    manifest = {**schema.manifest(ds), "ablation": wanted}
+    manifest = schema.manifest(ds)
+    smallest = min(manifest.get("batch_size", batch_size), batch_size)
+    manifest = {**manifest, "batch_size": smallest, "ablation": wanted}
     ds = ds.assign({name: (spec.all_dims, arrays[name]) for name, spec in schema.ABLATION.items()})
     ds = ds.assign_coords(
-        ablation_name=("ablation", [change.name for change in changes]),
-        ablation_kind=("ablation", kinds),
+        ablation_name=("ablation", list(names)),
+        ablation_kind=("ablation", kind_of),
         intervention=present,
     )
     ds.attrs["manifest"] = json.dumps(manifest)

@@ -57,7 +57,7 @@ ALONE = Ranks()
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Yield this process's place in the job that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+    if not _in_job():
         yield ALONE
         return
     import torch.distributed as dist
@@ -72,7 +72,11 @@ def joined() -> Iterator[Ranks]:
 
 def leads() -> bool:
     """Tell whether this process may talk to the user."""
-    return os.environ.get("RANK", "0") == "0"
+    return not _in_job() or os.environ["RANK"] == "0"
+
+
+def _in_job() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 @contextmanager

@@ -124,10 +124,12 @@ class Task:
         shape = (len(grid.levels), len(grid.ids), len(changes))
         return dataset.with_ablation(
             ds,
-            changes,
+            names=[change.name for change in changes],
+            kinds=[change.kind for change in changes],
             true=joined["gate_ablated"].reshape(shape),
             linear=joined["gate_linear"].reshape(shape),
             wanted=wanted,
+            batch_size=tell.batch_size,
         )
 
 

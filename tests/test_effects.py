@@ -9,7 +9,6 @@ from dar_probe import effects, schema, store
 from dar_probe.analysis import Analysis
 from dar_probe.dataset import with_ablation
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.probe.ablation import Change
 from dar_probe.reports import interventions
 from tests import synthetic
 
@@ -21,8 +20,10 @@ def dataset(*, samples=6, seed=0, name="block {} without </script><b>$\\frac{{ x
     rng = np.random.default_rng(seed)
     linear = rng.normal(size=(2, samples, len(KINDS))) * np.geomspace(1e-4, 1, len(KINDS))
     true = linear + curve * np.abs(linear) * rng.random(linear.shape)
-    changes = [Change(kind=kind, name=name.format(at)) for at, kind in enumerate(KINDS)]
-    return with_ablation(ds, changes, true=true, linear=linear, wanted={"pairs": 5})
+    names = [name.format(at) for at in range(len(KINDS))]
+    return with_ablation(
+        ds, names=names, kinds=KINDS, true=true, linear=linear, wanted={"pairs": 5}, batch_size=4
+    )
 
 
 def ranks(values):
@@ -85,6 +86,7 @@ def test_dataset_survives_the_file_and_half_of_it_is_refused(tmp_path):
     store.write(ds, tmp_path / "analysis.nc")
     again = store.read(tmp_path / "analysis.nc")
     assert again.equals(ds) and schema.manifest(again)["ablation"] == {"pairs": 5}
+    assert schema.manifest(again)["batch_size"] == 4
     with pytest.raises(CheckpointError, match="gate_linear"):
         schema.validate(ds.drop_vars("gate_linear"))
     with pytest.raises(CheckpointError, match="ablation_name"):

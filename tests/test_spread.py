@@ -12,7 +12,7 @@ import torch
 import dar_probe as dp
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Grid, spread
-from dar_probe.ranks import Ranks
+from dar_probe.ranks import Ranks, leads
 from dar_probe.subjects import sit
 from tests import tiny
 
@@ -60,6 +60,13 @@ def test_only_missing_shards_are_worked_on_and_all_are_kept():
     )
     assert done == [slice(0, 4)] and joined["cell"].tolist() == list(range(6))
     assert told == [(2, 4), (6, 4)]
+
+
+def test_a_rank_variable_without_a_job_silences_nobody(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert leads()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not leads()
 
 
 class Two(Ranks):

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dar_probe.effects import KIND_TEXT
 from dar_probe.errors import UsageError
 from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
 from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.routing.dar import mixture
 from dar_probe.subjects.subject import Subject
 
-KINDS = ("gate", "source", "block", "uniform", "frozen")
+KINDS = tuple(KIND_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,14 +223,6 @@ class Editor(Visitor):
         if self.subject.writers is not None:
             return self._writes[i]
         return self._reads[i] - self._reads[i - 1] if i else self._reads[0]
-
-
-def mixture(weights: Tensor, sources: list[Tensor]) -> Tensor:
-    """Return the sum (N, T, D) of sources (N, T, D) with weights (N, T, sources)."""
-    total = sources[0] * weights[..., 0, None]
-    for i, source in enumerate(sources[1:], 1):
-        total.addcmul_(source, weights[..., i, None])
-    return total
 
 
 def _predict(

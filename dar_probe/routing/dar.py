@@ -163,10 +163,15 @@ def mix(
     dots = torch.stack([(v * query).sum(-1) for v in sources], -1)
     logits = dots * inverse_rms * scale
     weights = torch.softmax(logits, -1)
+    return mixture(weights, sources), weights, logits
+
+
+def mixture(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Return the sum (N, T, D) of sources (N, T, D) with weights (N, T, n)."""
     h = sources[0] * weights[..., 0, None]
     for i, v in enumerate(sources[1:], 1):
         h.addcmul_(v, weights[..., i, None])
-    return h, weights, logits
+    return h
 
 
 class Mix(torch.autograd.Function):
