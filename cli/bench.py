@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dar_probe.cli import options
+
 if TYPE_CHECKING:
     from dar_probe.bench import Price, Workload
 
@@ -26,8 +28,8 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time the diagnosis against the bare forward and backward of the same batch.

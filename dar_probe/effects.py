@@ -119,8 +119,4 @@ def spearman(a: Array, b: Array) -> float:
     """Spearman's rank correlation of two vectors; NaN for fewer than three or equal values."""
     if len(a) < FEWEST:
         return float("nan")
-    first, second = (np.asarray(pd.Series(values).rank()) for values in (a, b))
-    spread = first.std() * second.std()
-    if spread == 0:
-        return float("nan")
-    return float(((first - first.mean()) * (second - second.mean())).mean() / spread)
+    return float(pd.Series(a).rank().corr(pd.Series(b).rank()))

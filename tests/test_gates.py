@@ -153,11 +153,11 @@ def test_bf16_loses_a_planted_share_of_a_write():
     rounding.start(stream, stream)
     rounding.add(stream, stream + write, write)
     rms, lost, error = rounding.result()
-    close(rms, write.double().square().mean((1, 2)).sqrt()[:, None], rtol=1e-6)
+    close(rms, write.double().square().mean((1, 2)).sqrt()[:, None], rtol=4e-7)  # measured: 4e-8
     # The stream's RMS is 79 times the write's; bf16 keeps 8 bits.
-    close(lost, np.full((4, 1), 0.13), rtol=0.15)
+    close(lost, np.full((4, 1), 0.13), rtol=0.1)  # measured: 0.013
     exact = stream.double() + write.double() - (stream + write).double()
-    close(error[1], exact.norm(dim=-1), rtol=1e-6)
+    close(error[1], exact.norm(dim=-1), rtol=8e-7)  # measured: 8e-8
 
 
 def token_cosine(a, b):

@@ -29,7 +29,7 @@ def test_effects_are_in_the_dataset_on_the_page_and_in_the_terminal(ablated):
     assert len(set(ds["ablation_name"].values)) == 88  # the wanted gate is among the largest
     assert str(ds["ablation_name"].values[0]) == "head without embedding"
     expected = -ds["gate"].values[:, :, 56, 0]
-    np.testing.assert_allclose(ds["gate_linear"].values[:, :, 0], expected, rtol=1e-4)
+    np.testing.assert_array_equal(ds["gate_linear"].values[:, :, 0], expected)
     assert "What interventions did" in (folder / "report.html").read_text()
     assert (folder / "figures" / "interventions.pdf").is_file()
     lines = done.stdout.splitlines()
