@@ -1,12 +1,59 @@
 """A model under the probe and the names of its sites."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+When = Literal["input", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Which part of a tensor is the stream that is measured, as tokens (N, T, D).
+
+    Attributes:
+        tokens: of a sequence that holds other tokens too, e.g. text before the image; None: all.
+        channels_first: the tensor is (N, D, h, w) or (N, D, f, h, w).
+    """
+
+    tokens: slice | None = None
+    channels_first: bool = False
+
+    def take(self, value: Tensor) -> Tensor:
+        """Return the measured tokens (N, T, D) of a tensor, as a view."""
+        if self.channels_first:
+            value = value.flatten(2).transpose(1, 2)
+        return value if self.tokens is None else value[:, self.tokens]
+
+    def put(self, value: Tensor, part: Tensor) -> Tensor:
+        """Return ``value`` with its measured tokens replaced by ``part`` (N, T, D)."""
+        if self.tokens is not None:
+            whole = View(channels_first=self.channels_first).take(value).clone()
+            whole[:, self.tokens] = part
+            part = whole
+        return part.transpose(1, 2).reshape(value.shape) if self.channels_first else part
+
+
+WHOLE = View()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A module whose output, times a gate, a sublayer writes: for the proof of the sites.
+
+    Attributes:
+        output: its output is shaped like what the reader reads.
+        gate: its output is modulation (N, chunks * D); None where the branch has no gate.
+        chunk: which of how many equal chunks of the modulation is the gate.
+    """
+
+    output: nn.Module
+    gate: nn.Module | None = None
+    chunk: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,37 +62,80 @@ class Reader:
 
     Attributes:
         name: e.g. "block 3 attention", or "head".
-        kind: attention, mlp, cross_attention, parallel or head.
+        kind: attention, mlp, cross_attention, parallel, block or head.
         block: 1..B; B + 1 for the head.
-        module: its first positional input is h_l.
+        module: its first input is h_l.
+        normed: the branch starts with a norm, so that it ignores the scale of what it reads.
+        view: the measured part of that input.
+        branches: what the sublayer writes, where the family knows it; several are added.
     """
 
     name: str
     kind: str
     block: int
     module: nn.Module
+    normed: bool = True
+    view: View = WHOLE
+    branches: tuple[Branch, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Where the stream passes before something other than a sublayer rewrites it.
+
+    Attributes:
+        module, when: the stream is this module's first input, or its output.
+        item: which element, where the output is a tuple.
+        view: the measured part of that tensor.
+    """
+
+    module: nn.Module
+    when: When
+    item: int | None = None
+    view: View = WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One thing that is handed to the stream: the embedding (block 0) or a sublayer's write."""
+    """One thing that is handed to the stream.
+
+    Attributes:
+        name, block: as for readers; block 0 is the embedding's.
+        kind: embedding, fusion, or the kind of the sublayer that writes it.
+        before: of a fusion, where the stream is seen as it was before; the source is the new
+            stream minus that one. None: a new stream of another shape begins with this source.
+    """
 
     name: str
     kind: str
     block: int
+    before: Passage | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether a sublayer writes it."""
+        return self.kind not in ("embedding", "fusion")
+
+    @property
+    def begins(self) -> bool:
+        """Whether a new stream begins with it."""
+        return not self.written and self.before is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What the probe needs to know of a model.
 
+    Sources are in the order in which they enter the stream: embedding, the write of reader 1, ...,
+    a fusion between the write before and the next read.
+
     Attributes:
         model: called as it is.
         family: e.g. "sit"; "module" where the sites were discovered.
         readers: l = 1..L+1 in firing order.
-        sources: i = 0..L.
-        writers: modules whose output is v_i, i = 0..L; None where writes are known only as
-            differences of successive reads.
+        sources: i = 0..L and the fusions between them.
+        writers: modules whose output is v_i, one per source; None where writes are known only as
+            differences of what the stream was before and after.
         offered: per reader the ids of the sources that may enter it.
         routes: given the positional arguments of ``state_site``, the weights of every reader,
             (N, T, offered) each; None where every offered source enters with weight one.
@@ -53,6 +143,7 @@ class Subject:
         entrance: the first block, where autograd starts if its input needs no gradient; None
             where the model's first input can require it.
         facts: model facts for the manifest.
+        assumptions: one sentence for each thing that was taken for granted about the sites.
     """
 
     model: nn.Module
@@ -65,6 +156,7 @@ class Subject:
     state_site: nn.Module | None = None
     entrance: nn.Module | None = None
     facts: dict[str, Any]
+    assumptions: tuple[str, ...] = field(default=())
 
     @property
     def block_readers(self) -> list[int]:
@@ -79,3 +171,28 @@ class Subject:
         for row, ids in enumerate(self.offered):
             mask[row, list(ids)] = True
         return mask
+
+    @cached_property
+    def last_source(self) -> list[int]:
+        """Per reader the last source that entered the stream before it reads."""
+        return last_source(self.sources)
+
+    @cached_property
+    def passages(self) -> dict[int, Passage]:
+        """Where the stream is seen before a fusion, by the fusion's number as a source."""
+        return {i: s.before for i, s in enumerate(self.sources) if s.before is not None}
+
+
+def last_source(sources: Sequence[Source]) -> list[int]:
+    """Return per reader the last source that entered the stream before it reads."""
+    written = [i for i, source in enumerate(sources) if source.written]
+    return [*(i - 1 for i in written), len(sources) - 1]
+
+
+def offered_by_addition(sources: Sequence[Source]) -> tuple[tuple[int, ...], ...]:
+    """Return what plain addition offers each reader: all that entered its stream so far."""
+    offered = []
+    for last in last_source(sources):
+        first = max(i for i in range(last + 1) if sources[i].begins)
+        offered.append(tuple(range(first, last + 1)))
+    return tuple(offered)

@@ -1,0 +1,82 @@
+"""What a file says before its weights are read: names, shapes and settings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import CheckpointError
+
+Shapes = dict[str, tuple[int, ...]]
+
+# What only one other layout has in its names, and what it is called.
+OTHERS = {
+    "transformer_blocks.": "a diffusers layout",
+    "double_blocks.": "a Flux layout",
+    "input_blocks.": "a U-Net layout",
+    "stream.": "a routed dar-probe model without its settings",
+}
+
+
+@dataclass(kw_only=True)
+class Header:
+    """Names, shapes and settings of a checkpoint.
+
+    Attributes:
+        shown: the file's name, quoted for messages.
+        shapes: of every tensor, by its plain name.
+        args: the settings stored beside the weights, {} where there are none.
+        weights: "ema", "model" or "flat".
+        assumptions: one sentence for each thing that the file could not tell; families add theirs.
+    """
+
+    shown: str
+    shapes: Shapes
+    args: dict[str, Any]
+    weights: str = "flat"
+    assumptions: list[str] = field(default_factory=list)
+
+    def shape(self, key: str, dims: int) -> tuple[int, ...]:
+        """Return the shape of ``key``, which must have ``dims`` sizes, none of them zero."""
+        if key not in self.shapes:
+            raise self.unknown(key, "missing")
+        if len(self.shapes[key]) != dims or 0 in self.shapes[key]:
+            raise self.misshapen(key)
+        return self.shapes[key]
+
+    def unknown(self, culprit: str, what: str) -> CheckpointError:
+        """Name the layout that the names resemble, or else the first culprit."""
+        for mark, layout in OTHERS.items():
+            for key in self.shapes:
+                if f".{mark}" in f".{key}":
+                    return CheckpointError(
+                        f"{self.shown} looks like {layout}, not supported yet: it has {quote(key)}",
+                        hint="dar-probe audit measures a model of any layout in Python",
+                    )
+        return CheckpointError(
+            f"{self.shown} is no known layout: {quote(culprit)} is {what}",
+            hint="see the README for the layouts that are read; dar-probe audit measures any "
+            "module in Python",
+        )
+
+    def contradiction(self, why: str) -> CheckpointError:
+        """Say that two things in the file exclude each other."""
+        return CheckpointError(
+            f"{self.shown} contradicts itself: {why}",
+            hint="it was edited, or put together from two models",
+        )
+
+    def misshapen(self, key: str, fit: tuple[int, ...] | None = None) -> CheckpointError:
+        """Say that the shape of ``key`` fits nothing, or that ``fit`` would."""
+        why = f"where {fit} fits the rest" if fit else "which fits no known model"
+        return self.contradiction(f"{quote(key)} has shape {self.shapes[key]}, {why}")
+
+    def compare(self, expected: Shapes) -> None:
+        """Require exactly the names and shapes of ``expected``."""
+        for key in expected:
+            if key not in self.shapes:
+                raise self.unknown(key, "missing")
+        for key, shape in self.shapes.items():
+            if key not in expected:
+                raise self.unknown(key, "unexpected")
+            if shape != expected[key]:
+                raise self.misshapen(key, expected[key])

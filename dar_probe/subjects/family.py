@@ -1,0 +1,59 @@
+"""What one file in this folder says about one family of checkpoints."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dar_probe.checkpoints.header import Header
+from dar_probe.subjects.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identified:
+    """What a checkpoint is, told by its header.
+
+    Attributes:
+        family: name of the family.
+        sizes: depth, width, heads and whatever else builds the model, as plain data.
+        shape: of one sample, (C, h, w).
+        num_classes: classes without the row for dropped labels; 0 without labels.
+        objective: a name of ``dar_probe.objective``, unless the user says otherwise.
+        assumptions: one sentence for each thing that the file could not tell.
+    """
+
+    family: str
+    sizes: dict[str, Any]
+    shape: tuple[int, int, int]
+    num_classes: int
+    objective: str
+    assumptions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of checkpoints: how it is known, built and probed.
+
+    Attributes:
+        name: e.g. "uvit".
+        title: as its authors write it, e.g. "U-ViT".
+        marks: regular expressions, each of which matches the start of some tensor's name.
+        identify: header and the user's ``--heads`` (or None) to sizes. Raises CheckpointError
+            where the file contradicts itself.
+        build: a model called as model(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w), whose
+            state dict has exactly the names and shapes of the file.
+        subject: names the sites of such a model.
+    """
+
+    name: str
+    title: str
+    marks: tuple[str, ...]
+    identify: Callable[[Header, int | None], Identified]
+    build: Callable[[Identified], nn.Module]
+    subject: Callable[[nn.Module, Identified], Subject]
+
+    def matches(self, header: Header) -> bool:
+        """Tell whether every mark is there."""
+        return all(any(map(re.compile(mark).match, header.shapes)) for mark in self.marks)
