@@ -40,7 +40,7 @@ def assemble(
         "noise_level": levels,
         "sample": ids,
         "block": np.arange(arrays["rms"].shape[-1]),
-        "sublayer": np.arange(1, len(sources)),
+        "sublayer": np.arange(1, len(readers)),
         "reader": np.arange(1, len(readers) + 1),
         "source": np.arange(len(sources)),
         "timestep": ("noise_level", timestep),

@@ -277,13 +277,13 @@ COORD_TEXT = {
     "log_snr": "log of the signal-to-noise power ratio at this noise level",
     "sample": "sample id; for files the row number",
     "block": "block k = 0..B: z_0 is what reader 1 reads, z_B what the head reads",
-    "sublayer": "sublayer l = 1..L, in firing order",
+    "sublayer": "sublayer l = 1..L, in firing order: what reader l writes",
     "reader": "reader l = 1..L+1; the last one is the head",
-    "source": "source i = 0..L; 0 is the embedding",
+    "source": "source i in the order of entering the stream; 0 is the embedding",
     "reader_block": "block of the reader; B+1 for the head",
     "source_block": "block of the source; 0 for the embedding",
-    "reader_kind": "attention, mlp, cross_attention, parallel or head",
-    "source_kind": "embedding, attention, mlp, cross_attention, parallel or fusion",
+    "reader_kind": "attention, mlp, cross_attention, parallel, block or head",
+    "source_kind": "embedding, attention, mlp, cross_attention, parallel, block or fusion",
 }
 
 
@@ -347,8 +347,10 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     if not (np.all(np.diff(level) > 0) and level[0] >= 0 and level[-1] <= 1):
         raise CheckpointError("noise_level must rise strictly within [0, 1]")
     sublayers = ds.sizes["sublayer"]
-    if ds.sizes["reader"] != sublayers + 1 or ds.sizes["source"] != sublayers + 1:
-        raise CheckpointError("reader and source must each be one longer than sublayer")
+    if ds.sizes["reader"] != sublayers + 1 or ds.sizes["source"] < sublayers + 1:
+        raise CheckpointError(
+            "reader must be one longer than sublayer, source at least that (and more by fusions)"
+        )
     for dim, first in (("block", 0), ("sublayer", 1), ("reader", 1), ("source", 0)):
         if (ds[dim].values != np.arange(first, first + ds.sizes[dim])).any():
             raise CheckpointError(f"coordinate {dim!r} does not count from {first} by ones")

@@ -188,7 +188,7 @@ def _useless_blocks(ds: xr.Dataset, limits: Thresholds) -> list[Finding]:
     """Name the blocks that write nothing, and those that hand on what they read; often none."""
     write = profile(ds, "write_ratio", resamples=1)["value"].values
     cosine = profile(ds, "cosine", resamples=1)["value"].values
-    home = ds["source_block"].values[1:]  # of every sublayer
+    home = ds["reader_block"].values[:-1]  # of every sublayer
     dead, idle = [], []
     for block, near in zip(ds["block"].values, cosine > limits.idle_cosine, strict=True):
         own = write[home == block]

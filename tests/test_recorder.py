@@ -109,11 +109,26 @@ def test_compiled_blocks_are_probed_eagerly():
 
 def test_reader_that_fires_twice_is_an_error():
     model = tiny.model(dtype=torch.float32)
-    model.blocks[1].norm2 = model.blocks[1].norm1
     subject = sit.subject(model)
+    model.blocks[1].norm2 = model.blocks[1].norm1
     data, problem = tiny.problem(model, dtype=torch.float32)
     with untouched(model), pytest.raises(ProbeError, match="fired"):
         measure(subject, problem.batch, problem.loss, data.ids, torch.full((4,), 0.5))
+
+
+def test_a_norm_that_runs_for_two_readers_has_one_site_a_call():
+    model, shared = tiny.model(dtype=torch.float32), tiny.model(dtype=torch.float32)
+    for block in shared.blocks:
+        block.norm2 = block.norm1  # without parameters: the same function
+    data, problem = tiny.problem(model, dtype=torch.float32)
+    found = []
+    for made in (model, shared):
+        with untouched(made):
+            level = torch.full((4,), 0.5)
+            found.append(
+                measure(sit.subject(made), problem.batch, problem.loss, data.ids, level)["gate"]
+            )
+    assert torch.equal(*(gate.nan_to_num() for gate in found))
 
 
 class InPlace(nn.Module):

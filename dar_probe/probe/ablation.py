@@ -65,6 +65,11 @@ def choose(
             f"unknown intervention {sorted(unknown)[0]!r}", hint=f"known: {', '.join(KINDS)}"
         )
     routed = subject.routes is not None
+    if subject.granularity == "block":
+        raise UsageError(
+            "this model has no residual stream whose sources could be taken away",
+            hint="analyze and audit measure what can be measured between its blocks",
+        )
     if not routed and {"uniform", "frozen"} & set(kinds):
         raise UsageError(
             "this model has no router whose weights could be replaced",
@@ -175,13 +180,17 @@ class Editor(Visitor):
         self.frozen = frozen
         self._reads: list[Tensor] = []
         self._writes: list[Tensor] = []
+        self._seen: dict[int, Tensor] = {}
         self._state: tuple[Any, ...] | None = None
+        self._reader_after = {last: l for l, last in enumerate(subject.last_source)}
 
     def read(self, index: int, value: Tensor) -> Tensor:
-        """Return what reader ``index`` gets instead of ``value`` (N, T, D)."""
-        self._reads.append(value)
+        """Return what reader ``index`` gets instead of ``value``."""
+        view = self.subject.readers[index].view
+        stream = view.take(value)
+        self._reads.append(stream)
         if index == self.change.router:
-            return value + self._rerouted(index)
+            return view.put(value, stream + self._rerouted(index))
         gone = sorted(i for l, i in self.change.gates if l == index)
         if not gone:
             return value
@@ -190,8 +199,12 @@ class Editor(Visitor):
             source = self._source(i)
             if weights is not None:
                 source = source * weights[..., self.subject.offered[index].index(i), None]
-            value = value - source
-        return value
+            stream = stream - source
+        return view.put(value, stream)
+
+    def see(self, source: int, value: Tensor) -> None:
+        """Keep the stream (N, T, D) before a fusion."""
+        self._seen[source] = self.subject.passages[source].view.take(value)
 
     def write(self, index: int, value: Tensor) -> None:
         """Keep a write (N, T, D)."""
@@ -222,7 +235,12 @@ class Editor(Visitor):
     def _source(self, i: int) -> Tensor:
         if self.subject.writers is not None:
             return self._writes[i]
-        return self._reads[i] - self._reads[i - 1] if i else self._reads[0]
+        after = self._state_after(i)
+        return after if self.subject.sources[i].begins else after - self._state_after(i - 1)
+
+    def _state_after(self, i: int) -> Tensor:
+        """Return the stream after source ``i`` has entered it."""
+        return self._seen[i + 1] if i + 1 in self._seen else self._reads[self._reader_after[i]]
 
 
 def _predict(

@@ -16,38 +16,40 @@ from dar_probe.probe.statistics import token_norms, wide
 ON_CPU, ON_GPU = 2**18, 2**26  # elements of one stack: what a cache holds; what fills a GPU
 
 
-def additive(grads: Sequence[Tensor], reads: Sequence[Tensor]) -> Tensor:
+def additive(grads: Sequence[Tensor], states: Sequence[Tensor], last: Sequence[int]) -> Tensor:
     """Return the gates (N, R, S) where every earlier source enters with weight one.
 
-    Sources are the differences of successive reads. Differences of dots instead would save a
-    pass, and lose small writes in a large stream.
+    Sources are the differences of successive states. Differences of dots instead would save a
+    pass, and lose small writes in a large stream. Pairs beyond ``last`` are undefined.
 
     Args:
-        grads: G_l (N, T, D) each.
-        reads: h_l (N, T, D) each.
+        grads: G_l (N, T, D) each, of R readers.
+        states: the stream (N, T, D) after each of S sources.
+        last: per reader the last source that it reads.
     """
-    readers, half = len(reads), len(reads) // 2
-    found = wide(reads[0]).new_zeros(len(reads[0]), readers, readers)
+    readers, half = len(grads), len(grads) // 2
+    found = wide(states[0]).new_zeros(len(states[0]), readers, len(states))
+    early = last[half - 1] + 1 if half else 0
     buffers: list[Tensor] = []
-    for part in _parts(reads):
+    for part in _parts(states):
         g = _stack(grads, part, 1, buffers, 0)
-        v = writes(reads, part, buffers)
+        v = writes(states, part, buffers)
         g, v = g.flatten(2), v.flatten(2).transpose(1, 2)
         # Early readers have no late sources: a quarter of the square need not be computed.
-        torch.bmm(g[:, :half], v[..., :half], out=found[part, :half, :half])
+        torch.bmm(g[:, :half], v[..., :early], out=found[part, :half, :early])
         torch.bmm(g[:, half:], v, out=found[part, half:])
     return found
 
 
-def writes(reads: Sequence[Tensor], part: slice, buffers: list[Tensor]) -> Tensor:
-    """Return v_0 and the differences of successive reads (n, S, T, D) of the samples of ``part``.
+def writes(states: Sequence[Tensor], part: slice, buffers: list[Tensor]) -> Tensor:
+    """Return v_0 and the differences of successive states (n, S, T, D) of the samples of ``part``.
 
     ``buffers`` holds one buffer and is given a second one, for all parts.
     """
-    few = [read[part] for read in reads]
+    few = [state[part] for state in states]
     if len(buffers) < 2:
         n, tokens, width = few[0].shape
-        buffers.append(wide(few[0]).new_empty(n, len(reads), tokens, width))
+        buffers.append(wide(few[0]).new_empty(n, len(states), tokens, width))
     v = buffers[1][: len(few[0])]
     v[:, 0] = few[0]
     for i in range(1, len(few)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dar_probe.errors import ProbeError
@@ -15,6 +16,7 @@ from dar_probe.probe.recorder import Recorder, Visitor
 from dar_probe.subjects.entrance import entrance, with_grad
 from dar_probe.subjects.subject import Subject
 
+PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
 Engine = Callable[[Visitor, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -113,63 +115,94 @@ def record(
         )
     losses = loss(output, sample_ids, noise_level)
     _check_finite(losses, recorder, subject, sample_ids, noise_level)
-    blocks = [recorder.reads[row] for row in subject.block_readers]
+    rows = subject.block_readers
+    blocks = [recorder.values[row] for row in rows]
     wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
     found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
     for reader, grad in zip(subject.readers, found, strict=False):
         if grad is None:
             raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
-    readers, states = len(subject.readers), len(subject.readers) + len(blocks)
+    views = [reader.view for reader in subject.readers]
+    readers, states = len(views), len(views) + len(blocks)
+    by_block = zip(rows, found[readers:states], strict=True)
     return Recorded(
         recorder=recorder,
         losses=losses.detach(),
-        grads=list(found[:readers]),
-        by_block=list(found[readers:states]),
+        grads=[view.take(grad) for view, grad in zip(views, found, strict=False)],
+        by_block=[views[row].take(grad) for row, grad in by_block],
         by_write=list(found[states:]),
     )
 
 
 def reduce(recorded: Recorded) -> dict[str, Tensor]:
     """Return what ``measure`` does, from one recorded pass; call it under ``no_grad``."""
-    recorder, reads = recorded.recorder, recorded.recorder.reads
-    subject, width = recorder.subject, reads[0].shape[-1]
-    rows = subject.block_readers
+    subject = recorded.recorder.subject
+    parts = [_stage(recorded, readers, sources) for readers, sources in subject.stages]
+    widest = max(part["pooled"].shape[-1] for part in parts)
+    for part in parts:
+        part["pooled"] = F.pad(part["pooled"], (0, widest - part["pooled"].shape[-1]))
+    result = {
+        name: torch.cat([part[name] for part in parts], 1) for name in parts[0] if name not in PAIRS
+    }
+    for name in PAIRS:
+        like = parts[0][name]
+        whole = like.new_full((len(like), *subject.offered_mask.shape), math.nan)
+        for part, (readers, sources) in zip(parts, subject.stages, strict=True):
+            whole[:, readers, sources] = part[name]
+        result[name] = whole
+    return result | {"loss": recorded.losses.to(result["rms"].dtype)}
+
+
+def _stage(recorded: Recorded, readers: slice, sources: slice) -> dict[str, Tensor]:
+    """Reduce one stretch of depth over which the stream keeps its shape."""
+    recorder, subject = recorded.recorder, recorded.recorder.subject
+    reads = recorder.reads[readers]
+    width = reads[0].shape[-1]
+    rows = {row: k for k, row in enumerate(subject.block_readers)}
+    rows = {row: k for row, k in rows.items() if readers.start <= row < readers.stop}
     norms = torch.stack([statistics.token_norms(read) for read in reads])  # (R, N, T)
-    read_rms = statistics.rms(norms[:-1], width).T
     result = statistics.block_statistics(
-        [reads[row] for row in rows], norms[rows], recorded.by_block
+        [recorder.reads[row] for row in rows],
+        norms[[row - readers.start for row in rows]],
+        [recorded.by_block[k] for k in rows.values()],
     )
-    lost = torch.full_like(read_rms, math.nan)
+    written = [i for i, source in enumerate(subject.sources[sources]) if source.written]
+    read_rms = statistics.rms(norms[: len(written)], width).T
+    offered = subject.offered_mask[readers, sources].to(norms.device)
+    error = torch.full_like(norms, math.nan)
+    write_rms, lost = torch.full_like(read_rms, math.nan), torch.full_like(read_rms, math.nan)
+    gate = norms.new_full((norms.shape[1], *offered.shape), math.nan)
+    shares = torch.full_like(gate[:, 0], math.nan)
+    routes = statistics.plain_routes(offered, like=gate)
     if subject.routes is not None:
         weights = recorded.weights()
         gate, error = gates.routed(recorded.grads, reads, recorder.writes, weights)
-        result |= statistics.route_statistics(weights)
+        routes = statistics.route_statistics(weights)
         write_norms = [statistics.token_norms(write) for write in recorder.writes[1:]]
         write_rms = statistics.rms(torch.stack(write_norms, 1), width)
-    else:
-        gate = gates.additive(recorded.grads, reads)
-        result |= statistics.plain_routes(gate)
+        shares = statistics.query_share(gate, recorder.writes, recorded.by_write)
+    elif subject.granularity == "sublayer":
+        states = recorder.states()[sources]
+        last = [i - sources.start for i in subject.last_source[readers]]
+        gate = gates.additive(recorded.grads[readers], states, last)
         if rounding := recorder.rounding:
             write_rms, lost, error = rounding.result()
         else:
-            write_rms, error = statistics.write_rms(reads), torch.full_like(norms, math.nan)
-    result["gate"] = gate
-    offered = subject.offered_mask.to(gate.device)
-    for name in ("gate", "route", "route_token_std"):
-        result[name].masked_fill_(~offered, math.nan)
+            write_rms = statistics.write_rms(states)[:, [i - 1 for i in written]]
+    pairs = {"gate": gate, **routes}
+    pairs |= {name: pairs[name].masked_fill(~offered, math.nan) for name in PAIRS}
+    gate = pairs["gate"]
     conservation = gate.nansum(-1).abs() / gate.abs().nan_to_num().amax(-1)
-    shares = torch.full_like(gate[:, 0], math.nan)
-    if subject.routes is not None:
-        shares = statistics.query_share(gate, recorder.writes, recorded.by_write)
+    normed = torch.tensor([r.normed for r in subject.readers[readers]], device=gate.device)
     return {
         **result,
+        **pairs,
         "write_rms": write_rms,
         "write_ratio": torch.where(read_rms > 0, write_rms / read_rms, math.nan),
         "write_lost": lost,
-        "gate_conservation": conservation.masked_fill(offered.sum(1) < 2, math.nan),
+        "gate_conservation": conservation.masked_fill(~normed | (offered.sum(1) < 2), math.nan),
         "read_residual": (error / norms).mean(-1).T,
         "query_share": shares,
-        "loss": recorded.losses.to(norms.dtype),
         "pooled": torch.stack([statistics.wide(read).mean(1) for read in reads], 1),
     }
 

@@ -1,7 +1,8 @@
 """Watches one forward at the sites of a subject, and leaves no trace."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -12,14 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
-from dar_probe.subjects.subject import Subject
+from dar_probe.subjects.subject import Passage, Site, Subject
 
 
 class Visitor:
     """Stands at every site of a subject during one forward.
 
-    ``read``, ``write`` and ``remember`` are what an engine calls: hooks while this context is
-    open, or ``dar_probe.probe.trace``.
+    ``read``, ``write``, ``see`` and ``remember`` are what an engine calls: hooks while this
+    context is open, or ``dar_probe.probe.trace``.
 
     Attributes:
         subject: the model and its sites.
@@ -28,13 +29,21 @@ class Visitor:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._handles: list[RemovableHandle] = []
+        self._calls: dict[tuple[nn.Module, str], _Calls] = {}
 
     def read(self, index: int, value: Tensor) -> Tensor:
-        """Meet what reader ``index`` (from 0) reads (N, T, D), and return what it gets."""
+        """Meet what stands at reader ``index`` (from 0), and return what it gets.
+
+        ``value`` is the whole tensor, of which the reader's view is the stream (N, T, D).
+        """
         raise NotImplementedError
 
     def write(self, index: int, value: Tensor) -> None:
         """Meet write ``index`` (N, T, D); 0 is the embedding."""
+        raise NotImplementedError
+
+    def see(self, source: int, value: Tensor) -> None:
+        """Meet the whole tensor at the passage before the fusion that is ``source``."""
         raise NotImplementedError
 
     def remember(self, state: tuple[Any, ...]) -> None:
@@ -43,9 +52,12 @@ class Visitor:
 
     def __enter__(self) -> Self:
         subject = self.subject
+        for source, passage in subject.passages.items():
+            self._stand(passage, partial(self._on_passage, source))
         for index, reader in enumerate(subject.readers):
-            hook = partial(self._on_read, index)
-            self._handles.append(reader.module.register_forward_pre_hook(hook))
+            self._stand(reader, partial(self.read, index))
+        for calls in self._calls.values():
+            self._handles.append(calls.watch())
         for index, writer in enumerate(subject.writers or ()):
             self._handles.append(writer.register_forward_hook(partial(self._on_write, index)))
         if subject.state_site is not None:
@@ -61,8 +73,13 @@ class Visitor:
         for handle in self._handles:
             handle.remove()
 
-    def _on_read(self, index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.read(index, args[0]), *args[1:])
+    def _stand(self, site: Site, visit: Callable[[Tensor], Tensor]) -> None:
+        key = site.module, site.when
+        self._calls.setdefault(key, _Calls(site.module, [])).visits.append((site, visit))
+
+    def _on_passage(self, source: int, value: Tensor) -> Tensor:
+        self.see(source, value)
+        return value
 
     def _on_write(
         self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor
@@ -73,6 +90,51 @@ class Visitor:
         self.remember(args)
 
 
+@dataclass
+class _Calls:
+    """The sites at one end of one module, visited call by call.
+
+    One site is visited at every call, so that ``Recorder.check`` can count; several at a call
+    each. Where a passage and a reader share one end of a module, each call visits both.
+    """
+
+    module: nn.Module
+    visits: list[tuple[Site, Callable[[Tensor], Tensor]]]
+    count: int = 0
+
+    def watch(self) -> RemovableHandle:
+        if self.visits[0][0].when == "output":
+            return self.module.register_forward_hook(self._after)
+        return self.module.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _due(self) -> list[Callable[[Tensor], Tensor]]:
+        passages = [visit for site, visit in self.visits if isinstance(site, Passage)]
+        readers = [visit for site, visit in self.visits if not isinstance(site, Passage)]
+        at, self.count = self.count, self.count + 1
+        return [own[at % len(own)] for own in (passages, readers) if own]
+
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for visit in self._due():
+            if args:
+                args = (visit(args[0]), *args[1:])
+            else:
+                name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+                kwargs = {**kwargs, name: visit(kwargs[name])}
+        return args, kwargs
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        item = self.visits[0][0].item
+        for visit in self._due():
+            if item is None:
+                output = visit(output)
+            else:
+                seen = visit(output[item])
+                output = type(output)((*output[:item], seen, *output[item + 1 :]))
+        return output
+
+
 class Recorder(Visitor):
     """Taps every read of one forward and follows every write.
 
@@ -80,8 +142,10 @@ class Recorder(Visitor):
     is the gradient along that branch alone, while ``reads`` keeps the stream itself.
 
     Attributes:
-        reads: h_l (N, T, D), l = 1..L+1, as the stream holds them.
-        taps: what the branches got instead.
+        values: what stood at each reader, the stream itself and whatever else the tensor holds.
+        reads: h_l (N, T, D), l = 1..L+1, the measured part of them.
+        taps: what the branches got instead of ``values``.
+        seen: the stream (N, T, D) before each fusion, by the fusion's number as a source.
         writes: v_i (N, T, D), i = 0..L, under a router; elsewhere no write outlives the next
             read, so that recording costs no memory.
         rounding: what plain addition loses; None without writers, or under a router.
@@ -90,8 +154,10 @@ class Recorder(Visitor):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
+        self.values: list[Tensor] = []
         self.reads: list[Tensor] = []
         self.taps: list[Tensor] = []
+        self.seen: dict[int, Tensor] = {}
         self.writes: list[Tensor] = []
         self.state: tuple[Any, ...] | None = None
         self.rounding: Rounding | None = None
@@ -100,12 +166,14 @@ class Recorder(Visitor):
         self._versions: list[int] = []
         self._fired: list[int] = []
         self._written: list[int] = []
+        self._passed: list[int] = []
 
     def read(self, index: int, value: Tensor) -> Tensor:
         """Take note of what reader ``index`` (from 0) reads, and return what it gets."""
         tap = value.view_as(value)
         self._fired.append(index)
-        self.reads.append(value)
+        self.values.append(value)
+        self.reads.append(self.subject.readers[index].view.take(value))
         self.taps.append(tap)
         self._versions.append(value._version)
         if self.rounding is not None and self.writes:
@@ -121,9 +189,23 @@ class Recorder(Visitor):
         self._written.append(index)
         self.writes.append(value)
 
+    def see(self, source: int, value: Tensor) -> None:
+        """Take note of the stream before a fusion."""
+        self._passed.append(source)
+        self.seen[source] = self.subject.passages[source].view.take(value)
+
     def remember(self, state: tuple[Any, ...]) -> None:
         """Take note of the arguments of the state site."""
         self.state = state
+
+    def states(self) -> list[Tensor]:
+        """Return the stream (N, T, D) right after each source has entered it."""
+        sources, reads = self.subject.sources, iter(self.reads)
+        following = [*range(1, len(sources)), None]
+        return [
+            self.seen[i] if i is not None and not sources[i].written else next(reads)
+            for i in following
+        ]
 
     def check(self) -> None:
         """Make sure that every site fired once, in order, and no read was overwritten.
@@ -134,11 +216,15 @@ class Recorder(Visitor):
         subject = self.subject
         names = [reader.name for reader in subject.readers]
         _once("reader", names, [reader.module for reader in subject.readers], self._fired)
+        passages = {subject.sources[i].name: p.module for i, p in subject.passages.items()}
+        order = {source: at for at, source in enumerate(subject.passages)}
+        seen = [order[source] for source in self._passed]
+        _once("place before", list(passages), list(passages.values()), seen)
         if subject.writers is not None:
             sources = [source.name for source in subject.sources]
             _once("writer", sources, list(subject.writers), self._written)
-        for name, read, version in zip(names, self.reads, self._versions, strict=True):
-            if read._version != version:
+        for name, value, version in zip(names, self.values, self._versions, strict=True):
+            if value._version != version:
                 raise ProbeError(
                     f"the stream was overwritten in place after {name!r} read it",
                     hint="the probe needs x = x + f(x), not x += f(x)",

@@ -100,14 +100,17 @@ def route_statistics(weights: Tensor) -> dict[str, Tensor]:
     }
 
 
-def plain_routes(gate: Tensor) -> dict[str, Tensor]:
-    """Return the same for plain residuals: reader l has the sources 0..l-1, each with weight 1."""
-    ones = torch.ones_like(gate)
-    count = torch.arange(1, gate.shape[1] + 1, dtype=gate.dtype, device=gate.device)
+def plain_routes(offered: Tensor, *, like: Tensor) -> dict[str, Tensor]:
+    """Return the same for plain residuals: every offered source (R, S) enters with weight 1.
+
+    ``like`` is (N, R, S), of the wanted type.
+    """
+    count = offered.sum(1).to(like.dtype)
+    entropy = torch.where(count > 0, count.log(), math.nan)
     return {
-        "route": ones,
-        "route_token_std": torch.zeros_like(gate),
-        "route_entropy": count.log().expand(len(gate), -1),
+        "route": torch.ones_like(like),
+        "route_token_std": torch.zeros_like(like),
+        "route_entropy": entropy.expand(len(like), -1),
     }
 
 
@@ -127,12 +130,12 @@ def query_share(gate: Tensor, sources: Sequence[Tensor], grads: Sequence[Tensor]
     return through_query.abs() / (through_query.abs() + stream.abs())
 
 
-def write_rms(reads: Sequence[Tensor]) -> Tensor:
-    """Return the RMS of the differences of successive reads (N, T, D) each: (N, L)."""
-    buffer = torch.empty_like(wide(reads[0]))
+def write_rms(states: Sequence[Tensor]) -> Tensor:
+    """Return the RMS of the differences of successive states (N, T, D) each: (N, states - 1)."""
+    buffer = torch.empty_like(wide(states[0]))
     norms = [
         token_norms(torch.sub(wide(after), wide(before), out=buffer))
-        for before, after in pairwise(reads)
+        for before, after in pairwise(states)
     ]
     return rms(torch.stack(norms, 1), buffer.shape[-1])
 

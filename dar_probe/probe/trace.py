@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dar_probe.probe.recorder import Visitor
+from dar_probe.subjects.subject import Site
 
 _ONE_AT_A_TIME = threading.RLock()  # nnsight's traces are not safe across threads
 _STATE = "__nnsight__"  # what a wrapped module carries in its __dict__, beside ``forward``
@@ -76,10 +77,31 @@ def _traced(
 def _visit(model: Any, visitor: Visitor, found: list[Any]) -> None:
     subject, at = visitor.subject, envoys(model)
     for index, reader in enumerate(subject.readers):
+        first = subject.last_source[index - 1] + 1 if index else 0
+        for source in range(first, subject.last_source[index] + 1):
+            if (passage := subject.passages.get(source)) is not None:
+                visitor.see(source, _value(at, passage))
         if subject.writers is not None:
             visitor.write(index, at[subject.writers[index]].output)
         if index == 0 and subject.state_site is not None:
             visitor.remember(at[subject.state_site].inputs[0])
-        site = at[reader.module]
-        site.input = visitor.read(index, site.input)
+        _replace(at, reader, visitor.read(index, _value(at, reader)))
     found.append(model.output)
+
+
+def _value(at: dict[nn.Module, Any], site: Site) -> Any:
+    envoy = at[site.module]
+    if site.when == "input":
+        return envoy.input
+    return envoy.output if site.item is None else envoy.output[site.item]
+
+
+def _replace(at: dict[nn.Module, Any], site: Site, value: Any) -> None:
+    envoy = at[site.module]
+    if site.when == "input":
+        envoy.input = value
+    elif site.item is None:
+        envoy.output = value
+    else:
+        output = envoy.output
+        envoy.output = (*output[: site.item], value, *output[site.item + 1 :])

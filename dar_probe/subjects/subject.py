@@ -42,6 +42,29 @@ WHOLE = View()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Site:
+    """One place where the stream can be seen in one forward.
+
+    A module that runs several times in one forward has one site for each of its calls, in order.
+
+    Attributes:
+        module, when: the stream is this module's first input, or its output.
+        item: which element, where that output is a tuple.
+        view: the measured part of that tensor.
+    """
+
+    module: nn.Module
+    when: When = "input"
+    item: int | None = None
+    view: View = WHOLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage(Site):
+    """Where the stream passes before something other than a sublayer rewrites it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Branch:
     """A module whose output, times a gate, a sublayer writes: for the proof of the sites.
 
@@ -57,42 +80,22 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class Reader(Site):
     """One place where the stream is read: the first module of a branch, usually its norm.
 
     Attributes:
         name: e.g. "block 3 attention", or "head".
         kind: attention, mlp, cross_attention, parallel, block or head.
         block: 1..B; B + 1 for the head.
-        module: its first input is h_l.
-        normed: the branch starts with a norm, so that it ignores the scale of what it reads.
-        view: the measured part of that input.
         branches: what the sublayer writes, where the family knows it; several are added.
+        normed: the branch starts with a norm, so that it ignores the scale of what it reads.
     """
 
     name: str
     kind: str
     block: int
-    module: nn.Module
-    normed: bool = True
-    view: View = WHOLE
     branches: tuple[Branch, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passage:
-    """Where the stream passes before something other than a sublayer rewrites it.
-
-    Attributes:
-        module, when: the stream is this module's first input, or its output.
-        item: which element, where the output is a tuple.
-        view: the measured part of that tensor.
-    """
-
-    module: nn.Module
-    when: When
-    item: int | None = None
-    view: View = WHOLE
+    normed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +105,16 @@ class Source:
     Attributes:
         name, block: as for readers; block 0 is the embedding's.
         kind: embedding, fusion, or the kind of the sublayer that writes it.
-        before: of a fusion, where the stream is seen as it was before; the source is the new
-            stream minus that one. None: a new stream of another shape begins with this source.
+        before: of a fusion, where the stream is seen as it was before it.
+        fresh: the fusion changes the shape of the stream: the source is the whole new stream,
+            where otherwise it is the new stream minus the old one.
     """
 
     name: str
     kind: str
     block: int
     before: Passage | None = None
+    fresh: bool = False
 
     @property
     def written(self) -> bool:
@@ -119,7 +124,7 @@ class Source:
     @property
     def begins(self) -> bool:
         """Whether a new stream begins with it."""
-        return not self.written and self.before is None
+        return self.fresh or self.kind == "embedding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +137,12 @@ class Subject:
     Attributes:
         model: called as it is.
         family: e.g. "sit"; "module" where the sites were discovered.
+        granularity: "sublayer", or "block" where only the states between blocks are known.
         readers: l = 1..L+1 in firing order.
         sources: i = 0..L and the fusions between them.
         writers: modules whose output is v_i, one per source; None where writes are known only as
             differences of what the stream was before and after.
-        offered: per reader the ids of the sources that may enter it.
+        offered: per reader the ids of the sources that may enter it; none at block granularity.
         routes: given the positional arguments of ``state_site``, the weights of every reader,
             (N, T, offered) each; None where every offered source enters with weight one.
         state_site: the module whose arguments carry the routing state.
@@ -151,6 +157,7 @@ class Subject:
     readers: tuple[Reader, ...]
     sources: tuple[Source, ...]
     offered: tuple[tuple[int, ...], ...]
+    granularity: Literal["sublayer", "block"] = "sublayer"
     writers: tuple[nn.Module, ...] | None = None
     routes: Callable[[tuple[Any, ...]], list[Tensor]] | None = None
     state_site: nn.Module | None = None
@@ -176,6 +183,17 @@ class Subject:
     def last_source(self) -> list[int]:
         """Per reader the last source that entered the stream before it reads."""
         return last_source(self.sources)
+
+    @cached_property
+    def stages(self) -> list[tuple[slice, slice]]:
+        """Readers and sources of every stretch of depth over which the stream keeps its shape."""
+        starts = [i for i, source in enumerate(self.sources) if source.begins]
+        found, reader = [], 0
+        for start, stop in zip(starts, [*starts[1:], len(self.sources)], strict=True):
+            count = sum(start <= last < stop for last in self.last_source)
+            found.append((slice(reader, reader + count), slice(start, stop)))
+            reader += count
+        return found
 
     @cached_property
     def passages(self) -> dict[int, Passage]:
