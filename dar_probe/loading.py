@@ -1,17 +1,47 @@
 """A checkpoint turned into a model: read, identified, checked, built."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Protocol
 
-from dar_probe import checkpoints, objective
-from dar_probe.checkpoints.family import Identified, identify
-from dar_probe.checkpoints.reader import Checkpoint, check_finite
+import torch
+from torch import Tensor, nn
+
+from dar_probe import checkpoints, objective, subjects
+from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.reader import Checkpoint, Weights, check_finite
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
-from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.subjects import sit
+from dar_probe.objective import Objective
+from dar_probe.subjects import Identified, Subject
 
-Weights = Literal["auto", "ema", "model"]
+
+class Call(Protocol):
+    """How a model is called, and what of its output is the prediction."""
+
+    def inputs(
+        self, x: Tensor, time: Tensor, ids: Tensor, labels: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) for noised samples (N, *shape), times, ids and labels (N,)."""
+
+    def prediction(self, output: Any) -> Tensor:
+        """Return what is compared with the target, in the shape of the samples."""
+
+
+class ByClass:
+    """Models that are called as model(x, t, y) and return the prediction."""
+
+    def inputs(
+        self, x: Tensor, time: Tensor, ids: Tensor, labels: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return ((x, time, labels), {})."""
+        return (x, time, labels), {}
+
+    def prediction(self, output: Any) -> Tensor:
+        """Return the output as it is."""
+        assert isinstance(output, Tensor)
+        return output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +50,11 @@ class Loaded:
 
     checkpoint: Checkpoint
     identified: Identified
-    model: SiT
-    objective: objective.Objective
+    model: nn.Module
+    subject: Subject
+    objective: Objective
     assumptions: list[str]
+    call: Call
 
 
 def load(
@@ -31,49 +63,79 @@ def load(
     weights: str = "auto",
     heads: int | None = None,
     objective_name: str | None = None,
+    family: str | None = None,
 ) -> Loaded:
-    """Read a checkpoint and build its model on the CPU, in eval mode.
+    """Read a checkpoint and build its model on the CPU, in float32 at least and in eval mode.
 
     Raises:
         CheckpointError: the file is refused or of no known layout.
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    if weights not in ("auto", "ema", "model"):
-        raise UsageError(f"unknown weights {weights!r}", hint="--weights takes auto, ema or model")
-    checkpoint = checkpoints.read(path, weights=cast(Weights, weights))
-    found = identify(checkpoint, heads=heads)
-    check_finite(checkpoint.state)
-    config = SiTConfig(
-        depth=found.depth,
-        width=found.width,
-        heads=found.heads,
-        patch=found.patch,
-        in_channels=found.in_channels,
-        input_size=found.input_size,
-        num_classes=found.num_classes,
-        null_class=found.class_dropout,
-        mlp_ratio=found.mlp_ratio,
-        learn_sigma=found.learn_sigma,
-        qk_norm=found.qk_norm,
-        projectors=tuple(found.projectors),
-        **found.routing,
+    checkpoint = checkpoints.read(path, weights=check_weights(weights))
+    header = Header(
+        shown=quote(checkpoint.path.name),
+        shapes={key: tuple(value.shape) for key, value in checkpoint.state.items()},
+        args=checkpoint.args,
+        weights=checkpoint.weights,
     )
-    chosen, assumption = _choose_objective(checkpoint, found, objective_name)
+    kind = subjects.family_of(header, family)
+    found = kind.identify(header, heads)
+    model = blank(header, kind, found)
+    check_finite(checkpoint.state)
+    model.load_state_dict({k: _wide(v) for k, v in checkpoint.state.items()}, assign=True)
+    make_tables(model)
+    chosen, assumption = choose_objective(found, objective_name)
+    subject = kind.subject(model.eval(), found)
     return Loaded(
         checkpoint=checkpoint,
         identified=found,
-        model=sit.build(config, checkpoint.state),
+        model=model,
+        subject=subject,
         objective=chosen,
-        assumptions=[*found.assumptions, *assumption],
+        assumptions=[*found.assumptions, *assumption, *subject.assumptions],
+        call=ByClass(),
     )
 
 
-def _choose_objective(
-    checkpoint: Checkpoint, found: Identified, name: str | None
-) -> tuple[objective.Objective, list[str]]:
+def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:
+    """Build the model without memory for weights, and hold the file to its names and shapes.
+
+    Raises:
+        CheckpointError: a weight is missing, left over, or of another shape.
+    """
+    with torch.device("meta"):
+        model = family.build(found)
+    header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    return model
+
+
+def make_tables(model: nn.Module) -> None:
+    """Let modules compute what is in no file, such as tables of positions."""
+    for module in model.modules():
+        if hasattr(module, "make_tables"):
+            module.make_tables()
+
+
+def check_weights(weights: str) -> Weights:
+    """Return the choice of weights.
+
+    Raises:
+        UsageError: there is no such choice.
+    """
+    known: Sequence[Weights] = ("auto", "ema", "model")
+    for name in known:
+        if weights == name:
+            return name
+    raise UsageError(f"unknown weights {weights!r}", hint="--weights takes auto, ema or model")
+
+
+def choose_objective(found: Identified, name: str | None) -> tuple[Objective, list[str]]:
+    """Return the objective of a file, or the one asked for, and what that assumes."""
     if name is not None:
         return objective.get(name), [f"objective {name!r}, as asked for"]
-    if found.family == "dar-probe":
-        return objective.get(str(checkpoint.args.get("objective", "sit"))), []
-    return objective.get(found.family), []
+    return objective.get(found.objective), []
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.loading import ByClass, Call
 from dar_probe.objective import OBJECTIVES, Objective, per_sample_loss
 from dar_probe.train import data as datasets
 from dar_probe.train.data import Data
@@ -29,8 +30,10 @@ class Denoising:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        call: Call | None = None,
     ) -> None:
         self.objective = objective
+        self.call = call or ByClass()
         self.device, self.dtype = device, dtype
         self._row = {int(i): row for row, i in enumerate(data.ids)}
         self._x = data.latents
@@ -40,15 +43,20 @@ class Denoising:
     def batch(
         self, sample_ids: Tensor, noise_level: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ((x_s (N, C, h, w), model time (N,), labels (N,)), {})."""
+        """Return the model's inputs at x_s (N, C, h, w), its own time (N,) and labels (N,)."""
         x, noise, s, y = self._rows(sample_ids, noise_level)
-        return (self.objective.interpolate(x, noise, s), self.objective.model_time(s), y), {}
+        x_s = self.objective.interpolate(x, noise, s)
+        return self.call.inputs(x_s, self.objective.model_time(s), sample_ids, y)
 
-    def loss(self, output: Tensor, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    def loss(self, output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
         """Return the mean squared error (N,) of each sample, in float32 at least."""
+        return self.error(self.call.prediction(output), sample_ids, noise_level)
+
+    def error(self, prediction: Tensor, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        """Return the same of a prediction (N, C, h, w)."""
         x, noise, _, _ = self._rows(sample_ids, noise_level)
-        wide = torch.promote_types(output.dtype, torch.float32)
-        return per_sample_loss(output.to(wide), self.objective.target(x, noise).to(wide))
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        return per_sample_loss(prediction.to(wide), self.objective.target(x, noise).to(wide))
 
     def _rows(
         self, sample_ids: Tensor, noise_level: Tensor
@@ -74,7 +82,9 @@ def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int
     found = {
         name: _relative_loss(
             model,
-            Denoising(o, some, seed=seed, device=assumed.device, dtype=assumed.dtype),
+            Denoising(
+                o, some, seed=seed, device=assumed.device, dtype=assumed.dtype, call=assumed.call
+            ),
             some,
         )
         for name, o in OBJECTIVES.items()
@@ -95,8 +105,8 @@ def _relative_loss(model: nn.Module, problem: Denoising, data: Data) -> float:
     for level in CHECK_LEVELS:
         wanted = torch.full((len(data),), level, dtype=torch.float64)
         s = problem.objective.reached(wanted)
-        args, _ = problem.batch(data.ids, s)
-        output = model(*args)
-        losses.append(problem.loss(output, data.ids, s).mean().item())
-        zeros.append(problem.loss(torch.zeros_like(output), data.ids, s).mean().item())
+        args, kwargs = problem.batch(data.ids, s)
+        output = problem.call.prediction(model(*args, **kwargs))
+        losses.append(problem.error(output, data.ids, s).mean().item())
+        zeros.append(problem.error(torch.zeros_like(output), data.ids, s).mean().item())
     return float(np.mean(losses) / np.mean(zeros))

@@ -1,29 +1,84 @@
 """One file per family: builds the model and names its sites."""
 
-from dataclasses import replace
+import importlib
 from typing import Any
 
 from torch import nn
 
+from dar_probe.checkpoints.header import Header
+from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.subjects import discover, sit
+from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.subject import Reader, Source, Subject
-from dar_probe.subjects.wrapping import check_forward, plain_name, unwrap
+from dar_probe.subjects.wrapping import check_forward, unwrap
 
-__all__ = ["Reader", "Source", "Subject", "find", "unwrap"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Identified",
+    "Reader",
+    "Source",
+    "Subject",
+    "family_of",
+    "find",
+    "unwrap",
+]
+
+# In this order the marks of a file are compared; the last one also takes what has no mark.
+FAMILIES = (sit.FAMILY,)
 
 
-def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Subject:
+def family_of(header: Header, name: str | None = None) -> Family:
+    """Return the family of a file, or the one that is asked for.
+
+    Args:
+        header: of the file.
+        name: of a family, or "package.module:FAMILY" for one of the user's own.
+
+    Raises:
+        UsageError: there is no such family.
+    """
+    if name is None:
+        return next((family for family in FAMILIES if family.matches(header)), FAMILIES[-1])
+    home, _, attribute = name.partition(":")
+    if not attribute:
+        known = {family.name: family for family in FAMILIES}
+        if name not in known:
+            raise UsageError(
+                f"unknown family {name!r}",
+                hint=f"known: {', '.join(known)}; or package.module:FAMILY for one of your own",
+            )
+        return known[name]
+    try:
+        found = getattr(importlib.import_module(home), attribute)
+    except Exception as error:  # somebody else's code fails in any way it likes
+        raise UsageError(
+            f"the family {name!r} cannot be imported: {type(error).__name__}: {error}",
+            hint="the current directory is on the import path",
+        ) from error
+    if not isinstance(found, Family):
+        raise UsageError(f"{name!r} is a {type(found).__name__}, not a dar_probe Family")
+    return found
+
+
+def find(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    blocks: str | None = None,
+    readers: str | None = None,
+    live_only: bool = False,
+) -> Subject:
     """Name the sites of any module: known families by their file, others by discovery.
 
-    The module must be without wrappers (``unwrap``), frozen and in eval mode.
+    The module must be without wrappers (``unwrap``), frozen and in eval mode. See
+    ``discover.discover`` for the options.
     """
     check_forward(module, args, kwargs)
-    if isinstance(module, SiT):
+    if isinstance(module, SiT) and not blocks and not readers:
         return sit.subject(module)
-    found = discover.discover(module, args, kwargs)
-    return replace(
-        found,
-        readers=tuple(replace(site, name=plain_name(site.name)) for site in found.readers),
-        sources=tuple(replace(site, name=plain_name(site.name)) for site in found.sources),
+    return discover.discover(
+        module, args, kwargs, blocks=blocks, readers=readers, live_only=live_only
     )

@@ -1,262 +1,446 @@
-"""Finds the pre-norm stack of any module by watching one forward.
+"""Finds the residual stream of any module by watching one forward.
 
-A norm reads the residual stream if, with every branch cut off, what the next norm reads depends
-on what it reads with slope exactly one: the next state is this state plus what was written. That
-is tested with autograd on the traced forward, so names of modules play no part in it.
+Blocks are the members of module lists; readers are what reads the stream in them; whatever changes
+the stream between a block and the next read is a fusion. Where there is no such stream, the states
+between the blocks are all that can be measured.
 """
 
-from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dar_probe.errors import ProbeError
-from dar_probe.subjects.entrance import entrance, with_grad
-from dar_probe.subjects.subject import Reader, Source, Subject
+from dar_probe.errors import ProbeError, UsageError
+from dar_probe.subjects import chain
+from dar_probe.subjects.chain import Link, NoStream
+from dar_probe.subjects.subject import (
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    View,
+    offered_by_addition,
+)
+from dar_probe.subjects.traced import Read, Trace, is_norm, trace
+from dar_probe.subjects.wrapping import plain_name
+
+AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
 
 
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """One candidate: a norm and what it read during the traced forward.
-
-    Attributes:
-        module, value: the norm and its input (1, T, D).
-        block: the block it lies in, from 1; 0 before the stack, -1 after the last block.
-        called: modules that ran between this norm and the next candidate.
-    """
-
-    module: nn.Module
-    value: Tensor
-    block: int
-    called: list[nn.Module]
-
-
-def discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Subject:
+def discover(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    blocks: str | None = None,
+    readers: str | None = None,
+) -> Subject:
     """Name the sites of ``model`` from one forward of one sample on ``args`` and ``kwargs``.
 
-    Blocks are the members of the longest module list, joined with other lists of the same class
-    in firing order; readers are their norms that read the stream; the head is the first norm after
-    the last block. The model must be frozen and in eval mode.
+    The model must be frozen and in eval mode.
+
+    Args:
+        model: any module.
+        args: of one sample.
+        kwargs: of one sample.
+        blocks: patterns of the names of blocks, such as "encoder.layers.*", joined by commas; a
+            star stands for one part of a name. Left out: the members of the lists of blocks.
+        readers: patterns of the names of what reads the stream; left out: every norm that does,
+            and every branch without one.
 
     Raises:
-        ProbeError: there is no stack of blocks, or it is no pre-norm stack with a normed head, or
-            something but the sublayers adds to the stream between the blocks.
+        ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
+        UsageError: a pattern fits no module.
     """
-    blocks = _blocks(model, args, kwargs)
-    reads, exits = _trace(model, args, kwargs, blocks)
-    readers: list[Read] = []
-    for read in reads:
-        if readers and readers[-1].block == -1:
-            _refuse(_adds(readers, read), "the stream goes on after the norm taken for the head")
-        elif read.block != 0 and (not readers or _adds(readers, read)):
-            readers.append(read)
-        elif readers:
-            same = any(read.value is other.value for other in readers)
-            _refuse(same, "two norms read the same state (parallel branches with their own norms)")
-            readers[-1].called.extend(read.called)
-    if len(readers) < 3 or readers[-1].block != -1:
+    members = set(_named(model, blocks) if blocks else _members(model))
+    wanted = set(_named(model, readers)) if readers else None
+    found = trace(model, args, kwargs, members, wanted)
+    if not found.passed:
+        raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
+    if any(v.shape[0] != 1 for passed in found.passed for v in passed.gave.values()):
         raise ProbeError(
-            f"no pre-norm stack with a normed head was found: {len(blocks)} blocks, "
-            f"{len(readers)} norms read a plain residual stream",
-            hint="the probe needs blocks of x = x + f(norm(x)) in a ModuleList, "
-            "and a norm before the head",
+            "this stack cannot be probed: the stream's first axis is not the batch",
+            hint="the probe needs (N, T, D), one row a sample",
         )
-    modules = [read.module for read in readers]
-    if len(set(modules)) < len(modules):
-        raise ProbeError(
-            "one norm module reads the stream several times in one forward",
-            hint="give each branch a norm of its own; they may share their weights",
-        )
-    _refuse(readers[0].value.shape[0] != 1, "the stream's first axis is not the batch")
-    _check_blocks(readers, exits)
-    return _subject(model, readers, blocks)
+    try:
+        links = chain.follow(found)
+        aside = _aside(found, links)
+    except NoStream as error:
+        if blocks or readers:
+            raise ProbeError(
+                f"these blocks and readers are no pre-norm stack: {error}",
+                hint="leave --readers out to see what is found by itself",
+            ) from error
+        return _by_block(model, found, str(error))
+    return _by_sublayer(model, found, links, aside)
 
 
-def _refuse(wrong: bool, why: str) -> None:
-    if wrong:
-        raise ProbeError(
-            f"this stack cannot be probed yet: {why}",
-            hint="the probe needs (N, T, D) blocks of x = x + f(norm(x)), and nothing between them",
-        )
+def _named(model: nn.Module, patterns: str) -> list[nn.Module]:
+    """Return the modules whose names fit one of the patterns, part by part."""
+    found = []
+    for pattern in patterns.split(","):
+        parts = pattern.strip().split(".")
+        fits = [
+            module
+            for name, module in model.named_modules()
+            if len(own := plain_name(name).split(".")) == len(parts)
+            and all(map(fnmatchcase, own, parts))
+        ]
+        if not fits:
+            names = [plain_name(name) for name, module in model.named_modules() if is_norm(module)]
+            raise UsageError(
+                f"no module is called {pattern.strip()!r}",
+                hint=f"names are those of named_modules(), such as {', '.join(names[:2])}",
+            )
+        found += fits
+    return found
 
 
-def _check_blocks(readers: list[Read], exits: list[Tensor | None]) -> None:
-    """Require that every block reads, and that the next one reads exactly what it hands on.
-
-    Writes are differences of reads: what is added between two blocks would be charged to the
-    sublayer before.
-    """
-    for block, left in enumerate(exits, 1):
-        own = [read for read in readers if read.block == block]
-        _refuse(not own, f"block {block} never reads the stream by a norm")
-        following = readers[readers.index(own[-1]) + 1]
-        _refuse(
-            left is None or not torch.equal(left, following.value),
-            f"something is added to the stream between block {block} and the next reader",
-        )
-
-
-def _blocks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
-    """Return the members of the longest list of blocks, joined with its like in firing order."""
-    order = _firing_order(model, args, kwargs)
+def _members(model: nn.Module) -> list[nn.Module]:
+    """Return the members of all outermost lists of blocks, and single blocks of their kind."""
     lists = {
         name: list(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential)
-        and len(module) >= 2
-        and all(any(map(_is_norm, member.modules())) for member in module)
-        and not any(map(_is_norm, module))
-        and all(order.count(member) == 1 for member in module)
+        and len(module)
+        and all(any(map(is_norm, member.modules())) for member in module)
+        and not any(map(is_norm, module))
     }
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in lists if name}
-    _refuse(
-        any(type(parent) is nn.ModuleList for parent in parents.values()),
-        "its blocks are lists of modules, which have no output to watch",
-    )
+    if any(type(parent) is nn.ModuleList for parent in parents.values()):
+        raise ProbeError(
+            "this stack cannot be probed: its blocks are lists of modules, which have no output",
+            hint="make each block a module of its own",
+        )
     # A list within a block of another list belongs to that block.
-    outer = [
-        members
+    outer = {
+        name: members
         for name, members in lists.items()
         if not any(name.startswith(f"{other}.") for other in lists)
+    }
+    kinds = {type(member) for members in outer.values() for member in members}
+    homes = {name.rpartition(".")[0] for name in outer}
+    single = [
+        child
+        for home in homes
+        for child in model.get_submodule(home).children()
+        if type(child) in kinds
     ]
-    if not outer:
+    found = [*(member for members in outer.values() for member in members), *single]
+    if len(found) < 2:
         raise ProbeError(
             "no stack of blocks was found in the module",
             hint="the probe looks for a ModuleList of two or more blocks that hold norms",
         )
-    kind = type(max(outer, key=len)[0])
-    blocks = [member for members in outer if isinstance(members[0], kind) for member in members]
-    return sorted(blocks, key=order.index)
+    return found
 
 
-def _firing_order(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[nn.Module]:
-    """Return every module that ran in one forward, in the order in which they began."""
-    order: list[nn.Module] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs: order.append(module))
-        for module in model.modules()
-    ]
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
+def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
+    """Return the blocks that the stream does not run through, such as those of the text.
+
+    Raises:
+        NoStream: it runs through fewer than two blocks, or through less than half of those of the
+            commonest kind.
+    """
+    on_stream = {link.read.home for link in links if link.read is not None} - {None}
+    if len(on_stream) < 2:
+        raise NoStream("no stream runs through two blocks")
+    main = _main(found)
+    counted = [passed.home in on_stream for passed in found.passed if type(passed.home[0]) is main]
+    if 2 * sum(counted) < len(counted):
+        raise NoStream(
+            f"the stream that the output depends on runs through {sum(counted)} of {len(counted)} "
+            f"{main.__name__}"
+        )
+    return [passed.home[0] for passed in found.passed if passed.home not in on_stream]
 
 
-def _trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: list[nn.Module]
-) -> tuple[list[Read], list[Tensor | None]]:
-    """Run one forward with every norm's branch cut off; return reads and what blocks hand on."""
-    home = {m: k for k, block in enumerate(blocks, 1) for m in block.modules()}
-    reads: list[Read] = []
-    exits: list[Tensor | None] = []
+def _main(found: Trace) -> type[nn.Module]:
+    """Return the commonest kind of block."""
+    kinds = [type(passed.home[0]) for passed in found.passed]
+    return max(kinds, key=kinds.count)
 
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        value = inputs[0] if inputs else None
-        if not _is_norm(module) or not isinstance(value, Tensor) or value.ndim != 3:
-            if reads:
-                reads[-1].called.append(module)
-            return None
-        block = home.get(module, -1 if len(exits) == len(blocks) else 0)
-        around = [m for m in home if home[m] == block and m is not module and _holds(m, module)]
-        if reads:  # a branch that holds its own norm began before the norm did
-            reads[-1].called[:] = [m for m in reads[-1].called if m not in around]
-        around = [m for m in around if m not in blocks]
-        reads.append(Read(module=module, value=value, block=block, called=around))
-        return (value.detach(), *inputs[1:])
 
-    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = output if isinstance(output, tuple | list) else (output,)
-        tensors = [value for value in outputs if isinstance(value, Tensor)]
-        exits.append(tensors[0] if len(tensors) == 1 else None)
+def _by_sublayer(
+    model: nn.Module, found: Trace, links: list[Link], aside: list[nn.Module]
+) -> Subject:
+    names = {module: plain_name(name) for name, module in model.named_modules()}
+    readers: list[Reader] = []
+    sources = [Source(name="embedding", kind="embedding", block=0)]
+    unlike = []
+    for at, link in enumerate(links):
+        if link.came is not None and at and (change := _fusion(link, links[at - 1])):
+            sources.append(change)
+        if at == len(links) - 1:
+            readers.append(_head(link, links))
+            break
+        read = link.read
+        assert read is not None and read.home is not None
+        following = links[at + 1]
+        stop = following.read.at if following.read is not None else len(found.calls)
+        called = _called(found, read, stop, following.read)
+        block = names[read.home[0]]
+        name = f"block {link.block} {names[read.module].removeprefix(f'{block}.')}"
+        kind = _kind(
+            found, called, {m: names[m].removeprefix(f"{block}.") for m in called.values()}
+        )
+        readers.append(
+            Reader(
+                name=name,
+                kind=kind,
+                block=link.block,
+                module=read.module,
+                normed=read.normed,
+                view=_view(link.tokens, read.value),
+            )
+        )
+        sources.append(Source(name=name, kind=kind, block=link.block))
+        if not _agrees(found, link, following, stop, called):
+            unlike.append(name)
+    first = links[0].read
+    assert first is not None and first.home is not None
+    return Subject(
+        model=model,
+        family="module",
+        readers=tuple(readers),
+        sources=tuple(sources),
+        offered=offered_by_addition(sources),
+        entrance=first.home[0],
+        facts=_facts(model, links[-1].block - 1, first.value[:, links[0].tokens]),
+        assumptions=tuple(_assumed(readers, unlike, links, [names[block] for block in aside])),
+    )
 
-    handles = [m.register_forward_pre_hook(enter) for m in model.modules()]
-    handles += [block.register_forward_hook(leave) for block in blocks]
-    try:
-        with entrance(blocks[0]):
-            model(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return reads, exits
+
+def _fusion(link: Link, before: Link) -> Source | None:
+    """Return what changed the stream between a block and the next read, if anything did."""
+    came = link.came
+    assert came is not None
+    if link.read is None:
+        return None
+    if not came.fresh and torch.equal(came.value, link.read.value[:, link.tokens]):
+        return None
+    what = "head" if link.block == before.block + 1 and link.read.home is None else "block"
+    name = "head fusion" if what == "head" else f"block {link.block} fusion"
+    gave = came.passed.gave[came.item]
+    return Source(
+        name=name,
+        kind="fusion",
+        # A fusion before the head is no block's: it is counted to the last one.
+        block=before.block if what == "head" else link.block,
+        before=Passage(
+            module=came.passed.home[0],
+            when="output",
+            item=came.item,
+            view=_view(came.tokens, gave),
+        ),
+        fresh=came.fresh,
+    )
+
+
+def _head(link: Link, links: list[Link]) -> Reader:
+    if link.read is not None:
+        return Reader(
+            name="head",
+            kind="head",
+            block=link.block,
+            module=link.read.module,
+            view=_view(link.tokens, link.read.value),
+        )
+    assert link.came is not None
+    return Reader(
+        name="head",
+        kind="head",
+        block=link.block,
+        module=link.came.passed.home[0],
+        when="output",
+        item=link.came.item,
+        normed=False,
+        view=_view(link.came.tokens, link.came.passed.gave[link.came.item]),
+    )
+
+
+def _called(found: Trace, read: Read, stop: int, following: Read | None) -> dict[int, nn.Module]:
+    """Return the modules of the branch that begins with ``read``, but norms, by their calls."""
+    # A branch that holds its own norm began before the norm did; so may the next one have.
+    inside = {
+        at: module
+        for at, (module, home) in enumerate(found.calls[:stop])
+        if home == read.home and not is_norm(module) and module is not home[0]
+    }
+    return {
+        at: module
+        for at, module in inside.items()
+        if (at >= read.at or _holds(module, read.module))
+        and (following is None or not _holds(module, following.module))
+    }
 
 
 def _holds(outer: nn.Module, inner: nn.Module) -> bool:
     return any(module is inner for module in outer.modules())
 
 
-def _adds(readers: list[Read], read: Read) -> bool:
-    """Tell whether ``read`` is every earlier read plus something that does not depend on it."""
-    later, earlier = read.value, [other.value for other in readers]
-    if any(later is value or later.shape != value.shape for value in earlier):
+def _kind(found: Trace, called: dict[int, nn.Module], names: dict[nn.Module, str]) -> str:
+    text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
+    attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
+    outermost = [at for at in attention if "." not in names[called[at]]]
+    words = " ".join(text.values())
+    if attention and ("mlp" in words or "feed" in words or len(outermost) > 1):
+        return "parallel"  # several branches behind one norm
+    if attention:
+        crossed = "cross" in words or bool(found.crossed.intersection(attention))
+        return "cross_attention" if crossed else "attention"
+    return "mlp"
+
+
+def _agrees(
+    found: Trace, link: Link, following: Link, stop: int, called: dict[int, nn.Module]
+) -> bool:
+    """Tell whether what was written is the branch's own output, times a factor per channel.
+
+    The second, independent measurement of a write: what the modules of the branch returned.
+    Whatever else was added within the block stands out, unless it looks the same for all tokens.
+    """
+    read = link.read
+    assert read is not None and read.home is not None
+    before = read.value[:, link.tokens]
+    if following.came is not None and following.block != link.block:
+        after = following.came.value
+    elif following.read is not None:
+        after = following.read.value[:, following.tokens]
+    else:
+        assert following.came is not None
+        after = following.came.value
+    if before.shape != after.shape:
+        return True
+    write = (after - before).detach()[0].double()
+    inner = {part for m in called.values() for part in m.modules() if part is not m}
+    own = [
+        found.outputs[at][0].double()
+        for at in range(read.at, min(stop, len(found.calls)))
+        if at in found.outputs
+        and found.calls[at][1] == read.home
+        and found.calls[at][0] not in inner
+    ]
+    parts = [part[link.tokens] if len(part) != len(write) else part for part in own]
+    parts = [part for part in parts if part.shape == write.shape]
+    if not bool(write.any()):
+        return True
+    if len(write) < 4 or not parts:
         return False
-    if not all(value.requires_grad for value in (later, *earlier)):
-        return False
-    probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(later.device, later.dtype)
-    slopes = torch.autograd.grad(later, earlier, probe, retain_graph=True, allow_unused=True)
-    return all(slope is not None and torch.equal(slope, probe) for slope in slopes)
+    error, size = _left(write, parts)
+    return error <= AGREES * size
 
 
-def _is_norm(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    # Norms over the batch or over groups of channels do not read tokens (N, T, D) by themselves.
-    others = ("batch", "group", "instance")
-    return "norm" in name and not list(module.children()) and not any(o in name for o in others)
+def _left(write: Tensor, parts: list[Tensor]) -> tuple[float, float]:
+    """Return the norm of what no part, or two of them, explain channel by channel, and of all."""
+    scale = float(write.norm())
+    best = scale
+    candidates = [[part] for part in parts]
+    candidates += [[one, other] for one in parts[-4:] for other in parts[-4:] if one is not other]
+    for chosen in candidates:
+        a = torch.stack(chosen, -1).transpose(0, 1)  # (D, T, parts)
+        b = write.T[..., None]  # (D, T, 1)
+        fit = torch.linalg.lstsq(a, b).solution
+        best = min(best, float((a @ fit - b).norm()))
+    return best, scale
 
 
-def _subject(model: nn.Module, readers: list[Read], blocks: list[nn.Module]) -> Subject:
-    names = {module: name for name, module in model.named_modules()}
-    found = []
-    for read in readers[:-1]:
-        prefix = f"{names[blocks[read.block - 1]]}."
-        inside = [
-            f"{names[m].removeprefix(prefix)} {type(m).__name__}".lower()
-            for m in read.called
-            if not _is_norm(m)
-        ]
-        found.append(
-            Reader(
-                name=f"block {read.block} {names[read.module].removeprefix(prefix)}",
-                kind=_kind(inside),
-                block=read.block,
-                module=read.module,
-            )
+def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
+    """Name the states between blocks of the commonest kind: all there is without a stream."""
+    main = _main(found)
+    passed = [p for p in found.passed if type(p.home[0]) is main]
+    states = [next((v for v in p.given if v.ndim == 3), None) for p in passed]
+    last = passed[-1]
+    item = next(iter(last.gave), None)
+    if len(passed) < 2 or any(state is None for state in states) or not last.gave:
+        raise ProbeError(
+            f"nothing can be measured between the blocks: {why}",
+            hint="the probe needs two or more blocks that take and return (N, T, D)",
         )
-    sources = [Source(name=r.name, kind=r.kind, block=r.block) for r in found]
-    head = Reader(name="head", kind="head", block=len(blocks) + 1, module=readers[-1].module)
-    _, tokens, width = readers[0].value.shape
+    shapes = [*(state.shape for state in states if state is not None), last.gave[item].shape]
+    readers = [
+        Reader(name=f"block {k}", kind="block", block=k, module=p.home[0], normed=False)
+        for k, p in enumerate(passed, 1)
+    ]
+    head = Reader(
+        name="head",
+        kind="head",
+        block=len(passed) + 1,
+        module=last.home[0],
+        when="output",
+        item=item,
+        normed=False,
+    )
+    if len(set(shapes)) > 1:
+        raise ProbeError(
+            f"nothing can be compared between the blocks: {why}, and states change their shape",
+            hint="name blocks of one shape with --blocks",
+        )
+    sources = [
+        Source(name="embedding", kind="embedding", block=0),
+        *(Source(name=r.name, kind="block", block=r.block) for r in readers),
+    ]
+    first = states[0]
+    assert first is not None
     return Subject(
         model=model,
         family="module",
-        readers=(*found, head),
-        sources=(Source(name="embedding", kind="embedding", block=0), *sources),
-        offered=tuple(tuple(range(row)) for row in range(1, len(found) + 2)),
-        entrance=blocks[0],
-        facts={
-            "family": "module",
-            "routing": "residual",
-            "query": None,
-            "chunk_size": None,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "depth": len(blocks),
-            "width": width,
-            "heads": None,
-            "tokens": tokens,
-        },
+        granularity="block",
+        readers=(*readers, head),
+        sources=tuple(sources),
+        offered=((),) * (len(readers) + 1),
+        entrance=passed[0].home[0],
+        facts=_facts(model, len(passed), first),
+        assumptions=(
+            f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
+            "measured, gates, routes and writes are not measurable",
+        ),
     )
 
 
-def _kind(called: list[str]) -> str:
-    text = " ".join(called)
-    attention = "attn" in text or "attention" in text
-    if attention and ("mlp" in text or "feed" in text):
-        return "parallel"  # both branches behind one norm
-    if attention:
-        return "cross_attention" if "cross" in text else "attention"
-    return "mlp"
+def _facts(model: nn.Module, depth: int, state: Tensor) -> dict[str, Any]:
+    return {
+        "family": "module",
+        "routing": "residual",
+        "query": None,
+        "chunk_size": None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "depth": depth,
+        "width": state.shape[2],
+        "heads": None,
+        "tokens": state.shape[1],
+    }
+
+
+def _view(tokens: slice, value: Tensor) -> View:
+    whole = tokens.start == 0 and tokens.stop == value.shape[1]
+    return View() if whole else View(tokens=tokens)
+
+
+def _assumed(
+    readers: list[Reader], unlike: list[str], links: list[Link], aside: list[str]
+) -> list[str]:
+    found = []
+    if aside:
+        many = "is 1 block" if len(aside) == 1 else f"are {len(aside)} blocks"
+        found.append(f"aside of the measured stream {many}, such as {aside[0]!r}")
+    if unlike:
+        many = f"{len(unlike)} of {len(readers) - 1} writes, such as that of {unlike[0]!r},"
+        found.append(
+            f"{many} are not their branch's own output times a factor per channel: something else "
+            "may be added within the block, and is counted to them"
+        )
+    if any(link.read is not None and len(link.read.value[0]) > _count(link) for link in links):
+        found.append(
+            "a sequence holds other tokens too, such as text: only those that run through all "
+            "blocks are measured"
+        )
+    raw = [r.name for r in readers[:-1] if not r.normed]
+    if raw:
+        found.append(f"{len(raw)} readers, such as {raw[0]!r}, have no norm of their own")
+    return found
+
+
+def _count(link: Link) -> int:
+    return int(link.tokens.stop - link.tokens.start)

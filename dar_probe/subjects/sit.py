@@ -1,42 +1,55 @@
 """The bundled backbone: SiT, DiT and REPA layouts, plain or routed."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
-from dar_probe.errors import CheckpointError
+from dar_probe.checkpoints.header import Header
 from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.subjects.subject import Reader, Source, Subject
+from dar_probe.subjects.family import Family, Identified
+from dar_probe.subjects.sit_layout import read_sizes
+from dar_probe.subjects.subject import Branch, Reader, Source, Subject
 
 
-def build(config: SiTConfig, state: Mapping[str, Tensor]) -> SiT:
-    """Build the model of ``config`` with the weights of ``state``, all of them and no others.
+def identify(header: Header, heads: int | None = None) -> Identified:
+    """Tell sizes, routing and objective of a file.
 
     Raises:
-        CheckpointError: a weight is missing, left over, or of another shape.
+        CheckpointError: the layout is unknown or contradicts itself, or the heads are unknown.
+        UsageError: ``heads`` does not fit the file.
     """
-    model = SiT(config)
-    expected = model.state_dict()
-    for name in [*expected, *state]:
-        if name not in state or name not in expected:
-            what = "misses the weight" if name not in state else "has the unknown weight"
-            raise CheckpointError(f"the checkpoint {what} {name[:120]!r}")
-        if state[name].shape != expected[name].shape:
-            raise CheckpointError(
-                f"the weight {name!r} has shape {tuple(state[name].shape)}, "
-                f"expected {tuple(expected[name].shape)}"
-            )
-    model.load_state_dict(state)
-    return model.eval()
+    found = asdict(read_sizes(header, heads))
+    family, assumptions = found.pop("family"), found.pop("assumptions")
+    own = family == "dar-probe"
+    found["null_class"] = found.pop("class_dropout")
+    found |= found.pop("routing")
+    return Identified(
+        family=family,
+        sizes=found,
+        shape=(found["in_channels"], found["input_size"], found["input_size"]),
+        num_classes=found["num_classes"],
+        objective=str(header.args.get("objective", "sit")) if own else family,
+        assumptions=assumptions,
+    )
+
+
+def build(identified: Identified) -> SiT:
+    """Return a model of these sizes."""
+    sizes = dict(identified.sizes)
+    return SiT(SiTConfig(**{**sizes, "projectors": tuple(sizes["projectors"])}))
 
 
 def subject(model: SiT, *, family: str = "sit") -> Subject:
     """Name the sites of a bundled model, at sublayer granularity."""
     stream, layout, depth = model.stream, model.stream.layout, model.config.depth
-    norms = [block.get_submodule(norm) for block in model.blocks for norm in ("norm1", "norm2")]
+    sites = [
+        (block.get_submodule(f"norm{j}"), block.get_submodule(name), block, 3 * j - 1)
+        for block in model.blocks
+        for j, name in ((1, "attn"), (2, "mlp"))
+    ]
     names = [f"block {k} {kind}" for k, kind in zip(layout.blocks, layout.kinds, strict=True)]
-    sublayers = list(zip(names, layout.kinds, layout.blocks, norms, strict=True))
+    sublayers = list(zip(names, layout.kinds, layout.blocks, sites, strict=True))
     routed = not stream.additive
 
     def routes(arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -48,7 +61,22 @@ def subject(model: SiT, *, family: str = "sit") -> Subject:
         model=model,
         family=family,
         readers=(
-            *(Reader(name=n, kind=kind, block=k, module=m) for n, kind, k, m in sublayers),
+            *(
+                Reader(
+                    name=name,
+                    kind=kind,
+                    block=k,
+                    module=norm,
+                    branches=(
+                        Branch(
+                            output=branch,
+                            gate=block.get_submodule("adaLN_modulation"),
+                            chunk=(chunk, 6),
+                        ),
+                    ),
+                )
+                for name, kind, k, (norm, branch, block, chunk) in sublayers
+            ),
             Reader(name="head", kind="head", block=depth + 1, module=model.final_layer.norm_final),
         ),
         sources=(
@@ -77,3 +105,13 @@ def _facts(model: SiT, family: str) -> dict[str, Any]:
         "heads": config.heads,
         "tokens": (config.input_size // config.patch) ** 2,
     }
+
+
+FAMILY = Family(
+    name="sit",
+    title="SiT, DiT, REPA, dar-probe",
+    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.1\.weight$"),
+    identify=identify,
+    build=build,
+    subject=lambda model, identified: subject(model, family=identified.family),  # type: ignore[arg-type]
+)

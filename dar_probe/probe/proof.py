@@ -1,0 +1,72 @@
+"""Two independent measurements of every write must agree before a checkpoint is probed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe.errors import CheckpointError
+from dar_probe.probe.recorder import Recorder
+from dar_probe.subjects.subject import Branch, Subject
+
+AGREE = 1e-4  # of a write; float32 agrees to 1e-6
+ROUNDINGS = 4  # of the stream, in units of its type's precision: differences of reads hold them
+
+
+@torch.no_grad()
+def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown: str) -> None:
+    """Compare what each branch returns, times its gate, with the difference of reads around it.
+
+    A family's file names sites from outside; a site that is named wrongly, or a term that it
+    leaves out, would give plausible wrong numbers. Sublayers without named branches are left out.
+
+    Args:
+        subject: the model, frozen and in eval mode, and its sites.
+        args: inputs of a sample or more.
+        kwargs: inputs by name.
+        shown: the file, for the message.
+
+    Raises:
+        CheckpointError: a write is not what its branch returns.
+        ProbeError: the sites do not fire as they are named.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        outputs[module] = output
+
+    branches = [branch for reader in subject.readers for branch in reader.branches]
+    watched = {b.output for b in branches} | {b.gate for b in branches if b.gate is not None}
+    handles = [module.register_forward_hook(keep) for module in watched]
+    try:
+        with Recorder(subject) as recorder:
+            subject.model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    recorder.check()
+    written = [i for i, source in enumerate(subject.sources) if source.written]
+    states = recorder.states() if subject.routes is None else []
+    for reader, read, i in zip(subject.readers, recorder.reads, written, strict=False):
+        if not reader.branches:
+            continue
+        found = recorder.writes[i] if subject.routes is not None else states[i] - states[i - 1]
+        own = sum(reader.view.take(_output(branch, outputs)) for branch in reader.branches)
+        error, size = (found - own).float().norm(), found.float().norm()
+        rounding = ROUNDINGS * torch.finfo(read.dtype).eps * read.float().norm()
+        if not bool(error <= AGREE * size + rounding):
+            raise CheckpointError(
+                f"{shown} cannot be probed: what {reader.name!r} adds to the stream differs by "
+                f"{float(error / size):.2g} from what its branch returns",
+                hint="the file is of a variant that dar-probe does not know; audit measures it",
+            )
+
+
+def _output(branch: Branch, outputs: dict[nn.Module, Tensor]) -> Tensor:
+    output = outputs[branch.output]
+    if branch.gate is None:
+        return output
+    number, of = branch.chunk
+    gate = outputs[branch.gate].chunk(of, dim=1)[number]
+    spatial = output.ndim > 2 and output.shape[1] == gate.shape[1] and output.ndim == 4
+    return output * (gate[:, :, None, None] if spatial else gate[:, None])

@@ -1,0 +1,250 @@
+"""One forward of any module, watched: what may read its stream, and what its blocks hand on.
+
+Every branch is cut off where it begins: its first module gets a detached input. What is left of
+the graph is the stream alone, and autograd can say what reads it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe.subjects.entrance import entrance, with_grad
+
+Home = tuple[nn.Module, int]  # a block and which of its calls
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Read:
+    """A module that may read the stream, and what it got.
+
+    Attributes:
+        module, value: the module and its first input, (1, T, D).
+        normed: the module is a norm.
+        home: the block it ran in; None outside of all blocks.
+        at: position in ``Trace.calls``.
+        cut: what it got instead.
+    """
+
+    module: nn.Module
+    value: Tensor
+    normed: bool
+    home: Home | None
+    at: int
+    cut: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class Passed:
+    """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
+
+    ``gave`` has the tensors (1, T, D) by their position in a tuple; None is the output itself.
+    """
+
+    home: Home
+    entered: int
+    left: int = -1
+    given: list[Tensor]
+    gave: dict[int | None, Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """What was seen.
+
+    Attributes:
+        reads: in firing order.
+        passed: one entry for each call of a block, in firing order.
+        calls: every module that ran, with the block it ran in.
+        outputs: per call of ``calls`` within blocks what it returned, if as wide as the stream.
+        crossed: calls that got a second sequence, and returned one.
+        output: of the model, its first tensor.
+    """
+
+    reads: list[Read] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
+    calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    crossed: set[int] = field(default_factory=set)
+    output: Tensor | None = None
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    blocks: set[nn.Module],
+    wanted: set[nn.Module] | None = None,
+) -> Trace:
+    """Watch one forward of one sample with every branch cut off.
+
+    ``wanted`` are the modules to which the user limits what may read the stream; left out, these
+    are all norms, and within blocks the outermost modules that no norm inside reads for.
+    """
+    begins = wanted if wanted is not None else _unnormed(model, args, kwargs, blocks)
+    found = Trace()
+    homes: list[Home] = []
+    count: Counter[nn.Module] = Counter()
+    open_calls: list[int] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        value = first_tensor((*args, *kwargs.values()))
+        if module in blocks:
+            count[module] += 1
+            homes.append((module, count[module] - 1))
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            found.passed.append(Passed(home=homes[-1], entered=len(found.calls), given=given))
+        home = homes[-1] if homes else None
+        open_calls.append(len(found.calls))
+        if any(_is_sequence(v) and v is not value for v in (*args, *kwargs.values())):
+            found.crossed.add(len(found.calls))
+        found.calls.append((module, home))
+        may = module in begins or (wanted is None and is_norm(module))
+        if not may or value is None or value.ndim != 3:
+            return None
+        cut = value.detach().requires_grad_()
+        found.reads.append(
+            Read(
+                module=module,
+                value=value,
+                normed=is_norm(module),
+                home=home,
+                at=open_calls[-1],
+                cut=cut,
+            )
+        )
+        return replace_first(args, kwargs, value, cut)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        at = open_calls.pop()
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        first = first_tensor(outputs)
+        if sum(map(_is_sequence, outputs)) != 1:
+            found.crossed.discard(at)
+        if homes and first is not None and first.ndim >= 3:
+            width = next((v.shape[-1] for v in found.passed[-1].given if v.ndim == 3), None)
+            if first.ndim > 3 and first.shape[1] == width:
+                first = first.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
+            if first.ndim == 3 and first.shape[-1] == width:
+                found.outputs[at] = first.detach()
+        if module in blocks:
+            home = homes.pop()
+            passed = next(p for p in reversed(found.passed) if p.home == home)
+            passed.left = len(found.calls)
+            single = not isinstance(output, tuple | list)
+            passed.gave = {
+                None if single else item: value
+                for item, value in enumerate(outputs)
+                if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
+            }
+
+    first = _entry(model, args, kwargs, blocks)
+    with _hooked(model, enter, leave), entrance(first):
+        output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
+    found.output = _innermost(output)
+    return found
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises the features of each token by itself."""
+    name = type(module).__name__.lower()
+    # Norms over the batch or over groups of channels do not read tokens (N, T, D) by themselves.
+    others = ("batch", "group", "instance")
+    return "norm" in name and not list(module.children()) and not any(o in name for o in others)
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """Return the first tensor among ``values``."""
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _innermost(output: Any) -> Tensor | None:
+    """Return the first tensor of an output, in whatever it is packed."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, dict) else output
+    if not isinstance(output, dict | tuple | list):
+        return None
+    return next((v for v in map(_innermost, values) if v is not None), None)
+
+
+def _is_sequence(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim == 3
+        and min(value.shape[1:]) > 1
+    )
+
+
+def replace_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with ``new`` in the place of ``old``."""
+    for at, value in enumerate(args):
+        if value is old:
+            return (*args[:at], new, *args[at + 1 :]), kwargs
+    name = next(name for name, value in kwargs.items() if value is old)
+    return args, {**kwargs, name: new}
+
+
+def _unnormed(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: set[nn.Module]
+) -> set[nn.Module]:
+    """Return the modules within blocks whose first input no norm inside of them reads.
+
+    Cut off where they begin, those that read a normed state are cut twice, which does no harm;
+    those that hand the stream on as it is, such as dropout, are left alone.
+    """
+    inside = {part for block in blocks for part in block.modules()} - blocks
+    through = {part for part in inside if any(child in blocks for child in part.modules())}
+    inside -= through
+    running: list[tuple[nn.Module, Tensor | None]] = []
+    found, normed = set(), set()
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        value = first_tensor((*args, *kwargs.values()))
+        if is_norm(module):
+            normed.update(other for other, held in running if held is value)
+        running.append((module, value))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        _, value = running.pop()
+        if module in inside and not is_norm(module) and output is not value:
+            found.add(module)
+
+    with _hooked(model, enter, leave), torch.no_grad():
+        model(*args, **kwargs)
+    return found - normed
+
+
+def _entry(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: set[nn.Module]
+) -> nn.Module:
+    """Return the block that runs first; the model itself where none does."""
+    first: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module in blocks and not first:
+            first.append(module)
+
+    with _hooked(model, enter, lambda module, args, output: None), torch.no_grad():
+        model(*args, **kwargs)
+    return (*first, model)[0]
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None]
+) -> Iterator[None]:
+    handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules()]
+    handles += [m.register_forward_hook(leave) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
