@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dar_probe.cli import options
+
 
 def inspect(
     checkpoint: Annotated[
@@ -14,7 +16,7 @@ def inspect(
     ],
     heads: Annotated[int | None, typer.Option(help="Attention heads, where unknown.")] = None,
     weights: Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")] = "auto",
-    objective: Annotated[str | None, typer.Option(help="sit, repa or dit, where unknown.")] = None,
+    objective: options.Objective = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print family, sizes, routing, parameters and assumptions of a checkpoint.

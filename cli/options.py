@@ -15,7 +15,10 @@ BatchSize = Annotated[
 ]
 Objective = Annotated[
     str | None,
-    typer.Option(help="sit (t=0 is noise), repa (t=1 is noise) or dit, where unknown."),
+    typer.Option(
+        help="Where unknown: sit (t=0 is noise), repa (t=1 is noise), dit, uvit, vp, or "
+        "ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0)."
+    ),
 ]
 Heads = Annotated[int | None, typer.Option(help="Attention heads, where unknown.")]
 Weights = Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")]

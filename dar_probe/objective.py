@@ -1,16 +1,25 @@
 """Noise level to model input, model time, target and per-sample loss, for every convention.
 
 The noise level s is 0 for data and 1 for pure noise everywhere in dar-probe; only an Objective
-knows which way the model's own clock runs.
+knows which way the model's own clock runs, in which unit, and what the model predicts.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from dar_probe.errors import UsageError
+
+SCHEDULES = ("linear", "scaled-linear", "cosine")
+PREDICTIONS = ("eps", "v", "x0")
+MAX_STEPS = 100_000
+
+# The same in the words of a diffusers scheduler config.
+_DIFFUSERS = {"scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
+_DIFFUSERS |= {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,16 @@ class Objective:
         """Return what the model takes as t (N,) at reached levels ``s``."""
         raise NotImplementedError
 
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Return what the model is trained to predict, in the shape of ``x`` (N, C, h, w)."""
+    def target(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        """Return what the model is trained to predict at levels ``s``, like ``x`` (N, C, h, w)."""
         raise NotImplementedError
 
     def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the data and the noise (N, C, h, w) that a prediction at level ``s`` implies."""
+        """Return the data and the noise (N, C, h, w) that a prediction at level ``s`` implies.
+
+        Not finite only where they do not follow: data from eps at pure noise, noise from x0 at
+        pure data.
+        """
         raise NotImplementedError
 
     def interpolate(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
@@ -45,28 +58,29 @@ class Objective:
         return column(alpha, x) * x + column(sigma, x) * noise
 
     def log_snr(self, s: Tensor) -> Tensor:
-        """Return log(alpha^2 / sigma^2) (N,); infinite at the clean end."""
+        """Return log(alpha^2 / sigma^2) (N,); infinite at pure data and at pure noise."""
         alpha, sigma = self.alpha_sigma(s)
         return 2 * (alpha.log() - sigma.log())
 
 
 @dataclass(frozen=True)
 class Flow(Objective):
-    """Linear interpolant with velocity target; the clock reads ``noise_time`` at pure noise.
+    """Linear interpolant with velocity target; the clock reads ``scale * noise_time`` at noise.
 
-    noise_time 0: t = 1 - s, target data - noise (SiT's and LightningDiT's code).
-    noise_time 1: t = s, target noise - data (REPA; the SiT paper's text).
+    noise_time 0: t = scale (1 - s), target data - noise (SiT's and LightningDiT's code).
+    noise_time 1: t = scale s, target noise - data (REPA; SD3 with scale 1000).
     """
 
     noise_time: float
+    scale: float = 1.0
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - s, s
 
     def model_time(self, s: Tensor) -> Tensor:
-        return s if self.noise_time == 1 else 1 - s
+        return self.scale * (s if self.noise_time == 1 else 1 - s)
 
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
+    def target(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
         return noise - x if self.noise_time == 1 else x - noise
 
     def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,55 +90,195 @@ class Flow(Objective):
 
 
 @dataclass(frozen=True)
-class DDPM(Objective):
-    """Noise prediction on DiT's 1,000 steps with linear betas from 1e-4 to 2e-2.
+class VariancePreserving(Objective):
+    """A path with alpha^2 + sigma^2 = 1, so that the noise level is sigma.
 
-    The noise level is sqrt(1 - alpha_bar) of the integer step nearest to the wanted level.
+    prediction "eps": the noise. "v": alpha noise - sigma data (arXiv 2202.00512, 2.4).
+    "x0": the data.
     """
 
-    steps: int = 1000
+    prediction: str
 
-    @cached_property
-    def sigmas(self) -> Tensor:
-        """sqrt(1 - alpha_bar) (steps,) in float64."""
-        betas = torch.linspace(1e-4, 2e-2, self.steps, dtype=torch.float64)
-        return torch.sqrt(1 - torch.cumprod(1 - betas, 0))
-
-    def reached(self, s: Tensor) -> Tensor:
-        return self.sigmas.to(s.device)[self.model_time(s)].to(s.dtype)
-
-    def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        # 1 - s^2 in float64: near s = 1 float32 leaves nothing of alpha.
-        alpha = torch.sqrt((1 - s.double() ** 2).clamp(min=0)).to(s.dtype)
-        return alpha, s
-
-    def model_time(self, s: Tensor) -> Tensor:
-        return (self.sigmas.to(s.device) - s.double()[:, None]).abs().argmin(-1)
-
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        return noise
+    def target(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "x0":
+            return x
+        alpha, sigma = (column(c, x) for c in self.alpha_sigma(s))
+        return alpha * noise - sigma * x
 
     def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self.alpha_sigma(s)
-        return (x_s - column(sigma, x_s) * prediction) / column(alpha, x_s), prediction
+        alpha, sigma = (column(c, x_s) for c in self.alpha_sigma(s))
+        if self.prediction == "eps":
+            return (x_s - sigma * prediction) / alpha, prediction
+        if self.prediction == "x0":
+            return prediction, (x_s - alpha * prediction) / sigma
+        return alpha * x_s - sigma * prediction, sigma * x_s + alpha * prediction
 
 
+@dataclass(frozen=True)
+class DDPM(VariancePreserving):
+    """Integer steps, the cleanest one called ``first``.
+
+    A wanted noise level becomes that of the step whose sqrt(1 - alpha_bar) is nearest.
+    ``alpha_bar`` (steps,) in float64 falls from data to noise.
+    """
+
+    alpha_bar: Tensor = field(compare=False, repr=False)
+    first: int = 0
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise level (steps,) of every step, float64."""
+        return torch.sqrt(1 - self.alpha_bar)
+
+    def reached(self, s: Tensor) -> Tensor:
+        return self.sigmas.to(s.device)[self._index(s)].to(s.dtype)
+
+    def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        # From the table: near s = 1 a float32 level leaves nothing of alpha.
+        alpha_bar = self.alpha_bar.to(s.device)[self._index(s)]
+        return alpha_bar.sqrt().to(s.dtype), torch.sqrt(1 - alpha_bar).to(s.dtype)
+
+    def model_time(self, s: Tensor) -> Tensor:
+        return self._index(s) + self.first
+
+    def _index(self, s: Tensor) -> Tensor:
+        return (self.sigmas.to(s.device) - s.double()[:, None]).abs().argmin(-1)
+
+
+@dataclass(frozen=True)
+class VPSDE(VariancePreserving):
+    """Continuous time t in (0, 1], beta(t) linear (arXiv 2011.13456, C); t = 0 is its clean limit.
+
+    alpha^2 = exp(-integral of beta from 0 to t). The model is fed ``scale * t``.
+    """
+
+    beta_start: float = 0.1
+    beta_end: float = 20.0
+    scale: float = 999.0
+
+    def reached(self, s: Tensor) -> Tensor:
+        return s.clamp(max=math.sqrt(-math.expm1(-(self.beta_start + self.beta_end) / 2)))
+
+    def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sqrt(1 - s.double() ** 2).to(s.dtype), s
+
+    def model_time(self, s: Tensor) -> Tensor:
+        integral = -torch.log1p(-(s.double() ** 2))
+        # The root of beta_start t + slope t^2 / 2 = integral, without the loss of digits near 0.
+        slope = self.beta_end - self.beta_start
+        t = 2 * integral / (self.beta_start + torch.sqrt(self.beta_start**2 + 2 * slope * integral))
+        return (self.scale * t.clamp(max=1)).to(s.dtype)  # a float32 level may round beyond t = 1
+
+
+def ddpm(
+    name: str,
+    *,
+    schedule: str = "linear",
+    prediction: str = "eps",
+    beta_start: float = 1e-4,
+    beta_end: float = 2e-2,
+    steps: int = 1000,
+    first: int = 0,
+    trained_betas: Sequence[float] | None = None,
+    zero_snr: bool = False,
+) -> DDPM:
+    """Return the objective of a model trained on discrete steps.
+
+    ``schedule`` and ``prediction`` are also taken in diffusers' spelling. ``trained_betas``
+    replace schedule, beta_start, beta_end and steps. ``first`` is what the model is fed at the
+    cleanest step: 0 for DiT, 1 for U-ViT.
+
+    Raises:
+        UsageError: a name is unknown, or the betas are no noise schedule.
+    """
+    schedule = _DIFFUSERS.get(schedule, schedule)
+    prediction = _DIFFUSERS.get(prediction, prediction)
+    if prediction not in PREDICTIONS:
+        raise _unknown("prediction", prediction)
+    count = steps if trained_betas is None else len(trained_betas)
+    if not 2 <= count <= MAX_STEPS:
+        raise UsageError(f"a noise schedule has 2 to {MAX_STEPS} steps, not {count}")
+    given = (beta_start, beta_end) if trained_betas is None else trained_betas
+    if not all(0 < beta < 1 for beta in given):
+        raise UsageError(
+            "the betas of a noise schedule lie between 0 and 1, these do not",
+            hint="check beta_start, beta_end and trained_betas",
+        )
+    if trained_betas is None:
+        betas = _betas(schedule, beta_start, beta_end, steps)
+    else:
+        betas = torch.tensor(trained_betas, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - betas, 0)
+    return DDPM(name, prediction, _zero_snr(alpha_bar) if zero_snr else alpha_bar, first)
+
+
+def _betas(schedule: str, start: float, end: float, steps: int) -> Tensor:
+    """Return the variance (steps,) of the noise that each step adds, float64."""
+    if schedule == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if schedule == "scaled-linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    if schedule == "cosine":  # arXiv 2102.09672, eq. 17
+        time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        kept = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+    raise _unknown("schedule", schedule)
+
+
+def _zero_snr(alpha_bar: Tensor) -> Tensor:
+    """Shift and stretch sqrt(alpha_bar) (steps,) to end at 0 (arXiv 2305.08891, algorithm 1)."""
+    alpha = alpha_bar.sqrt()
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+
+
+_LDM = ddpm("ddpm:scaled-linear", schedule="scaled-linear", beta_start=0.00085, beta_end=0.012)
 OBJECTIVES: dict[str, Objective] = {
     "sit": Flow("sit", noise_time=0.0),
     "repa": Flow("repa", noise_time=1.0),
-    "dit": DDPM("dit"),
+    "dit": ddpm("dit"),
+    "uvit": replace(_LDM, name="uvit", first=1),
+    "vp": VPSDE("vp", prediction="eps"),
+}
+# To be named together with a prediction.
+_STEPS = {
+    **{name: o for name, o in OBJECTIVES.items() if isinstance(o, DDPM)},
+    "ddpm:linear": ddpm("ddpm:linear"),
+    "ddpm:scaled-linear": _LDM,
+    "ddpm:cosine": ddpm("ddpm:cosine", schedule="cosine"),
 }
 
 
 def get(name: str) -> Objective:
     """Return the objective called ``name``.
 
+    That is one of ``OBJECTIVES``; "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and
+    Stable Diffusion's for scaled-linear; or "dit:PREDICTION" and "uvit:PREDICTION".
+
     Raises:
         UsageError: there is none.
     """
-    if name not in OBJECTIVES:
-        raise UsageError(f"unknown objective {name!r}", hint=f"known: {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    steps, _, prediction = name.rpartition(":")
+    if steps not in _STEPS or prediction not in PREDICTIONS:
+        raise _unknown("objective", name)
+    return replace(_STEPS[steps], name=name, prediction=prediction)
+
+
+def candidates(assumed: Objective) -> dict[str, Objective]:
+    """Return the conventions, by name, that a model assumed to follow ``assumed`` may really have.
+
+    Where that is a DDPM, its other predictions on the same steps are among them.
+    """
+    found = {name: OBJECTIVES[name] for name in ("sit", "repa", "dit")}
+    found[assumed.name] = assumed
+    if isinstance(assumed, DDPM):
+        base = assumed.name.removesuffix(f":{assumed.prediction}")
+        others = (p for p in PREDICTIONS if p != assumed.prediction)
+        found |= {f"{base}:{p}": replace(assumed, name=f"{base}:{p}", prediction=p) for p in others}
+    return found
 
 
 def per_sample_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -135,3 +289,11 @@ def per_sample_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def column(value: Tensor, like: Tensor) -> Tensor:
     """Shape (N,) as (N, 1, ...) to multiply ``like``, in its type."""
     return value.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def _unknown(what: str, name: str) -> UsageError:
+    return UsageError(
+        f"unknown {what} {name!r}",
+        hint=f"known: {', '.join(OBJECTIVES)}, and ddpm:SCHEDULE:PREDICTION with a schedule of "
+        f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}",
+    )

@@ -33,7 +33,7 @@ def slow(model, options, samples=3):
     out, parts = reference.forward(
         p, x.requires_grad_(), t, y, heads=2, patch=2, gates=gates, **options
     )
-    target = problem.objective.target(data.latents.double(), problem._noise.double())
+    target = problem.objective.target(data.latents.double(), problem._noise.double(), levels)
     loss = ((out - target) ** 2).reshape(samples, -1).mean(1)
     grad_gates, *grad_writes = torch.autograd.grad(loss.sum(), [gates, *parts["writes"]])
     return grad_gates, grad_writes, parts, loss
@@ -63,7 +63,7 @@ def test_gates_equal_central_differences(options):
     data, problem = tiny.problem(model, samples=3)
     levels = torch.linspace(0.1, 0.9, 3, dtype=torch.float64)
     (x, t, y), _ = problem.batch(data.ids, levels)
-    target = problem.objective.target(data.latents.double(), problem._noise.double())
+    target = problem.objective.target(data.latents.double(), problem._noise.double(), levels)
     p = {k: v.detach() for k, v in model.state_dict().items()}
 
     def loss(reader, source, value):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.loading import ByClass, Call
-from dar_probe.objective import OBJECTIVES, Objective, per_sample_loss
+from dar_probe.objective import Objective, candidates, per_sample_loss
 from dar_probe.train import data as datasets
 from dar_probe.train.data import Data
 
@@ -54,9 +54,9 @@ class Denoising:
 
     def error(self, prediction: Tensor, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
         """Return the same of a prediction (N, C, h, w)."""
-        x, noise, _, _ = self._rows(sample_ids, noise_level)
+        x, noise, s, _ = self._rows(sample_ids, noise_level)
         wide = torch.promote_types(prediction.dtype, torch.float32)
-        return per_sample_loss(prediction.to(wide), self.objective.target(x, noise).to(wide))
+        return per_sample_loss(prediction.to(wide), self.objective.target(x, noise, s).to(wide))
 
     def _rows(
         self, sample_ids: Tensor, noise_level: Tensor
@@ -73,7 +73,7 @@ class Denoising:
 
 @torch.no_grad()
 def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int) -> str | None:
-    """Compare the losses of all conventions at five levels; say so if another one fits clearly.
+    """Compare the losses of the candidates at five levels; say so if another one fits clearly.
 
     A wrong clock gives plausible wrong numbers, and nothing in a file tells which one is right.
     Losses are relative to that of predicting zero, so that targets of different size compare.
@@ -87,7 +87,7 @@ def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int
             ),
             some,
         )
-        for name, o in OBJECTIVES.items()
+        for name, o in candidates(assumed.objective).items()
     }
     own = assumed.objective.name
     best = min(found, key=lambda name: found[name])

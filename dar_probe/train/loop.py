@@ -217,7 +217,7 @@ class Run:
         prediction = predict(
             self.objective.interpolate(x, noise, s), self.objective.model_time(s), y
         )
-        return objective.per_sample_loss(prediction.float(), self.objective.target(x, noise))
+        return objective.per_sample_loss(prediction.float(), self.objective.target(x, noise, s))
 
     @torch.no_grad()
     def validate(self, step: int) -> None:

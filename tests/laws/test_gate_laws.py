@@ -38,7 +38,7 @@ def inputs(model, dtype=torch.float64):
     """The problem, its arguments and its target at LEVELS, the same numbers in every dtype."""
     data, problem = tiny.problem(model, samples=N, dtype=dtype)
     args, _ = problem.batch(data.ids, LEVELS)
-    target = problem.objective.target(data.latents.double(), problem._noise.double())
+    target = problem.objective.target(data.latents.double(), problem._noise.double(), LEVELS)
     return problem, args, target
 
 
