@@ -48,6 +48,7 @@ def analyze(
     objective: str | None = None,
     heads: int | None = None,
     weights: str = "auto",
+    family: str | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -73,6 +74,7 @@ def analyze(
         objective: "sit", "repa" or "dit" where the file cannot tell.
         heads: attention heads where the file cannot tell.
         weights: "auto" prefers the averaged weights, "ema" or "model" insists.
+        family: of the checkpoint, where its names mislead; or "package.module:FAMILY".
         engine: "hooks", or "nnsight": the same numbers, bit for bit, by the other way.
         out: where to write the files of the analysis; finished parts are kept for ``resume``.
         resume: continue an analysis into ``out`` that was cut off.
@@ -86,7 +88,7 @@ def analyze(
         planned = _plan(
             ranks, out, path, data=data, noise_levels=noise_levels, samples=samples,
             batch_size=batch_size, seed=seed, device=device, dtype=dtype, objective=objective,
-            heads=heads, weights=weights, engine=engine,
+            heads=heads, weights=weights, family=family, engine=engine,
         )  # fmt: skip
 
         def measure(shards: OutputFolder | None) -> xr.Dataset:
@@ -128,8 +130,8 @@ def ablate(
         out: as for ``analyze``.
         resume: as for ``analyze``.
         on_cells: told (finished, all) cells, of the analysis and then of the interventions.
-        settings: data, batch_size, seed, device, dtype, objective, heads, weights and engine of
-            ``analyze``.
+        settings: data, batch_size, seed, device, dtype, objective, heads, weights, family and
+            engine of ``analyze``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.

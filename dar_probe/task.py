@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from dar_probe import dataset, subjects
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
 from dar_probe.loading import Loaded, load
@@ -20,11 +21,12 @@ from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
+from dar_probe.probe.proof import prove
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.ranks import ALONE, Ranks
-from dar_probe.subjects import Subject, sit
+from dar_probe.subjects import Subject
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
@@ -160,12 +162,13 @@ def of_checkpoint(
     objective: str | None = None,
     heads: int | None = None,
     weights: str = "auto",
+    family: str | None = None,
     engine: str = "hooks",
 ) -> Task:
     """Load a checkpoint and return what ``api.analyze``, given the same arguments, measures."""
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
-    loaded = load(path, weights=weights, heads=heads, objective_name=objective)
+    loaded = load(path, weights=weights, heads=heads, objective_name=objective, family=family)
     loaded.model.to(find_device(device), find_dtype(dtype))
     return _plan(loaded, data, noise_levels, samples, batch_size, seed, engine)
 
@@ -249,7 +252,7 @@ def _plan(
 ) -> Task:
     model, objective = loaded.model, loaded.objective
     parameter = next(model.parameters())
-    subject = sit.subject(model, family=loaded.identified.family)
+    subject = loaded.subject
     small = parameter.device.type == "cpu" and subject.facts["parameters"] > LARGE
     rows, assumed = rows_of.choose(
         loaded, data, asked=samples, default=8 if small else 64, seed=seed
@@ -258,12 +261,17 @@ def _plan(
     wanted = parse_levels(default if noise_levels is None else noise_levels)
     reached = torch.from_numpy(wanted)
     reached = torch.unique(objective.reached(reached))
-    problem = Denoising(objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype)
+    problem = Denoising(
+        objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype, call=loaded.call
+    )
     grid = Grid(
         levels=tuple(reached.tolist()),
         ids=tuple(rows.ids.tolist()),
         batch_size=_batch_size(batch_size, subject.facts),
     )
+    with untouched(model):
+        one = torch.tensor([rows.ids[0]]), reached[len(reached) // 2].reshape(1)
+        prove(subject, *problem.batch(*one), shown=quote(loaded.checkpoint.path.name))
     warning = None
     if rows.name != rows_of.OWN:
         with untouched(model):

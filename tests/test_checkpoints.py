@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from dar_probe import checkpoints
 from dar_probe.checkpoints import reader
-from dar_probe.checkpoints.family import identify
-from dar_probe.checkpoints.reader import Checkpoint, check_finite, read
+from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
+from dar_probe.subjects.sit_layout import read_sizes as identify
 from tests.hostile.builders import official_shapes, official_state, training_checkpoint
 
 STATE = official_state()
@@ -24,12 +25,8 @@ OWN = {"format": "dar-probe", "routing": "dar", "query": "dynamic", "chunk_size"
 
 def of_shapes(
     shapes: dict[str, tuple[int, ...]], args: dict[str, Any] | None = None, weights: str = "ema"
-) -> Checkpoint:
-    """A checkpoint without memory behind its weights: identify looks at shapes alone."""
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    return Checkpoint(
-        path=Path("some/x.pt"), sha256="0", bytes=1, weights=weights, state=state, args=args or {}
-    )
+) -> Header:
+    return Header(shown="'x.pt'", shapes=shapes, args=args or {}, weights=weights)
 
 
 # --- reading
@@ -362,13 +359,9 @@ def test_a_grid_that_is_not_square() -> None:
 @pytest.mark.parametrize(
     ("key", "layout"),
     [
-        ("in_blocks.0.norm1.weight", "U-ViT"),
-        ("en_inblocks.0.attn.qkv.weight", "MDT"),
         ("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight", "diffusers"),
         ("single_transformer_blocks.0.norm.linear.weight", "no known layout"),
-        ("blocks.0.mlp.w12.weight", "LightningDiT"),
-        ("blocks.0.norm1.weight", "LightningDiT"),
-        ("encoder_level_1.0.attn1.qkv.weight", "U-DiT"),
+        ("double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("diffusion_model.input_blocks.0.0.weight", "U-Net"),
         ("conv_in.weight\n\x1b[31m", r"'conv_in.weight\n\x1b[31m'"),
     ],

@@ -36,30 +36,31 @@ def choose(
         UsageError: the data do not fit the model, or have fewer rows than asked for.
     """
     found = loaded.identified
-    shape = (found.in_channels, found.input_size, found.input_size)
+    shape = found.shape
     if asked is not None and asked < 1:
         raise UsageError(f"{asked} samples were asked for; it takes at least 1")
     if spec is None and (shape != (1, 8, 8) or found.num_classes != 10):
-        rows = own(loaded, asked or default, shape, seed=seed)
+        rows = own(loaded, asked or default, seed=seed)
         return rows, [f"no data were given: {rows.description}"]
     rows = datasets.load(
         spec or "digits",
         split="all" if spec not in (None, "digits") else "held-out",
-        channels=found.in_channels,
-        size=found.input_size,
+        channels=shape[0],
+        size=shape[1],
         num_classes=found.num_classes,
     )
     assumed = [] if spec else ["no data were given: the held-out rows of the handwritten digits"]
     return rows.first(asked or min(default, len(rows))), assumed
 
 
-def own(loaded: Loaded, count: int, shape: tuple[int, int, int], *, seed: int) -> Data:
+def own(loaded: Loaded, count: int, *, seed: int) -> Data:
     """Return ``count`` samples of the model itself, labels in turn; drawn once per checkpoint."""
-    labels = torch.arange(count) % loaded.identified.num_classes
+    labels = torch.arange(count) % max(loaded.identified.num_classes, 1)
+    shape = loaded.identified.shape
     parameter = next(loaded.model.parameters())
     what = (
         f"{loaded.checkpoint.sha256}-{loaded.checkpoint.weights}-{loaded.objective.name}"
-        f"-{loaded.identified.heads}-{parameter.dtype}-{parameter.device.type}"
+        f"-{loaded.identified.sizes.get('heads')}-{parameter.dtype}-{parameter.device.type}"
     )
     name = hashlib.sha256(f"{what}-{count}-{seed}-{STEPS}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{name}.npy"

@@ -16,6 +16,7 @@ HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 FREQUENCIES = 256  # width of the sinusoid of the time
 PROJECTOR_WIDTH = 2048  # hidden width of REPA's projectors
 
+
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What a file in this layout is.
@@ -93,7 +94,9 @@ def _sizes(header: Header) -> dict[str, Any]:
     channels, rest = divmod(outputs, patch * patch)
     if rest or channels not in (in_channels, 2 * in_channels):
         raise header.misshapen("final_layer.linear.bias")
-    blocks = {int(m[1]) for m in map(re.compile(r"blocks\.([0-9]{1,4})\.").match, header.shapes) if m}
+    blocks = {
+        int(m[1]) for m in map(re.compile(r"blocks\.([0-9]{1,4})\.").match, header.shapes) if m
+    }
     projectors: list[int] = []
     while (last := f"projectors.{len(projectors)}.4.bias") in header.shapes:
         projectors += header.shape(last, 1)
@@ -193,7 +196,9 @@ def _heads(header: Header, sizes: dict[str, Any], asked: int | None) -> int:
         return asked
     if told is not None:
         if not _is_count(told) or width % told:
-            why = f"{header.shown} names {quote(told, 40)} heads, which do not fit its width {width}"
+            why = (
+                f"{header.shown} names {quote(told, 40)} heads, which do not fit its width {width}"
+            )
             raise CheckpointError(why, hint="give the right number with --heads")
         return int(told)
     if (width, depth) not in HEADS:
