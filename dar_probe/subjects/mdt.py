@@ -1,0 +1,320 @@
+"""MDTv2: an encoder with long skips, then a decoder, whose attention knows relative positions.
+
+After "MDTv2: Masked Diffusion Transformer is a Strong Image Synthesizer" (arXiv 2303.14389).
+Shapes: N samples, C channels, T tokens, D width, H heads.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dar_probe.checkpoints.header import Header
+from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.sit import (
+    FinalLayer,
+    LabelEmbedder,
+    Mlp,
+    PatchEmbed,
+    TimestepEmbedder,
+    modulate,
+)
+from dar_probe.subjects.family import Family, Identified
+from dar_probe.subjects.subject import (
+    Branch,
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    offered_by_addition,
+)
+
+TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
+
+
+class MDT(nn.Module):
+    """MDTv2 without masking: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w).
+
+    ``sideblocks`` and ``mask_token`` work in masked training alone: they hold weights and never
+    run.
+
+    Args:
+        shape: of one sample, (C, h, w).
+        half: blocks of each half of the encoder.
+        decoder: blocks of the decoder.
+        width, heads, patch: D, H, side of a patch.
+        hidden: width of the MLPs.
+        rows: of the label table.
+        learn_sigma: the head has 2C channels; ``forward`` returns the first C.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        half: int,
+        decoder: int,
+        width: int,
+        heads: int,
+        patch: int,
+        hidden: int,
+        rows: int,
+        learn_sigma: bool,
+    ) -> None:
+        super().__init__()
+        channels, side = shape[0], shape[1] // patch
+        self.channels, self.patch = channels, patch
+        self.x_embedder = PatchEmbed(channels, width, patch)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(rows, width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, side * side, width))
+
+        def blocks(count: int, *, skip: bool) -> nn.ModuleList:
+            return nn.ModuleList(Block(width, heads, hidden, side, skip) for _ in range(count))
+
+        self.en_inblocks = blocks(half, skip=False)
+        self.en_outblocks = blocks(half, skip=True)
+        self.de_blocks = blocks(decoder, skip=True)
+        self.sideblocks = blocks(1, skip=False)
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, side * side, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the noise at model time ``t`` (the model's own clock) for labels ``y``."""
+        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
+        embedding, skips = x, []
+        for block in self.en_inblocks:
+            x = block(x, c)
+            skips.append(x)
+        for block in self.en_outblocks:
+            x = block(x, c, skips.pop())  # the latest skip first
+        x = x + self.decoder_pos_embed
+        for block in self.de_blocks:
+            x = block(x, c, embedding)  # the same skip for each
+        return self.unpatchify(self.final_layer(x, c))[:, : self.channels]
+
+    def unpatchify(self, out: Tensor) -> Tensor:
+        """(N, T, p*p*C) -> (N, C, h, w)."""
+        n, tokens, _ = out.shape
+        p, side = self.patch, math.isqrt(tokens)
+        out = out.reshape(n, side, side, p, p, -1)
+        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * p, side * p)
+
+
+class Block(nn.Module):
+    """Attention and MLP with adaLN-Zero, after a linear map of the stream and a skip if any."""
+
+    def __init__(self, width: int, heads: int, hidden: int, side: int, skip: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, heads, side)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x: Tensor, c: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(N, T, D), c (N, D) -> (N, T, D)."""
+        if self.skip_linear is not None:
+            assert skip is not None
+            x = self.skip_linear(torch.cat([x, skip], -1))
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)  # (N, 1, D) each
+        )
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, with a learned bias for each relative position."""
+
+    def __init__(self, width: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_bias = RelativePositionBias(side, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # (N, H, T, D/H) each
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.rel_pos_bias()[None])
+        return self.proj(out.transpose(1, 2).reshape(n, tokens, width))  # type: ignore[no-any-return]
+
+
+class RelativePositionBias(nn.Module):
+    """One learned number for each head and each offset between two tokens of a square grid."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, side: int, heads: int) -> None:
+        super().__init__()
+        # Three rows more than offsets: BEiT's, for a class token that MDT does not have.
+        rows = (2 * side - 1) ** 2 + 3
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        self.register_buffer("relative_position_index", relative_positions(side))
+
+    def forward(self) -> Tensor:
+        """Return what is added to the scores (H, T, T)."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def make_tables(self) -> None:
+        """Refuse an index from a file that is not the grid's: it would read wrong biases.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        found = self.relative_position_index
+        expected = relative_positions(math.isqrt(len(found)))
+        if found.dtype != expected.dtype or not torch.equal(found, expected):
+            raise CheckpointError(
+                "the checkpoint has a 'relative_position_index' that is not of a square grid",
+                hint="it was edited, or put together from two models",
+            )
+
+
+def relative_positions(side: int) -> Tensor:
+    """Return the row of the bias table (T, T) for tokens i and j of a grid, T = side^2."""
+    line = torch.arange(side)
+    offset = line[:, None] - line + side - 1  # (side, side), 0 to 2 side - 2
+    pairs = offset[:, None, :, None] * (2 * side - 1) + offset[None, :, None, :]
+    return pairs.reshape(side * side, side * side)
+
+
+def identify(header: Header, heads: int | None) -> Identified:
+    """Tell the sizes of an MDTv2; every tensor has been compared with what they imply.
+
+    Raises:
+        CheckpointError: it is the first MDT, or contradicts itself.
+        UsageError: ``heads`` does not fit the file.
+    """
+    if "blocks.0.attn.qkv.weight" in header.shapes:
+        raise CheckpointError(
+            f"{header.shown} looks like the first MDT, not supported yet: it has "
+            "'blocks.0.attn.qkv.weight' beside 'sideblocks'",
+            hint="MDTv2 is supported; dar-probe audit measures a model of any layout in Python",
+        )
+    sizes, shape = _sizes(header)
+    with torch.device("meta"):
+        model = MDT(shape=shape, **sizes)
+    header.compare({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    if heads not in (None, sizes["heads"]):
+        why = f"--heads {heads} contradicts {header.shown}: it has {sizes['heads']}"
+        raise UsageError(why, hint="leave --heads out")
+    if sizes["width"] % sizes["heads"]:
+        raise header.misshapen(TABLE)
+    rows = sizes["rows"]
+    if rows < 2:
+        raise header.contradiction(f"0 classes, and a label table of {rows} rows")
+    header.assumptions.append(
+        f"the last of {rows} rows in the label table is taken for the dropped labels"
+    )
+    return Identified(
+        family="mdt",
+        sizes=sizes,
+        shape=shape,
+        num_classes=rows - 1,
+        objective="dit",
+        assumptions=header.assumptions,
+    )
+
+
+def _sizes(header: Header) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """Read every size from one shape each."""
+    width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
+    _, tokens, _ = header.shape("pos_embed", 3)
+    _, heads = header.shape(TABLE, 2)
+    hidden, _ = header.shape("en_inblocks.0.mlp.fc1.weight", 2)
+    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
+    (outputs,) = header.shape("final_layer.linear.bias", 1)
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        why = f"{header.shown} has no square grid of tokens: 'pos_embed' has {tokens} of them"
+        raise CheckpointError(why, hint="only models of square images are supported yet")
+    learned, rest = divmod(outputs, patch * patch * channels)
+    if rest or learned not in (1, 2):
+        raise header.misshapen("final_layer.linear.bias")
+    counts = {"en_inblocks": 0, "de_blocks": 0}
+    for part in counts:
+        while f"{part}.{counts[part]}.attn.qkv.weight" in header.shapes:
+            counts[part] += 1
+    sizes = {
+        "half": counts["en_inblocks"],
+        "decoder": counts["de_blocks"],
+        "width": width,
+        "heads": heads,
+        "patch": patch,
+        "hidden": hidden,
+        "rows": rows,
+        "learn_sigma": learned == 2,
+    }
+    return sizes, (channels, patch * side, patch * side)
+
+
+def build(identified: Identified) -> MDT:
+    """Build the model; its weights are for the caller to load."""
+    return MDT(shape=identified.shape, **identified.sizes)
+
+
+def subject(model: nn.Module, identified: Identified) -> Subject:
+    """Name the sites of an MDTv2, at sublayer granularity.
+
+    Between encoder and decoder two fusions follow each other: positions, then the first skip.
+    """
+    assert isinstance(model, MDT)
+    readers: list[Reader] = []
+    sources = [Source(name="embedding", kind="embedding", block=0)]
+
+    def fuse(name: str, block: int, before: Passage) -> None:
+        sources.append(Source(name=name, kind="fusion", block=block, before=before))
+
+    blocks: list[Any] = [*model.en_inblocks, *model.en_outblocks, *model.de_blocks]
+    for k, block in enumerate(blocks, 1):
+        if k == 2 * len(model.en_inblocks) + 1:
+            last = Passage(module=blocks[k - 2], when="output")
+            fuse("decoder position fusion", k, last)
+        if block.skip_linear is not None:
+            fuse(f"block {k} fusion", k, Passage(module=block, when="input"))
+        sublayers = (("attention", block.norm1, block.attn, 2), ("mlp", block.norm2, block.mlp, 5))
+        for kind, norm, output, chunk in sublayers:
+            branch = Branch(output=output, gate=block.adaLN_modulation, chunk=(chunk, 6))
+            name = f"block {k} {kind}"
+            readers.append(Reader(name=name, kind=kind, block=k, module=norm, branches=(branch,)))
+            sources.append(Source(name=name, kind=kind, block=k))
+    head = model.final_layer.norm_final
+    readers.append(Reader(name="head", kind="head", block=len(blocks) + 1, module=head))
+    return Subject(
+        model=model,
+        family=identified.family,
+        readers=tuple(readers),
+        sources=tuple(sources),
+        offered=offered_by_addition(sources),
+        facts={
+            "family": identified.family,
+            "routing": "residual",
+            "query": None,
+            "chunk_size": None,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "depth": len(blocks),
+            "width": identified.sizes["width"],
+            "heads": identified.sizes["heads"],
+            "tokens": model.pos_embed.shape[1],
+        },
+    )
+
+
+FAMILY = Family(
+    name="mdt",
+    title="MDTv2",
+    # The first MDT has side blocks too: it is told apart and refused by name.
+    marks=(r"(en_inblocks|sideblocks)\.",),
+    identify=identify,
+    build=build,
+    subject=subject,
+)

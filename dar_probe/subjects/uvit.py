@@ -1,0 +1,304 @@
+"""U-ViT: a transformer with long skips, in whose stream label and time are tokens.
+
+After "All are Worth Words: A ViT Backbone for Diffusion Models" (arXiv 2209.12152).
+Shapes: N samples, C channels, T tokens (those of label and time too), D width, H heads.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dar_probe.checkpoints.header import Header
+from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.sit import PatchEmbed, sinusoid
+from dar_probe.subjects.family import Family, Identified
+from dar_probe.subjects.subject import (
+    Branch,
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    offered_by_addition,
+)
+
+# (width, blocks) -> heads of S, M, L and H in the official configs.
+HEADS = {(512, 13): 8, (768, 17): 12, (1024, 21): 16, (1152, 29): 16}
+PIXELS = 3  # channels of the models that were trained on images, without an autoencoder
+
+
+class UViT(nn.Module):
+    """U-ViT: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w); y is ignored without labels.
+
+    Args:
+        shape: of one sample, (C, h, w).
+        depth: blocks, an odd number: the middle one has no partner.
+        width, heads, patch: D, H, side of a patch.
+        hidden: width of the MLPs.
+        rows: of the label table; 0 without labels.
+        qkv_bias: queries, keys and values have a bias.
+        time_mlp: the time goes through an MLP.
+        conv: a 3x3 convolution ends the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        depth: int,
+        width: int,
+        heads: int,
+        patch: int,
+        hidden: int,
+        rows: int,
+        qkv_bias: bool,
+        time_mlp: bool,
+        conv: bool,
+    ) -> None:
+        super().__init__()
+        channels, side = shape[0], shape[1] // patch
+        self.width, self.patch, self.extras = width, patch, 2 if rows else 1
+        self.patch_embed = PatchEmbed(channels, width, patch)
+        self.time_embed: nn.Module = nn.Identity()
+        if time_mlp:
+            self.time_embed = nn.Sequential(
+                nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
+            )
+        self.label_emb = nn.Embedding(rows, width) if rows else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + side * side, width))
+
+        def block(skip: bool) -> Block:
+            return Block(width, heads, hidden, qkv_bias=qkv_bias, skip=skip)
+
+        self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(depth // 2))
+        self.mid_block = block(skip=False)
+        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        self.norm = nn.LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, patch * patch * channels)
+        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the noise at model time ``t`` (the model's own clock) for labels ``y``."""
+        x = self.patch_embed(x)
+        wave = F.pad(sinusoid(t, self.width), (0, self.width % 2)).to(x.dtype)
+        tokens = [self.time_embed(wave)[:, None], x]
+        if self.label_emb is not None:
+            tokens = [self.label_emb(y)[:, None], *tokens]
+        x = torch.cat(tokens, 1) + self.pos_embed  # (N, T, D)
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks:
+            x = block(x, skips.pop())  # the latest skip first
+        out = self.decoder_pred(self.norm(x))[:, self.extras :]
+        return self.final_layer(self.unpatchify(out))  # type: ignore[no-any-return]
+
+    def unpatchify(self, out: Tensor) -> Tensor:
+        """(N, h/p * w/p, p*p*C) -> (N, C, h, w)."""
+        n, tokens, _ = out.shape
+        p, side = self.patch, math.isqrt(tokens)
+        out = out.reshape(n, side, side, p, p, -1)
+        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * p, side * p)
+
+
+class Block(nn.Module):
+    """Attention and MLP, in the second half after a linear map of the stream and a skip."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, qkv_bias: bool, skip: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, hidden)
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        if self.skip_linear is not None:
+            assert skip is not None
+            x = self.skip_linear(torch.cat([x, skip], -1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(*qkv.unbind(0))  # (N, H, T, D/H)
+        return self.proj(out.transpose(1, 2).reshape(n, tokens, width))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (exact), Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+def identify(header: Header, heads: int | None) -> Identified:
+    """Tell the sizes of a U-ViT; every tensor has been compared with what they imply.
+
+    Raises:
+        CheckpointError: it reads text, contradicts itself, or does not tell its heads.
+        UsageError: ``heads`` does not fit the file.
+    """
+    if "context_embed.weight" in header.shapes:
+        raise CheckpointError(
+            f"{header.shown} is a U-ViT that reads text, not supported yet: it has "
+            "'context_embed.weight'",
+            hint="dar-probe audit measures a model of any layout in Python",
+        )
+    sizes, shape = _sizes(header)
+    with torch.device("meta"):
+        model = UViT(shape=shape, heads=1, **sizes)
+    header.compare({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    sizes["heads"] = _heads(header, sizes["width"], sizes["depth"], heads)
+    pixels = shape[0] == PIXELS
+    header.assumptions.append(
+        f"a U-ViT with {PIXELS} channels: read as a model of images, its time is 999 t of a VP SDE;"
+        " --objective overrides"
+        if pixels
+        else f"a U-ViT with {shape[0]} channels: read as a model of latents, its time counts 1000 "
+        "steps; --objective overrides"
+    )
+    return Identified(
+        family="uvit",
+        sizes=sizes,
+        shape=shape,
+        num_classes=_classes(header, sizes["rows"], pixels),
+        objective="vp" if pixels else "uvit",
+        assumptions=header.assumptions,
+    )
+
+
+def _sizes(header: Header) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """Read every size but the heads from one shape each."""
+    width, channels, patch, _ = header.shape("patch_embed.proj.weight", 4)
+    hidden, _ = header.shape("mid_block.mlp.fc1.weight", 2)
+    rows = header.shape("label_emb.weight", 2)[0] if "label_emb.weight" in header.shapes else 0
+    tokens = header.shape("pos_embed", 3)[1] - (2 if rows else 1)
+    side = math.isqrt(max(tokens, 0))
+    if side == 0 or side * side != tokens:
+        why = (
+            f"{header.shown} has no square grid of tokens: 'pos_embed' has {max(tokens, 0)} of them"
+        )
+        raise CheckpointError(why, hint="only models of square images are supported yet")
+    half = 0
+    while f"in_blocks.{half}.norm1.weight" in header.shapes:
+        half += 1
+    sizes = {
+        "depth": 2 * half + 1,
+        "width": width,
+        "patch": patch,
+        "hidden": hidden,
+        "rows": rows,
+        "qkv_bias": "mid_block.attn.qkv.bias" in header.shapes,
+        "time_mlp": "time_embed.0.weight" in header.shapes,
+        "conv": "final_layer.weight" in header.shapes,
+    }
+    return sizes, (channels, patch * side, patch * side)
+
+
+def _heads(header: Header, width: int, depth: int, asked: int | None) -> int:
+    """Return the heads: from the user, or the table of presets."""
+    if asked is not None:
+        if asked < 1 or width % asked:
+            why = f"--heads {asked} does not divide the width {width} of {header.shown}"
+            raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
+        return asked
+    if (width, depth) not in HEADS:
+        why = f"and no preset has width {width} and depth {depth}"
+        raise CheckpointError(
+            f"{header.shown} does not tell its heads, {why}", hint="give the number with --heads"
+        )
+    header.assumptions.append(f"heads from the preset table for width {width}, depth {depth}")
+    return HEADS[width, depth]
+
+
+def _classes(header: Header, rows: int, pixels: bool) -> int:
+    """Return the number of classes: only models of latents were trained with dropped labels."""
+    if not rows:
+        return 0
+    if pixels:
+        header.assumptions.append(f"all {rows} rows in the label table are taken for classes")
+        return rows
+    header.assumptions.append(
+        f"the last of {rows} rows in the label table is taken for the dropped labels"
+    )
+    if rows < 2:
+        raise header.contradiction(f"0 classes, and a label table of {rows} rows")
+    return rows - 1
+
+
+def build(identified: Identified) -> UViT:
+    """Build the model; its weights are for the caller to load."""
+    return UViT(shape=identified.shape, **identified.sizes)
+
+
+def subject(model: nn.Module, identified: Identified) -> Subject:
+    """Name the sites of a U-ViT, at sublayer granularity.
+
+    The tokens of label and time are part of the stream and are measured with the others.
+    """
+    assert isinstance(model, UViT)
+    readers: list[Reader] = []
+    sources = [Source(name="embedding", kind="embedding", block=0)]
+    blocks: list[Any] = [*model.in_blocks, model.mid_block, *model.out_blocks]
+    for k, block in enumerate(blocks, 1):
+        if block.skip_linear is not None:
+            before = Passage(module=block, when="input")
+            sources.append(Source(name=f"block {k} fusion", kind="fusion", block=k, before=before))
+        sublayers = (("attention", block.norm1, block.attn), ("mlp", block.norm2, block.mlp))
+        for kind, norm, branch in sublayers:
+            name, branches = f"block {k} {kind}", (Branch(output=branch),)
+            readers.append(Reader(name=name, kind=kind, block=k, module=norm, branches=branches))
+            sources.append(Source(name=name, kind=kind, block=k))
+    readers.append(Reader(name="head", kind="head", block=len(blocks) + 1, module=model.norm))
+    return Subject(
+        model=model,
+        family=identified.family,
+        readers=tuple(readers),
+        sources=tuple(sources),
+        offered=offered_by_addition(sources),
+        facts={
+            "family": identified.family,
+            "routing": "residual",
+            "query": None,
+            "chunk_size": None,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "depth": len(blocks),
+            "width": model.width,
+            "heads": identified.sizes["heads"],
+            "tokens": model.pos_embed.shape[1],
+        },
+    )
+
+
+FAMILY = Family(
+    name="uvit",
+    title="U-ViT",
+    marks=(r"in_blocks\.", r"mid_block\.", r"out_blocks\."),
+    identify=identify,
+    build=build,
+    subject=subject,
+)
