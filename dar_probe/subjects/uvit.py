@@ -174,12 +174,11 @@ def identify(header: Header, heads: int | None) -> Identified:
     header.compare({name: tuple(value.shape) for name, value in model.state_dict().items()})
     sizes["heads"] = _heads(header, sizes["width"], sizes["depth"], heads)
     pixels = shape[0] == PIXELS
+    time = (
+        "images, its time is 999 t of a VP SDE" if pixels else "latents, its time counts 1000 steps"
+    )
     header.assumptions.append(
-        f"a U-ViT with {PIXELS} channels: read as a model of images, its time is 999 t of a VP SDE;"
-        " --objective overrides"
-        if pixels
-        else f"a U-ViT with {shape[0]} channels: read as a model of latents, its time counts 1000 "
-        "steps; --objective overrides"
+        f"a U-ViT with {shape[0]} channels: read as a model of {time}; --objective overrides"
     )
     return Identified(
         family="uvit",
@@ -196,12 +195,11 @@ def _sizes(header: Header) -> tuple[dict[str, Any], tuple[int, int, int]]:
     width, channels, patch, _ = header.shape("patch_embed.proj.weight", 4)
     hidden, _ = header.shape("mid_block.mlp.fc1.weight", 2)
     rows = header.shape("label_emb.weight", 2)[0] if "label_emb.weight" in header.shapes else 0
-    tokens = header.shape("pos_embed", 3)[1] - (2 if rows else 1)
-    side = math.isqrt(max(tokens, 0))
+    extras = 2 if rows else 1
+    tokens = max(header.shape("pos_embed", 3)[1] - extras, 0)
+    side = math.isqrt(tokens)
     if side == 0 or side * side != tokens:
-        why = (
-            f"{header.shown} has no square grid of tokens: 'pos_embed' has {max(tokens, 0)} of them"
-        )
+        why = f"{header.shown} has no square grid of tokens: 'pos_embed' has {extras} + {tokens}"
         raise CheckpointError(why, hint="only models of square images are supported yet")
     half = 0
     while f"in_blocks.{half}.norm1.weight" in header.shapes:

@@ -1,8 +1,8 @@
 """What the sites of any family should give: plain hooks and explicit gates, in float64.
 
-Shares no code with dar_probe.probe. ``load`` goes the whole way from a file to a subject;
-``observe`` and ``reference`` look at it with hooks of their own; ``Stream`` is for transcriptions
-of a forward pass that know neither model nor subject.
+``load`` goes the whole way from a file to a subject; ``observe`` and ``reference`` look at it with
+hooks of their own and share no code with the probe, which ``probed`` runs; ``Stream`` is for
+transcriptions of a forward pass that know neither model nor subject.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dar_probe import checkpoints
 from dar_probe.checkpoints.header import Header
+from dar_probe.probe.measure import measure
+from dar_probe.probe.recorder import untouched
 
 
 def random_state(shapes, *, seed=0):
@@ -59,15 +61,14 @@ def mean_square(output):
 
 @dataclass
 class Observed:
-    """One forward: per reader what it read, per source what it added, per reader its branches.
+    """One forward: what every reader read, every source added, and a reader's branches wrote.
 
-    Values are None where the stream after a source is not seen (the last write before another
-    stage); branches where the subject names none.
+    Branches are None where the subject names none.
     """
 
     output: Tensor
     reads: list[Tensor]
-    values: list[Tensor | None]
+    values: list[Tensor]
     branches: list[Tensor | None]
 
     def sum_errors(self, offered):
@@ -76,10 +77,10 @@ class Observed:
         return [relative(total, read) for total, read in zip(sums, self.reads, strict=True)]
 
     def branch_errors(self, subject):
-        """Per sublayer with known branches and value, branches x gate against what it added."""
+        """Per sublayer with known branches, branches x gate against what it added."""
         written = [v for v, s in zip(self.values, subject.sources, strict=True) if s.written]
         pairs = zip(self.branches, written, strict=False)  # the head writes nothing
-        return [relative(b, v) for b, v in pairs if b is not None and v is not None]
+        return [relative(b, v) for b, v in pairs if b is not None]
 
 
 @torch.no_grad()
@@ -146,14 +147,10 @@ def observe(subject, args):
 
 def _values(sources, events, seen):
     """The stream after each source minus the stream before it; a new stream counts whole."""
-    at, before = iter(events), []
-    for source in sources:
-        before.append(None if source.begins else seen[next(at)])
-    after = [*before[1:], seen[next(at)]]
+    states = [seen[event] for event in events]  # before sources 1, 2, ..., and what the head reads
     values = []
-    for source, old, new in zip(sources, before, after, strict=True):
-        whole = source.begins or new is None
-        values.append(new if whole else new - old)
+    for i, (source, new) in enumerate(zip(sources, states, strict=True)):
+        values.append(new if source.begins else new - states[i - 1])
     return values
 
 
@@ -164,7 +161,7 @@ def reference(subject, args, loss=mean_square):
     gives dLoss/dg at g = 1. The gradient of a block's state is that of the very tensor that its
     first reader gets, which must therefore be the stream itself.
     """
-    values = [None if v is None else v.detach() for v in observe(subject, args).values]
+    values = observe(subject, args).values
     n, states = len(args[0]), {}
     gates = torch.ones(
         n, len(subject.readers), len(subject.sources), dtype=torch.float64, requires_grad=True
@@ -203,6 +200,19 @@ def reference(subject, args, loss=mean_square):
         ),
         "gate": grad.where(offered, torch.nan),
     }
+
+
+def probed(subject, args, loss=mean_square):
+    """Return what the probe itself measures; ``reference`` is its judge."""
+    n = len(args[0])
+    with untouched(subject.model):
+        return measure(
+            subject,
+            lambda ids, levels: (args, {}),
+            lambda output, ids, levels: loss(output),
+            torch.arange(n),
+            torch.full((n,), 0.5, dtype=torch.float64),
+        )
 
 
 def of_blocks(states, grads):

@@ -205,16 +205,16 @@ def test_everything_against_the_transcription(case):
         assert check.relative(found, read.detach()) < 1e-13
     for found, value in zip(seen.values, stream.sources, strict=True):
         assert check.relative(found, value.detach()) < 1e-13
-    found = check.reference(subject, args)
-    for name, value in expected.items():
-        assert check.relative(found[name], value) < 1e-12, name
+    for found in (check.reference(subject, args), check.probed(subject, args)):
+        for name, value in expected.items():
+            assert check.relative(found[name], value) < 1e-13, name
 
 
 def test_gates_of_a_normed_reader_sum_to_zero(case):
     """Up to the norm's eps: one gate for all sources would scale what the norm ignores."""
     *_, subject, args = case
     gate = check.reference(subject, args)["gate"][:, 1:].nan_to_num()  # reader 1 has one source
-    assert (gate.sum(-1).abs() / gate.abs().amax(-1)).max() < 1e-3
+    assert (gate.sum(-1).abs() / gate.abs().amax(-1)).max() < 1e-4
 
 
 def test_heads_are_in_the_file():
