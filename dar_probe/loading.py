@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dar_probe import checkpoints, objective, subjects
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import Checkpoint, Weights, check_finite
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 from dar_probe.objective import Objective
 from dar_probe.subjects import Identified, Subject
@@ -73,12 +72,7 @@ def load(
         UsageError: an option does not fit.
     """
     checkpoint = checkpoints.read(path, weights=check_weights(weights))
-    header = Header(
-        shown=quote(checkpoint.path.name),
-        shapes={key: tuple(value.shape) for key, value in checkpoint.state.items()},
-        args=checkpoint.args,
-        weights=checkpoint.weights,
-    )
+    header = checkpoint.header
     kind = subjects.family_of(header, family)
     found = kind.identify(header, heads)
     model = blank(header, kind, found)

@@ -16,7 +16,7 @@ from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.subjects.sit_layout import read_sizes as identify
+from dar_probe.subjects.sit_layout import read_sizes
 from tests.hostile.builders import official_shapes, official_state, training_checkpoint
 
 STATE = official_state()
@@ -181,7 +181,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(value: float, dtype: torch
 @pytest.mark.parametrize("patch", [2, 8])
 def test_the_official_presets(width: int, depth: int, heads: int, patch: int) -> None:
     shapes = official_shapes(width=width, depth=depth, patch=patch, size=32, rows=1001, sigma=True)
-    found = identify(of_shapes(shapes, weights="flat"))
+    found = read_sizes(of_shapes(shapes, weights="flat"))
     assert (found.family, found.width, found.depth, found.heads) == ("sit", width, depth, heads)
     assert (found.patch, found.in_channels, found.input_size) == (patch, 4, 32)
     assert (found.num_classes, found.class_dropout, found.mlp_ratio) == (1000, True, 4.0)
@@ -218,7 +218,7 @@ def test_sizes_come_back(
         rows=rows, hidden=hidden, sigma=sigma, head=head if qk_norm else None,
         projectors=tuple(projectors),
     )  # fmt: skip
-    found = identify(of_shapes(shapes), heads=None if qk_norm else heads)
+    found = read_sizes(of_shapes(shapes), heads=None if qk_norm else heads)
     assert (found.depth, found.width, found.heads) == (depth, head * heads, heads)
     assert (found.patch, found.in_channels, found.input_size) == (patch, channels, grid * patch)
     assert (found.num_classes, found.class_dropout) == (rows - 1, True)
@@ -239,7 +239,7 @@ def test_sizes_come_back(
     ],
 )
 def test_family_from_the_settings(args: dict[str, Any], family: str, assumed: list[str]) -> None:
-    found = identify(of_shapes(official_shapes(), args | {"num_classes": 10, "heads": 2}))
+    found = read_sizes(of_shapes(official_shapes(), args | {"num_classes": 10, "heads": 2}))
     assert found.family == family
     assert len(found.assumptions) == len(assumed)
     for sentence, part in zip(found.assumptions, assumed, strict=True):
@@ -248,7 +248,7 @@ def test_family_from_the_settings(args: dict[str, Any], family: str, assumed: li
 
 def test_projectors_mean_repa() -> None:
     shapes = official_shapes(projectors=(768, 1024))
-    found = identify(of_shapes(shapes, {"model": "DiT-XL/2", "cfg_prob": 0.1}), heads=2)
+    found = read_sizes(of_shapes(shapes, {"model": "DiT-XL/2", "cfg_prob": 0.1}), heads=2)
     assert (found.family, found.projectors) == ("repa", [768, 1024])
     assert found.assumptions == [
         "projectors are there: read as REPA, time runs t = s; --objective overrides"
@@ -257,12 +257,12 @@ def test_projectors_mean_repa() -> None:
 
 def test_our_own_files_pass_their_routing_on() -> None:
     shapes = official_shapes() | {"stream.queries": (5, 8), "stream.norm.weight": (8,)}
-    found = identify(of_shapes(shapes, OWN | {"num_classes": 10, "objective": "repa"}))
+    found = read_sizes(of_shapes(shapes, OWN | {"num_classes": 10, "objective": "repa"}))
     assert found.family == "dar-probe"
     assert found.routing == {"routing": "dar", "query": "dynamic", "chunk_size": 4}
     assert found.assumptions == []
     with pytest.raises(CheckpointError, match="routed dar-probe model without its settings"):
-        identify(of_shapes(shapes, {"heads": 2}))
+        read_sizes(of_shapes(shapes, {"heads": 2}))
 
 
 @pytest.mark.parametrize(
@@ -270,33 +270,33 @@ def test_our_own_files_pass_their_routing_on() -> None:
 )
 def test_our_own_files_with_a_routing_that_is_none(wrong: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=next(iter(wrong))):
-        identify(of_shapes(official_shapes(), OWN | wrong))
+        read_sizes(of_shapes(official_shapes(), OWN | wrong))
     without = {key: value for key, value in OWN.items() if key != "routing"}
     with pytest.raises(CheckpointError, match="names no routing"):
-        identify(of_shapes(official_shapes(), without))
+        read_sizes(of_shapes(official_shapes(), without))
 
 
 def test_where_the_heads_come_from() -> None:
     plain, normed = official_shapes(), official_shapes(head=4)
-    assert identify(of_shapes(plain), heads=8).heads == 8
-    assert identify(of_shapes(plain, {"heads": 4})).heads == 4
-    assert identify(of_shapes(plain, {"num_heads": 2})).heads == 2
+    assert read_sizes(of_shapes(plain), heads=8).heads == 8
+    assert read_sizes(of_shapes(plain, {"heads": 4})).heads == 4
+    assert read_sizes(of_shapes(plain, {"num_heads": 2})).heads == 2
     with pytest.raises(UsageError, match="--heads 8 contradicts 'x.pt': it was trained with 4"):
-        identify(of_shapes(plain, {"heads": 4}), heads=8)
-    assert identify(of_shapes(normed, {"heads": 8}), heads=2).heads == 2
+        read_sizes(of_shapes(plain, {"heads": 4}), heads=8)
+    assert read_sizes(of_shapes(normed, {"heads": 8}), heads=2).heads == 2
     with pytest.raises(CheckpointError, match="no preset has width 8 and depth 2") as caught:
-        identify(of_shapes(plain))
+        read_sizes(of_shapes(plain))
     assert "--heads" in caught.value.hint
     for told in (3, 0, -2, True, "2", 1.0, [2]):
         with pytest.raises(CheckpointError, match="do not fit its width 8"):
-            identify(of_shapes(plain, {"heads": told}))
+            read_sizes(of_shapes(plain, {"heads": told}))
     for asked in (3, 0, -2):
         with pytest.raises(UsageError, match="does not divide"):
-            identify(of_shapes(plain), heads=asked)
+            read_sizes(of_shapes(plain), heads=asked)
     with pytest.raises(UsageError, match="--heads 4 contradicts 'x.pt': it has 2"):
-        identify(of_shapes(normed), heads=4)
+        read_sizes(of_shapes(normed), heads=4)
     with pytest.raises(CheckpointError, match="q_norm.weight' has shape"):
-        identify(of_shapes(official_shapes(head=3)))
+        read_sizes(of_shapes(official_shapes(head=3)))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_where_the_heads_come_from() -> None:
     ],
 )
 def test_classes(args: dict[str, Any], classes: int, dropout: bool) -> None:
-    found = identify(of_shapes(official_shapes(rows=11), args), heads=2)
+    found = read_sizes(of_shapes(official_shapes(rows=11), args), heads=2)
     assert (found.num_classes, found.class_dropout) == (classes, dropout)
     told = {"num_classes", "class_dropout_prob", "cfg_prob"} & {
         key for key, value in args.items() if value is not True
@@ -324,9 +324,9 @@ def test_classes(args: dict[str, Any], classes: int, dropout: bool) -> None:
 @pytest.mark.parametrize(("rows", "args"), [(11, {"num_classes": 12}), (11, {"num_classes": 9})])
 def test_classes_that_contradict_the_table(rows: int, args: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="a label table of 11 rows"):
-        identify(of_shapes(official_shapes(rows=rows), args), heads=2)
+        read_sizes(of_shapes(official_shapes(rows=rows), args), heads=2)
     with pytest.raises(CheckpointError, match="0 classes, and a label table of 1 rows"):
-        identify(of_shapes(official_shapes(rows=1)), heads=1)
+        read_sizes(of_shapes(official_shapes(rows=1)), heads=1)
 
 
 EVERYTHING = official_shapes(head=4, projectors=(5,))
@@ -336,24 +336,24 @@ EVERYTHING = official_shapes(head=4, projectors=(5,))
 def test_every_missing_and_every_misshapen_parameter_is_named(key: str) -> None:
     missing = {name: shape for name, shape in EVERYTHING.items() if name != key}
     with pytest.raises(CheckpointError, match="missing|unexpected|contradicts") as caught:
-        identify(of_shapes(missing), heads=2)
+        read_sizes(of_shapes(missing), heads=2)
     # Without the parameter that its list is found by, the parameter's siblings are the culprits.
     assert key in str(caught.value) or key.endswith(("q_norm.weight", "projectors.0.4.bias"))
     right = EVERYTHING[key]
     for shape in ((*right, 1), (*right[:-1], right[-1] + 5), (*right[:-1], 0), ()):
         with pytest.raises(CheckpointError, match="contradicts|no square grid"):
-            identify(of_shapes(EVERYTHING | {key: shape}), heads=2)
+            read_sizes(of_shapes(EVERYTHING | {key: shape}), heads=2)
 
 
 @pytest.mark.parametrize("key", ["blocks.2.attn.qkv.bias", "blocks.9999.x", "blocks.00001.x", "y"])
 def test_one_parameter_too_many(key: str) -> None:
     with pytest.raises(CheckpointError, match="missing|unexpected"):
-        identify(of_shapes(official_shapes() | {key: (3,)}), heads=2)
+        read_sizes(of_shapes(official_shapes() | {key: (3,)}), heads=2)
 
 
 def test_a_grid_that_is_not_square() -> None:
     with pytest.raises(CheckpointError, match="no square grid of tokens: 'pos_embed' has 12"):
-        identify(of_shapes(official_shapes() | {"pos_embed": (1, 12, 8)}), heads=2)
+        read_sizes(of_shapes(official_shapes() | {"pos_embed": (1, 12, 8)}), heads=2)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_grid_that_is_not_square() -> None:
 def test_other_layouts_are_called_by_their_names(key: str, layout: str, alone: bool) -> None:
     shapes = {key: (3, 3)} if alone else official_shapes() | {key: (3, 3)}
     with pytest.raises(CheckpointError) as caught:
-        identify(of_shapes(shapes), heads=2)
+        read_sizes(of_shapes(shapes), heads=2)
     message = str(caught.value)
     assert message.isprintable() and caught.value.hint
     if not (alone and "conv_in" in key):

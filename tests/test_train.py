@@ -11,10 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.subjects.sit_layout import read_sizes as identify
+from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, from_toml
@@ -93,9 +92,7 @@ def test_checkpoint_has_the_official_layout_and_plain_data(tmp_path):
     assert path.name == "step-0000006.pt"
     state = load(path)
     assert set(state) == {"model", "ema", "opt", "step", "args"}
-    read_back = read(path)
-    shapes = {name: tuple(value.shape) for name, value in read_back.state.items()}
-    found = identify(Header(shown="it", shapes=shapes, args=read_back.args))
+    found = read_sizes(read(path).header)
     assert (found.family, found.depth, found.width, found.heads) == ("dar-probe", 2, 16, 1)
     assert found.routing == {"routing": "dar", "query": "static+t", "chunk_size": 2}
     names = sorted(p.name for p in path.parent.iterdir())

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from dar_probe.checkpoints import sniff
+from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 
@@ -64,6 +65,16 @@ class Checkpoint:
     weights: str
     state: dict[str, Tensor]
     args: dict[str, Any]
+
+    @property
+    def header(self) -> Header:
+        """What the file says beside its weights."""
+        return Header(
+            shown=quote(self.path.name),
+            shapes={key: tuple(value.shape) for key, value in self.state.items()},
+            args=self.args,
+            weights=self.weights,
+        )
 
 
 def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:

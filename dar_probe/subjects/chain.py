@@ -93,8 +93,11 @@ class _Step:
     came: tuple[Passed, int | None, _Place, bool] | None = None
 
 
-def follow(trace: Trace) -> list[Link]:
+def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
     """Return the reads of the stream that the output depends on, in firing order, the head last.
+
+    With ``live_only`` the measured tokens are those from the first to the last one that the output
+    depends on by the head; else all that run through the whole stream.
 
     Raises:
         NoStream: the model is no pre-norm stack.
@@ -102,6 +105,10 @@ def follow(trace: Trace) -> list[Link]:
     if trace.output is None or not trace.output.requires_grad:
         raise NoStream("the output does not depend on the blocks by autograd")
     steps = [_head(trace)]  # the last step first
+    if live_only:
+        frame = steps[0].place.frame
+        live = torch.nonzero(frame.live)[:, 0]
+        frame.narrow(int(live[0]), int(live[-1] - live[0]) + 1)
     ends = [1]  # how many steps each block has, the head's first
     while (came := steps[-1].came) is not None:
         own = _block(trace, *came[:3])

@@ -35,6 +35,7 @@ def discover(
     *,
     blocks: str | None = None,
     readers: str | None = None,
+    live_only: bool = False,
 ) -> Subject:
     """Name the sites of ``model`` from one forward of one sample on ``args`` and ``kwargs``.
 
@@ -48,6 +49,7 @@ def discover(
             star stands for one part of a name. Left out: the members of the lists of blocks.
         readers: patterns of the names of what reads the stream; left out: every norm that does,
             and every branch without one.
+        live_only: measure only the tokens that the output comes from, not e.g. padding.
 
     Raises:
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
@@ -64,7 +66,7 @@ def discover(
             hint="the probe needs (N, T, D), one row a sample",
         )
     try:
-        links = chain.follow(found)
+        links = chain.follow(found, live_only=live_only)
         aside = _aside(found, links)
     except NoStream as error:
         if blocks or readers:
