@@ -37,9 +37,11 @@ def inspect(
         "weights": loaded.checkpoint.weights,
         "family": loaded.identified.family,
         "objective": loaded.objective.name,
-        **loaded.model.config.to_dict(),
+        **loaded.identified.sizes,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "routing_parameters": sum(p.numel() for p in loaded.model.stream.parameters()),
+        "routing_parameters": sum(
+            p.numel() for name, p in loaded.model.named_parameters() if name.startswith("stream.")
+        ),
         "assumptions": loaded.assumptions,
     }
     if as_json:
@@ -57,7 +59,7 @@ def _show(facts: dict[str, Any]) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     assumptions = facts.pop("assumptions")
-    routed = facts["routing"] == "dar"
+    routed = facts.get("routing") == "dar"
     for name, value in facts.items():
         if not routed and name in ("query", "chunk_size", "routing_parameters"):
             continue

@@ -107,8 +107,9 @@ def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Modu
 def make_tables(model: nn.Module) -> None:
     """Let modules compute what is in no file, such as tables of positions."""
     for module in model.modules():
-        if hasattr(module, "make_tables"):
-            module.make_tables()
+        make = getattr(module, "make_tables", None)
+        if make is not None:
+            make()
 
 
 def check_weights(weights: str) -> Weights:

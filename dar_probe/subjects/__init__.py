@@ -8,7 +8,7 @@ from torch import nn
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT
-from dar_probe.subjects import discover, sit
+from dar_probe.subjects import discover, lightningdit, mdt, sit, udit, uvit
 from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.subject import Reader, Source, Subject
 from dar_probe.subjects.wrapping import check_forward, unwrap
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # In this order the marks of a file are compared; the last one also takes what has no mark.
-FAMILIES = (sit.FAMILY,)
+FAMILIES = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY, sit.FAMILY)
 
 
 def family_of(header: Header, name: str | None = None) -> Family:

@@ -264,11 +264,13 @@ def _head(link: Link, links: list[Link]) -> Reader:
 
 def _called(found: Trace, read: Read, stop: int, following: Read | None) -> dict[int, nn.Module]:
     """Return the modules of the branch that begins with ``read``, but norms, by their calls."""
+    assert read.home is not None
+    block, _ = read.home
     # A branch that holds its own norm began before the norm did; so may the next one have.
     inside = {
         at: module
         for at, (module, home) in enumerate(found.calls[:stop])
-        if home == read.home and not is_norm(module) and module is not home[0]
+        if home == read.home and not is_norm(module) and module is not block
     }
     return {
         at: module

@@ -204,7 +204,8 @@ def _unnormed(
     through = {part for part in inside if any(child in blocks for child in part.modules())}
     inside -= through
     running: list[tuple[nn.Module, Tensor | None]] = []
-    found, normed = set(), set()
+    found: set[nn.Module] = set()
+    normed: set[nn.Module] = set()
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         value = first_tensor((*args, *kwargs.values()))

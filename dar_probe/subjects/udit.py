@@ -19,18 +19,27 @@ from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.subject import Branch, Reader, Source, Subject, View, offered_by_addition
+from dar_probe.subjects.subject import (
+    Branch,
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    View,
+    offered_by_addition,
+)
 
 # Lists of blocks in firing order, and their widths in units of the first.
 LEVELS = {
     "encoder_level_1": 1, "encoder_level_2": 2, "latent": 4, "decoder_level_2": 2,
     "decoder_level_1": 2,
 }  # fmt: skip
+# The module that ends the level before each: the first to read its last state.
+RESAMPLERS = (None, "down1_2", "down2_3", "up3_2", "up2_1")
 # (width, heads) of S, B and L; their depths; and what no shape tells, by its official name.
 PRESETS = ((96, 4), (192, 8), (384, 16))
 DEPTHS = [2, 5, 8, 5, 2]
 OPTIONS = {"down_factor": 2, "posemb_type": "rope2d", "down_shortcut": 1}
-LATENT_SIDE = 32  # of images of 256 pixels
 
 
 class UDiT(nn.Module):
@@ -229,7 +238,7 @@ def identify(header: Header, heads: int | None) -> Identified:
     found, *_ = header.shape("encoder_level_1.0.attn1.logit_scale", 3)
     if outputs not in (channels, 2 * channels):
         raise header.misshapen("final_layer.out_proj.bias")
-    if width % 2 or width % found or width // found % 4:  # rotary pairs for columns and rows
+    if width % 2 or width % found:
         raise header.misshapen("encoder_level_1.0.attn1.logit_scale")
     if heads not in (None, found):
         why = f"--heads {heads} contradicts {header.shown}: it has {found}"
@@ -280,19 +289,21 @@ def _options(header: Header, size: tuple[int, int], depths: list[int]) -> dict[s
         or options["down_shortcut"] not in (0, 1)
     ):
         raise header.contradiction(f"its settings of the attention are {quote(options, 120)}")
+    # Rotary positions are pairs of features for columns and pairs for rows.
+    if options["posemb_type"] and size[0] // size[1] % 4:
+        raise header.misshapen("encoder_level_1.0.attn1.logit_scale")
     return options
 
 
 def _side(header: Header, factor: int) -> int:
     """Return the side of the latents, which are an eighth of the images' size."""
-    pixels = header.args.get("image_size")
-    if pixels is None:
-        header.assumptions.append(f"latents of {LATENT_SIDE} x {LATENT_SIDE}, as for 256 pixels")
-        return LATENT_SIDE
+    pixels: Any = header.args.get("image_size", 256)
+    if "image_size" not in header.args:
+        header.assumptions.append("latents of 32 x 32, as for images of 256 pixels")
     # Two down-samplings by 2 and one by the factor.
     if not isinstance(pixels, int) or pixels < 1 or pixels % (8 * 4 * factor):
         raise header.contradiction(f"images of {quote(pixels, 40)} pixels do not fit its levels")
-    return pixels // 8
+    return int(pixels) // 8
 
 
 def _classes(header: Header, rows: int) -> int:
@@ -316,11 +327,10 @@ def build(identified: Identified) -> UDiT:
 def subject(model: nn.Module, identified: Identified) -> Subject:
     """Name the sites: four sublayers a block, and a new stream at each of the five levels.
 
-    Between levels the stream changes its shape: a convolution and a (un)shuffle of pixels lead
-    down, up, and in the decoder a pointwise convolution mixes what comes up with the encoder's
-    last state of that size. Neither has the shape of the stream before, which is of another
-    level (the encoder's has half the features at level 1, and is not what was read last at level
-    2), so nothing can be taken off: each is a fusion with which a new stream begins.
+    Between levels a convolution and a shuffle of pixels change the stream's shape, and in the
+    decoder a pointwise convolution mixes what comes up with the encoder's last state of that
+    size. The skipped state is no part of the new stream that could be taken off, as all channels
+    are mixed, so that each such step is a fusion with which a fresh stream begins.
     The last stream is first read by the convolution ``output``, not by the norm behind it.
     """
     sizes = identified.sizes
@@ -328,10 +338,13 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     readers: list[Reader] = []
     sources = [Source(name="embedding", kind="embedding", block=0)]
     number = 0
-    for level, depth in zip(LEVELS, sizes["depths"], strict=True):
-        if number:
+    for level, resampler, depth in zip(LEVELS, RESAMPLERS, sizes["depths"], strict=True):
+        if resampler:
             name = f"block {number + 1} fusion"
-            sources.append(Source(name=name, kind="fusion", block=number + 1))
+            before = Passage(module=model.get_submodule(resampler), when="input", view=view)
+            sources.append(
+                Source(name=name, kind="fusion", block=number + 1, before=before, fresh=True)
+            )
         for k in range(depth):
             number += 1
             block = model.get_submodule(f"{level}.{k}")
