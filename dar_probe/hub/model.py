@@ -1,0 +1,132 @@
+"""A folder's transformer, built by diffusers' own class of that name."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from dar_probe.checkpoints.reader import check_finite
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.hub.folder import Folder
+
+_HOME = "diffusers.models.transformers."
+_SCHEDULERS = "diffusers.schedulers."
+
+
+def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the transformer on the CPU, in eval mode, every weight taken from the folder.
+
+    Args:
+        folder: what ``folder.read`` said about it.
+        dtype: of the weights; some classes keep a few of them in float32.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it has no such transformer, or the weights are not that class's.
+        ProbeError: weights are NaN or infinite.
+    """
+    kind = transformer_class(folder.class_name)
+    with quiet():
+        try:
+            model, report = kind.from_pretrained(
+                os.fspath(folder.path),
+                local_files_only=True,
+                use_safetensors=True,
+                variant=folder.variant,
+                torch_dtype=dtype,
+                output_loading_info=True,
+                disable_mmap=False,
+            )
+        except Exception as error:  # a constructor may raise anything on settings that do not fit
+            raise CheckpointError(
+                f"{folder.shown} is no {folder.class_name} that diffusers can build: "
+                f"{quote(error)}",
+                hint="try the diffusers version in its config.json under _diffusers_version",
+            ) from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:
+            raise CheckpointError(
+                f"{folder.shown} is no {folder.class_name}: {quote(sorted(map(str, report[what]))[0])}"
+                f" is {what.partition('_')[0]} in its weights",
+                hint="try the diffusers version in its config.json under _diffusers_version",
+            )
+    check_finite(model.state_dict())
+    built: nn.Module = model.eval()
+    return built
+
+
+def transformer_class(name: str) -> Any:
+    """Return the transformer of that name which diffusers itself exports.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it exports none.
+    """
+    kind = _exported(name, _HOME)
+    if kind is None or not issubclass(kind, nn.Module) or not hasattr(kind, "from_pretrained"):
+        raise CheckpointError(
+            f"{quote(name)} is no transformer of the installed diffusers",
+            hint="pip install -U diffusers; classes from elsewhere are never run",
+        )
+    return kind
+
+
+def scheduler_class(name: str) -> Any:
+    """Return the scheduler of that name which diffusers itself exports.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it exports none.
+    """
+    kind = _exported(name, _SCHEDULERS)
+    if kind is None or not hasattr(kind, "set_timesteps"):
+        raise CheckpointError(
+            f"{quote(name)} is no scheduler of the installed diffusers",
+            hint="pip install -U diffusers; classes from elsewhere are never run",
+        )
+    return kind
+
+
+def diffusers() -> Any:
+    """Return the package.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import diffusers as package
+    except ImportError as error:
+        raise UsageError(
+            "this model needs diffusers, which is not installed",
+            hint="pip install 'dar-probe[diffusers]'",
+        ) from error
+    return package
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep diffusers from logging, and restore what was set."""
+    diffusers()
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _exported(name: str, home: str) -> Any:
+    """Return a class that the package lists and defines itself below ``home``, else None."""
+    package = diffusers()
+    if name not in dir(package):
+        return None
+    with quiet():
+        kind = getattr(package, name)
+    inside = isinstance(kind, type) and f"{kind.__module__}.".startswith(home)
+    return kind if inside else None
