@@ -47,11 +47,10 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
                 f"{quote(error)}",
                 hint="try the diffusers version in its config.json under _diffusers_version",
             ) from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[what]:
+    for what in ("missing", "unexpected", "mismatched"):
+        if culprits := sorted(map(str, report[f"{what}_keys"])):
             raise CheckpointError(
-                f"{folder.shown} is no {folder.class_name}: {quote(sorted(map(str, report[what]))[0])}"
-                f" is {what.partition('_')[0]} in its weights",
+                f"{folder.shown} is no {folder.class_name}: {quote(culprits[0])} is {what}",
                 hint="try the diffusers version in its config.json under _diffusers_version",
             )
     check_finite(model.state_dict())

@@ -55,7 +55,7 @@ MODELS = {
         "HunyuanDiT2DModel",
         dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2,
              sample_size=8, hidden_size=16, num_layers=6, mlp_ratio=2.0, learn_sigma=True,
-             cross_attention_dim=12, cross_attention_dim_t5=10, pooled_projection_dim=14,
+             cross_attention_dim=12, cross_attention_dim_t5=16, pooled_projection_dim=14,
              text_len=5, text_len_t5=6),
         "DDPMScheduler",
         dict(beta_start=0.00085, beta_end=0.03, beta_schedule="scaled_linear",

@@ -1,0 +1,224 @@
+"""How a diffusers transformer is called: its latents, its time and every condition.
+
+What a parameter of the forward takes follows from its name and from the settings; what names
+cannot tell stands in small tables, here and in ``latents.AXES``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dar_probe.errors import ProbeError, UsageError
+from dar_probe.hub import conditioning, rules
+from dar_probe.hub.latents import Latents, describe
+from dar_probe.hub.model import transformer_class
+
+TOKENS = 16  # of text, where the settings fix no number
+_LATENTS = ("hidden_states", "x")
+_TIME = ("timestep", "timesteps", "t")
+_SKIPPED = {"self", "return_dict"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """How one model is called.
+
+    Attributes:
+        class_name: of the model.
+        latents: how it takes a sample.
+        tokens: of text in each sample.
+        assumptions: one sentence for each condition that nobody gave.
+    """
+
+    class_name: str
+    latents: Latents
+    tokens: int
+    assumptions: tuple[str, ...]
+    _makers: Mapping[str, rules.Maker]
+    _positional: tuple[str, ...]
+    _returns_dict: bool
+    _seed: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's latents."""
+        return self.latents.shape
+
+    def inputs(
+        self, x: Tensor, time: Tensor, ids: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments for samples ``x`` (N, *shape) at model times ``time`` (N,).
+
+        Every condition is a function of the sample's id (N,) alone, the same at every time.
+        """
+        if self.latents.extra:
+            x = torch.cat([x, self._extra(x, ids)], self.latents.channel_axis)
+        batch = rules.Batch(x=x, time=time, ids=ids)
+        made = {name: maker(batch) for name, maker in self._makers.items()}
+        args = tuple(made.pop(name) for name in self._positional)
+        return args, made | ({"return_dict": False} if self._returns_dict else {})
+
+    def prediction(self, output: Any) -> Tensor:
+        """Return what was predicted (N, *shape), without a learned variance.
+
+        Raises:
+            ProbeError: the output has another shape.
+        """
+        value = getattr(output, "sample", output)
+        if isinstance(value, tuple):
+            value = value[0]
+        if isinstance(value, list):
+            value = torch.stack(value)
+        if isinstance(value, Tensor):
+            if self.class_name in rules.SINGLE_FRAME:
+                value = value.squeeze(2)
+            axis = self.latents.channel_axis
+            wanted = self.latents.shape[axis - 1]
+            if value.ndim == len(self.shape) + 1 and value.shape[axis] == 2 * wanted:
+                value = value.narrow(axis, 0, wanted)
+            if tuple(value.shape[1:]) == self.shape:
+                return value
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ProbeError(
+            f"{self.class_name} returned {found} for samples of shape {self.shape}",
+            hint="dar-probe audit measures it in Python, with a loss of your own",
+        )
+
+    def _extra(self, x: Tensor, ids: Tensor) -> Tensor:
+        shape = list(self.shape)
+        shape[self.latents.channel_axis - 1] = self.latents.extra
+        drawn = conditioning.normal("channels", ids, tuple(shape), seed=self._seed)
+        return drawn.to(x.device, x.dtype)
+
+
+def plan(
+    class_name: str,
+    config: dict[str, Any],
+    *,
+    shape: Sequence[int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> Call:
+    """Return how the transformer ``class_name`` with settings ``config`` is called.
+
+    Args:
+        class_name: of the transformer.
+        config: its settings.
+        shape: of one sample; left out, a size that the settings suggest.
+        given: conditions by the name of the forward's parameter, one row per sample or one row.
+        tokens: of text per sample, where it is drawn at random.
+        seed: of everything that is drawn.
+
+    Raises:
+        UsageError: diffusers is missing, an argument does not fit, or the model needs an input
+            that no rule knows.
+        CheckpointError: diffusers has no such transformer.
+    """
+    given = given or {}
+    signature = inspect.signature(transformer_class(class_name).forward).parameters
+    latents = describe(class_name, config, signature, shape)
+    setting = rules.Setting(
+        class_name=class_name,
+        config=config,
+        latents=latents,
+        tokens=_tokens(given, tokens),
+        seed=seed,
+        given=given,
+    )
+    unknown = sorted(set(given) - set(signature))
+    if unknown:
+        raise UsageError(
+            f"{class_name} takes no {unknown[0]!r}",
+            hint=f"conditions are named after {', '.join(sorted(set(signature) - _SKIPPED))}",
+        )
+    makers: dict[str, rules.Maker] = {}
+    for name, parameter in signature.items():
+        if name in _SKIPPED or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        maker = _maker(name, setting, required=parameter.default is parameter.empty)
+        if maker is not None:
+            makers[name] = maker
+    leading = next((name for name in signature if name not in _SKIPPED), "")
+    return Call(
+        class_name=class_name,
+        latents=latents,
+        tokens=setting.tokens,
+        assumptions=tuple(_assumptions(setting, makers)),
+        _makers=makers,
+        _positional=(leading,) if leading in _LATENTS else (),
+        _returns_dict="return_dict" in signature,
+        _seed=seed,
+    )
+
+
+def _tokens(given: Mapping[str, Tensor], tokens: int | None) -> int:
+    for name in ("encoder_hidden_states", "cap_feats", "text_bth"):
+        if name in given and given[name].ndim == 3:
+            return given[name].shape[1]
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"{tokens} tokens of text were asked for; it takes at least 1")
+    return tokens or TOKENS
+
+
+def _maker(name: str, setting: rules.Setting, *, required: bool) -> rules.Maker | None:
+    """Return what makes the argument ``name``, None where it is left out."""
+    if name in _LATENTS:
+        if setting.class_name in rules.SINGLE_FRAME:
+            return lambda batch: list(batch.x.unsqueeze(2))
+        return lambda batch: batch.x
+    if name in _TIME:
+        if setting.class_name in rules.TIME_LIKE_LATENTS:
+            return lambda batch: batch.time.to(batch.x.device, batch.x.dtype)
+        return lambda batch: batch.time.to(batch.x.device)
+    if name in setting.given:
+        return _from_file(name, setting)
+    rule: Callable[[rules.Setting, bool], rules.Maker | None] | None = rules.RULES.get(name)
+    maker = rule(setting, required) if rule is not None else None
+    if maker is None and required:
+        raise UsageError(
+            f"{setting.class_name} needs {name!r}, and nothing says what that is",
+            hint="give it in a .safetensors file of conditions, or call dar-probe audit in Python",
+        )
+    return maker
+
+
+def _from_file(name: str, setting: rules.Setting) -> rules.Maker:
+    def make(batch: rules.Batch) -> Any:
+        values = conditioning.rows(setting.given, name, batch.ids)
+        like = batch.x.dtype if values.is_floating_point() else values.dtype
+        values = values.to(batch.x.device, like)
+        return list(values) if name in rules.LISTS else values
+
+    return make
+
+
+def _assumptions(setting: rules.Setting, makers: Mapping[str, rules.Maker]) -> list[str]:
+    """Return one sentence for each thing that was chosen for the user."""
+    found = []
+    drawn = [name for name in makers if name in rules.DRAWN and name not in setting.given]
+    if drawn:
+        found.append(
+            "no text was given: every sample has random normal numbers of its own as "
+            f"{', '.join(drawn)} (seed {setting.seed}, the same at every noise level)"
+        )
+    if "class_labels" in makers and "class_labels" not in setting.given:
+        found.append("no class labels were given: samples take the classes in turn")
+    if "guidance" in makers and "guidance" not in setting.given:
+        scale = rules.guidance_scale(setting)
+        found.append(f"the model takes a guidance scale, which is {scale:g}")
+    if setting.latents.extra:
+        found.append(
+            f"the model takes {setting.latents.extra} more channels as a condition, which are "
+            "random normal numbers"
+        )
+    if setting.latents.reduced is not None:
+        found.append(
+            f"samples have shape {setting.latents.shape}, which is smaller than the sample size "
+            f"{setting.latents.reduced} in the settings"
+        )
+    return found
