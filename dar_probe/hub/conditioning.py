@@ -56,7 +56,8 @@ def rows(given: Mapping[str, Tensor], name: str, ids: Tensor) -> Tensor:
     """
     values = given[name]
     if len(values) == 1:
-        return values.expand(len(ids), *values.shape[1:])
+        values = values.expand(len(ids), *values.shape[1:]).contiguous()  # some classes take views
+        return values
     if int(ids.max()) >= len(values):
         raise UsageError(
             f"there are {len(values)} rows of {name}, sample {int(ids.max())} has none",

@@ -173,14 +173,14 @@ def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, 
     names = sorted(entry for entry in os.listdir(home) if entry.startswith(_WEIGHTS))
     plain, index = f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json"
     if index in names:
-        return *_sharded(home, index, shown), None
+        return _shards(home, index, shown, None)
     if plain in names:
         return [home / plain], None, None
     for name in names:
         parts = name.split(".")
         # ["diffusion_pytorch_model", "safetensors", variant, "index", "json"]
         if parts[1:2] == ["safetensors"] and parts[3:] == ["index", "json"]:
-            return *_sharded(home, name, shown), parts[2]
+            return _shards(home, name, shown, parts[2])
     for name in names:
         parts = name.split(".")
         if len(parts) == 3 and parts[2] == "safetensors" and "-of-" not in name:
@@ -197,7 +197,9 @@ def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, 
     raise CheckpointError(f"{shown} has no weights: {plain} is missing", hint=_AGAIN)
 
 
-def _sharded(home: Path, index: str, shown: str) -> tuple[list[Path], dict[str, str]]:
+def _shards(
+    home: Path, index: str, shown: str, variant: str | None
+) -> tuple[list[Path], str | None, dict[str, str]]:
     listed = _json(home / index, MAX_INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{quote(home / index)} lists no weights", hint=_AGAIN)
@@ -217,7 +219,7 @@ def _sharded(home: Path, index: str, shown: str) -> tuple[list[Path], dict[str, 
             )
         if not os.path.isfile(home / name):
             raise CheckpointError(f"{shown} lacks the shard {quote(name)}", hint=_AGAIN)
-    return [home / name for name in names], listed
+    return [home / name for name in names], variant, listed
 
 
 def _headers(

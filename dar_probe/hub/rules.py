@@ -130,7 +130,7 @@ def _numbers(value: Callable[[Setting], tuple[float, ...] | None]) -> Rule:
         numbers = value(setting)
         if numbers is None:
             return None
-        return lambda batch: batch.x.new_tensor(numbers).expand(len(batch), len(numbers))
+        return lambda batch: batch.x.new_tensor(numbers).repeat(len(batch), 1)
 
     return rule
 
@@ -208,7 +208,7 @@ def _added_conditions(setting: Setting, required: bool) -> Maker | None:
     size = _size(setting)
 
     def make(batch: Batch) -> dict[str, Tensor]:
-        resolution = batch.x.new_tensor(size).expand(len(batch), 2)
+        resolution = batch.x.new_tensor(size).repeat(len(batch), 1)
         return {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
 
     return make
