@@ -65,6 +65,8 @@ class Call:
     def prediction(self, output: Any) -> Tensor:
         """Return what was predicted (N, *shape), without a learned variance.
 
+        The velocity of a flow has the sign that ``clock.choose`` says.
+
         Raises:
             ProbeError: the output has another shape.
         """
@@ -81,7 +83,7 @@ class Call:
             if value.ndim == len(self.shape) + 1 and value.shape[axis] == 2 * wanted:
                 value = value.narrow(axis, 0, wanted)
             if tuple(value.shape[1:]) == self.shape:
-                return value
+                return -value if self.class_name in rules.NEGATED else value
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ProbeError(
             f"{self.class_name} returned {found} for samples of shape {self.shape}",

@@ -1,6 +1,7 @@
 """A folder's transformer, built by diffusers' own class of that name."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -108,14 +109,17 @@ def diffusers() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep diffusers from logging, and restore what was set."""
+    """Keep diffusers from logging and from one warning of numpy, and restore what was set."""
     diffusers()
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Its solvers make arrays of tensors in a way that numpy 2 is going to refuse.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            yield
     finally:
         logging.set_verbosity(before)
 

@@ -48,6 +48,8 @@ Rule = Callable[[Setting, bool], Maker | None]
 SINGLE_FRAME = {"ZImageTransformer2DModel"}  # lists of (C, 1, h, w), one for each sample
 TIME_LIKE_LATENTS = {"HunyuanDiT2DModel"}  # its embedding takes the type of the time
 LISTS = {"cap_feats"}
+# Time runs as in other flows, but the velocity points from noise to data.
+NEGATED = {"HiDreamImageTransformer2DModel", "NucleusMoEImageTransformer2DModel"}
 GUIDANCE = 3.5
 GUIDANCE_IN_THOUSANDTHS = {
     "HunyuanImageTransformer2DModel",
