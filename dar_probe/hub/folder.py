@@ -177,10 +177,9 @@ def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, 
     if plain in names:
         return [home / plain], None, None
     for name in names:
-        parts = name.split(".")
-        # ["diffusion_pytorch_model", "safetensors", variant, "index", "json"]
-        if parts[1:2] == ["safetensors"] and parts[3:] == ["index", "json"]:
-            return _shards(home, name, shown, parts[2])
+        start, _, end = name.partition(".safetensors.index.")
+        if start == _WEIGHTS and end.count(".") == 1 and end.endswith(".json"):
+            return _shards(home, name, shown, end.removesuffix(".json"))
     for name in names:
         parts = name.split(".")
         if len(parts) == 3 and parts[2] == "safetensors" and "-of-" not in name:
