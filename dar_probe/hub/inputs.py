@@ -122,7 +122,11 @@ def plan(
         CheckpointError: diffusers has no such transformer.
     """
     given = given or {}
-    signature = inspect.signature(transformer_class(class_name).forward).parameters
+    kind = transformer_class(class_name)
+    signature = inspect.signature(kind.forward).parameters
+    # Old folders lack the settings that came later, which then have their defaults.
+    known = inspect.signature(kind.__init__).parameters.values()
+    config = {p.name: p.default for p in known if p.default is not p.empty} | config
     latents = describe(class_name, config, signature, shape)
     setting = rules.Setting(
         class_name=class_name,
