@@ -244,7 +244,12 @@ def _padding_mask(setting: Setting, required: bool) -> Maker | None:
     return lambda batch: batch.x.new_zeros(1, 1, *batch.x.shape[-2:])
 
 
-# PixArt's, HunyuanDiT's and others' parameters beside latents and time.
+def _rope_scale(setting: Setting, required: bool) -> Maker | None:
+    """LTX-Video's positions are in seconds and pixels: 8 of 25 frames a second, 32 pixels."""
+    return lambda batch: (8 / 25, 32, 32)
+
+
+# Parameters of a forward beside latents and time.
 RULES: dict[str, Rule] = {
     "encoder_hidden_states": _text("encoder_hidden_states", TEXT_WIDTHS, "text_len"),
     "encoder_hidden_states_t5": _text(
@@ -276,6 +281,7 @@ RULES: dict[str, Rule] = {
     "height": _along(1),
     "width": _along(2),
     "image_rotary_emb": rotary.rule,
+    "rope_interpolation_scale": _rope_scale,
     "added_cond_kwargs": _added_conditions,
     "style": _style,
     "image_meta_size": _numbers(_meta_size),

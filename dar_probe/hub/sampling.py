@@ -123,15 +123,17 @@ def _model_time(t: Tensor, objective: Objective, scheduler: dict[str, Any]) -> T
 
 def _set_timesteps(stepper: Any, scheduler: dict[str, Any], steps: int, call: Call) -> None:
     """Fix the steps, shifted by the number of tokens where the scheduler asks for it."""
-    if not scheduler.get("use_dynamic_shifting"):
-        stepper.set_timesteps(steps)
-        return
-    low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    least, most = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    mu = least + (call.latents.tokens - low) * (most - least) / (high - low)
     taken = inspect.signature(stepper.set_timesteps).parameters
-    even = {"sigmas": np.linspace(1, 1 / steps, steps)} if "sigmas" in taken else {}
-    stepper.set_timesteps(steps, mu=mu, **even)
+    extra: dict[str, Any] = {}
+    if str(scheduler["_class_name"]).startswith("FlowMatch") and "sigmas" in taken:
+        # As most pipelines do; left to itself the scheduler would shift its last step twice.
+        extra["sigmas"] = np.linspace(1, 1 / steps, steps)
+    if scheduler.get("use_dynamic_shifting"):
+        low = scheduler.get("base_image_seq_len", 256)
+        high = scheduler.get("max_image_seq_len", 4096)
+        least, most = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+        extra["mu"] = least + (call.latents.tokens - low) * (most - least) / (high - low)
+    stepper.set_timesteps(steps, **extra)
 
 
 def _deterministic(scheduler: dict[str, Any]) -> dict[str, Any]:
