@@ -43,6 +43,7 @@ def ablate(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
+    text: options.Text = None,
     engine: options.Engine = "hooks",
     resume: options.Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every effect.")] = False,
@@ -54,15 +55,15 @@ def ablate(
 
     Example: dar-probe ablate fixtures/digits-residual.pt --kinds source,block --samples 8
     """
-    from dar_probe.checkpoints import sniff
     from dar_probe.cli import effects, terminal
 
-    with sniff.open_file(checkpoint) as file:
-        sniff.check(file, checkpoint)  # a file that is refused costs no import of torch
+    options.check_first(checkpoint)
     pairs_wanted = [_pair(text) for text in gate or []]
     from dar_probe import api
 
-    folder = out or Path("dar-probe-out") / f"{checkpoint.stem}-ablation"
+    folder = (
+        out or Path("dar-probe-out") / f"{checkpoint.stem or checkpoint.resolve().stem}-ablation"
+    )
     with terminal.progress("intervening") as tell:
         analysis = api.ablate(
             checkpoint,
@@ -80,6 +81,7 @@ def ablate(
             seed=seed,
             device=device,
             dtype=dtype,
+            text=text,
             engine=engine,
             out=folder,
             resume=resume,

@@ -27,6 +27,7 @@ def analyze(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
+    text: options.Text = None,
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
@@ -39,17 +40,15 @@ def analyze(
 
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
-    from dar_probe.checkpoints import sniff
     from dar_probe.cli import terminal
 
-    with sniff.open_file(checkpoint) as file:
-        sniff.check(file, checkpoint)  # a file that is refused costs no import of torch
+    options.check_first(checkpoint)
     from dar_probe import api
     from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
-    folder = out or Path("dar-probe-out") / checkpoint.stem
+    folder = out or Path("dar-probe-out") / (checkpoint.stem or checkpoint.resolve().stem)
     with terminal.progress("measuring") as tell:
         analysis = api.analyze(
             checkpoint,
@@ -63,6 +62,7 @@ def analyze(
             objective=objective,
             heads=heads,
             weights=weights,
+            text=text,
             engine=engine,
             out=folder,
             resume=resume,

@@ -45,10 +45,7 @@ def bench(
             "bench takes a checkpoint or --model, one of them", hint="e.g. --model SiT-B/2"
         )
     if checkpoint is not None:
-        from dar_probe.checkpoints import sniff
-
-        with sniff.open_file(checkpoint) as file:
-            sniff.check(file, checkpoint)  # a file that is refused costs no import of torch
+        options.check_first(checkpoint)
     import torch
 
     if threads is not None:

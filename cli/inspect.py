@@ -23,10 +23,7 @@ def inspect(
 
     Example: dar-probe inspect fixtures/digits-dar-static.pt
     """
-    from dar_probe.checkpoints import sniff
-
-    with sniff.open_file(checkpoint) as file:
-        sniff.check(file, checkpoint)
+    options.check_first(checkpoint)
     from dar_probe.loading import load
 
     loaded = load(checkpoint, heads=heads, weights=weights, objective_name=objective)

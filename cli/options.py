@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="A .pt or .safetensors file, or a diffusers folder.", show_default=False),
+]
 Data = Annotated[
     str | None,
     typer.Option(help="digits, images:DIR or latents:FILE; default: what fits the model."),
@@ -27,3 +30,21 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
 Engine = Annotated[str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")]
+Text = Annotated[
+    Path | None,
+    typer.Option(help="Conditions of a diffusers model, .safetensors or .npz; default: drawn."),
+]
+
+
+def check_first(path: Path) -> None:
+    """Refuse a file by its first bytes, before torch is imported.
+
+    Raises:
+        CheckpointError: it is none, or no checkpoint.
+    """
+    from dar_probe.checkpoints import sniff
+    from dar_probe.hub.folder import is_folder
+
+    if not is_folder(path):
+        with sniff.open_file(path) as file:
+            sniff.check(file, path)

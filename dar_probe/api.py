@@ -49,6 +49,7 @@ def analyze(
     heads: int | None = None,
     weights: str = "auto",
     family: str | None = None,
+    text: str | Path | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -60,7 +61,7 @@ def analyze(
     Under torchrun the ranks share the work, and each of them returns the whole analysis.
 
     Args:
-        path: a checkpoint of the bundled trainer, SiT, DiT or REPA.
+        path: a checkpoint of a family that is known, or a folder of diffusers.
         data: "digits", "images:DIR" or "latents:FILE"; left out: the digits' held-out rows where
             they fit the model, else the model's own samples.
         noise_levels: a count (evenly from 0.01 to 0.99) or the levels, 0 = data, 1 = noise; 10,
@@ -75,6 +76,8 @@ def analyze(
         heads: attention heads where the file cannot tell.
         weights: "auto" prefers the averaged weights, "ema" or "model" insists.
         family: of the checkpoint, where its names mislead; or "package.module:FAMILY".
+        text: a .safetensors or .npz file of conditions for a model of diffusers, named like its
+            inputs; left out, they are drawn at random.
         engine: "hooks", or "nnsight": the same numbers, bit for bit, by the other way.
         out: where to write the files of the analysis; finished parts are kept for ``resume``.
         resume: continue an analysis into ``out`` that was cut off.
@@ -88,7 +91,8 @@ def analyze(
         planned = _plan(
             ranks, out, path, data=data, noise_levels=noise_levels, samples=samples,
             batch_size=batch_size, seed=seed, device=device, dtype=dtype, objective=objective,
-            heads=heads, weights=weights, family=family, engine=engine,
+            heads=heads, weights=weights, family=family, text=text,
+            engine=engine,
         )  # fmt: skip
 
         def measure(shards: OutputFolder | None) -> xr.Dataset:
@@ -130,8 +134,8 @@ def ablate(
         out: as for ``analyze``.
         resume: as for ``analyze``.
         on_cells: told (finished, all) cells, of the analysis and then of the interventions.
-        settings: data, batch_size, seed, device, dtype, objective, heads, weights, family and
-            engine of ``analyze``.
+        settings: data, batch_size, seed, device, dtype, objective, heads, weights, family,
+            text and engine of ``analyze``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.

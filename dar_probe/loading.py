@@ -1,6 +1,7 @@
 """A checkpoint turned into a model: read, identified, checked, built."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +11,15 @@ from torch import Tensor, nn
 
 from dar_probe import checkpoints, objective, subjects
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.reader import Checkpoint, Weights, check_finite
+from dar_probe.checkpoints.reader import Weights, check_finite
 from dar_probe.errors import UsageError
+from dar_probe.hub import clock, conditioning, folder, inputs, sampling
+from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective
 from dar_probe.subjects import Identified, Subject
+from dar_probe.train import sample
+
+STEPS = 25
 
 
 class Call(Protocol):
@@ -43,17 +49,64 @@ class ByClass:
         return output
 
 
+@dataclass(frozen=True)
+class BySignature:
+    """Transformers of diffusers, with conditions that are functions of the sample's id."""
+
+    call: inputs.Call
+
+    def inputs(
+        self, x: Tensor, time: Tensor, ids: Tensor, labels: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments; labels take the place of classes in turn."""
+        args, kwargs = self.call.inputs(x, time, ids)
+        return args, kwargs | ({"class_labels": labels} if "class_labels" in kwargs else {})
+
+    def prediction(self, output: Any) -> Tensor:
+        """Return the prediction without a learned variance."""
+        return self.call.prediction(output)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A checkpoint turned into a model, with what was read and what was assumed."""
+    """A checkpoint turned into a model, with what was read and what was assumed.
 
-    checkpoint: Checkpoint
+    Attributes:
+        file: name, sha256, bytes and weights of what was read, for the manifest.
+        identified: what it is.
+        model: on the CPU, in eval mode.
+        subject: its sites; None where they have to be discovered.
+        objective: of its training.
+        assumptions: one sentence for each thing that could not be told.
+        call: how the model is called.
+        scheduler: settings with which a diffusers model draws samples, None for others.
+        conditions: what the model's own samples depend on beside its file.
+    """
+
+    file: dict[str, Any]
     identified: Identified
     model: nn.Module
-    subject: Subject
+    subject: Subject | None
     objective: Objective
     assumptions: list[str]
     call: Call
+    scheduler: dict[str, Any] | None = None
+    conditions: str = ""
+
+    def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
+        """Return samples (count, *shape) of the model itself, labels in turn, and how."""
+        if isinstance(self.call, BySignature):
+            return sampling.draw(
+                self.model, self.call.call, self.objective, self.scheduler, count=count, seed=seed
+            )
+        labels = torch.arange(count) % max(self.identified.num_classes, 1)
+        parameter = next(self.model.parameters())
+        drawn = sample.draw(
+            self.model, self.objective, labels, self.identified.shape,
+            seed=seed, steps=STEPS, device=parameter.device, dtype=parameter.dtype,
+        )  # fmt: skip
+        many = f"{count} sample{'s' * (count > 1)}"
+        return drawn, f"{many} drawn from the model itself ({STEPS} Euler steps, labels in turn)"
 
 
 def load(
@@ -63,26 +116,74 @@ def load(
     heads: int | None = None,
     objective_name: str | None = None,
     family: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    shape: Sequence[int] | None = None,
+    text: str | Path | None = None,
+    seed: int = 0,
 ) -> Loaded:
-    """Read a checkpoint and build its model on the CPU, in float32 at least and in eval mode.
+    """Read a checkpoint and build its model on the CPU, in eval mode.
+
+    Args:
+        path: a file, or a folder of diffusers.
+        weights: "auto", "ema" or "model".
+        heads: where the file cannot tell.
+        objective_name: where the file cannot tell.
+        family: where the names mislead.
+        dtype: of the weights.
+        shape: of one sample, where a folder leaves that open.
+        text: a file of conditions for a folder's model.
+        seed: of conditions that are drawn.
 
     Raises:
-        CheckpointError: the file is refused or of no known layout.
+        CheckpointError: it is refused or of no known layout.
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    checkpoint = checkpoints.read(path, weights=check_weights(weights))
+    path = Path(path)
+    home = path.parent if path.suffix == ".safetensors" else path
+    if folder.is_folder(home):
+        for name, given in (("heads", heads), ("family", family)):
+            if given is not None:
+                raise UsageError(
+                    f"--{name} is not for a diffusers folder", hint="its config.json says it all"
+                )
+        return _load_folder(home, objective_name, dtype=dtype, shape=shape, text=text, seed=seed)
+    if text is not None:
+        raise UsageError(
+            "only models in a diffusers folder take text conditions", hint="leave --text out"
+        )
+    return _load_file(path, check_weights(weights), heads, objective_name, family, dtype)
+
+
+def _load_file(
+    path: Path,
+    weights: Weights,
+    heads: int | None,
+    objective_name: str | None,
+    family: str | None,
+    dtype: torch.dtype,
+) -> Loaded:
+    checkpoint = checkpoints.read(path, weights=weights)
     header = checkpoint.header
     kind = subjects.family_of(header, family)
     found = kind.identify(header, heads)
     model = blank(header, kind, found)
     check_finite(checkpoint.state)
-    model.load_state_dict({k: _wide(v) for k, v in checkpoint.state.items()}, assign=True)
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in checkpoint.state.items()
+    }
+    model.load_state_dict(state, assign=True)
     make_tables(model)
-    chosen, assumption = choose_objective(found, objective_name)
+    chosen, assumption = choose_objective(found.objective, objective_name)
     subject = kind.subject(model.eval(), found)
     return Loaded(
-        checkpoint=checkpoint,
+        file={
+            "name": path.name,
+            "sha256": checkpoint.sha256,
+            "bytes": checkpoint.bytes,
+            "weights": checkpoint.weights,
+        },
         identified=found,
         model=model,
         subject=subject,
@@ -90,6 +191,57 @@ def load(
         assumptions=[*found.assumptions, *assumption, *subject.assumptions],
         call=ByClass(),
     )
+
+
+def _load_folder(
+    path: Path,
+    objective_name: str | None,
+    *,
+    dtype: torch.dtype,
+    shape: Sequence[int] | None,
+    text: str | Path | None,
+    seed: int,
+) -> Loaded:
+    read = folder.read(path)
+    given = conditioning.load(text) if text is not None else None
+    call = inputs.plan(read.class_name, read.config, shape=shape, given=given, seed=seed)
+    if objective_name is None:
+        chosen, assumed = clock.choose(read.class_name, read.config, read.scheduler)
+    else:
+        chosen, assumed = choose_objective(objective_name, objective_name)
+    model = hub_model.build(read, dtype=dtype)
+    check_finite(dict(model.state_dict()))
+    return Loaded(
+        file={
+            "name": path.resolve().name,
+            "sha256": read.sha256,
+            "bytes": read.bytes,
+            "weights": read.variant or "folder",
+        },
+        identified=Identified(
+            family=read.class_name,
+            sizes=read.config,
+            shape=call.shape,
+            num_classes=0,
+            objective=chosen.name,
+            assumptions=[],
+        ),
+        model=model,
+        subject=None,
+        objective=chosen,
+        assumptions=[*read.assumptions, *assumed, *call.assumptions],
+        call=BySignature(call),
+        scheduler=read.scheduler,
+        conditions=_digest(given) if given else str(seed),
+    )
+
+
+def _digest(given: Mapping[str, Tensor]) -> str:
+    hashed = hashlib.sha256()
+    for name, value in sorted(given.items()):
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hashed.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:
@@ -125,12 +277,8 @@ def check_weights(weights: str) -> Weights:
     raise UsageError(f"unknown weights {weights!r}", hint="--weights takes auto, ema or model")
 
 
-def choose_objective(found: Identified, name: str | None) -> tuple[Objective, list[str]]:
-    """Return the objective of a file, or the one asked for, and what that assumes."""
+def choose_objective(usual: str, name: str | None) -> tuple[Objective, list[str]]:
+    """Return the objective called ``usual``, or the one asked for, and what that assumes."""
     if name is not None:
         return objective.get(name), [f"objective {name!r}, as asked for"]
-    return objective.get(found.objective), []
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return objective.get(usual), []

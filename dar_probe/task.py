@@ -1,7 +1,7 @@
 """One analysis that is about to be made: the model, the grid, the problem and its provenance."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,17 @@ def of_checkpoint(
     heads: int | None = None,
     weights: str = "auto",
     family: str | None = None,
+    text: str | Path | None = None,
     engine: str = "hooks",
 ) -> Task:
     """Load a checkpoint and return what ``api.analyze``, given the same arguments, measures."""
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
-    loaded = load(path, weights=weights, heads=heads, objective_name=objective, family=family)
-    loaded.model.to(find_device(device), find_dtype(dtype))
+    loaded = load(
+        path, weights=weights, heads=heads, objective_name=objective, family=family,
+        dtype=find_dtype(dtype), shape=rows_of.shape_of(data), text=text, seed=seed,
+    )  # fmt: skip
+    loaded.model.to(find_device(device))
     return _plan(loaded, data, noise_levels, samples, batch_size, seed, engine)
 
 
@@ -204,7 +208,7 @@ def of_module(
             grid,
             name=type(module).__name__,
             data={"name": "batch", "description": "inputs from the caller's batch function"},
-            assumptions=[] if loss else assumed,
+            assumptions=[*([] if loss else assumed), *subject.assumptions],
         ),
     )
 
@@ -252,8 +256,8 @@ def _plan(
 ) -> Task:
     model, objective = loaded.model, loaded.objective
     parameter = next(model.parameters())
-    subject = loaded.subject
-    small = parameter.device.type == "cpu" and subject.facts["parameters"] > LARGE
+    large = sum(p.numel() for p in model.parameters()) > LARGE
+    small = parameter.device.type == "cpu" and large
     rows, assumed = rows_of.choose(
         loaded, data, asked=samples, default=8 if small else 64, seed=seed
     )
@@ -264,19 +268,22 @@ def _plan(
     problem = Denoising(
         objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype, call=loaded.call
     )
+    with untouched(model):
+        one = problem.batch(rows.ids[:1], reached[len(reached) // 2].reshape(1))
+        subject, found = loaded.subject, ()
+        if subject is None:
+            subject = _discover(loaded, one)
+            found = subject.assumptions
+        prove(subject, *one, shown=quote(loaded.file["name"]))
     grid = Grid(
         levels=tuple(reached.tolist()),
         ids=tuple(rows.ids.tolist()),
         batch_size=_batch_size(batch_size, subject.facts),
     )
-    with untouched(model):
-        one = torch.tensor([rows.ids[0]]), reached[len(reached) // 2].reshape(1)
-        prove(subject, *problem.batch(*one), shown=quote(loaded.checkpoint.path.name))
     warning = None
     if rows.name != rows_of.OWN:
         with untouched(model):
             warning = contradiction(model, problem, rows, seed=seed)
-    file = loaded.checkpoint
     return Task(
         subject=subject,
         grid=grid,
@@ -288,20 +295,23 @@ def _plan(
         manifest=_manifest(
             subject,
             grid,
-            name=file.path.name,
+            name=loaded.file["name"],
             data={"name": rows.name, "description": rows.description},
-            checkpoint={
-                "name": file.path.name,
-                "sha256": file.sha256,
-                "bytes": file.bytes,
-                "weights": file.weights,
-            },
+            checkpoint=loaded.file,
             config={"data_sha256": rows_of.digest(rows), "objective": objective.name},
             seed=seed,
-            assumptions=[*loaded.assumptions, *assumed],
+            assumptions=[*loaded.assumptions, *assumed, *found],
             warnings=[warning] if warning else [],
         ),
     )
+
+
+def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:
+    """Find the sites of a model that no family's file describes; of its tokens those of a sample."""
+    found = subjects.find(loaded.model, *inputs, live_only=True)
+    heads = loaded.identified.sizes.get("num_attention_heads")
+    facts = {**found.facts, "family": loaded.identified.family, "heads": heads}
+    return replace(found, family=loaded.identified.family, facts=facts)
 
 
 def _manifest(

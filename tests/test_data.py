@@ -38,13 +38,13 @@ def test_images(tmp_path):
         (tmp_path / label).mkdir()
         for i in range(2):
             Image.new("RGB", (20, 10), (value, value, value)).save(tmp_path / label / f"{i}.png")
-    found = datasets.load(f"images:{tmp_path}", channels=3, size=8, num_classes=2)
+    found = datasets.load(f"images:{tmp_path}", shape=(3, 8, 8), num_classes=2)
     assert found.latents.shape == (4, 3, 8, 8)
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.latents[:2].unique().tolist() == [-1] and found.latents[2:].unique().tolist() == [
         1
     ]
-    grey = datasets.load(f"images:{tmp_path}", channels=1, size=8)
+    grey = datasets.load(f"images:{tmp_path}", shape=(1, 8, 8))
     assert grey.latents.shape == (4, 1, 8, 8)
 
 
@@ -62,7 +62,7 @@ def test_latents(tmp_path, kind):
     else:
         np.save(path, x)
         np.save(tmp_path / "some_labels.npy", y)
-    found = datasets.load(f"latents:{path}", channels=4, size=8, num_classes=5)
+    found = datasets.load(f"latents:{path}", shape=(4, 8, 8), num_classes=5)
     assert np.array_equal(found.latents.numpy(), x) and found.labels.tolist() == y.tolist()
     assert found.first(2).ids.tolist() == [0, 1]
 
@@ -110,7 +110,7 @@ def write(path, **arrays):
                 "latents:"
                 + str(write(d / "e.npz", latents=np.zeros((1, 4, 8, 4)), labels=np.zeros(1, int)))
             ),
-            "square",
+            "4x8x4, the model takes 4x8x8",
         ),
         (
             lambda d: (
@@ -130,7 +130,7 @@ def write(path, **arrays):
 )
 def test_bad_data_get_one_sentence(tmp_path, make, sentence):
     with pytest.raises(UsageError, match=sentence) as caught:
-        datasets.load(make(tmp_path), channels=4, size=8, num_classes=10)
+        datasets.load(make(tmp_path), shape=(4, 8, 8), num_classes=10)
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_damaged_latents(tmp_path, name):
 def test_damaged_image(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(UsageError, match="cannot be read as an image"):
-        datasets.load(f"images:{tmp_path}", channels=3, size=8)
+        datasets.load(f"images:{tmp_path}", shape=(3, 8, 8))
 
 
 @pytest.mark.parametrize("count", [0, -1, 1798])
@@ -157,5 +157,5 @@ def test_more_samples_than_there_are(count):
 def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    found = datasets.load(f"images:{tmp_path}", channels=1, size=8).latents
+    found = datasets.load(f"images:{tmp_path}", shape=(1, 8, 8)).latents
     np.testing.assert_allclose(found[0, 0].numpy(), ramp / 65535 * 2 - 1, atol=0.01)

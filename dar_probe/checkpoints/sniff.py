@@ -87,13 +87,11 @@ def open_file(path: Path) -> BufferedReader:
         ) from error
     if file is not None:
         return file
-    if stat.S_ISDIR(mode) and os.path.exists(path / "config.json"):
-        raise CheckpointError(
-            f"{shown} is a diffusers folder, which is not supported yet",
-            hint="load it in Python and measure it with dar-probe audit",
-        )
     if stat.S_ISDIR(mode):
-        raise CheckpointError(f"{shown} is a folder, not a file", hint="give a file inside it")
+        raise CheckpointError(
+            f"{shown} is a folder, not a file",
+            hint="give a file inside it, or a folder of diffusers",
+        )
     raise CheckpointError(f"{shown} is not a regular file", hint="copy it to a file first")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,8 @@ from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 from dar_probe.loading import Loaded
 from dar_probe.train import data as datasets
-from dar_probe.train import sample
 from dar_probe.train.data import Data
 
-STEPS = 25
 OWN = "own samples"
 
 
@@ -36,47 +35,52 @@ def choose(
         UsageError: the data do not fit the model, or have fewer rows than asked for.
     """
     found = loaded.identified
-    shape = found.shape
     if asked is not None and asked < 1:
         raise UsageError(f"{asked} samples were asked for; it takes at least 1")
-    if spec is None and (shape != (1, 8, 8) or found.num_classes != 10):
+    if spec is None and (found.shape != (1, 8, 8) or found.num_classes != 10):
         rows = own(loaded, asked or default, seed=seed)
         return rows, [f"no data were given: {rows.description}"]
     rows = datasets.load(
         spec or "digits",
         split="all" if spec not in (None, "digits") else "held-out",
-        channels=shape[0],
-        size=shape[1],
-        num_classes=found.num_classes,
+        shape=found.shape,
+        num_classes=found.num_classes or None,
     )
     assumed = [] if spec else ["no data were given: the held-out rows of the handwritten digits"]
     return rows.first(asked or min(default, len(rows))), assumed
 
 
+def shape_of(spec: str | None) -> tuple[int, ...] | None:
+    """Return the shape of one of the user's samples; None where the model decides it.
+
+    Raises:
+        UsageError: the file is no file of latents.
+    """
+    if spec is None or not spec.startswith("latents:"):
+        return None
+    return tuple(datasets.load(spec).latents.shape[1:])
+
+
 def own(loaded: Loaded, count: int, *, seed: int) -> Data:
     """Return ``count`` samples of the model itself, labels in turn; drawn once per checkpoint."""
-    labels = torch.arange(count) % max(loaded.identified.num_classes, 1)
-    shape = loaded.identified.shape
-    parameter = next(loaded.model.parameters())
+    found, parameter = loaded.identified, next(loaded.model.parameters())
     what = (
-        f"{loaded.checkpoint.sha256}-{loaded.checkpoint.weights}-{loaded.objective.name}"
-        f"-{loaded.identified.sizes.get('heads')}-{parameter.dtype}-{parameter.device.type}"
+        f"{loaded.file['sha256']}-{loaded.file['weights']}-{loaded.objective.name}"
+        f"-{found.shape}-{found.sizes.get('heads')}-{loaded.conditions}"
+        f"-{parameter.dtype}-{parameter.device.type}"
     )
-    name = hashlib.sha256(f"{what}-{count}-{seed}-{STEPS}".encode()).hexdigest()[:32]
-    path = cache_folder() / f"{name}.npy"
-    latents = _stored(path, (count, *shape))
-    if latents is None:
-        latents = sample.draw(
-            loaded.model, loaded.objective, labels, shape,
-            seed=seed, steps=STEPS, device=parameter.device, dtype=parameter.dtype,
-        )  # fmt: skip
-        _store(path, latents)
+    name = hashlib.sha256(f"{what}-{count}-{seed}".encode()).hexdigest()[:32]
+    path = cache_folder() / f"{name}.npz"
+    drawn = _stored(path, (count, *found.shape))
+    if drawn is None:
+        drawn = loaded.draw(count, seed=seed)
+        _store(path, *drawn)
+    latents, description = drawn
     return Data(
         name=OWN,
-        description=f"{count} sample{'s' * (count > 1)} drawn from the model itself "
-        f"({STEPS} Euler steps, labels in turn)",
+        description=description,
         latents=latents,
-        labels=labels,
+        labels=torch.arange(count) % max(found.num_classes, 1),
         ids=torch.arange(count),
     )
 
@@ -95,19 +99,20 @@ def cache_folder() -> Path:
     return Path(base) / "dar-probe" / "samples"
 
 
-def _stored(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+def _stored(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
     try:
-        latents = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(path, allow_pickle=False) as kept:
+            latents, description = kept["latents"], str(kept["description"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None  # not there, or damaged: drawn anew
     fits = latents.shape == shape and latents.dtype == np.float32
-    return torch.from_numpy(latents) if fits else None
+    return (torch.from_numpy(latents), description) if fits else None
 
 
-def _store(path: Path, latents: Tensor) -> None:
+def _store(path: Path, latents: Tensor, description: str) -> None:
     def write(target: Path) -> None:
         with target.open("wb") as file:
-            np.save(file, latents.numpy())
+            np.savez(file, latents=latents.numpy(), description=np.array(description))
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

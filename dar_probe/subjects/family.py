@@ -18,7 +18,7 @@ class Identified:
     Attributes:
         family: name of the family.
         sizes: depth, width, heads and whatever else builds the model, as plain data.
-        shape: of one sample, (C, h, w).
+        shape: of one sample, e.g. (C, h, w).
         num_classes: classes without the row for dropped labels; 0 without labels.
         objective: a name of ``dar_probe.objective``, unless the user says otherwise.
         assumptions: one sentence for each thing that the file could not tell.
@@ -26,7 +26,7 @@ class Identified:
 
     family: str
     sizes: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     objective: str
     assumptions: list[str]

@@ -24,7 +24,7 @@ class Data:
     Attributes:
         name: what the user wrote, e.g. "digits".
         description: one sentence for the report.
-        latents: (M, C, h, w) float32, used as they are.
+        latents: (M, *shape), as a rule (M, C, h, w), float32, used as they are.
         labels: (M,) int64.
         ids: (M,) int64, the row numbers; noise is a function of (seed, id).
     """
@@ -73,8 +73,7 @@ def load(
     spec: str,
     *,
     split: Split = "all",
-    channels: int | None = None,
-    size: int | None = None,
+    shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
 ) -> Data:
     """Load "digits", "images:DIR" or "latents:FILE".
@@ -82,8 +81,8 @@ def load(
     Args:
         spec: where the samples come from.
         split: which rows; see ``Data.split``.
-        channels: C that the model takes; images are converted to it where they can be.
-        size: side that the model takes; images are cropped to a square and resized to it.
+        shape: of a sample that the model takes, as a rule (C, h, w); images are converted to C
+            channels where they can be, cropped to a square and resized.
         num_classes: labels must lie below it.
 
     Raises:
@@ -93,14 +92,14 @@ def load(
     if kind == "digits" and not where:
         data = digits()
     elif kind == "images" and where:
-        data = images(Path(where), channels=channels or 3, size=size or 32)
+        data = images(Path(where), shape=shape or (3, 32, 32))
     elif kind == "latents" and where:
         data = latents(Path(where))
     else:
         raise UsageError(
             f"unknown data {spec!r}", hint="--data takes digits, images:DIR or latents:FILE"
         )
-    _check_fit(data, channels, size, num_classes)
+    _check_fit(data, shape, num_classes)
     data = data.split(split)
     if not len(data):
         raise UsageError(f"{spec} has no rows in its {split} part", hint="it needs more samples")
@@ -121,7 +120,7 @@ def digits() -> Data:
     )
 
 
-def images(folder: Path, *, channels: int, size: int) -> Data:
+def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
     """Return the images of a folder in [-1, 1]; subfolders in order are the classes.
 
     Raises:
@@ -135,11 +134,12 @@ def images(folder: Path, *, channels: int, size: int) -> Data:
             f"the folder {str(folder)!r} holds no images",
             hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}, subfolders included",
         )
-    if channels not in (1, 3):
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise UsageError(
-            f"the model takes {channels} channels, images have 1 or 3",
+            f"the model takes samples of shape {shape}, images have 1 or 3 channels and are square",
             hint="encode the images first and pass --data latents:FILE",
         )
+    channels, size, _ = shape
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
     return Data(
         name=f"images:{folder}",
@@ -152,7 +152,7 @@ def images(folder: Path, *, channels: int, size: int) -> Data:
 
 
 def latents(file: Path) -> Data:
-    """Return ``latents`` (M, C, h, w) and ``labels`` (M,) of a .npz, .safetensors or .npy file.
+    """Return ``latents`` (M, *shape), as a rule (M, C, h, w), and ``labels`` (M,) of a .npz, .safetensors or .npy file.
 
     Raises:
         UsageError: no such file, unknown suffix, missing or misshapen arrays, NaN or Inf.
@@ -161,10 +161,10 @@ def latents(file: Path) -> Data:
         raise UsageError(f"there is no file {str(file)!r}", hint="--data latents:FILE")
     arrays = _read_arrays(file)
     values, labels = arrays["latents"], arrays["labels"]
-    if values.ndim != 4 or labels.shape != values.shape[:1] or not len(labels):
+    if values.ndim < 2 or labels.shape != values.shape[:1] or not len(labels):
         raise UsageError(
             f"{file.name}: latents {values.shape} and labels {labels.shape} do not fit",
-            hint="latents must be (N, C, H, W) and labels (N,)",
+            hint="latents must be (N, C, H, W), as the model takes them, and labels (N,)",
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= 2**31:
         raise UsageError(f"{file.name}: labels must be whole numbers from 0")
@@ -244,14 +244,11 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_fit(data: Data, channels: int | None, size: int | None, num_classes: int | None) -> None:
-    _, c, h, w = data.latents.shape
-    if h != w:
-        raise UsageError(f"{data.name} has samples of {h}x{w}; they must be square")
-    if (channels is not None and c != channels) or (size is not None and h != size):
+def _check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None) -> None:
+    own = tuple(data.latents.shape[1:])
+    if shape is not None and own != shape:
         raise UsageError(
-            f"{data.name} has samples of {c}x{h}x{w}, the model takes "
-            f"{channels or c}x{size or h}x{size or w}",
+            f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
             hint="pass data of that shape with --data latents:FILE or images:DIR",
         )
     if num_classes is not None and int(data.labels.max()) >= num_classes:
@@ -259,3 +256,7 @@ def _check_fit(data: Data, channels: int | None, size: int | None, num_classes: 
             f"{data.name} has the label {int(data.labels.max())}, the model knows "
             f"{num_classes} classes"
         )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -75,7 +75,9 @@ class Run:
         self.config, self.out = config, out
         self.device = torch.device(device)
         everything = datasets.load(config.data)
-        _, channels, size, _ = everything.latents.shape
+        channels, size, *other = everything.latents.shape[1:]
+        if other != [size]:
+            raise UsageError(f"{config.data} has samples that are not square, (C, H, H)")
         self.model_config = config.model(
             in_channels=channels,
             input_size=size,

@@ -13,7 +13,7 @@ def draw(
     model: nn.Module,
     objective: Objective,
     labels: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     seed: int,
     steps: int = 25,
@@ -21,7 +21,7 @@ def draw(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 16,
 ) -> Tensor:
-    """Return samples (N, C, h, w) for ``labels`` (N,), float32 on the CPU.
+    """Return samples (N, *shape) for ``labels`` (N,), float32 on the CPU.
 
     Each step splits x_s into the data and the noise that the prediction implies and mixes them
     anew at the next level: Euler's method for flows, DDIM (arXiv 2010.02502) for DDPM models.
