@@ -307,7 +307,7 @@ def _plan(
 
 
 def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:
-    """Find the sites of a model that no family's file describes; of its tokens those of a sample."""
+    """Find the sites of a model that no family's file describes, on the tokens of its samples."""
     found = subjects.find(loaded.model, *inputs, live_only=True)
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {**found.facts, "family": loaded.identified.family, "heads": heads}
