@@ -150,19 +150,23 @@ def test_a_header_that_is_none(raw, words, tmp_path):
 
 # --- memory
 
+# Not getrusage: a child's begins with the peak of the process that started it.
 MEASURE = """
-import resource, sys
-import torch
+import re, sys
+from pathlib import Path
 from dar_probe.checkpoints.peek import peek
 from dar_probe.checkpoints.reader import read
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 before = peak()
 found = {"peek": peek, "read": read}[sys.argv[1]](sys.argv[2])
 print((peak() - before) * 1024)
 """
+
+
+ONLY_LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no VmHWM")
 
 
 def peak_of(what, path):
@@ -175,6 +179,7 @@ def peak_of(what, path):
     return int(done.stdout)
 
 
+@ONLY_LINUX
 def test_a_look_at_a_gibibyte_costs_almost_nothing(tmp_path):
     path, size = tmp_path / "x.safetensors", 2**30
     count = 64
@@ -188,21 +193,23 @@ def test_a_look_at_a_gibibyte_costs_almost_nothing(tmp_path):
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)  # a hole, no block on disk
     assert len(peek(path).shapes) == count
-    assert peak_of("peek", path) < 16 * MIB  # measured: 0.2
+    assert peak_of("peek", path) < 16 * MIB  # measured: 1.1
 
 
+@ONLY_LINUX
 def test_a_look_at_a_pt_file_leaves_the_tensors_on_the_disk(tmp_path):
     torch.save({f"w{i}": torch.zeros(4 * MIB) for i in range(12)}, tmp_path / "x.pt")
-    assert peak_of("peek", tmp_path / "x.pt") < 48 * MIB  # of 192; older torch reads one by one
+    assert peak_of("peek", tmp_path / "x.pt") < 48 * MIB  # of 192; measured: 1.7
 
 
+@ONLY_LINUX
 def test_reading_costs_one_copy_of_the_chosen_weights(tmp_path):
     def weights():
         return {f"blocks.{i}.w": torch.zeros(MIB) for i in range(16)}  # 64 MiB
 
     opt = {"exp_avg": weights(), "exp_avg_sq": weights()}
     torch.save({"model": weights(), "ema": weights(), "opt": opt}, tmp_path / "x.pt")
-    assert peak_of("read", tmp_path / "x.pt") < (64 + 32) * MIB  # of 256
+    assert peak_of("read", tmp_path / "x.pt") < (64 + 32) * MIB  # of 256; measured: 73
     torch.save(weights(), tmp_path / "y.pt")
     assert peak_of("read", tmp_path / "y.pt") < (64 + 16) * MIB
     safetensors.torch.save_file(weights(), tmp_path / "z.safetensors")
