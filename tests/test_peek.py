@@ -210,6 +210,9 @@ def test_reading_costs_one_copy_of_the_chosen_weights(tmp_path):
     opt = {"exp_avg": weights(), "exp_avg_sq": weights()}
     torch.save({"model": weights(), "ema": weights(), "opt": opt}, tmp_path / "x.pt")
     assert peak_of("read", tmp_path / "x.pt") < (64 + 32) * MIB  # of 256; measured: 73
+    small = {f"w{i}": {f"b{j}": torch.zeros(MIB // 16) for j in range(64)} for i in range(15)}
+    torch.save({"opt": small, "ema": small["w0"]}, tmp_path / "many.pt")
+    assert peak_of("read", tmp_path / "many.pt") < (16 + 32) * MIB  # of 240
     torch.save(weights(), tmp_path / "y.pt")
     assert peak_of("read", tmp_path / "y.pt") < (64 + 16) * MIB
     safetensors.torch.save_file(weights(), tmp_path / "z.safetensors")

@@ -33,6 +33,7 @@ if TorchVersion(torch.__version__) < "2.10":
     )
 
 MAX_DIMS = 16
+TRIM_EVERY = 16 * 2**20  # bytes
 DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -152,21 +153,21 @@ def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
     if label == "flat":
         return _unpickle(file, path, "cpu")
     blanks: list[torch.UntypedStorage] = []
+    dropped = 0
 
-    def forget(storage: Any, _: str) -> Any:
-        _trim(storage.nbytes())
+    def drop(storage: Any, _: str) -> Any:
+        nonlocal dropped
+        dropped += storage.nbytes()
+        if dropped >= TRIM_EVERY:
+            dropped = 0
+            _trim()
         blanks.append(_blank(storage.nbytes()))
         return blanks[-1]
 
-    _, found = choose(_unpickle(file, path, forget), weights, quote(path))
+    _, found = choose(_unpickle(file, path, drop), weights, quote(path))
     used = {value.untyped_storage().data_ptr() for value in found.values() if _is_plain(value)}
     wanted = iter([blank.data_ptr() in used for blank in blanks])
-
-    def keep(storage: Any, _: str) -> Any:
-        _trim(storage.nbytes())
-        return storage if next(wanted) else _blank(storage.nbytes())
-
-    return _unpickle(file, path, keep)
+    return _unpickle(file, path, lambda storage, _: storage if next(wanted) else drop(storage, _))
 
 
 def _blank(size: int) -> torch.UntypedStorage:
@@ -178,13 +179,13 @@ def _blank(size: int) -> torch.UntypedStorage:
     ).untyped_storage()
 
 
-def _trim(size: int) -> None:
-    """Give freed memory back: glibc's aligned blocks do not fit where one of ``size`` was.
+def _trim() -> None:
+    """Give freed memory back: glibc's aligned blocks do not fit where one of their size was.
 
-    Without it the peak is the size of the file, as if all of it were kept.
+    Without it the peak is that of keeping all of the file, twice.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None and size >= 2**20:
+    if trim is not None:
         trim(0)
 
 
