@@ -1,7 +1,8 @@
 """What a checkpoint is, without its weights: family, sizes, parameters by part, FLOPs, sites."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dar_probe import objective, subjects
 from dar_probe.checkpoints import peek
+from dar_probe.checkpoints.header import Header
 from dar_probe.hub import clock, folder, inputs
 from dar_probe.hub import model as hub_model
-from dar_probe.loading import blank, check_weights, choose_objective, is_hub
+from dar_probe.loading import blank, check_weights, choose_objective, hub_home
 from dar_probe.subjects import Subject, discover
 
 
@@ -65,11 +67,9 @@ def survey(
         UsageError: an option does not fit.
     """
     path = Path(path)
-    home = path.parent if path.suffix == ".safetensors" else path
-    if is_hub(home):
+    if (home := hub_home(path)) is not None:
         return _of_folder(home, objective_name)
-    found = peek.peek(path, weights=check_weights(weights))
-    header = found.header
+    header = peek.peek(path, weights=check_weights(weights))
     kind = subjects.family_of(header, family)
     identified = kind.identify(header, heads)
     model = blank(header, kind, identified)
@@ -82,12 +82,12 @@ def survey(
     return Survey(
         file={
             "name": path.name,
-            "bytes": found.bytes,
+            "bytes": header.bytes,
             "weights": header.weights,
-            "dtype": _commonest(found.dtypes.values()),
+            "dtype": _commonest(header.dtypes.values()),
         },
         family=identified.family,
-        why="asked for" if family else f"names such as {_example(kind, header)!r}",
+        why="asked for" if family else f"names such as {_marked(kind, header)!r}",
         objective=chosen.name,
         sizes=identified.sizes,
         shape=identified.shape,
@@ -155,7 +155,7 @@ def _flops(
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            model(*args, **kwargs)
+            model.to("meta")(*args, **kwargs)
     except Exception as error:  # somebody else's code fails in any way it likes
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
     return int(counter.get_total_flops()), ""
@@ -173,13 +173,11 @@ def _sites(subject: Subject) -> list[str]:
     return found
 
 
-def _example(kind: subjects.Family, header: Any) -> str:
-    import re
-
-    marked = (key for key in header.shapes if re.match(kind.marks[-1], key))
-    return next(marked, next(iter(header.shapes)))
+def _marked(kind: subjects.Family, header: Header) -> str:
+    """Return a name that the family is known by."""
+    return next(key for key in header.shapes if re.match(kind.marks[-1], key))
 
 
-def _commonest(values: Any) -> str:
-    values = list(map(str, values))
-    return max(sorted(set(values)), key=values.count).removeprefix("torch.")
+def _commonest(dtypes: Iterable[torch.dtype]) -> str:
+    (dtype, _), *_ = Counter(map(str, dtypes)).most_common(1)
+    return dtype.removeprefix("torch.")

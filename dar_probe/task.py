@@ -270,7 +270,8 @@ def _plan(
     )
     with untouched(model):
         one = problem.batch(rows.ids[:1], reached[len(reached) // 2].reshape(1))
-        subject, found = loaded.subject, ()
+        subject = loaded.subject
+        found: tuple[str, ...] = ()
         if subject is None:
             subject = _discover(loaded, one)
             found = subject.assumptions

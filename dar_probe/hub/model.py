@@ -59,6 +59,26 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     return built
 
 
+def blank(folder: Folder) -> nn.Module:
+    """Return the transformer without memory for its weights, in eval mode.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it has no such transformer, or cannot build it from these settings.
+    """
+    kind = transformer_class(folder.class_name)
+    with quiet(), torch.device("meta"):
+        try:
+            built: nn.Module = kind.from_config(folder.config).eval()
+        except Exception as error:  # a constructor may raise anything on settings that do not fit
+            raise CheckpointError(
+                f"{folder.shown} is no {folder.class_name} that diffusers can build: "
+                f"{quote(error)}",
+                hint="try the diffusers version in its config.json under _diffusers_version",
+            ) from error
+    return built
+
+
 def transformer_class(name: str) -> Any:
     """Return the transformer of that name which diffusers itself exports.
 

@@ -55,9 +55,9 @@ def discover(
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
         UsageError: a pattern fits no module.
     """
-    members = set(_named(model, blocks) if blocks else _members(model))
+    own = set(_named(model, blocks) if blocks else members(model))
     wanted = set(_named(model, readers)) if readers else None
-    found = trace(model, args, kwargs, members, wanted)
+    found = trace(model, args, kwargs, own, wanted)
     if not found.passed:
         raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
     if any(v.shape[0] != 1 for passed in found.passed for v in passed.gave.values()):
@@ -99,7 +99,7 @@ def _named(model: nn.Module, patterns: str) -> list[nn.Module]:
     return found
 
 
-def _members(model: nn.Module) -> list[nn.Module]:
+def members(model: nn.Module) -> list[nn.Module]:
     """Return the members of all outermost lists of blocks, and single blocks of their kind."""
     lists = {
         name: list(module)

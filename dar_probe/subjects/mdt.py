@@ -53,7 +53,7 @@ class MDT(nn.Module):
     def __init__(
         self,
         *,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         half: int,
         decoder: int,
         width: int,

@@ -46,7 +46,7 @@ class UViT(nn.Module):
     def __init__(
         self,
         *,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         depth: int,
         width: int,
         heads: int,
