@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -82,6 +82,10 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     console.print(badge, Text(printable(analysis.verdict.sentence)))
     console.print()
     console.print(_symptoms(analysis))
+    if analysis.before is not None:
+        console.print()
+        console.print(_trained(manifest["training"]))
+        console.print(_changes(analysis))
     for finding in analysis.verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in analysis.verdict.sentence:
             console.print(_bullet(finding.sentence, COLOURS.get(finding.status, "cyan")))
@@ -139,6 +143,28 @@ def _symptoms(analysis: "Analysis") -> Table:
             _interval(metric, unit),
             sparkline(curve),
         )
+    return table
+
+
+def _trained(training: dict[str, Any]) -> Text:
+    steps = f"{training['steps']} step{'s' * (training['steps'] != 1)}"
+    return Text(
+        f"Judged: a copy, trained for {steps} of {training['batch_size']} samples "
+        f"(lr {training['lr']:g})."
+    )
+
+
+def _changes(analysis: "Analysis") -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for head in ("", "before", "", "after", ""):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    statuses = [a.verdict.status for a in (analysis.before, analysis) if a]
+    styled = [Text(status, style=COLOURS.get(status, "cyan")) for status in statuses]
+    table.add_row("verdict", styled[0], "", styled[-1], "")
+    for name, pair in analysis.changes.items():
+        label, _, unit = SYMPTOMS.get(name, (name, "", ""))
+        cells = [text for m in pair for text in (number(m.value, unit), _interval(m, unit))]
+        table.add_row(label, *cells)
     return table
 
 
