@@ -129,7 +129,7 @@ def diffusers() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep diffusers from logging and from one warning of numpy, and restore what was set."""
+    """Keep diffusers from logging and from warning of itself, and restore what was set."""
     diffusers()
     from diffusers.utils import logging
 
@@ -139,6 +139,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Its solvers make arrays of tensors in a way that numpy 2 is going to refuse.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            # Some of its classes use parts that it has deprecated.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
             yield
     finally:
         logging.set_verbosity(before)

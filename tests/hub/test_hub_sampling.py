@@ -75,7 +75,7 @@ PIPELINES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_official_pipeline_draws_the_same(saved, name):
     """Which proves clock, sign, positions and conditions at once, by code that is not ours."""
