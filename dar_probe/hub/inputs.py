@@ -60,7 +60,7 @@ class Call:
             sizes = list(x.shape)
             sizes[axis] = self.latents.extra
             x = torch.cat([x, x.new_zeros(sizes)], axis)
-        batch = Batch(x=x, time=time, ids=ids)
+        batch = Batch(x=x, time=time, ids=ids.cpu())
         made = {name: maker(batch) for name, maker in self._makers.items()}
         args = tuple(made.pop(name) for name in self._positional)
         return args, made | ({"return_dict": False} if self._returns_dict else {})
