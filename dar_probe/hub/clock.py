@@ -44,15 +44,14 @@ REVERSED_UNIT_TIME = {
     "ZImageTransformer2DModel",
 }
 REVERSED_TIME = {"MochiTransformer3DModel"}  # 1,000 (1 - s)
-# Time is 1,000 s, and of every other class that is assumed.
+# Time is 1,000 s, and of every other class that is assumed. CogView 4 and GLM-Image are not among
+# them: they are told the time before the scheduler has shifted it by the image's size.
 TIME = {
     "BriaFiboTransformer2DModel",
     "BriaTransformer2DModel",
     "ChronoEditTransformer3DModel",
-    "CogView4Transformer2DModel",
     "EasyAnimateTransformer3DModel",
     "ErnieImageTransformer2DModel",
-    "GlmImageTransformer2DModel",
     "HiDreamImageTransformer2DModel",
     "HunyuanImageTransformer2DModel",
     "HunyuanVideo15Transformer3DModel",
