@@ -30,6 +30,12 @@ def audit(
     ] = None,
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 8,
     batch_size: Annotated[int, typer.Option(help="Cells in one pass.", min=1)] = 8,
+    blocks: Annotated[
+        str | None, typer.Option(help="Names of the blocks, e.g. 'encoder.layers.*'; else found.")
+    ] = None,
+    readers: Annotated[
+        str | None, typer.Option(help="Names of what reads the stream, '*.norm*'; else found.")
+    ] = None,
     train_steps: Annotated[
         int, typer.Option(help="First train a copy so long, and judge that.", min=0)
     ] = 0,
@@ -74,6 +80,8 @@ def audit(
             noise_levels=noise_levels,
             samples=samples,
             batch_size=batch_size,
+            blocks=blocks,
+            readers=readers,
             train_steps=train_steps,
             lr=lr,
             seed=seed,
@@ -85,6 +93,8 @@ def audit(
     analysis.save(folder)
     if junit is not None:
         _write_junit(analysis, junit)
+    if not as_json:
+        terminal.show_sites(analysis.manifest["sites"])
     terminal.show(analysis, folder, as_json=as_json)
     if analysis.verdict.status == "fail":
         raise typer.Exit(1)

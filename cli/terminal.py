@@ -96,6 +96,38 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
 
 
+def show_sites(sites: list[dict[str, Any]]) -> None:
+    """Print where the stream is read, blocks that are alike in one row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("found", "module", "reads the stream for"):
+        table.add_column(name, overflow="fold")
+    groups: list[tuple[list[int], list[dict[str, Any]]]] = []
+    for block in sorted({site["block"] for site in sites}):
+        own = [site for site in sites if site["block"] == block]
+        if groups and [_of_any_block(s) for s in groups[-1][1]] == [_of_any_block(s) for s in own]:
+            groups[-1][0].append(block)
+        else:
+            groups.append(([block], own))
+    for blocks, own in groups:
+        many = f"blocks {blocks[0]} to {blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
+        label = "head" if own[-1]["kind"] == "head" else many
+        for site in own:
+            note = "" if site.get("normed", True) or site["kind"] == "block" else ", without a norm"
+            kind = "(the stream is rewritten)" if site["kind"] == "fusion" else site["kind"] + note
+            table.add_row(label, printable(site["module"]), kind)
+            label = ""
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(Text("Not so? Name them with --blocks and --readers.", style="dim"))
+    console.print()
+
+
+def _of_any_block(site: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what is the same of sites in blocks that are alike."""
+    parts = [part for part in site["module"].split(".") if not part.isdecimal()]
+    return site["kind"], ".".join(parts), site.get("normed")
+
+
 def say(message: str) -> None:
     """Print one line on stderr."""
     Console(stderr=True, highlight=False).print(Text(printable(message)))

@@ -174,6 +174,8 @@ def audit(
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
+    blocks: str | None = None,
+    readers: str | None = None,
     train_steps: int = 0,
     lr: float = 1e-3,
     seed: int = 0,
@@ -197,6 +199,8 @@ def audit(
         samples: sample ids are 0..samples - 1.
         batch_size: cells of the grid in one forward, halved where memory runs out; and samples
             in one step of training.
+        blocks: patterns of the names of blocks, e.g. "encoder.layers.*"; left out, they are found.
+        readers: patterns of the names of what reads the stream; left out, they are found.
         train_steps: steps of AdamW, see ``dar_probe.train.module``.
         lr: learning rate of the training, as of the bundled trainer; wide models want less.
         seed: of the training.
@@ -215,6 +219,8 @@ def audit(
         noise_levels=noise_levels,
         samples=samples,
         batch_size=batch_size,
+        blocks=blocks,
+        readers=readers,
     )
     if not train_steps:
         return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
@@ -251,6 +257,8 @@ def audit(
         noise_levels=noise_levels,
         samples=samples,
         batch_size=batch_size,
+        blocks=blocks,
+        readers=readers,
     )
     training = {
         "steps": train_steps,

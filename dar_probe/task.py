@@ -27,6 +27,7 @@ from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
+from dar_probe.subjects.sites import describe
 from dar_probe.train import data as datasets
 
 OnCells = Callable[[int, int], None]
@@ -187,6 +188,8 @@ def of_module(
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
+    blocks: str | None = None,
+    readers: str | None = None,
 ) -> Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
     if samples < 1 or batch_size < 1:
@@ -212,7 +215,8 @@ def of_module(
             "sample's own, stands in"
         )
     with untouched(module):
-        subject = subjects.find(module, *_first_inputs(module, batch, levels[:1]))
+        first = _first_inputs(module, batch, levels[:1])
+        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return Task(
@@ -376,6 +380,7 @@ def _manifest(
     return {
         "checkpoint": checkpoint,
         "model": {"name": name, "dtype": dtype, **subject.facts},
+        "sites": describe(subject),
         "data": data,
         "config": {
             "data": data["name"],

@@ -3,15 +3,11 @@
 import pytest
 import torch
 
-from dar_probe import objective
 from dar_probe.errors import CheckpointError
 from dar_probe.hub import clock
 from tests.hub import tiny
 
 diffusers = pytest.importorskip("diffusers")
-if not hasattr(objective, "ddpm"):
-    pytest.skip("objective.ddpm comes with another change", allow_module_level=True)
-
 S = torch.tensor([0.0, 0.25, 1.0])
 
 

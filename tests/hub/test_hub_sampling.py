@@ -5,15 +5,11 @@ import inspect
 import pytest
 import torch
 
-from dar_probe import objective
 from dar_probe.hub import clock, folder, inputs, model, sampling
 from dar_probe.train import data
 from tests.hub import others, tiny
 
 diffusers = pytest.importorskip("diffusers")
-if not hasattr(objective, "ddpm"):
-    pytest.skip("objective.ddpm comes with another change", allow_module_level=True)
-
 STEPS = 4
 SHAPES = {
     **tiny.SHAPES,
