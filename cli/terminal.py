@@ -114,7 +114,10 @@ def show_sites(sites: list[dict[str, Any]]) -> None:
         for site in own:
             note = "" if site.get("normed", True) or site["kind"] == "block" else ", without a norm"
             kind = "(the stream is rewritten)" if site["kind"] == "fusion" else site["kind"] + note
-            table.add_row(label, printable(site["module"]), kind)
+            shown = site["module"]
+            if len(blocks) > 1:
+                shown = ".".join("*" if p.isdecimal() else p for p in shown.split("."))
+            table.add_row(label, printable(shown), kind)
             label = ""
     console = Console(highlight=False)
     console.print(table)
@@ -219,6 +222,8 @@ def _model(model: dict[str, object]) -> str:
         routing = f"DAR {model['query']}, chunks of {model['chunk_size']}"
     elif routing == "residual":
         routing = "plain residuals"
+    elif routing == "unknown":
+        routing = "no pre-norm stack"
     return (
         f"{model['depth']} blocks x {model['width']}, {routing}, "
         f"{_millions(int(str(model['parameters'])))} parameters"

@@ -268,7 +268,8 @@ def audit(
         "first_loss": losses[0],
         "final_loss": losses[-1],
     }
-    trained = replace(again, manifest={**planned.manifest, "training": training})
+    own = {"model": again.manifest["model"], "training": training}
+    trained = replace(again, manifest={**planned.manifest, **own})
     return Analysis(trained.measure(on_cells=on_cells), fail_on=fail_on, before=before)
 
 

@@ -27,7 +27,7 @@ from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
-from dar_probe.subjects.sites import describe
+from dar_probe.subjects.sites import describe, is_fresh
 from dar_probe.train import data as datasets
 
 OnCells = Callable[[int, int], None]
@@ -217,6 +217,7 @@ def of_module(
     with untouched(module):
         first = _first_inputs(module, batch, levels[:1])
         subject = subjects.find(module, *first, blocks=blocks, readers=readers)
+    subject = replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return Task(

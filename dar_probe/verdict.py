@@ -63,13 +63,15 @@ def judge(
 
     A symptom fails when its whole interval lies beyond the failure threshold. It is a warning
     when its value lies beyond the warning threshold or its interval straddles the failure. A
-    model whose median sublayer writes nothing is ``untrained``: its cosines of 1 say nothing.
+    model whose median sublayer writes nothing, or whose norms are as they were made, is
+    ``untrained``: its cosines of 1 say nothing.
     """
     limits = thresholds or Thresholds()
     write = profile(ds, "write_ratio", resamples=1)["value"].values
     known = write[np.isfinite(write)]
     median = float(np.median(known)) if known.size else math.nan
-    untrained = median < limits.untrained_write_ratio
+    silent = median < limits.untrained_write_ratio
+    untrained = silent or bool(manifest(ds)["model"].get("fresh"))
     symptoms = [_symptom(metrics[name], limits, untrained) for name in SYMPTOMS]
     findings = [
         *symptoms,
@@ -81,10 +83,13 @@ def judge(
     ]
     if not untrained:
         return _conclude(findings, limits)
-    sentence = (
-        f"Untrained: the median sublayer writes {median:.2g} of what it reads "
-        f"(limit {limits.untrained_write_ratio:g}), so no symptom can be judged."
+    why = (
+        f"the median sublayer writes {median:.2g} of what it reads "
+        f"(limit {limits.untrained_write_ratio:g})"
+        if silent
+        else "every norm still has its initial parameters, and dilution is learnt"
     )
+    sentence = f"Untrained: {why}, so no symptom can be judged."
     return Verdict(status="untrained", sentence=sentence, findings=findings)
 
 

@@ -238,6 +238,8 @@ def test_what_is_no_pre_norm_stack_is_measured_between_its_blocks(kind):
         why = "two modules read the same state"
     if kind == "no gradient of a norm":
         model.blocks = nn.ModuleList(Rescaling() for _ in range(4))
+    assert dp.audit(model, batch=batch, loss=loss, samples=2).verdict.status == "untrained"
+    nn.init.normal_(model.norm.weight, 1.0, 0.1)  # as training leaves it
     expected = by_hooks(model)
     analysis = dp.audit(model, batch=batch, loss=loss, samples=2)
     ds = analysis.dataset
