@@ -15,6 +15,7 @@ from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
 from dar_probe.loading import Loaded, load
+from dar_probe.objective import Objective
 from dar_probe.output import OutputFolder
 from dar_probe.probe import ablation, from_config, trace
 from dar_probe.probe import samples as rows_of
@@ -32,6 +33,7 @@ from dar_probe.train import data as datasets
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
+LEVELS = 5  # of a module with a time of its own
 TARGET_SEED = 7_919  # no inputs are drawn from it
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": trace.forward}
@@ -194,10 +196,10 @@ def of_module(
     """Find the sites of a module and return what ``api.audit`` measures."""
     if samples < 1 or batch_size < 1:
         raise UsageError("samples and batch_size must be at least 1")
-    levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     module = subjects.unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []
+    objective: Objective | None = None
     if batch is None:
         inputs = _own_inputs(module)
         batch = inputs.batch
@@ -205,15 +207,22 @@ def of_module(
         assumptions.append(f"no batch function was given: inputs are {inputs.description}")
         if loss is None and inputs.loss is not None:
             loss = inputs.loss
-            assumptions.append(
-                "no loss was given: the model's own next-token cross entropy stands in"
-            )
+            assumptions += inputs.assumptions
+        objective = inputs.objective
     if loss is None:
         loss = random_target
         assumptions.append(
             "no loss was given: the mean square of the output less a random target, one of each "
             "sample's own, stands in"
         )
+    timestep = log_snr = None
+    if objective is not None:
+        s = torch.from_numpy(parse_levels(LEVELS if noise_levels is None else noise_levels))
+        s = torch.unique(objective.reached(s))
+        levels, timestep = s.numpy(), objective.model_time(s).numpy().astype(np.float64)
+        log_snr = objective.log_snr(s).numpy()
+    else:
+        levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     with untouched(module):
         first = _first_inputs(module, batch, levels[:1])
         subject = subjects.find(module, *first, blocks=blocks, readers=readers)
@@ -225,8 +234,8 @@ def of_module(
         grid=grid,
         batch=batch,
         loss=loss,
-        timestep=unknown,
-        log_snr=unknown,
+        timestep=unknown if timestep is None else timestep,
+        log_snr=unknown if log_snr is None else log_snr,
         manifest=_manifest(
             subject,
             grid,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dar_probe.hub import clock, inputs
+from dar_probe.objective import Objective, per_sample_loss
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.train import data as datasets
 
@@ -30,12 +32,16 @@ class Inputs:
         batch: inputs of each (seed, sample id) alone, the same at every noise level.
         loss: the model's own; None where only a task would give one.
         name, description: of the data, for the manifest and the list of assumptions.
+        objective: of a model with a time of its own, which gives noise levels a meaning.
+        assumptions: one sentence for each thing that was taken for granted.
     """
 
     batch: Batch
     loss: Loss | None
     name: str
     description: str
+    objective: Objective | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 def find(module: nn.Module) -> Inputs | None:
@@ -92,6 +98,7 @@ def _tokens(module: nn.Module, config: Any, masked: bool) -> Inputs | None:
         loss=next_token if causal else None,
         name="random tokens",
         description=f"{length} random token ids each, of a vocabulary of {vocabulary:,}",
+        assumptions=("no loss was given: the model's own next-token cross entropy stands in",),
     )
 
 
@@ -117,6 +124,42 @@ def _images(module: nn.Module, config: Any) -> Inputs | None:
     )
 
 
+def _diffusers(module: nn.Module) -> Inputs | None:
+    """Normal noise for latents, noised along the path of the class, and its denoising loss."""
+    name, config = type(module).__name__, dict(module.config)  # type: ignore[call-overload]
+    call = inputs.plan(name, config, seed=SEED)
+    objective, assumed = clock.choose(name, config, None)
+
+    def rows(sample_ids: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        like = next(module.parameters())
+        x, noise = (
+            datasets.noise(sample_ids, call.shape, seed=seed).to(like.device, like.dtype)
+            for seed in (SEED, SEED + 1)
+        )
+        return x, noise, noise_level.to(like.device)
+
+    def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x, noise, s = rows(sample_ids, noise_level)
+        return call.inputs(objective.interpolate(x, noise, s), objective.model_time(s), sample_ids)
+
+    def denoising(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        target = objective.target(*rows(sample_ids, noise_level))
+        return per_sample_loss(call.prediction(output).float(), target.float())
+
+    return Inputs(
+        batch=batch,
+        loss=denoising,
+        name="random latents",
+        description=f"latents of normal noise, {'x'.join(map(str, call.shape))}",
+        objective=objective,
+        assumptions=(
+            f"no loss was given: that of denoising stands in, objective {objective.name!r}",
+            *(sentence for sentence in assumed if "no scheduler" not in sentence),
+            *call.assumptions,
+        ),
+    )
+
+
 def _options(module: nn.Module) -> dict[str, Any]:
     takes = inspect.signature(module.forward).parameters
     return {"use_cache": False} if "use_cache" in takes else {}
@@ -126,5 +169,8 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-# One entry a library. diffusers classes are refused until their inputs are made here as well.
-MAKERS: dict[str, Callable[[nn.Module], Inputs | None]] = {"transformers": _transformers}
+# One entry a library.
+MAKERS: dict[str, Callable[[nn.Module], Inputs | None]] = {
+    "transformers": _transformers,
+    "diffusers": _diffusers,
+}
