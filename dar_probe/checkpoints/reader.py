@@ -265,7 +265,8 @@ def _claimed(tensor: Tensor) -> int:
 
 
 def _settings(content: Any, label: str, shown: str) -> dict[str, Any]:
-    args = None if label == "flat" else content.get("args")
+    # LightningDiT calls its settings config.
+    args = None if label == "flat" else content.get("args", content.get("config"))
     if args is None:
         return {}
     if not isinstance(args, argparse.Namespace | dict):
