@@ -81,7 +81,9 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
         for row, (quantity, label, wanted, *arrays) in enumerate(rows):
             shown, marked = (
                 [
-                    array.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+                    array.isel(
+                        reader=place.position, source_block=slice(0, len(place.names))
+                    ).values.T
                     for place in places
                 ]
                 for array in arrays
@@ -96,8 +98,10 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
                 canvas.draw_map(axis, values, norm, colours)
                 canvas.draw_dots(axis, marked[column], values, norm, colours)
                 _level_ticks(axis, ds)
-                blocks = [str(block) for block in range(place.block)]
-                canvas.ticks(axis, "y", style.thinned(place.block, 8), blocks)
+                blocks = [*map(str, range(len(place.names)))]
+                if place.names[-1] == "fusion":  # the last one is the reader's own block's
+                    blocks[-1] = "fusion"
+                canvas.ticks(axis, "y", style.thinned(len(blocks), 8), blocks)
                 letter = "abcd"[row * len(places) + column]
                 text = f"({letter}) {quantity}, {place.title}"
                 axis.set_title(canvas.printable(text), parse_math=False)

@@ -271,8 +271,8 @@ def test_projectors_mean_repa() -> None:
 
 def test_our_own_files_pass_their_routing_on() -> None:
     shapes = official_shapes()
-    for reader in (f"stream.readers.{k}" for k in range(5)):
-        shapes |= {f"{reader}.norm.weight": (8,), f"{reader}.query.weight": (8, 8)}
+    for name in (f"stream.readers.{k}" for k in range(5)):
+        shapes |= {f"{name}.norm.weight": (8,), f"{name}.query.weight": (8, 8)}
     found = sizes_of(of_shapes(shapes, OWN | {"num_classes": 10, "objective": "repa"}))
     assert found.family == "dar-probe"
     assert found.routing == {"routing": "dar", "query": "dynamic", "chunk_size": 4}

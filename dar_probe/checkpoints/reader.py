@@ -265,8 +265,9 @@ def _claimed(tensor: Tensor) -> int:
 
 
 def _settings(content: Any, label: str, shown: str) -> dict[str, Any]:
-    # LightningDiT calls its settings config.
-    args = None if label == "flat" else content.get("args", content.get("config"))
+    args = None if label == "flat" else content.get("args")
+    if label != "flat" and args is None and isinstance(content.get("config"), dict):
+        args = content["config"]  # as LightningDiT calls them
     if args is None:
         return {}
     if not isinstance(args, argparse.Namespace | dict):

@@ -1,5 +1,6 @@
 """Collects the sites of a residual model, from the embedding to the head."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -116,7 +117,16 @@ class Sites:
             sources=tuple(self.sources),
             offered=offered_by_addition(self.sources),
             facts=facts(model, identified, depth=depth, tokens=tokens),
+            assumptions=tuple(self._stages()),
         )
+
+    def _stages(self) -> Iterator[str]:
+        starts = [str(source.block) for source in self.sources if source.fresh]
+        if starts:
+            yield (
+                f"the stream changes its shape before blocks {', '.join(starts)}: cosines and "
+                "importances end there, and sizes are compared across shapes"
+            )
 
 
 def facts(model: nn.Module, identified: Identified, *, depth: int, tokens: int) -> dict[str, Any]:
