@@ -98,10 +98,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
                 canvas.draw_map(axis, values, norm, colours)
                 canvas.draw_dots(axis, marked[column], values, norm, colours)
                 _level_ticks(axis, ds)
-                blocks = [*map(str, range(len(place.names)))]
-                if place.names[-1] == "fusion":  # the last one is the reader's own block's
-                    blocks[-1] = "fusion"
-                canvas.ticks(axis, "y", style.thinned(len(blocks), 8), blocks)
+                _source_ticks(axis, place)
                 letter = "abcd"[row * len(places) + column]
                 text = f"({letter}) {quantity}, {place.title}"
                 axis.set_title(canvas.printable(text), parse_math=False)
@@ -191,6 +188,13 @@ def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], bands
 def _level_ticks(axis: Axes, ds: xr.Dataset) -> None:
     levels = style.levels(ds)
     canvas.ticks(axis, "x", style.spread(len(levels), 5), levels)
+
+
+def _source_ticks(axis: Axes, place: maps.Location) -> None:
+    numbers = [str(block) for block in range(place.block)]
+    at, fusion = style.thinned(place.block, 8), place.names[place.block :]
+    at += range(place.block, len(place.names))
+    canvas.ticks(axis, "y", at, [*numbers, *fusion])
 
 
 def _any_router(analyses: Sequence[tuple[str, xr.Dataset]]) -> bool:

@@ -32,6 +32,7 @@ class Location(NamedTuple):
         title: "shallow: block 7 attention".
         position: along the block maps' reader dim.
         name: the reader's, cleaned.
+        block: the reader's, B+1 for the head.
         names: of the source blocks up to the last that it is offered: the one before its own, or
             its own where a fusion stands before it.
         sources: how many source blocks it is offered.
@@ -40,6 +41,7 @@ class Location(NamedTuple):
     title: str
     position: int
     name: str
+    block: int
     names: list[str]
     sources: int
 
@@ -109,7 +111,7 @@ def locations(
         names = ["embedding", *(f"block {source}" for source in range(1, block))]
         names += ["fusion"] * (stop - block)
         count = int(offered[position])
-        result.append(Location(f"{depth}: {name}", position, name, names, count))
+        result.append(Location(f"{depth}: {name}", position, name, block, names, count))
     return result if shallow != deep else [result[0]._replace(title=result[0].name)]
 
 

@@ -125,7 +125,7 @@ class Sites:
         if starts:
             yield (
                 f"the stream changes its shape before blocks {', '.join(starts)}: cosines and "
-                "importances end there, and sizes are compared across shapes"
+                "importances end there, and sizes before and after do not compare"
             )
 
 

@@ -41,6 +41,12 @@ class File:
     def data(self):
         return f"latents:{self.path.parent / 'data.npz'}"
 
+    @property
+    def words(self):
+        """What a person types after the command."""
+        heads = ["--heads", str(self.heads)] if self.heads else []
+        return [str(self.path), "--data", self.data, *heads]
+
 
 def plain(**sizes):
     return check.random_state(builders.official_shapes(**{**SMALL, **sizes}))
