@@ -4,9 +4,12 @@ import importlib
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from dar_probe.analysis import Analysis
 
 BATCH_HELP = (
     "return (module, batch) where\n"
@@ -27,27 +30,47 @@ def audit(
     ] = None,
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 8,
     batch_size: Annotated[int, typer.Option(help="Cells in one pass.", min=1)] = 8,
+    blocks: Annotated[
+        str | None, typer.Option(help="Names of the blocks, e.g. 'encoder.layers.*'; else found.")
+    ] = None,
+    readers: Annotated[
+        str | None, typer.Option(help="Names of what reads the stream, '*.norm*'; else found.")
+    ] = None,
+    train_steps: Annotated[
+        int, typer.Option(help="First train a copy so long, and judge that.", min=0)
+    ] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate of --train-steps.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of --train-steps.", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the analysis; default dar-probe-out/<name>.")
     ] = None,
     fail_on: Annotated[
         str | None, typer.Option(help="Instead of the default judgement, e.g. 'inflation > 8'.")
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write the findings as JUnit XML to this file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
 
     The callable returns the module, (module, batch) or (module, batch, loss). The current
-    directory is on the import path.
+    directory is on the import path. Dilution is learnt: --train-steps trains a copy on the batch
+    and the loss, judges the copy, and shows what the module was before.
 
     Example: dar-probe audit mymodels.vit:small --input 16,64
     """
     from dar_probe import api
     from dar_probe.cli import terminal
+    from dar_probe.output import check_target
     from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
+    if out is not None:
+        check_target(out)
+    if junit is not None:
+        _check_file(junit)
     module, batch, loss = _call(factory, shape)
     with terminal.progress("measuring") as tell:
         analysis = api.audit(
@@ -57,18 +80,58 @@ def audit(
             noise_levels=noise_levels,
             samples=samples,
             batch_size=batch_size,
+            blocks=blocks,
+            readers=readers,
+            train_steps=train_steps,
+            lr=lr,
+            seed=seed,
             fail_on=fail_on,
             on_cells=tell,
+            on_step=lambda step, steps, value: tell(step, steps, f"training, loss {value:.4f}"),
         )
     folder = out or Path("dar-probe-out") / analysis.name
     analysis.save(folder)
+    if junit is not None:
+        _write_junit(analysis, junit)
+    if not as_json:
+        terminal.show_sites(analysis.manifest["sites"])
     terminal.show(analysis, folder, as_json=as_json)
     if analysis.verdict.status == "fail":
         raise typer.Exit(1)
 
 
+def _check_file(path: Path) -> None:
+    """Refuse a file that could not be written, before anything is measured."""
+    from dar_probe.errors import UsageError
+
+    why = "is a folder" if path.is_dir() else ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+    if why:
+        raise UsageError(f"{str(path)!r} {why}", hint="--junit takes a file")
+
+
+def _write_junit(analysis: "Analysis", path: Path) -> None:
+    from dar_probe.files import write_atomically
+    from dar_probe.reports import junit
+
+    content = junit.render(
+        analysis.verdict,
+        name=analysis.name,
+        rule=analysis.rule.text if analysis.rule else None,
+        before=analysis.before.verdict if analysis.before else None,
+    )
+
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    write_atomically(path, write)
+
+
 def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
-    """Return module, batch and loss (or None)."""
+    """Return module, batch (None where its config tells) and loss (or None)."""
     from torch import nn
 
     from dar_probe.errors import UsageError
@@ -94,13 +157,17 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
     module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):
         raise UsageError(f"{factory!r} gave a {type(module).__name__}, not a torch module")
-    if batch is None:
-        if shape is None:
+    if batch is None and shape is not None:
+        from dar_probe.probe.inputs import random_batch
+
+        batch = random_batch(module, shape)
+    elif batch is None:
+        from dar_probe.probe import from_config
+        from dar_probe.subjects import unwrap
+
+        if from_config.find(unwrap(module)) is None:
             raise UsageError(
                 f"{factory!r} gave a module without inputs",
                 hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
             )
-        from dar_probe.probe.inputs import random_batch
-
-        batch = random_batch(module, shape)
     return module, batch, loss

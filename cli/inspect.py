@@ -1,53 +1,43 @@
-"""``dar-probe inspect``: what a checkpoint is, without measuring anything."""
+"""``dar-probe inspect``: what a checkpoint is, without reading its weights."""
 
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dar_probe.cli import options
 
+if TYPE_CHECKING:
+    from dar_probe.survey import Survey
+
 
 def inspect(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A .pt or .safetensors file.", show_default=False)
-    ],
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where unknown.")] = None,
-    weights: Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")] = "auto",
+    checkpoint: options.Checkpoint,
+    heads: options.Heads = None,
+    family: options.Family = None,
+    weights: options.Weights = "auto",
     objective: options.Objective = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print family, sizes, routing, parameters and assumptions of a checkpoint.
+    """Print what a checkpoint is: family, sizes, parameters by part, FLOPs, sites, assumptions.
 
     Example: dar-probe inspect fixtures/digits-dar-static.pt
     """
     options.check_first(checkpoint)
-    from dar_probe.loading import load
+    from dar_probe.survey import survey
 
-    loaded = load(checkpoint, heads=heads, weights=weights, objective_name=objective)
-    facts = {
-        "file": checkpoint.name,
-        "sha256": loaded.checkpoint.sha256,
-        "bytes": loaded.checkpoint.bytes,
-        "weights": loaded.checkpoint.weights,
-        "family": loaded.identified.family,
-        "objective": loaded.objective.name,
-        **loaded.identified.sizes,
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "routing_parameters": sum(
-            p.numel() for name, p in loaded.model.named_parameters() if name.startswith("stream.")
-        ),
-        "assumptions": loaded.assumptions,
-    }
+    found = survey(
+        checkpoint, heads=heads, family=family, weights=weights, objective_name=objective
+    )
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:
-        _show(facts)
+        _show(found)
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(found: "Survey") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -55,24 +45,40 @@ def _show(facts: dict[str, Any]) -> None:
     from dar_probe.cli.terminal import printable
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    assumptions = facts.pop("assumptions")
-    routed = facts.get("routing") == "dar"
-    for name, value in facts.items():
-        if not routed and name in ("query", "chunk_size", "routing_parameters"):
-            continue
+
+    def row(name: str, value: Any) -> None:
         shown = Text(printable(_words(name, value)), overflow="fold")
         table.add_row(Text(name.replace("_", " "), style="dim"), shown)
+
+    for name, value in found.file.items():
+        row("file" if name == "name" else name, value)
+    row("family", f"{found.family} ({found.why})")
+    row("objective", found.objective)
+    row("sample", " x ".join(map(str, found.shape)))
+    for name, value in found.sizes.items():
+        if name in ("query", "chunk_size") and found.sizes.get("routing") == "residual":
+            continue
+        row(name, value)
+    row("parameters", found.parameters)
+    for name, count in found.parts.items():
+        row("", f"{count:>15,}  {name}")
+    if found.flops is None:
+        row("FLOPs", f"not counted: {found.unknown_flops}")
+    else:
+        row("FLOPs", f"{found.flops / 1e9:.3g} G for the forward of one sample")
+    for line in found.sites:
+        row("sites" if line == found.sites[0] else "", line)
     console = Console(highlight=False)
     console.print(table)
-    for assumption in assumptions:
+    for assumption in found.assumptions:
         console.print(Text(f"Assumed: {printable(assumption)}"))
 
 
 def _words(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name in ("bytes", "parameters", "routing_parameters"):
+    if name in ("bytes", "parameters"):
         return f"{value:,}"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -82,6 +82,10 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     console.print(badge, Text(printable(analysis.verdict.sentence)))
     console.print()
     console.print(_symptoms(analysis))
+    if analysis.before is not None:
+        console.print()
+        console.print(_trained(manifest["training"]))
+        console.print(_changes(analysis))
     for finding in analysis.verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in analysis.verdict.sentence:
             console.print(_bullet(finding.sentence, COLOURS.get(finding.status, "cyan")))
@@ -90,6 +94,38 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     console.print()
     console.print(Text(f"Report   {printable(str(folder / 'report.html'))}", overflow="fold"))
     console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
+
+
+def show_sites(sites: list[dict[str, Any]]) -> None:
+    """Print where the stream is read, blocks that are alike in one row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("found", "module", "reads the stream for"):
+        table.add_column(name, overflow="fold")
+    groups: list[tuple[list[int], list[dict[str, Any]]]] = []
+    for block in sorted({site["block"] for site in sites}):
+        own = [site for site in sites if site["block"] == block]
+        if groups and [_of_any_block(s) for s in groups[-1][1]] == [_of_any_block(s) for s in own]:
+            groups[-1][0].append(block)
+        else:
+            groups.append(([block], own))
+    for blocks, own in groups:
+        many = f"blocks {blocks[0]} to {blocks[-1]}" if len(blocks) > 1 else f"block {blocks[0]}"
+        label = "head" if own[-1]["kind"] == "head" else many
+        for site in own:
+            note = "" if site.get("normed", True) or site["kind"] == "block" else ", without a norm"
+            kind = "(the stream is rewritten)" if site["kind"] == "fusion" else site["kind"] + note
+            table.add_row(label, printable(site["module"]), kind)
+            label = ""
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(Text("Not so? Name them with --blocks and --readers.", style="dim"))
+    console.print()
+
+
+def _of_any_block(site: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what is the same of sites in blocks that are alike."""
+    parts = [part for part in site["module"].split(".") if not part.isdecimal()]
+    return site["kind"], ".".join(parts), site.get("normed")
 
 
 def say(message: str) -> None:
@@ -139,6 +175,28 @@ def _symptoms(analysis: "Analysis") -> Table:
             _interval(metric, unit),
             sparkline(curve),
         )
+    return table
+
+
+def _trained(training: dict[str, Any]) -> Text:
+    steps = f"{training['steps']} step{'s' * (training['steps'] != 1)}"
+    return Text(
+        f"Judged: a copy, trained for {steps} of {training['batch_size']} samples "
+        f"(lr {training['lr']:g})."
+    )
+
+
+def _changes(analysis: "Analysis") -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for head in ("", "before", "", "after", ""):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    statuses = [a.verdict.status for a in (analysis.before, analysis) if a]
+    styled = [Text(status, style=COLOURS.get(status, "cyan")) for status in statuses]
+    table.add_row("verdict", styled[0], "", styled[-1], "")
+    for name, pair in analysis.changes.items():
+        label, _, unit = SYMPTOMS.get(name, (name, "", ""))
+        cells = [text for m in pair for text in (number(m.value, unit), _interval(m, unit))]
+        table.add_row(label, *cells)
     return table
 
 

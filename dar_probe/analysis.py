@@ -1,6 +1,7 @@
 """One finished analysis: its dataset, metrics, verdict, pictures and files. Runs without torch."""
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from dar_probe import metrics, rule, schema, store, verdict
 from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 from dar_probe.metrics import Metric
-from dar_probe.output import OutputFolder
+from dar_probe.output import BEFORE, OutputFolder
 from dar_probe.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Analysis:
         dataset: see ``dar_probe.schema`` for every variable.
         thresholds: where a symptom becomes a warning and where it fails.
         rule: replaces that judgement where set, e.g. "inflation > 8".
+        before: the same module untrained, where this is the analysis of a trained copy.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Analysis:
         *,
         thresholds: Thresholds | None = None,
         fail_on: str | None = None,
+        before: "Analysis | None" = None,
     ) -> None:
         self.dataset = schema.validate(dataset)
         self.thresholds = thresholds or Thresholds()
         self.rule = rule.parse_rule(fail_on) if fail_on is not None else None
+        self.before = before
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -61,8 +65,40 @@ class Analysis:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds: verdict, findings, metrics, assumptions, warnings."""
-        return verdict.summary(self.dataset, self.metrics, self.verdict)
+        """What ``summary.json`` holds: verdict, findings, metrics, assumptions, warnings.
+
+        After training also "training", the mean "loss", and "before": verdict, sentence, metrics
+        and loss of the untrained module.
+        """
+        found = verdict.summary(self.dataset, self.metrics, self.verdict)
+        if self.before is None:
+            return found
+        earlier = self.before.summary
+        return {
+            **found,
+            "loss": _plain(self.loss),
+            "training": self.manifest.get("training"),
+            "before": {
+                **{key: earlier[key] for key in ("verdict", "sentence", "metrics")},
+                "loss": _plain(self.before.loss),
+            },
+        }
+
+    @property
+    def loss(self) -> Metric:
+        """The mean loss over samples and noise levels, with a bootstrap interval."""
+        found = metrics.profile(self.dataset, "loss")
+        value, low, high = (float(found[key]) for key in ("value", "low", "high"))
+        text = "mean loss over samples and noise levels"
+        return Metric(name="loss", value=value, low=low, high=high, definition=text)
+
+    @property
+    def changes(self) -> dict[str, tuple[Metric, Metric]]:
+        """The three symptoms and the loss before and after training; empty without training."""
+        if self.before is None:
+            return {}
+        pairs = {name: (self.before.metrics[name], self.metrics[name]) for name in verdict.SYMPTOMS}
+        return {**pairs, "loss": (self.before.loss, self.loss)}
 
     @property
     def plot(self) -> "Plots":
@@ -84,9 +120,17 @@ class Analysis:
         from dar_probe.reports import figures, page
 
         store.write(self.dataset, folder / "analysis.nc")
+        if self.before is not None:
+            store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         _write_text(folder / "summary.json", text)
-        html = page.render(self.dataset, self.metrics, self.verdict, thresholds=self.thresholds)
+        html = page.render(
+            self.dataset,
+            self.metrics,
+            self.verdict,
+            thresholds=self.thresholds,
+            changes=self.changes,
+        )
         _write_text(folder / "report.html", html)
         figures.write_all(self.dataset, folder / "figures", name=self.name)
 
@@ -136,14 +180,23 @@ class Plots:
 
 
 def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> Analysis:
-    """Open an ``analysis.nc``, or the folder that holds it.
+    """Open an ``analysis.nc``, or the folder that holds it, and the ``before.nc`` beside it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no analysis of this version.
+        CheckpointError: a file is missing, damaged, or no analysis of this version.
     """
     path = Path(path)
-    ds = store.read(path / "analysis.nc" if path.is_dir() else path)
-    return Analysis(ds, thresholds=thresholds)
+    file = path / "analysis.nc" if path.is_dir() else path
+    ds, earlier = store.read(file), file.with_name(BEFORE)
+    before = None
+    if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():
+        before = Analysis(store.read(earlier), thresholds=thresholds)
+    return Analysis(ds, thresholds=thresholds, before=before)
+
+
+def _plain(metric: Metric) -> dict[str, float | None]:
+    values = {"value": metric.value, "low": metric.low, "high": metric.high}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _write_text(path: Path, text: str) -> None:

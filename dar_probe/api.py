@@ -1,6 +1,7 @@
 """The Python face: build a model, analyse a checkpoint, intervene in it, audit a module."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
-from dar_probe.probe.ablation import KINDS
+from dar_probe.probe.ablation import KINDS, can_skip
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.ranks import Ranks, joined
 from dar_probe.task import Levels, OnCells, Task
+from dar_probe.train.module import OnStep, check, train_copy
 
 
 def build(name: str, **changes: Any) -> SiT:
@@ -147,10 +149,15 @@ def ablate(
     with joined() as ranks:
         grid = {"noise_levels": noise_levels, "samples": samples}
         planned = _plan(ranks, out, path, **grid, **settings)
-        levels, routed = planned.grid.levels, planned.subject.routes is not None
+        levels, subject = planned.grid.levels, planned.subject
+        usual = [
+            kind
+            for kind in (KINDS if subject.routes is not None else KINDS[:3])
+            if kind != "block" or can_skip(subject)
+        ]
         wished = levels[len(levels) // 2] if frozen_at is None else frozen_at
         wanted = {
-            "kinds": list(kinds if kinds is not None else KINDS if routed else KINDS[:3]),
+            "kinds": list(usual if kinds is None else kinds),
             "pairs": pairs,
             "gates": [list(gate) for gate in gates],
             "frozen_at": min(levels, key=lambda level: abs(level - wished)),
@@ -167,26 +174,44 @@ def ablate(
 def audit(
     module: nn.Module,
     *,
-    batch: Batch,
+    batch: Batch | None = None,
     loss: Loss | None = None,
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
+    blocks: str | None = None,
+    readers: str | None = None,
+    train_steps: int = 0,
+    lr: float = 1e-3,
+    seed: int = 0,
     fail_on: str | None = None,
     on_cells: OnCells | None = None,
+    on_step: OnStep | None = None,
 ) -> Analysis:
     """Audit any module with a pre-norm residual stack for PreNorm dilution.
+
+    With ``train_steps`` the analysis is that of a copy, trained on ``batch`` and ``loss`` with
+    samples of its own; ``before`` of the analysis is the module as it came.
 
     Args:
         module: compiled or parallel ones are unwrapped; afterwards bit for bit as it was.
         batch: batch(sample_ids (N,) int64, noise_level (N,) float64) -> (args, kwargs) for
-            ``module``; a pure function of each (id, level).
-        loss: loss(output, sample_ids, noise_level) -> (N,); left out: mean square of the output.
+            ``module``; a pure function of each (id, level). Left out for classes of transformers:
+            random inputs by their config.
+        loss: loss(output, sample_ids, noise_level) -> (N,); left out: the mean square of the
+            output less a random target, or a causal language model's own next-token loss.
         noise_levels: 0 = data, 1 = noise; left out: the axis has length one and value 0.
         samples: sample ids are 0..samples - 1.
-        batch_size: cells of the grid in one forward, halved where memory runs out.
+        batch_size: cells of the grid in one forward, halved where memory runs out; and samples
+            in one step of training.
+        blocks: patterns of the names of blocks, e.g. "encoder.layers.*"; left out, they are found.
+        readers: patterns of the names of what reads the stream; left out, they are found.
+        train_steps: steps of AdamW, see ``dar_probe.train.module``.
+        lr: learning rate of the training, as of the bundled trainer; wide models want less.
+        seed: of the training.
         fail_on: judgement instead of the default.
         on_cells: told (finished, all) cells of the grid.
+        on_step: told (step, steps, loss) of the training.
 
     Raises:
         ProbeError: no pre-norm stack was found, or nothing could be measured.
@@ -199,8 +224,57 @@ def audit(
         noise_levels=noise_levels,
         samples=samples,
         batch_size=batch_size,
+        blocks=blocks,
+        readers=readers,
     )
-    return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
+    if not train_steps:
+        return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
+    if planned.loss is task.random_target:
+        raise UsageError(
+            "training takes a loss: nothing is learnt from a random target",
+            hint="loss(output, sample_ids, noise_level) -> (N,), third of (module, batch, loss)",
+        )
+    check(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
+    before = Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
+    losses: list[float] = []
+
+    def tell(step: int, steps: int, value: float) -> None:
+        losses.append(value)
+        if on_step:
+            on_step(step, steps, value)
+
+    twin = train_copy(
+        planned.subject.model,
+        planned.batch,
+        planned.loss,
+        steps=train_steps,
+        lr=lr,
+        batch_size=batch_size,
+        noise_levels=planned.grid.levels,
+        first_id=samples,
+        seed=seed,
+        on_step=tell,
+    )
+    again = task.of_module(
+        twin,
+        batch=planned.batch,
+        loss=planned.loss,
+        noise_levels=noise_levels,
+        samples=samples,
+        batch_size=batch_size,
+        blocks=blocks,
+        readers=readers,
+    )
+    training = {
+        "steps": train_steps,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "first_loss": losses[0],
+        "final_loss": losses[-1],
+    }
+    trained = replace(again, manifest={**planned.manifest, "training": training})
+    return Analysis(trained.measure(on_cells=on_cells), fail_on=fail_on, before=before)
 
 
 def _plan(ranks: Ranks, out: str | Path | None, path: str | Path, **settings: Any) -> Task:

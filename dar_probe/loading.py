@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dar_probe import checkpoints, objective, subjects
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.reader import Weights, check_finite
+from dar_probe.checkpoints.reader import check_finite
+from dar_probe.checkpoints.selection import Weights
 from dar_probe.errors import UsageError
 from dar_probe.hub import clock, conditioning, folder, inputs, sampling
 from dar_probe.hub import model as hub_model
@@ -140,9 +141,7 @@ def load(
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    path = Path(path)
-    home = path.parent if path.suffix == ".safetensors" else path
-    if folder.is_folder(home):
+    if (home := hub_home(path)) is not None:
         for name, given in (("heads", heads), ("family", family)):
             if given is not None:
                 raise UsageError(
@@ -153,7 +152,14 @@ def load(
         raise UsageError(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
-    return _load_file(path, check_weights(weights), heads, objective_name, family, dtype)
+    return _load_file(Path(path), check_weights(weights), heads, objective_name, family, dtype)
+
+
+def hub_home(path: str | Path) -> Path | None:
+    """Return the diffusers folder that a path is, or whose weights it is; None for other files."""
+    path = Path(path)
+    home = path.parent if path.suffix == ".safetensors" else path
+    return home if folder.is_folder(home) else None
 
 
 def _load_file(
@@ -216,7 +222,6 @@ def _load_folder(
     else:
         chosen, assumed = choose_objective(objective_name, objective_name)
     model = hub_model.build(read, dtype=dtype)
-    check_finite(dict(model.state_dict()))
     return Loaded(
         file={
             "name": path.resolve().name,

@@ -17,7 +17,8 @@ import numpy as np
 from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 
-CONTENTS = {"analysis.nc", "report.html", "summary.json", "figures"}
+BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
+CONTENTS = {"analysis.nc", BEFORE, "report.html", "summary.json", "figures"}
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 

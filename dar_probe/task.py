@@ -16,7 +16,7 @@ from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
 from dar_probe.loading import Loaded, load
 from dar_probe.output import OutputFolder
-from dar_probe.probe import ablation, trace
+from dar_probe.probe import ablation, from_config, trace
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.levels import parse_levels
@@ -27,9 +27,12 @@ from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
+from dar_probe.subjects.sites import describe
+from dar_probe.train import data as datasets
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
+TARGET_SEED = 7_919  # no inputs are drawn from it
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": trace.forward}
 
@@ -180,45 +183,90 @@ def of_checkpoint(
 def of_module(
     module: nn.Module,
     *,
-    batch: Batch,
+    batch: Batch | None = None,
     loss: Loss | None = None,
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
+    blocks: str | None = None,
+    readers: str | None = None,
 ) -> Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
     if samples < 1 or batch_size < 1:
         raise UsageError("samples and batch_size must be at least 1")
     levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     module = subjects.unwrap(module)
+    data = {"name": "batch", "description": "inputs from the caller's batch function"}
+    assumptions: list[str] = []
+    if batch is None:
+        inputs = _own_inputs(module)
+        batch = inputs.batch
+        data = {"name": inputs.name, "description": inputs.description}
+        assumptions.append(f"no batch function was given: inputs are {inputs.description}")
+        if loss is None and inputs.loss is not None:
+            loss = inputs.loss
+            assumptions.append(
+                "no loss was given: the model's own next-token cross entropy stands in"
+            )
+    if loss is None:
+        loss = random_target
+        assumptions.append(
+            "no loss was given: the mean square of the output less a random target, one of each "
+            "sample's own, stands in"
+        )
     with untouched(module):
-        subject = subjects.find(module, *_first_inputs(module, batch, levels[:1]))
+        first = _first_inputs(module, batch, levels[:1])
+        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
-    assumed = ["no loss was given: the mean square of the output stands in"]
     return Task(
         subject=subject,
         grid=grid,
         batch=batch,
-        loss=loss or mean_square,
+        loss=loss,
         timestep=unknown,
         log_snr=unknown,
         manifest=_manifest(
             subject,
             grid,
             name=type(module).__name__,
-            data={"name": "batch", "description": "inputs from the caller's batch function"},
-            assumptions=[*([] if loss else assumed), *subject.assumptions],
+            data=data,
+            assumptions=[*assumptions, *subject.assumptions],
         ),
     )
 
 
+def random_target(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the mean square (N,) of a module's output, or of its first tensor, less a target.
+
+    The target is normal noise, a function of the sample id alone. The output's own mean square
+    would be a constant after a norm, and have no gradient.
+    """
+    found = _first_tensor(output)
+    target = datasets.noise(sample_ids, found.shape[1:], seed=TARGET_SEED).to(found.device)
+    return (found.float() - target).square().reshape(len(sample_ids), -1).mean(1)
+
+
 def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
     """Return the mean square (N,) of a module's output, or of its first tensor."""
-    if not isinstance(output, Tensor):
-        tensors = output.values() if isinstance(output, dict) else output
-        output = next(value for value in tensors if isinstance(value, Tensor))
-    return output.float().square().flatten(1).mean(1)  # type: ignore[no-any-return]
+    return _first_tensor(output).float().square().flatten(1).mean(1)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    tensors = output.values() if isinstance(output, dict) else output
+    return next(value for value in tensors if isinstance(value, Tensor))
+
+
+def _own_inputs(module: nn.Module) -> from_config.Inputs:
+    found = from_config.find(module)
+    if found is None:
+        raise UsageError(
+            f"a {type(module).__name__} came without a batch function, and none is known for it",
+            hint="batch(sample_ids, noise_level) -> (args, kwargs)",
+        )
+    return found
 
 
 def _first_inputs(
@@ -270,7 +318,8 @@ def _plan(
     )
     with untouched(model):
         one = problem.batch(rows.ids[:1], reached[len(reached) // 2].reshape(1))
-        subject, found = loaded.subject, ()
+        subject = loaded.subject
+        found: tuple[str, ...] = ()
         if subject is None:
             subject = _discover(loaded, one)
             found = subject.assumptions
@@ -307,7 +356,7 @@ def _plan(
 
 
 def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:
-    """Find the sites of a model that no family's file describes; of its tokens those of a sample."""
+    """Find the sites of a model that no family's file describes, on the tokens of its samples."""
     found = subjects.find(loaded.model, *inputs, live_only=True)
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {**found.facts, "family": loaded.identified.family, "heads": heads}
@@ -331,6 +380,7 @@ def _manifest(
     return {
         "checkpoint": checkpoint,
         "model": {"name": name, "dtype": dtype, **subject.facts},
+        "sites": describe(subject),
         "data": data,
         "config": {
             "data": data["name"],

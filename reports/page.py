@@ -28,6 +28,7 @@ def render(
     verdict: Verdict,
     *,
     thresholds: Thresholds | None = None,
+    changes: Mapping[str, tuple[Metric, Metric]] | None = None,
 ) -> str:
     """Return the whole page; it loads nothing, and equal arguments give an equal page.
 
@@ -36,6 +37,7 @@ def render(
         metrics: what ``metrics.compute`` gave for it.
         verdict: what ``verdict.judge`` gave for it.
         thresholds: those that ``judge`` was given; left out, its own.
+        changes: numbers before and after training, where ``ds`` is of a trained copy.
 
     Raises:
         CheckpointError: the dataset carries no readable manifest.
@@ -55,6 +57,8 @@ def render(
         verdict=verdict,
         words=words.STATUS_WORDS,
         cards=_cards(verdict, metrics, thresholds or Thresholds()),
+        training=manifest.get("training") or {},
+        changes=_changes(changes or {}),
         figures=_figures(ds, name_of(manifest)),
         findings=verdict.findings,
         intervals=_intervals(ds),
@@ -144,6 +148,16 @@ def _cards(
     return cards
 
 
+def _changes(changes: Mapping[str, tuple[Metric, Metric]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, pair in changes.items():
+        unit = "x" if name in ("inflation", "gradient_decay") else ""
+        cells = [(_with_unit(m.value, unit), _interval(m, unit)) for m in pair]
+        title = words.SYMPTOM_TEXT[name][0] if name in SYMPTOMS else name.capitalize()
+        rows.append({"title": title, "cells": cells})
+    return rows
+
+
 def _gauge(name: str, value: float) -> float | None:
     """Return where a value lies on its card's gauge, in percent; ratios are logarithmic."""
     if not np.isfinite(value):
@@ -188,7 +202,7 @@ def _trust(metric: Metric) -> dict[str, str]:
 def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (label, value) rows; what the manifest does not know is left out."""
     rows: list[tuple[str, Any]] = []
-    for part in ("checkpoint", "model", "data"):
+    for part in ("checkpoint", "model", "data", "training"):
         for key, value in (manifest.get(part) or {}).items():
             rows.append((f"{part} {key.replace('_', ' ')}", value))
     rows += [(key, manifest.get(key)) for key in ("seed", "device", "dtype", "created")]

@@ -1,5 +1,7 @@
 """Looking changes nothing: output, gradients, modes, hooks and random state stay bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -109,8 +111,8 @@ def test_compiled_blocks_are_probed_eagerly():
 
 def test_reader_that_fires_twice_is_an_error():
     model = tiny.model(dtype=torch.float32)
-    subject = sit.subject(model)
     model.blocks[1].norm2 = model.blocks[1].norm1
+    subject = sit.subject(model)
     data, problem = tiny.problem(model, dtype=torch.float32)
     with untouched(model), pytest.raises(ProbeError, match="fired"):
         measure(subject, problem.batch, problem.loss, data.ids, torch.full((4,), 0.5))
@@ -120,14 +122,16 @@ def test_a_norm_that_runs_for_two_readers_has_one_site_a_call():
     model, shared = tiny.model(dtype=torch.float32), tiny.model(dtype=torch.float32)
     for block in shared.blocks:
         block.norm2 = block.norm1  # without parameters: the same function
+    subjects = [sit.subject(model), sit.subject(shared)]
+    rows = subjects[1].readers
+    calls = [replace(r, call=(row % 2, 2)) for row, r in enumerate(rows[:-1])]
+    subjects[1] = replace(subjects[1], readers=(*calls, rows[-1]))
     data, problem = tiny.problem(model, dtype=torch.float32)
     found = []
-    for made in (model, shared):
-        with untouched(made):
+    for subject in subjects:
+        with untouched(subject.model):
             level = torch.full((4,), 0.5)
-            found.append(
-                measure(sit.subject(made), problem.batch, problem.loss, data.ids, level)["gate"]
-            )
+            found.append(measure(subject, problem.batch, problem.loss, data.ids, level)["gate"])
     assert torch.equal(*(gate.nan_to_num() for gate in found))
 
 

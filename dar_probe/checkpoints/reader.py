@@ -1,24 +1,28 @@
 """An untrusted path to a ``Checkpoint``: tensors and provenance, or a refusal."""
 
 import argparse
+import ctypes
 import hashlib
-import itertools
+import mmap
 import os
-import re
-from collections.abc import Iterator
+import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from dar_probe.checkpoints import sniff
 from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.selection import SAVE, Weights, choose, plain_names
+from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.sniff import quote
+from dar_probe.checkpoints.stored import Stored, stored
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 
 # CVE-2026-24747: before 2.10 a file could corrupt the heap under weights_only.
@@ -28,22 +32,12 @@ if TorchVersion(torch.__version__) < "2.10":
         hint="pip install 'torch>=2.10'",
     )
 
-Weights = Literal["auto", "ema", "model"]
-
 MAX_DIMS = 16
-MAX_SETTINGS = 10_000  # values in args, counted as often as they are reached
-MAX_SETTING_DEPTH = 16
-SAVE = "save the plain weights again: torch.save(model.state_dict(), FILE)"
-MAX_TEXT = 10_000  # characters of one text in args
+TRIM_EVERY = 16 * 2**20  # bytes
 DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
-
-# What wrappers add to a key: torch.compile, DeepSpeed, activation checkpointing and FSDP anywhere;
-# DDP and training frameworks at the front.
-_INNER = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-_OUTER = {"module", "model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +75,9 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
     """Read a .pt or .safetensors file that nobody vouches for.
 
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
-    checkpoint; "auto" prefers the average. The whole file passes through memory once.
+    checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
+    time; only the weights that were chosen stay there. Nothing is mapped: a file that is cut short
+    under a map ends the process.
 
     Raises:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
@@ -91,35 +87,41 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         kind = sniff.check(file, path)
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if kind == "zip":
-            content = _load_zip(file, path)
-            after = os.fstat(file.fileno())
-        else:
-            content = _load_safetensors(path)  # by its path, the library takes no open file
-            with sniff.open_file(path) as again:
-                after = os.fstat(again.fileno())
+        content = _load_zip(file, path, weights) if kind == "zip" else _load_safetensors(file, path)
+        after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after):
-        raise CheckpointError(
-            f"{quote(path)} changed while it was read", hint="try again when it is complete"
-        )
-    label, found = _choose(content, weights, quote(path))
-    state = _plain_names(found, quote(path))
-    state = {key: _checked(key, value, quote(path)) for key, value in state.items()}
-    total = sum(_claimed(tensor) for tensor in state.values())
-    if total > before.st_size:
-        raise CheckpointError(
-            f"{quote(path)} is refused: its tensors claim {total} bytes, "
-            f"the file has {before.st_size}",
-            hint=SAVE,
-        )
+        raise _changed(path)
+    label, found = choose(content, weights, quote(path))
+    state = plain_tensors(found, before.st_size, quote(path))
     return Checkpoint(
         path=path,
         sha256=digest,
         bytes=before.st_size,
         weights=label,
         state=state,
-        args=_settings(content, label, quote(path)),
+        args=settings(content, label, quote(path)),
     )
+
+
+def plain_tensors(
+    found: dict[Any, Any], size: int, shown: str, *, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Return a state dict under plain names, of plain tensors on ``device`` alone.
+
+    ``size`` is that of the file in bytes: no file holds more than that.
+
+    Raises:
+        CheckpointError: something in it is anything else, or claims more.
+    """
+    state = {
+        key: _checked(key, value, shown, device) for key, value in plain_names(found, shown).items()
+    }
+    total = sum(map(_claimed, state.values()))
+    if total > size:
+        raise CheckpointError(
+            f"{shown} is refused: its tensors claim {total} bytes, the file has {size}", hint=SAVE
+        )
+    return state
 
 
 def check_finite(state: dict[str, Tensor]) -> None:
@@ -140,19 +142,118 @@ def check_finite(state: dict[str, Tensor]) -> None:
             )
 
 
-def _load_zip(file: BufferedReader, path: Path) -> Any:
+def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
+    """Return the content of a file of torch.save, with memory behind the chosen weights alone.
+
+    Which storages these are is known when all of the pickle was read, so it is read twice; both
+    times torch meets the storages in the same order.
+    """
     sniff.verify_checksums(file, path)
+    label, _ = choose(outline(file, path), weights, quote(path))
+    if label == "flat":
+        return _unpickle(file, path, "cpu")
+    blanks: list[torch.UntypedStorage] = []
+    dropped = 0
+
+    def drop(storage: Any, _: str) -> Any:
+        nonlocal dropped
+        dropped += storage.nbytes()
+        if dropped >= TRIM_EVERY:
+            dropped = 0
+            _trim()
+        blanks.append(_blank(storage.nbytes()))
+        return blanks[-1]
+
+    _, found = choose(_unpickle(file, path, drop), weights, quote(path))
+    used = {value.untyped_storage().data_ptr() for value in found.values() if _is_plain(value)}
+    wanted = iter([blank.data_ptr() in used for blank in blanks])
+    return _unpickle(file, path, lambda storage, _: storage if next(wanted) else drop(storage, _))
+
+
+def _blank(size: int) -> torch.UntypedStorage:
+    """Return ``size`` bytes that are never written, so that no memory is behind them."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8).untyped_storage()
+    return torch.frombuffer(
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
+    ).untyped_storage()
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc's aligned blocks do not fit where one of their size was.
+
+    Without it the peak is that of keeping all of the file, twice.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided
+
+
+def outline(file: BufferedReader, path: Path) -> Any:
+    """Return the content of a zip that passed ``sniff.check``, its tensors on "meta"; rewind it.
+
+    From torch 2.13 on no weight is read for it.
+
+    Raises:
+        CheckpointError: torch refuses it, or it was saved on a machine of the other byte order.
+    """
+    # torch would swap the bytes at address 0. It finds entries without regard to case.
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.lower().endswith("/byteorder")]
+            orders = [archive.read(name) for name in names]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _unreadable(path, error) from error
+    if not all(order == sys.byteorder.encode() for order in orders):
+        raise CheckpointError(
+            f"{quote(path)} was saved on a machine of the other byte order",
+            hint="save it again on one of this machine's",
+        )
+    file.seek(0)
+    return _unpickle(file, path, "meta")
+
+
+def _unpickle(file: BufferedReader, path: Path, location: str | Callable[[Any, str], Any]) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+            content = torch.load(file, map_location=location, weights_only=True, mmap=False)
     except Exception as error:  # torch raises a dozen types on damaged files, and may add some
         raise _unreadable(path, error) from error
+    file.seek(0)
+    return content
 
 
-def _load_safetensors(path: Path) -> Any:
+def safetensors_outline(file: BufferedReader, path: Path) -> dict[str, Tensor]:
+    """Return the content of a safetensors file, its tensors on "meta", from its header alone.
+
+    Raises:
+        CheckpointError: the header breaks the format.
+    """
+    return {
+        name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
+        for name, entry in _stored(file, path).items()
+    }
+
+
+def _load_safetensors(file: BufferedReader, path: Path) -> dict[str, Tensor]:
+    state = {}
+    for name, entry in _stored(file, path).items():
+        raw = torch.empty(entry.bytes, dtype=torch.uint8)
+        file.seek(entry.start)
+        if file.readinto(raw.numpy().data) != entry.bytes:
+            raise _changed(path)
+        state[name] = raw.view(getattr(torch, entry.dtype)).reshape(entry.shape)
+    return state
+
+
+def _stored(file: BufferedReader, path: Path) -> dict[str, Stored]:
     try:
-        return safetensors.torch.load_file(path, device="cpu")
-    except Exception as error:  # SafetensorError, and Python's own for types it does not know
+        return stored(file)
+    except ValueError as error:
         raise _unreadable(path, error) from error
 
 
@@ -165,80 +266,22 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _changed(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{quote(path)} changed while it was read", hint="try again when it is complete"
+    )
+
+
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _choose(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any, Any]]:
-    """Return which state dict was taken, and it, still unchecked."""
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{shown} holds a {type(content).__name__}, not a state dict",
-            hint=SAVE,
-        )
-    sets = [name for name in ("ema", "model") if isinstance(content.get(name), dict)]
-    if sets:
-        label = sets[0] if weights == "auto" else weights
-        if label in sets:
-            chosen: dict[Any, Any] = content[label]
-            return label, chosen
-    if any(isinstance(value, Tensor) for value in content.values()):
-        if weights == "auto":
-            return "flat", content
-        sets = ["one unnamed state dict"]
-    if sets:
-        raise CheckpointError(
-            f"{shown} holds no {weights} weights, but {' and '.join(sets)}",
-            hint="leave the choice of weights out",
-        )
-    raise CheckpointError(
-        f"{shown} holds neither ema, model nor a flat state dict, "
-        f"but {', '.join(map(_key, itertools.islice(content, 5))) or 'nothing'}",
-        hint=SAVE,
-    )
-
-
-def _key(key: Any) -> str:
-    return quote(key, 40) if isinstance(key, str) else f"a key of type {type(key).__name__}"
-
-
-def _plain_names(found: dict[Any, Any], shown: str) -> dict[str, Any]:
-    """Return the values under their names in the bare model.
-
-    REPA's first releases kept the blocks after the aligned depth in a second list.
-    """
-    state: dict[str, Any] = {}
-    for key, value in found.items():
-        if not isinstance(key, str):
-            raise CheckpointError(
-                f"{shown} has a key of type {type(key).__name__}, not a name", hint=SAVE
-            )
-        parts = [part for part in key.split(".") if part not in _INNER]
-        while len(parts) > 1 and parts[0] in _OUTER:
-            del parts[0]
-        name = ".".join(parts)
-        if name in state:
-            raise CheckpointError(
-                f"{shown} has {quote(name)} twice, under different prefixes", hint=SAVE
-            )
-        state[name] = value
-    first = re.compile(r"blocks\.([0-9]{1,4})\.")
-    later = re.compile(r"decoder_blocks\.([0-9]{1,4})\.")
-    if not any(later.match(key) for key in state):
-        return state
-    offset = 1 + max((int(m[1]) for m in map(first.match, state) if m), default=-1)
-    return {
-        later.sub(lambda m: f"blocks.{int(m[1]) + offset}.", key, count=1): value
-        for key, value in state.items()
-    }
-
-
-def _checked(key: str, value: Any, shown: str) -> Tensor:
+def _checked(key: str, value: Any, shown: str, device: str = "cpu") -> Tensor:
     """Return a plain tensor that owns what it claims, without hooks, attributes or gradient."""
     wrong = ""
     if type(value) not in (Tensor, torch.nn.Parameter):
         wrong = f"of type {type(value).__name__}, not a tensor"
-    elif value.layout is not torch.strided or value.device.type != "cpu":
+    elif value.layout is not torch.strided or value.device.type != device:
         wrong = f"a tensor without plain memory ({value.layout})"
     elif value.dtype not in DTYPES:
         wrong = f"of type {value.dtype}, which no model here has"
@@ -262,46 +305,3 @@ def _needed(tensor: Tensor) -> int:
 
 def _claimed(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _settings(content: Any, label: str, shown: str) -> dict[str, Any]:
-    args = None if label == "flat" else content.get("args")
-    if label != "flat" and args is None and isinstance(content.get("config"), dict):
-        args = content["config"]  # as LightningDiT calls them
-    if args is None:
-        return {}
-    if not isinstance(args, argparse.Namespace | dict):
-        raise CheckpointError(
-            f"{shown} has args of type {type(args).__name__}, not settings",
-            hint="save them as a dict of plain values",
-        )
-    plain: dict[str, Any] = _plain(args, iter(range(MAX_SETTINGS)), 0, shown)
-    return plain
-
-
-def _plain(value: Any, room: Iterator[int], depth: int, shown: str) -> Any:
-    """Return ``value`` as None, bool, int, float, str, list and dict with str keys.
-
-    Anything else becomes its type in angle brackets. ``room`` runs out for settings that refer
-    to each other so often that written out they would fill the memory.
-    """
-    long = isinstance(value, str) and len(value) > MAX_TEXT
-    if next(room, None) is None or depth > MAX_SETTING_DEPTH or long:
-        raise CheckpointError(
-            f"{shown} is refused: its args are too large to be settings",
-            hint="save them as a dict of plain values",
-        )
-    if isinstance(value, argparse.Namespace):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {
-            str(_plain(key, room, depth + 1, shown)): _plain(item, room, depth + 1, shown)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_plain(item, room, depth + 1, shown) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return str(value) if isinstance(value, torch.dtype) else f"<{type(value).__name__}>"

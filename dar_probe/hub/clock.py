@@ -17,7 +17,7 @@ from dar_probe.objective import Objective
 TRAINED_STEPS = 1000
 _OTHERWISE = "dar-probe audit measures it in Python, with a batch and a loss of your own"
 
-# Time is s where diffusers divides by 1,000 before the call; most other classes take 1,000 s.
+# Time is s where diffusers divides by 1,000 before the call.
 UNIT_TIME = {
     "AceStepTransformer1DModel",
     "AuraFlowTransformer2DModel",
@@ -39,10 +39,34 @@ REVERSED_UNIT_TIME = {
     "Ideogram4Transformer2DModel",
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",
+    "MiniMaxMusic3Transformer1DModel",
     "OmniGenTransformer2DModel",
     "ZImageTransformer2DModel",
 }
 REVERSED_TIME = {"MochiTransformer3DModel"}  # 1,000 (1 - s)
+# Time is 1,000 s, and of every other class that is assumed. CogView 4 and GLM-Image are not among
+# them: they are told the time before the scheduler has shifted it by the image's size.
+TIME = {
+    "BriaFiboTransformer2DModel",
+    "BriaTransformer2DModel",
+    "ChronoEditTransformer3DModel",
+    "EasyAnimateTransformer3DModel",
+    "ErnieImageTransformer2DModel",
+    "HiDreamImageTransformer2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "MotifVideoTransformer3DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+    "SanaVideoTransformer3DModel",
+    "SkyReelsV2Transformer3DModel",
+    "WanTransformer3DModel",
+    "WanVACETransformer3DModel",
+}
 
 # Noise schedules of the released models, for folders without a scheduler.
 USUAL_DDPM: dict[str, dict[str, Any]] = {
@@ -63,6 +87,14 @@ USUAL_DDPM: dict[str, dict[str, Any]] = {
         "rescale_betas_zero_snr": True,
         "snr_shift_scale": 3.0,
     },
+    "CogView3PlusTransformer2DModel": {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "snr_shift_scale": 4.0,
+    },
 }
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
@@ -81,16 +113,20 @@ def choose(
     Raises:
         CheckpointError: the scheduler belongs to neither a flow nor discrete steps.
     """
+    known = class_name in TIME | UNIT_TIME | REVERSED_TIME | REVERSED_UNIT_TIME
+    unknown = f"the clock of {class_name} is not known: 0 for data, 1,000 for noise is assumed"
+    flow_assumed = [] if known else [unknown]
     if scheduler is None:
         usual = USUAL_DDPM.get(class_name)
         found = _flow(class_name, config, {}) if usual is None else _ddpm(usual)
-        return found, [
-            f"the folder has no scheduler: the objective is {found.name!r}, usual for {class_name}"
-        ]
+        said = f"the folder has no scheduler: the objective is {found.name!r}"
+        if usual is None and not known:
+            return found, [said, unknown]
+        return found, [f"{said}, usual for {class_name}"]
     name = str(scheduler.get("_class_name"))
     prediction = scheduler.get("prediction_type")
     if name.startswith("FlowMatch") or prediction == "flow_prediction":
-        return _flow(class_name, config, scheduler), []
+        return _flow(class_name, config, scheduler), flow_assumed
     if "beta_schedule" in scheduler or scheduler.get("trained_betas"):
         return _ddpm(scheduler), []
     raise CheckpointError(

@@ -5,7 +5,7 @@ cannot tell stands in small tables, here and in ``latents.AXES``.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.hub import conditioning, rules
 from dar_probe.hub.latents import Latents, describe
 from dar_probe.hub.model import transformer_class
+from dar_probe.hub.setting import Batch, Maker, Setting
 
 TOKENS = 16  # of text, where the settings fix no number
 _LATENTS = ("hidden_states", "x")
@@ -38,10 +39,9 @@ class Call:
     latents: Latents
     tokens: int
     assumptions: tuple[str, ...]
-    _makers: Mapping[str, rules.Maker]
+    _makers: Mapping[str, Maker]
     _positional: tuple[str, ...]
     _returns_dict: bool
-    _seed: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,8 +56,11 @@ class Call:
         Every condition is a function of the sample's id (N,) alone, the same at every time.
         """
         if self.latents.extra:
-            x = torch.cat([x, self._extra(x, ids)], self.latents.channel_axis)
-        batch = rules.Batch(x=x, time=time, ids=ids)
+            axis = self.latents.channel_axis
+            sizes = list(x.shape)
+            sizes[axis] = self.latents.extra
+            x = torch.cat([x, x.new_zeros(sizes)], axis)
+        batch = Batch(x=x, time=time, ids=ids.cpu())
         made = {name: maker(batch) for name, maker in self._makers.items()}
         args = tuple(made.pop(name) for name in self._positional)
         return args, made | ({"return_dict": False} if self._returns_dict else {})
@@ -78,8 +81,10 @@ class Call:
         if isinstance(value, Tensor):
             if self.class_name in rules.SINGLE_FRAME:
                 value = value.squeeze(2)
+            if self.latents.axes == "TC":  # some return the text's tokens too, before the image's
+                value = value[:, -self.shape[0] :]
             axis = self.latents.channel_axis
-            wanted = self.latents.shape[axis - 1]
+            wanted = self.shape[axis - 1]
             if value.ndim == len(self.shape) + 1 and value.shape[axis] == 2 * wanted:
                 value = value.narrow(axis, 0, wanted)
             if tuple(value.shape[1:]) == self.shape:
@@ -89,12 +94,6 @@ class Call:
             f"{self.class_name} returned {found} for samples of shape {self.shape}",
             hint="dar-probe audit measures it in Python, with a loss of your own",
         )
-
-    def _extra(self, x: Tensor, ids: Tensor) -> Tensor:
-        shape = list(self.shape)
-        shape[self.latents.channel_axis - 1] = self.latents.extra
-        drawn = conditioning.normal("channels", ids, tuple(shape), seed=self._seed)
-        return drawn.to(x.device, x.dtype)
 
 
 def plan(
@@ -128,7 +127,7 @@ def plan(
     known = inspect.signature(kind.__init__).parameters.values()
     config = {p.name: p.default for p in known if p.default is not p.empty} | config
     latents = describe(class_name, config, signature, shape)
-    setting = rules.Setting(
+    setting = Setting(
         class_name=class_name,
         config=config,
         latents=latents,
@@ -142,7 +141,7 @@ def plan(
             f"{class_name} takes no {unknown[0]!r}",
             hint=f"conditions are named after {', '.join(sorted(set(signature) - _SKIPPED))}",
         )
-    makers: dict[str, rules.Maker] = {}
+    makers: dict[str, Maker] = {}
     for name, parameter in signature.items():
         if name in _SKIPPED or parameter.kind is parameter.VAR_KEYWORD:
             continue
@@ -158,7 +157,6 @@ def plan(
         _makers=makers,
         _positional=(leading,) if leading in _LATENTS else (),
         _returns_dict="return_dict" in signature,
-        _seed=seed,
     )
 
 
@@ -171,19 +169,17 @@ def _tokens(given: Mapping[str, Tensor], tokens: int | None) -> int:
     return tokens or TOKENS
 
 
-def _maker(name: str, setting: rules.Setting, *, required: bool) -> rules.Maker | None:
+def _maker(name: str, setting: Setting, *, required: bool) -> Maker | None:
     """Return what makes the argument ``name``, None where it is left out."""
     if name in _LATENTS:
         if setting.class_name in rules.SINGLE_FRAME:
             return lambda batch: list(batch.x.unsqueeze(2))
         return lambda batch: batch.x
     if name in _TIME:
-        if setting.class_name in rules.TIME_LIKE_LATENTS:
-            return lambda batch: batch.time.to(batch.x.device, batch.x.dtype)
-        return lambda batch: batch.time.to(batch.x.device)
+        return lambda batch: rules.model_time(setting, batch)
     if name in setting.given:
         return _from_file(name, setting)
-    rule: Callable[[rules.Setting, bool], rules.Maker | None] | None = rules.RULES.get(name)
+    rule = rules.RULES.get(name)
     maker = rule(setting, required) if rule is not None else None
     if maker is None and required:
         raise UsageError(
@@ -193,8 +189,8 @@ def _maker(name: str, setting: rules.Setting, *, required: bool) -> rules.Maker 
     return maker
 
 
-def _from_file(name: str, setting: rules.Setting) -> rules.Maker:
-    def make(batch: rules.Batch) -> Any:
+def _from_file(name: str, setting: Setting) -> Maker:
+    def make(batch: Batch) -> Any:
         values = conditioning.rows(setting.given, name, batch.ids)
         like = batch.x.dtype if values.is_floating_point() else values.dtype
         values = values.to(batch.x.device, like)
@@ -203,7 +199,7 @@ def _from_file(name: str, setting: rules.Setting) -> rules.Maker:
     return make
 
 
-def _assumptions(setting: rules.Setting, makers: Mapping[str, rules.Maker]) -> list[str]:
+def _assumptions(setting: Setting, makers: Mapping[str, Maker]) -> list[str]:
     """Return one sentence for each thing that was chosen for the user."""
     found = []
     drawn = [name for name in makers if name in rules.DRAWN and name not in setting.given]
@@ -219,8 +215,7 @@ def _assumptions(setting: rules.Setting, makers: Mapping[str, rules.Maker]) -> l
         found.append(f"the model takes a guidance scale, which is {scale:g}")
     if setting.latents.extra:
         found.append(
-            f"the model takes {setting.latents.extra} more channels as a condition, which are "
-            "random normal numbers"
+            f"the model takes {setting.latents.extra} more channels as a condition, which are zero"
         )
     if setting.latents.reduced is not None:
         found.append(

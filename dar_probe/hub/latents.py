@@ -14,6 +14,7 @@ IMAGE, VIDEO, LENGTH = (1, 16, 16), (3, 8, 8), 64  # tokens, where the settings 
 # not listed: TC where it takes the tokens' positions, CFHW where its name says 3D, else CHW.
 AXES = {
     "AceStepTransformer1DModel": "LC",
+    "AnyFlowTransformer3DModel": "FCHW",
     "CogVideoXTransformer3DModel": "FCHW",
     "ConsisIDTransformer3DModel": "FCHW",
     "HiDreamImageTransformer2DModel": "CHW",
@@ -22,7 +23,7 @@ AXES = {
     "Kandinsky6Transformer3DModel": "FHWC",
     "Krea2Transformer2DModel": "TC",
     "LongCatAudioDiTTransformer": "LC",
-    "MiniMaxMusic3Transformer1DModel": "LC",
+    "MiniMaxMusic3Transformer1DModel": "CL",
     "PriorTransformer": "C",
     "SanaWMLTX2RefinerTransformer3DModel": "CFHW",
     "StableAudio3DiTModel": "CL",
@@ -126,6 +127,8 @@ def _channels(class_name: str, config: dict[str, Any], axes: str) -> tuple[int, 
     if axes == "TC":
         given *= (first(config, ("patch_size",)) or 1) ** 2
     own = min(taken, given)  # a learned variance makes given the larger one
+    if config.get("visual_cond"):  # Kandinsky: the latents, those of a condition, and a mask
+        return own, own + 1
     return own, taken - own
 
 
@@ -138,6 +141,7 @@ def _grid(
     if "L" in axes:
         return (1, 1, LENGTH), None
     frames, rows, columns = VIDEO if video else IMAGE
+    frames = first(config, ("video_length",)) or frames
     size = config.get("sample_size")
     sides = size if isinstance(size, list | tuple) else (size, size)
     if axes == "TC" or not all(isinstance(side, int) and side > 0 for side in sides):

@@ -59,6 +59,26 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     return built
 
 
+def blank(folder: Folder) -> nn.Module:
+    """Return the transformer without memory for its weights, in eval mode.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it has no such transformer, or cannot build it from these settings.
+    """
+    kind = transformer_class(folder.class_name)
+    with quiet(), torch.device("meta"):
+        try:
+            built: nn.Module = kind.from_config(folder.config).eval()
+        except Exception as error:  # a constructor may raise anything on settings that do not fit
+            raise CheckpointError(
+                f"{folder.shown} is no {folder.class_name} that diffusers can build: "
+                f"{quote(error)}",
+                hint="try the diffusers version in its config.json under _diffusers_version",
+            ) from error
+    return built
+
+
 def transformer_class(name: str) -> Any:
     """Return the transformer of that name which diffusers itself exports.
 
@@ -109,7 +129,7 @@ def diffusers() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep diffusers from logging and from one warning of numpy, and restore what was set."""
+    """Keep diffusers from logging and from warning of itself, and restore what was set."""
     diffusers()
     from diffusers.utils import logging
 
@@ -119,6 +139,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Its solvers make arrays of tensors in a way that numpy 2 is going to refuse.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            # Some of its classes use parts that it has deprecated.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
             yield
     finally:
         logging.set_verbosity(before)

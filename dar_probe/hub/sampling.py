@@ -54,7 +54,7 @@ def draw(
         why = "no scheduler" if kind is None else f"the scheduler {kind.__name__} not usable here"
         drawn = sample.draw(
             _Called(model, call), objective, torch.arange(count),
-            call.shape,  # type: ignore[arg-type]
+            call.shape,
             seed=seed, steps=steps, device=parameter.device, dtype=parameter.dtype,
             batch_size=batch_size,
         )  # fmt: skip

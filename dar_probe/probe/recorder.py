@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
-from dar_probe.subjects.subject import Passage, Site, Subject
+from dar_probe.subjects.subject import Site, Subject
 
 
 class Visitor:
@@ -92,11 +92,7 @@ class Visitor:
 
 @dataclass
 class _Calls:
-    """The sites at one end of one module, visited call by call.
-
-    One site is visited at every call, so that ``Recorder.check`` can count; several at a call
-    each. Where a passage and a reader share one end of a module, each call visits both.
-    """
+    """The sites at one end of one module, each visited at its own call."""
 
     module: nn.Module
     visits: list[tuple[Site, Callable[[Tensor], Tensor]]]
@@ -107,16 +103,18 @@ class _Calls:
             return self.module.register_forward_hook(self._after)
         return self.module.register_forward_pre_hook(self._before, with_kwargs=True)
 
-    def _due(self) -> list[Callable[[Tensor], Tensor]]:
-        passages = [visit for site, visit in self.visits if isinstance(site, Passage)]
-        readers = [visit for site, visit in self.visits if not isinstance(site, Passage)]
-        at, self.count = self.count, self.count + 1
-        return [own[at % len(own)] for own in (passages, readers) if own]
+    def _due(self) -> Iterator[tuple[Site, Callable[[Tensor], Tensor]]]:
+        for site, visit in self.visits:
+            number, of = site.call
+            # One call too many is a visit too many, which ``Recorder.check`` counts.
+            if self.count == number or self.count >= of:
+                yield site, visit
+        self.count += 1
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        for visit in self._due():
+        for _, visit in self._due():
             if args:
                 args = (visit(args[0]), *args[1:])
             else:
@@ -125,13 +123,12 @@ class _Calls:
         return args, kwargs
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        item = self.visits[0][0].item
-        for visit in self._due():
-            if item is None:
+        for site, visit in self._due():
+            if site.item is None:
                 output = visit(output)
             else:
-                seen = visit(output[item])
-                output = type(output)((*output[:item], seen, *output[item + 1 :]))
+                seen = visit(output[site.item])
+                output = type(output)((*output[: site.item], seen, *output[site.item + 1 :]))
         return output
 
 

@@ -219,7 +219,7 @@ class Match:
 def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
     """Tell for each of ``earlier`` which tokens went into ``later`` with slope exactly one.
 
-    Tensors are (1, T, D). None where some token went in with another slope, or none did.
+    Tensors are (1, T, D). None where no token did, or where those that did are no stretch.
     """
     usable = [v for v in earlier if v.requires_grad]
     if not usable or not later.requires_grad:
@@ -231,18 +231,21 @@ def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
 
 
 def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
+    """Compare rows of the slope with those of the probe; other rows are tokens of other streams."""
     if slope is None or slope.shape[0] != 1 or slope.shape[2] != probe.shape[1]:
         return None
-    there = torch.nonzero(slope[0].any(-1))[:, 0]
+    same = (slope[0, :, None, 0] == probe[None, :, 0]) & slope[0, :, None, 0].bool()
+    there, here = torch.nonzero(same, as_tuple=True)
     if not len(there):
         return None
-    first, count = int(there[0]), len(there)
-    here = torch.nonzero((probe == slope[0, first]).all(-1))[:, 0]
-    if len(here) != 1 or int(there[-1]) != first + count - 1:
+    exact = (slope[0, there] == probe[here]).all(-1)
+    there, here, count = there[exact], here[exact], int(exact.sum())
+    steps = torch.arange(count, device=there.device)
+    if not count or not (
+        torch.equal(there, there[0] + steps) and torch.equal(here, here[0] + steps)
+    ):
         return None
-    start = int(here[0])
-    same = torch.equal(probe[start : start + count], slope[0, first : first + count])
-    return Match(start, first, count) if same else None
+    return Match(int(here[0]), int(there[0]), count)
 
 
 def _live(output: Tensor, state: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ the stream between a block and the next read is a fusion. Where there is no such
 between the blocks are all that can be measured.
 """
 
+from collections import Counter
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +23,7 @@ from dar_probe.subjects.subject import (
     View,
     offered_by_addition,
 )
-from dar_probe.subjects.traced import Read, Trace, is_norm, trace
+from dar_probe.subjects.traced import Passed, Read, Trace, is_norm, trace
 from dar_probe.subjects.wrapping import plain_name
 
 AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
@@ -55,12 +56,13 @@ def discover(
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
         UsageError: a pattern fits no module.
     """
-    members = set(_named(model, blocks) if blocks else _members(model))
+    own = set(_named(model, blocks) if blocks else members(model))
     wanted = set(_named(model, readers)) if readers else None
-    found = trace(model, args, kwargs, members, wanted)
+    found = trace(model, args, kwargs, own, wanted)
     if not found.passed:
         raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
-    if any(v.shape[0] != 1 for passed in found.passed for v in passed.gave.values()):
+    gave = [value for passed in found.passed for value in passed.gave.values()]
+    if gave and all(len(value) != 1 for value in gave):
         raise ProbeError(
             "this stack cannot be probed: the stream's first axis is not the batch",
             hint="the probe needs (N, T, D), one row a sample",
@@ -99,7 +101,7 @@ def _named(model: nn.Module, patterns: str) -> list[nn.Module]:
     return found
 
 
-def _members(model: nn.Module) -> list[nn.Module]:
+def members(model: nn.Module) -> list[nn.Module]:
     """Return the members of all outermost lists of blocks, and single blocks of their kind."""
     lists = {
         name: list(module)
@@ -159,9 +161,12 @@ def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
 
 
 def _main(found: Trace) -> type[nn.Module]:
-    """Return the commonest kind of block."""
-    kinds = [type(passed.home[0]) for passed in found.passed]
-    return max(kinds, key=kinds.count)
+    """Return the kind of block that has the most parameters in all."""
+    sizes: Counter[type[nn.Module]] = Counter()
+    for passed in found.passed:
+        block = passed.home[0]
+        sizes[type(block)] += sum(p.numel() for p in block.parameters())
+    return max(sizes, key=lambda kind: sizes[kind])
 
 
 def _by_sublayer(
@@ -172,10 +177,10 @@ def _by_sublayer(
     sources = [Source(name="embedding", kind="embedding", block=0)]
     unlike = []
     for at, link in enumerate(links):
-        if link.came is not None and at and (change := _fusion(link, links[at - 1])):
+        if link.came is not None and at and (change := _fusion(found, link, links[at - 1])):
             sources.append(change)
         if at == len(links) - 1:
-            readers.append(_head(link, links))
+            readers.append(_head(found, link))
             break
         read = link.read
         assert read is not None and read.home is not None
@@ -195,6 +200,7 @@ def _by_sublayer(
                 module=read.module,
                 normed=read.normed,
                 view=_view(link.tokens, read.value),
+                call=(read.call, found.count(read.module)),
             )
         )
         sources.append(Source(name=name, kind=kind, block=link.block))
@@ -214,7 +220,7 @@ def _by_sublayer(
     )
 
 
-def _fusion(link: Link, before: Link) -> Source | None:
+def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
     """Return what changed the stream between a block and the next read, if anything did."""
     came = link.came
     assert came is not None
@@ -235,12 +241,13 @@ def _fusion(link: Link, before: Link) -> Source | None:
             when="output",
             item=came.item,
             view=_view(came.tokens, gave),
+            call=_call(found, came.passed),
         ),
         fresh=came.fresh,
     )
 
 
-def _head(link: Link, links: list[Link]) -> Reader:
+def _head(found: Trace, link: Link) -> Reader:
     if link.read is not None:
         return Reader(
             name="head",
@@ -248,6 +255,7 @@ def _head(link: Link, links: list[Link]) -> Reader:
             block=link.block,
             module=link.read.module,
             view=_view(link.tokens, link.read.value),
+            call=(link.read.call, found.count(link.read.module)),
         )
     assert link.came is not None
     return Reader(
@@ -259,7 +267,13 @@ def _head(link: Link, links: list[Link]) -> Reader:
         item=link.came.item,
         normed=False,
         view=_view(link.came.tokens, link.came.passed.gave[link.came.item]),
+        call=_call(found, link.came.passed),
     )
+
+
+def _call(found: Trace, passed: Passed) -> tuple[int, int]:
+    block, number = passed.home
+    return number, found.count(block)
 
 
 def _called(found: Trace, read: Read, stop: int, following: Read | None) -> dict[int, nn.Module]:
@@ -326,7 +340,9 @@ def _agrees(
         and found.calls[at][1] == read.home
         and found.calls[at][0] not in inner
     ]
-    parts = [part[link.tokens] if len(part) != len(write) else part for part in own]
+    # Of a joint sequence the branch may return all, with the other tokens before or behind.
+    count = len(write)
+    parts = [part[:count] for part in own] + [part[-count:] for part in own if len(part) > count]
     parts = [part for part in parts if part.shape == write.shape]
     if not bool(write.any()):
         return True
@@ -354,7 +370,7 @@ def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
     """Name the states between blocks of the commonest kind: all there is without a stream."""
     main = _main(found)
     passed = [p for p in found.passed if type(p.home[0]) is main]
-    states = [next((v for v in p.given if v.ndim == 3), None) for p in passed]
+    states = [next((v for v in p.given if v.ndim == 3 and len(v) == 1), None) for p in passed]
     last = passed[-1]
     item = next(iter(last.gave), None)
     if len(passed) < 2 or any(state is None for state in states) or not last.gave:
@@ -364,7 +380,14 @@ def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         )
     shapes = [*(state.shape for state in states if state is not None), last.gave[item].shape]
     readers = [
-        Reader(name=f"block {k}", kind="block", block=k, module=p.home[0], normed=False)
+        Reader(
+            name=f"block {k}",
+            kind="block",
+            block=k,
+            module=p.home[0],
+            normed=False,
+            call=_call(found, p),
+        )
         for k, p in enumerate(passed, 1)
     ]
     head = Reader(
@@ -375,6 +398,7 @@ def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         when="output",
         item=item,
         normed=False,
+        call=_call(found, last),
     )
     if len(set(shapes)) > 1:
         raise ProbeError(
@@ -432,8 +456,8 @@ def _assumed(
     if unlike:
         many = f"{len(unlike)} of {len(readers) - 1} writes, such as that of {unlike[0]!r},"
         found.append(
-            f"{many} are not their branch's own output times a factor per channel: something else "
-            "may be added within the block, and is counted to them"
+            f"{many} could not be confirmed to be their branch's own output times a factor per "
+            "channel: whatever else is added within the block is counted to them"
         )
     if any(link.read is not None and len(link.read.value[0]) > _count(link) for link in links):
         found.append(

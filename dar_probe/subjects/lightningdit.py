@@ -14,7 +14,7 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.sites import Sites
+from dar_probe.subjects.stack import Stack
 from dar_probe.subjects.subject import Subject
 
 # (width, depth) -> heads of B, L, XL, 1p0B and 1p6B.
@@ -241,7 +241,7 @@ def build(identified: Identified) -> LightningDiT:
 
 def subject(model: nn.Module, identified: Identified) -> Subject:
     """Name the sites: two sublayers a block, whose writes are added to one stream."""
-    sites, sizes = Sites(), identified.sizes
+    sites, sizes = Stack(), identified.sizes
     chunks, each = (6, 3) if sizes["shift"] else (4, 2)
     for k in range(sizes["depth"]):
         block = model.get_submodule(f"blocks.{k}")

@@ -23,7 +23,7 @@ from dar_probe.models.sit import (
 )
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.sites import Sites
+from dar_probe.subjects.stack import Stack
 from dar_probe.subjects.subject import Subject
 
 TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
@@ -48,7 +48,7 @@ class MDT(nn.Module):
     def __init__(
         self,
         *,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         half: int,
         decoder: int,
         width: int,
@@ -235,7 +235,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     Between encoder and decoder two fusions follow each other: positions, then the first skip.
     """
     assert isinstance(model, MDT)
-    sites = Sites()
+    sites = Stack()
     blocks: list[Any] = [*model.en_inblocks, *model.en_outblocks, *model.de_blocks]
     for k, block in enumerate(blocks, 1):
         if k == 2 * len(model.en_inblocks) + 1:

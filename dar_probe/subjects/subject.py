@@ -45,18 +45,18 @@ WHOLE = View()
 class Site:
     """One place where the stream can be seen in one forward.
 
-    A module that runs several times in one forward has one site for each of its calls, in order.
-
     Attributes:
         module, when: the stream is this module's first input, or its output.
         item: which element, where that output is a tuple.
         view: the measured part of that tensor.
+        call: which of how many calls of the module in one forward.
     """
 
     module: nn.Module
     when: When = "input"
     item: int | None = None
     view: View = WHOLE
+    call: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

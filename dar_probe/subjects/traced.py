@@ -28,6 +28,7 @@ class Read:
         home: the block it ran in; None outside of all blocks.
         at: position in ``Trace.calls``.
         cut: what it got instead.
+        call: which call of the module it is, from 0.
     """
 
     module: nn.Module
@@ -36,6 +37,7 @@ class Read:
     home: Home | None
     at: int
     cut: Tensor
+    call: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,6 +74,10 @@ class Trace:
     crossed: set[int] = field(default_factory=set)
     output: Tensor | None = None
 
+    def count(self, module: nn.Module) -> int:
+        """Return how often a module ran."""
+        return sum(ran is module for ran, _ in self.calls)
+
 
 def trace(
     model: nn.Module,
@@ -85,16 +91,19 @@ def trace(
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
     """
-    begins = wanted if wanted is not None else _unnormed(model, args, kwargs, blocks)
+    unnormed, expected = _look(model, args, kwargs, blocks)
+    begins = unnormed if wanted is None else wanted
     found = Trace()
+    if not expected:
+        return found
     homes: list[Home] = []
     count: Counter[nn.Module] = Counter()
     open_calls: list[int] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         value = first_tensor((*args, *kwargs.values()))
+        count[module] += 1
         if module in blocks:
-            count[module] += 1
             homes.append((module, count[module] - 1))
             given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             found.passed.append(Passed(home=homes[-1], entered=len(found.calls), given=given))
@@ -104,9 +113,11 @@ def trace(
             found.crossed.add(len(found.calls))
         found.calls.append((module, home))
         may = module in begins or (wanted is None and is_norm(module))
-        if not may or value is None or value.ndim != 3:
+        if not may or value is None or value.ndim != 3 or len(value) != 1:
             return None
-        cut = value.detach().requires_grad_()
+        # After the last block nothing is cut: behind the head may come one more norm.
+        over = home is None and len(found.passed) == len(expected)
+        cut = value.view_as(value) if over else value.detach().requires_grad_()
         found.reads.append(
             Read(
                 module=module,
@@ -115,6 +126,7 @@ def trace(
                 home=home,
                 at=open_calls[-1],
                 cut=cut,
+                call=count[module] - 1,
             )
         )
         return replace_first(args, kwargs, value, cut)
@@ -142,8 +154,7 @@ def trace(
                 if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
             }
 
-    first = _entry(model, args, kwargs, blocks)
-    with _hooked(model, enter, leave), entrance(first):
+    with _hooked(model, enter, leave), entrance(expected[0]):
         output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
     found.output = _innermost(output)
     return found
@@ -192,13 +203,14 @@ def replace_first(
     return args, {**kwargs, name: new}
 
 
-def _unnormed(
+def _look(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: set[nn.Module]
-) -> set[nn.Module]:
-    """Return the modules within blocks whose first input no norm inside of them reads.
+) -> tuple[set[nn.Module], list[nn.Module]]:
+    """Return the modules within blocks whose first input no norm inside of them reads; and calls.
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
-    those that hand the stream on as it is, such as dropout, are left alone.
+    those that hand the stream on as it is, such as dropout, are left alone. The calls are those of
+    blocks, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
     through = {part for part in inside if any(child in blocks for child in part.modules())}
@@ -206,9 +218,12 @@ def _unnormed(
     running: list[tuple[nn.Module, Tensor | None]] = []
     found: set[nn.Module] = set()
     normed: set[nn.Module] = set()
+    calls: list[nn.Module] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         value = first_tensor((*args, *kwargs.values()))
+        if module in blocks:
+            calls.append(module)
         if is_norm(module):
             normed.update(other for other, held in running if held is value)
         running.append((module, value))
@@ -220,22 +235,7 @@ def _unnormed(
 
     with _hooked(model, enter, leave), torch.no_grad():
         model(*args, **kwargs)
-    return found - normed
-
-
-def _entry(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: set[nn.Module]
-) -> nn.Module:
-    """Return the block that runs first; the model itself where none does."""
-    first: list[nn.Module] = []
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module in blocks and not first:
-            first.append(module)
-
-    with _hooked(model, enter, lambda module, args, output: None), torch.no_grad():
-        model(*args, **kwargs)
-    return (*first, model)[0]
+    return found - normed, calls
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.sites import Sites
+from dar_probe.subjects.stack import Stack
 from dar_probe.subjects.subject import Subject, View
 
 # Lists of blocks in firing order, and their widths in units of the first.
@@ -304,7 +304,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     are mixed, so that each such step is a fusion with which a fresh stream begins.
     The last stream is first read by the convolution ``output``, not by the norm behind it.
     """
-    sites, number = Sites(View(channels_first=True)), 0
+    sites, number = Stack(View(channels_first=True)), 0
     for level, resampler, depth in zip(LEVELS, RESAMPLERS, identified.sizes["depths"], strict=True):
         if resampler:
             sites.fusion(number + 1, model.get_submodule(resampler), fresh=True)

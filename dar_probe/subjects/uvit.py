@@ -16,7 +16,7 @@ from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import PatchEmbed, sinusoid
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.sites import Sites
+from dar_probe.subjects.stack import Stack
 from dar_probe.subjects.subject import Subject
 
 # (width, blocks) -> heads of S, M, L and H in the official configs.
@@ -41,7 +41,7 @@ class UViT(nn.Module):
     def __init__(
         self,
         *,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         depth: int,
         width: int,
         heads: int,
@@ -208,7 +208,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     The tokens of label and time are part of the stream and are measured with the others.
     """
     assert isinstance(model, UViT)
-    sites = Sites()
+    sites = Stack()
     blocks: list[Any] = [*model.in_blocks, model.mid_block, *model.out_blocks]
     for k, block in enumerate(blocks, 1):
         if block.skip_linear is not None:

@@ -152,7 +152,9 @@ def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
 
 
 def latents(file: Path) -> Data:
-    """Return ``latents`` (M, *shape), as a rule (M, C, h, w), and ``labels`` (M,) of a .npz, .safetensors or .npy file.
+    """Return ``latents`` and ``labels`` (M,) of a .npz, .safetensors or .npy file.
+
+    Latents are (M, C, h, w) for most models.
 
     Raises:
         UsageError: no such file, unknown suffix, missing or misshapen arrays, NaN or Inf.

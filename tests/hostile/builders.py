@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "folder": (lambda path: path.mkdir(), "a folder"),
     "diffusers folder": (
         lambda path: (path.mkdir(), (path / "config.json").write_text("{}"), None)[2],
-        "diffusers folder",
+        "a folder",
     ),
     "dangling link": (lambda path: path.symlink_to("nowhere"), "there is no file"),
     "link to itself": (lambda path: path.symlink_to(path.name), "cannot be opened"),

@@ -3,22 +3,16 @@
 import pytest
 import torch
 
-from dar_probe import objective
 from dar_probe.errors import CheckpointError
 from dar_probe.hub import clock
 from tests.hub import tiny
 
 diffusers = pytest.importorskip("diffusers")
-if not hasattr(objective, "ddpm"):
-    pytest.skip("objective.ddpm comes with another change", allow_module_level=True)
-
 S = torch.tensor([0.0, 0.25, 1.0])
 
 
 def flow(name, config=None, scheduler=None):
-    found, assumed = clock.choose(name, config or {}, scheduler)
-    assert assumed == [] or scheduler is None
-    return found
+    return clock.choose(name, config or {}, scheduler)[0]
 
 
 @pytest.mark.parametrize(
@@ -54,13 +48,20 @@ def test_inverted_sigmas_reverse_the_clock():
     assert (found.target(torch.zeros(3, 1), torch.ones(3, 1), S) == -1).all()
 
 
-def test_no_scheduler_is_an_assumption():
-    for name, kind in (("DiTTransformer2DModel", "ddpm:linear:eps"), ("Any", "flow:t=1000s")):
-        found, assumed = clock.choose(name, {}, None)
-        assert found.name == kind
-        assert assumed == [
-            f"the folder has no scheduler: the objective is {kind!r}, usual for {name}"
-        ]
+def test_what_is_assumed_is_said():
+    found, assumed = clock.choose("DiTTransformer2DModel", {}, None)
+    assert found.name == "ddpm:linear:eps"
+    assert assumed == [
+        "the folder has no scheduler: the objective is 'ddpm:linear:eps', usual for "
+        "DiTTransformer2DModel"
+    ]
+    unknown = "the clock of Any is not known: 0 for data, 1,000 for noise is assumed"
+    found, assumed = clock.choose("Any", {}, None)
+    assert assumed == [
+        "the folder has no scheduler: the objective is 'flow:t=1000s'", unknown,
+    ]  # fmt: skip
+    assert clock.choose("Any", {}, {"_class_name": tiny.FLOW})[1] == [unknown]
+    assert clock.choose("SD3Transformer2DModel", {}, {"_class_name": tiny.FLOW})[1] == []
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,11 @@ import inspect
 import pytest
 import torch
 
-from dar_probe import objective
 from dar_probe.hub import clock, folder, inputs, model, sampling
 from dar_probe.train import data
-from tests.hub import tiny
+from tests.hub import others, tiny
 
 diffusers = pytest.importorskip("diffusers")
-if not hasattr(objective, "ddpm"):
-    pytest.skip("objective.ddpm comes with another change", allow_module_level=True)
-
 STEPS = 4
 SHAPES = {
     **tiny.SHAPES,
@@ -75,7 +71,7 @@ PIPELINES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_official_pipeline_draws_the_same(saved, name):
     """Which proves clock, sign, positions and conditions at once, by code that is not ours."""
@@ -110,6 +106,69 @@ def pipeline(name, transformer, settings):
     made = kind(**{**absent, "transformer": transformer, "scheduler": scheduler})
     made.set_progress_bar_config(disable=True)
     return made
+
+
+ZERO_SNR = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+OTHERS = {
+    "AuraFlowTransformer2DModel": ("AuraFlow", None, tiny.FLOW, dict(shift=1.73), SQUARE),
+    "ChromaTransformer2DModel": ("Chroma", (16, 16), tiny.FLOW, {}, SQUARE),
+    "CogVideoXTransformer3DModel": (
+        "CogVideoX", (3, 4, 8, 8), "CogVideoXDDIMScheduler",
+        dict(snr_shift_scale=3.0, timestep_spacing="trailing", **ZERO_SNR),
+        dict(num_frames=9, **SQUARE),
+    ),
+    "CogView3PlusTransformer2DModel": (
+        "CogView3Plus", None, "CogVideoXDDIMScheduler", dict(snr_shift_scale=4.0, **ZERO_SNR),
+        SQUARE,
+    ),
+    "Krea2Transformer2DModel": (
+        "Krea2", (16, 16), tiny.FLOW, {}, dict(SQUARE, guidance_scale=0.0)
+    ),
+    "LuminaNextDiT2DModel": ("Lumina", None, tiny.FLOW, {}, SQUARE),
+    "NucleusMoEImageTransformer2DModel": ("NucleusMoEImage", (16, 16), tiny.FLOW, {}, SQUARE),
+    "SkyReelsV2Transformer3DModel": (
+        "SkyReelsV2", (4, 2, 4, 6), "UniPCMultistepScheduler",
+        dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0), VIDEO,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_pipelines_draw_the_same(kind):
+    pytest.importorskip("transformers")
+    name, shape, scheduler, settings, options = OTHERS[kind]
+    with torch.random.fork_rng(devices=[]), model.quiet():
+        torch.manual_seed(0)
+        built = tiny.randomise(getattr(diffusers, kind)(**others.OTHERS[kind])).eval()
+        settings = dict(getattr(diffusers, scheduler)(**settings).config)
+    settings["_class_name"] = scheduler
+    call = inputs.plan(kind, dict(built.config), shape=shape, tokens=8)
+    chosen, assumed = clock.choose(kind, dict(built.config), settings)
+    assert assumed == []
+    ours, _ = sampling.draw(built, call, chosen, settings, count=3, seed=1, steps=STEPS)
+
+    ids = torch.arange(3)
+    noise = data.noise(ids, call.shape, seed=1)
+    _, kwargs = call.inputs(noise, torch.ones(3), ids)
+    mask, embeds = torch.ones(3, 8, dtype=torch.bool), kwargs["encoder_hidden_states"]
+    offered = {
+        "prompt_embeds": embeds, "prompt_attention_mask": mask, "prompt_embeds_mask": mask,
+        "negative_prompt_embeds": embeds, "negative_prompt_attention_mask": mask,
+        "negative_prompt_embeds_mask": mask, "sigmas": EVEN,
+        "guidance_scale": 1.0, **options,
+    }  # fmt: skip
+    with model.quiet():
+        made = pipeline(f"{name}Pipeline", built, settings)
+        taken = inspect.signature(made.__call__).parameters
+        if scheduler != tiny.FLOW:
+            del offered["sigmas"]
+        theirs = made(
+            latents=noise, num_inference_steps=STEPS, output_type="latent", return_dict=False,
+            **{key: value for key, value in offered.items() if key in taken},
+        )[0]  # fmt: skip
+    assert theirs.std() > 0.5
+    assert torch.equal(ours, theirs.reshape(ours.shape))
 
 
 def test_dit_is_stepped_as_its_pipeline_does(saved):

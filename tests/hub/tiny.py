@@ -131,6 +131,8 @@ def build(name, *, seed=0):
 def randomise(model):
     """Draw every parameter anew: norms near 1, gates near a half, matrices keep the scale."""
     for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            continue
         if parameter.ndim >= 2 and "table" not in name and "token" not in name:
             fan_in = parameter[0].numel()
             torch.nn.init.normal_(parameter, std=fan_in**-0.5)

@@ -1,0 +1,51 @@
+"""What a file says before its weights are read: a first look that costs almost no memory."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dar_probe.checkpoints import reader, sniff
+from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.selection import Weights, choose
+from dar_probe.checkpoints.settings import settings
+from dar_probe.checkpoints.sniff import quote
+
+
+@dataclass(kw_only=True)
+class Peek(Header):
+    """A header, and what memory its weights will need.
+
+    Attributes:
+        bytes: size of the file.
+        dtypes: of every tensor, by its plain name.
+    """
+
+    bytes: int
+    dtypes: dict[str, torch.dtype]
+
+
+def peek(path: str | Path, weights: Weights = "auto") -> Peek:
+    """Return names, shapes, types and settings of what ``reader.read`` would take from a file.
+
+    Checksums are not compared, and nothing says that the weights can be read.
+
+    Raises:
+        CheckpointError: the file is refused, is damaged, or holds no such state dict.
+    """
+    path = Path(path)
+    with sniff.open_file(path) as file:
+        kind = sniff.check(file, path)
+        size = os.fstat(file.fileno()).st_size
+        content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
+    label, found = choose(content, weights, quote(path))
+    state = reader.plain_tensors(found, size, quote(path), device="meta")
+    return Peek(
+        shown=quote(path.name),
+        shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
+        args=settings(content, label, quote(path)),
+        weights=label,
+        bytes=size,
+        dtypes={key: tensor.dtype for key, tensor in state.items()},
+    )

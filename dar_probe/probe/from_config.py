@@ -1,0 +1,130 @@
+"""Inputs for a module that comes alone, from its own configuration.
+
+Neither transformers nor diffusers is imported: a class is known by the package of its ancestors,
+what it takes by the signature of its forward, and how large by ``module.config``.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dar_probe.probe.measure import Batch, Loss
+from dar_probe.train import data as datasets
+
+TOKENS = 64  # at most, in one sequence
+CHANNELS = 3  # where the config does not say
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a module's configuration gives.
+
+    Attributes:
+        batch: inputs of each (seed, sample id) alone, the same at every noise level.
+        loss: the model's own; None where only a task would give one.
+        name, description: of the data, for the manifest and the list of assumptions.
+    """
+
+    batch: Batch
+    loss: Loss | None
+    name: str
+    description: str
+
+
+def find(module: nn.Module) -> Inputs | None:
+    """Return inputs for ``module``; None where its class or its config does not tell."""
+    for library, make in MAKERS.items():
+        if any(kind.__module__.partition(".")[0] == library for kind in type(module).__mro__):
+            return make(module)
+    return None
+
+
+def _transformers(module: nn.Module) -> Inputs | None:
+    """Token ids for a forward that takes ``input_ids``, images for one with ``pixel_values``."""
+    takes = inspect.signature(module.forward).parameters
+    config: Any = getattr(module, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return None  # a part of a model, or two stacks with an input each
+    if "input_ids" in takes:
+        return _tokens(module, config.get_text_config(), "attention_mask" in takes)
+    if "pixel_values" in takes:
+        return _images(module, config)
+    return None
+
+
+def _tokens(module: nn.Module, config: Any, masked: bool) -> Inputs | None:
+    vocabulary = getattr(config, "vocab_size", None)
+    if not vocabulary:
+        return None
+    # Half: some classes number their positions from the padding id on.
+    longest = getattr(config, "max_position_embeddings", None) or 2 * TOKENS
+    length = max(2, min(TOKENS, longest // 2))
+    options = _options(module)
+
+    def rows(sample_ids: Tensor) -> Tensor:
+        drawn = [
+            np.random.default_rng([SEED, int(i)]).integers(0, vocabulary, length)
+            for i in sample_ids
+        ]
+        return torch.from_numpy(np.stack(drawn))
+
+    def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = rows(sample_ids).to(_device(module))
+        mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
+        return (), {"input_ids": ids, **mask, **options}
+
+    def next_token(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+        logits = (output["logits"] if isinstance(output, dict) else output[0]).float()
+        wanted = rows(sample_ids)[:, 1:].to(logits.device)
+        each = functional.cross_entropy(logits[:, :-1].mT, wanted, reduction="none")
+        return each.mean(1)
+
+    causal = bool(module.can_generate())  # type: ignore[operator]
+    return Inputs(
+        batch=batch,
+        loss=next_token if causal else None,
+        name="random tokens",
+        description=f"{length} random token ids each, of a vocabulary of {vocabulary:,}",
+    )
+
+
+def _images(module: nn.Module, config: Any) -> Inputs | None:
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", None)
+    if not size:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (getattr(config, "num_channels", CHANNELS), height, width)
+    options = _options(module)
+
+    def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        pixels = datasets.noise(sample_ids, shape, seed=SEED)
+        dtype = next(module.parameters()).dtype
+        return (), {"pixel_values": pixels.to(_device(module), dtype), **options}
+
+    return Inputs(
+        batch=batch,
+        loss=None,
+        name="random images",
+        description=f"images of normal noise, {'x'.join(map(str, shape))}",
+    )
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    takes = inspect.signature(module.forward).parameters
+    return {"use_cache": False} if "use_cache" in takes else {}
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+# One entry a library. diffusers classes are refused until their inputs are made here as well.
+MAKERS: dict[str, Callable[[nn.Module], Inputs | None]] = {"transformers": _transformers}

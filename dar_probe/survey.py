@@ -1,0 +1,183 @@
+"""What a checkpoint is, without its weights: family, sizes, parameters by part, FLOPs, sites."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dar_probe import objective, subjects
+from dar_probe.checkpoints import peek
+from dar_probe.checkpoints.header import Header
+from dar_probe.hub import clock, folder, inputs
+from dar_probe.hub import model as hub_model
+from dar_probe.loading import blank, check_weights, choose_objective, hub_home
+from dar_probe.subjects import Subject, discover
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the header of a file, or the settings of a folder, say.
+
+    Attributes:
+        file: name, bytes, weights and dtype of what is stored.
+        family: its name, and why it is taken for that.
+        objective: name.
+        sizes: what builds the model.
+        shape: of one sample.
+        parts: parameters by the model's own top-level parts.
+        parameters: of all parts together.
+        flops: of the forward of one sample, a multiplication and an addition counted as two.
+        unknown_flops: why they could not be counted; empty where they were.
+        sites: one line for each group of like blocks or of readers.
+        assumptions: one sentence for each thing that could not be told.
+    """
+
+    file: dict[str, Any]
+    family: str
+    why: str
+    objective: str
+    sizes: dict[str, Any]
+    shape: tuple[int, ...]
+    parts: dict[str, int]
+    parameters: int
+    flops: int | None
+    unknown_flops: str
+    sites: list[str]
+    assumptions: list[str]
+
+
+def survey(
+    path: str | Path,
+    *,
+    weights: str = "auto",
+    heads: int | None = None,
+    objective_name: str | None = None,
+    family: str | None = None,
+) -> Survey:
+    """Say what a checkpoint is; of a safetensors file no more than the header is read.
+
+    Raises:
+        CheckpointError: it is refused or of no known layout.
+        UsageError: an option does not fit.
+    """
+    path = Path(path)
+    if (home := hub_home(path)) is not None:
+        return _of_folder(home, objective_name)
+    header = peek.peek(path, weights=check_weights(weights))
+    kind = subjects.family_of(header, family)
+    identified = kind.identify(header, heads)
+    model = blank(header, kind, identified)
+    chosen, assumed = choose_objective(identified.objective, objective_name)
+    subject = kind.subject(model.eval(), identified)
+    x = torch.zeros(1, *identified.shape, device="meta")
+    time = torch.zeros(1, device="meta")
+    label = torch.zeros(1, dtype=torch.long, device="meta")
+    flops, unknown = _flops(model, (x, time, label), {})
+    return Survey(
+        file={
+            "name": path.name,
+            "bytes": header.bytes,
+            "weights": header.weights,
+            "dtype": _commonest(header.dtypes.values()),
+        },
+        family=identified.family,
+        why="asked for" if family else f"names such as {_marked(kind, header)!r}",
+        objective=chosen.name,
+        sizes=identified.sizes,
+        shape=identified.shape,
+        **_parts(model),
+        flops=flops,
+        unknown_flops=unknown,
+        sites=_sites(subject),
+        assumptions=[*identified.assumptions, *assumed, *subject.assumptions],
+    )
+
+
+def _of_folder(path: Path, objective_name: str | None) -> Survey:
+    read = folder.read(path)
+    call = inputs.plan(read.class_name, read.config)
+    if objective_name is None:
+        chosen, assumed = clock.choose(read.class_name, read.config, read.scheduler)
+    else:
+        chosen, assumed = objective.get(objective_name), []
+    model = hub_model.blank(read)
+    x = torch.zeros(1, *call.shape, device="meta")
+    args, kwargs = call.inputs(x, torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long))
+    flops, unknown = _flops(model, args, kwargs)
+    return Survey(
+        file={
+            "name": path.resolve().name,
+            "bytes": read.bytes,
+            "weights": read.variant or "folder",
+            "dtype": read.dtype,
+        },
+        family=read.class_name,
+        why="the _class_name of its config.json",
+        objective=chosen.name,
+        sizes={k: v for k, v in read.config.items() if not k.startswith("_")},
+        shape=call.shape,
+        **_parts(model),
+        flops=flops,
+        unknown_flops=unknown,
+        sites=[
+            f"{count} x {kind}"
+            for kind, count in Counter(
+                type(block).__name__ for block in discover.members(model)
+            ).items()
+        ],
+        assumptions=[
+            *read.assumptions,
+            *assumed,
+            *call.assumptions,
+            "readers and sources are found when the model runs, by discovery",
+        ],
+    )
+
+
+def _parts(model: nn.Module) -> dict[str, Any]:
+    """Return the number of parameters of each part of a model, and of all."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts[name.partition(".")[0]] += parameter.numel()
+    return {"parts": dict(counts), "parameters": sum(counts.values())}
+
+
+def _flops(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[int | None, str]:
+    """Count with torch's counter on tensors without memory; not every model runs on them."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model.to("meta")(*args, **kwargs)
+    except Exception as error:  # somebody else's code fails in any way it likes
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+    return int(counter.get_total_flops()), ""
+
+
+def _sites(subject: Subject) -> list[str]:
+    """Return how many readers there are of each kind, and what else enters the stream."""
+    depth = subject.readers[-1].block - 1
+    kinds = Counter(reader.kind for reader in subject.readers)
+    fusions = sum(source.kind == "fusion" for source in subject.sources)
+    found = [f"{depth} blocks, {len(subject.readers)} readers, {len(subject.sources)} sources"]
+    found.append("readers: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    if fusions:
+        found.append(f"the stream is rewritten {fusions} times: skips, positions or stages")
+    return found
+
+
+def _marked(kind: subjects.Family, header: Header) -> str:
+    """Return a name that the family is known by."""
+    return next(key for key in header.shapes if re.match(kind.marks[-1], key))
+
+
+def _commonest(dtypes: Iterable[torch.dtype]) -> str:
+    (dtype, _), *_ = Counter(map(str, dtypes)).most_common(1)
+    return dtype.removeprefix("torch.")
