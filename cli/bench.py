@@ -28,6 +28,8 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1)
     ] = None,
+    heads: options.Heads = None,
+    family: options.Family = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -55,7 +57,10 @@ def bench(
 
     with terminal.progress("preparing"):
         if checkpoint is not None:
-            work = core.of_checkpoint(checkpoint, batch_size=batch_size, device=device, dtype=dtype)
+            work = core.of_checkpoint(
+                checkpoint, batch_size=batch_size, heads=heads, family=family, device=device,
+                dtype=dtype,
+            )  # fmt: skip
         else:
             assert model is not None
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def inspect(
     checkpoint: options.Checkpoint,
     heads: options.Heads = None,
+    family: options.Family = None,
     weights: options.Weights = "auto",
     objective: options.Objective = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -27,7 +28,9 @@ def inspect(
     options.check_first(checkpoint)
     from dar_probe.survey import survey
 
-    found = survey(checkpoint, heads=heads, weights=weights, objective_name=objective)
+    found = survey(
+        checkpoint, heads=heads, family=family, weights=weights, objective_name=objective
+    )
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
     else:

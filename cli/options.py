@@ -1,9 +1,18 @@
 """Arguments and options that several commands share."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def _importable(family: str | None) -> str | None:
+    """Put the current directory on the import path for a family of the user's own."""
+    if family and ":" in family:
+        sys.path.insert(0, "")
+    return family
+
 
 Checkpoint = Annotated[
     Path,
@@ -24,6 +33,13 @@ Objective = Annotated[
     ),
 ]
 Heads = Annotated[int | None, typer.Option(help="Attention heads, where unknown.")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        help="Where names mislead: sit, uvit, mdt, lightningdit, udit, or package.module:FAMILY.",
+        callback=_importable,
+    ),
+]
 Weights = Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")]
 Seed = Annotated[int, typer.Option(help="Of the noise, and of whatever is drawn.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]

@@ -13,7 +13,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
-from dar_probe.probe.ablation import KINDS
+from dar_probe.probe.ablation import KINDS, can_skip
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.ranks import Ranks, joined
 from dar_probe.task import Levels, OnCells, Task
@@ -149,10 +149,15 @@ def ablate(
     with joined() as ranks:
         grid = {"noise_levels": noise_levels, "samples": samples}
         planned = _plan(ranks, out, path, **grid, **settings)
-        levels, routed = planned.grid.levels, planned.subject.routes is not None
+        levels, subject = planned.grid.levels, planned.subject
+        usual = [
+            kind
+            for kind in (KINDS if subject.routes is not None else KINDS[:3])
+            if kind != "block" or can_skip(subject)
+        ]
         wished = levels[len(levels) // 2] if frozen_at is None else frozen_at
         wanted = {
-            "kinds": list(kinds if kinds is not None else KINDS if routed else KINDS[:3]),
+            "kinds": list(usual if kinds is None else kinds),
             "pairs": pairs,
             "gates": [list(gate) for gate in gates],
             "frozen_at": min(levels, key=lambda level: abs(level - wished)),

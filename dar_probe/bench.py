@@ -229,7 +229,13 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
 
 def of_checkpoint(
-    path: str | Path, *, batch_size: int | None = None, device: str = "auto", dtype: str = "float32"
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    heads: int | None = None,
+    family: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
 ) -> Workload:
     """Return a batch of a checkpoint, as large as ``analyze`` would make it by default.
 
@@ -240,8 +246,9 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: as ``analyze``.
     """
     task = tasks.of_checkpoint(
-        path, noise_levels=LEVELS, samples=1, batch_size=batch_size, device=device, dtype=dtype
-    )
+        path, noise_levels=LEVELS, samples=1, batch_size=batch_size, heads=heads, family=family,
+        device=device, dtype=dtype,
+    )  # fmt: skip
     n, levels = task.grid.batch_size, torch.tensor(task.grid.levels, dtype=torch.float64)
     return Workload(
         subject=task.subject, batch=task.batch, loss=task.loss,

@@ -21,6 +21,7 @@ from dar_probe.subjects import Identified, Subject
 from dar_probe.train import sample
 
 STEPS = 25
+UNAVERAGED = "the file does not say whether its weights are averaged (EMA)"
 
 
 class Call(Protocol):
@@ -194,7 +195,12 @@ def _load_file(
         model=model,
         subject=subject,
         objective=chosen,
-        assumptions=[*found.assumptions, *assumption, *subject.assumptions],
+        assumptions=[
+            *([UNAVERAGED] if checkpoint.weights == "flat" else []),
+            *found.assumptions,
+            *assumption,
+            *subject.assumptions,
+        ],
         call=ByClass(),
     )
 

@@ -20,9 +20,11 @@ from dar_probe.pooling import (
 from dar_probe.schema import VARIABLES, Average, Variable
 
 DEFINITIONS = {
-    "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square",
+    "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square; NaN "
+    "where the stream changes its shape",
     "gradient_decay": "mean of grad_rms over blocks 1..5 / median of grad_rms over the deep half "
-    "(blocks k > B/2), pooled over samples and noise levels by mean square",
+    "(blocks k > B/2), pooled over samples and noise levels by mean square; NaN where the stream "
+    "changes its shape",
     "redundancy": "mean cosine between neighbouring blocks over the deep half (blocks k > B/2)",
     "selectivity": "1 - mean over readers with two or more sources of "
     "route_entropy / log(number of sources offered)",
@@ -187,6 +189,13 @@ def decodability(decoded: Array, levels: Array, weights: Array | None = None) ->
     return 1 - divide(weights @ np.where(known, error, 0.0).sum(axis=0), weights @ total)
 
 
+def staged(ds: xr.Dataset) -> bool:
+    """Whether the stream changes its shape: somewhere two states have no cosine between them."""
+    known = np.isfinite(ds["cosine"].values).any(axis=(0, 1))
+    there = (ds["rms"].values > 0).all(axis=(0, 1))
+    return bool((there[:-1] & there[1:] & ~known[1:]).any())
+
+
 def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
     block = ds["block"].values
     deep = block > block.max() / 2
@@ -197,10 +206,11 @@ def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
     spread = _measured(entropy / np.log(offered[offered >= 2])).mean(axis=1)
     growth = divide(rms[:, block == block.max()], rms[:, block == min(1, block.max())])[:, 0]
     decay = divide(early, np.median(_measured(grad[:, deep]), axis=1))
-    several = block.max() >= 2  # one block has no growth over depth
+    # One block has no growth over depth; nor do states of different shapes compare.
+    comparable = block.max() >= 2 and not staged(ds)
     return {
-        "inflation": np.where(several, growth, np.nan),
-        "gradient_decay": np.where(several, decay, np.nan),
+        "inflation": np.where(comparable, growth, np.nan),
+        "gradient_decay": np.where(comparable, decay, np.nan),
         "redundancy": np.asarray(_measured(_pooled(ds, "cosine", weights)[:, deep]).mean(axis=1)),
         "selectivity": np.maximum(1 - spread, 0.0),  # float32 rounds log n to either side
     }

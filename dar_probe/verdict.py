@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe.metrics import Metric, chance, profile
+from dar_probe.metrics import Metric, chance, profile, staged
 from dar_probe.schema import manifest
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
 
 SYMPTOMS = ("inflation", "gradient_decay", "redundancy")
+FEW = "too few blocks, or states that are zero"
 ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
 
 
@@ -72,7 +73,8 @@ def judge(
     median = float(np.median(known)) if known.size else math.nan
     silent = median < limits.untrained_write_ratio
     untrained = silent or bool(manifest(ds)["model"].get("fresh"))
-    symptoms = [_symptom(metrics[name], limits, untrained) for name in SYMPTOMS]
+    unknown = "the stream changes its shape over depth" if staged(ds) else FEW
+    symptoms = [_symptom(metrics[name], limits, untrained, unknown) for name in SYMPTOMS]
     findings = [
         *symptoms,
         _selectivity(ds, metrics["selectivity"]),
@@ -118,12 +120,12 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
     }
 
 
-def _symptom(metric: Metric, limits: Thresholds, untrained: bool) -> Finding:
+def _symptom(metric: Metric, limits: Thresholds, untrained: bool, unknown: str = FEW) -> Finding:
     warn, fail = (getattr(limits, f"{metric.name}_{kind}") for kind in ("warn", "fail"))
     surely = metric.value if math.isnan(metric.low) else metric.low
     status: Status
     if math.isnan(metric.value):
-        status, ending = "not measurable", "too few blocks, or states that are zero"
+        status, ending = "not measurable", unknown
     elif untrained:
         status, ending = "untrained", "not judged, because the model is untrained"
     elif surely > fail:

@@ -81,7 +81,9 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
         for row, (quantity, label, wanted, *arrays) in enumerate(rows):
             shown, marked = (
                 [
-                    array.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+                    array.isel(
+                        reader=place.position, source_block=slice(0, len(place.names))
+                    ).values.T
                     for place in places
                 ]
                 for array in arrays
@@ -96,8 +98,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
                 canvas.draw_map(axis, values, norm, colours)
                 canvas.draw_dots(axis, marked[column], values, norm, colours)
                 _level_ticks(axis, ds)
-                blocks = [str(block) for block in range(place.block)]
-                canvas.ticks(axis, "y", style.thinned(place.block, 8), blocks)
+                _source_ticks(axis, place)
                 letter = "abcd"[row * len(places) + column]
                 text = f"({letter}) {quantity}, {place.title}"
                 axis.set_title(canvas.printable(text), parse_math=False)
@@ -187,6 +188,13 @@ def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], bands
 def _level_ticks(axis: Axes, ds: xr.Dataset) -> None:
     levels = style.levels(ds)
     canvas.ticks(axis, "x", style.spread(len(levels), 5), levels)
+
+
+def _source_ticks(axis: Axes, place: maps.Location) -> None:
+    numbers = [str(block) for block in range(place.block)]
+    at, fusion = style.thinned(place.block, 8), place.names[place.block :]
+    at += range(place.block, len(place.names))
+    canvas.ticks(axis, "y", at, [*numbers, *fusion])
 
 
 def _any_router(analyses: Sequence[tuple[str, xr.Dataset]]) -> bool:

@@ -76,7 +76,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
     for row, (quantity, label, colours, *arrays) in enumerate(rows):
         shown, marked = (
             [
-                array.isel(reader=place.position, source_block=slice(0, place.block)).values.T
+                array.isel(reader=place.position, source_block=slice(0, len(place.names))).values.T
                 for place in places
             ]
             for array in arrays
@@ -85,11 +85,10 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
             at = row * len(places) + column
             even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
             dot, dots = screen.dots(marked[column], 20)
-            names = ["embedding", *(f"block {block}" for block in range(1, place.block))]
             drawn.add_heatmap(
                 z=values.astype(np.float32),
                 x=style.levels(ds),
-                y=names,
+                y=place.names,
                 hovertemplate=f"{screen.text(place.name)} reads %{{y}}<br>noise level %{{x}}"
                 f"<br>{quantity} %{{z:.3f}}{dot}<br>{even}<extra></extra>",
                 coloraxis=screen.numbered("coloraxis", row),
@@ -99,7 +98,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
             )
             screen.title(drawn, at, f"({'abcd'[at]}) {quantity}, {screen.text(place.title)}")
             words = ("noise level", "source" if column == 0 else "")
-            screen.map_axes(drawn, at, style.levels(ds), names, words)
+            screen.map_axes(drawn, at, style.levels(ds), place.names, words)
         every = np.concatenate([np.zeros(1), *(values.ravel() for values in shown)])
         screen.colour_axis(drawn, row, every, colours, label)
     columns = len(places)

@@ -32,7 +32,9 @@ class Location(NamedTuple):
         title: "shallow: block 7 attention".
         position: along the block maps' reader dim.
         name: the reader's, cleaned.
-        block: the reader's, B+1 for the head; it is offered blocks below this one only.
+        block: the reader's, B+1 for the head.
+        names: of the source blocks up to the last that it is offered: the one before its own, or
+            its own where a fusion stands before it.
         sources: how many source blocks it is offered.
     """
 
@@ -40,6 +42,7 @@ class Location(NamedTuple):
     position: int
     name: str
     block: int
+    names: list[str]
     sources: int
 
 
@@ -88,7 +91,8 @@ def locations(
         UsageError: a block that has no reader.
     """
     blocks = [int(block) for block in shares["reader_block"].values]
-    offered = np.isfinite(shares.values).any(axis=0).sum(axis=1)
+    finite = np.isfinite(shares.values).any(axis=0)
+    offered = finite.sum(axis=1)
     enough = min(3, int(offered.max()))
     telling = [block for block, count in zip(blocks, offered, strict=True) if count >= enough]
     last = blocks[-1] - 1
@@ -103,8 +107,11 @@ def locations(
             raise UsageError(f"there is no block {block} to read", hint=f"blocks are {blocks}")
         position = blocks.index(block)
         name = style.clean(str(shares["reader_name"].values[position]), 40)
+        stop = int(np.flatnonzero(finite[position]).max(initial=block - 1)) + 1
+        names = ["embedding", *(f"block {source}" for source in range(1, block))]
+        names += ["fusion"] * (stop - block)
         count = int(offered[position])
-        result.append(Location(f"{depth}: {name}", position, name, block, count))
+        result.append(Location(f"{depth}: {name}", position, name, block, names, count))
     return result if shallow != deep else [result[0]._replace(title=result[0].name)]
 
 

@@ -226,24 +226,16 @@ def _figures(ds: xr.Dataset, name: str) -> list[dict[str, Any]]:
             interactive.dilution([(name, ds)]),
         )
     ]
-    if found := maps.block_maps(ds):
-        dots = ""
-        if found[0].quantity == "importance":
-            dots = words.dot_caption(signs_can_tell(ds.sizes["sample"]))
-        drawn += [
-            (
-                "Sources over noise levels",
-                words.source_caption(router) + dots,
-                False,
-                interactive.sources(ds),
-            ),
-            (
-                "Every reader and every source",
-                words.MATRIX_CAPTION + dots,
-                False,
-                interactive.matrix(ds),
-            ),
-        ]
+    dots = ""
+    every = maps.sublayer_maps(ds)
+    if every and every[0].quantity == "importance":
+        dots = words.dot_caption(signs_can_tell(ds.sizes["sample"]))
+    if maps.block_maps(ds):
+        caption = words.source_caption(router) + dots
+        drawn.append(("Sources over noise levels", caption, False, interactive.sources(ds)))
+    if every:
+        caption = words.MATRIX_CAPTION + dots
+        drawn.append(("Every reader and every source", caption, False, interactive.matrix(ds)))
     if np.isfinite(ds["decodability"].values).any():
         title = "Where the noise level can be read"
         drawn.append((title, words.DECODING_CAPTION, True, interactive.decodability(ds)))

@@ -2,6 +2,7 @@ import argparse
 import hashlib
 import importlib.util
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.subjects.sit_layout import read_sizes
-from tests.hostile.builders import official_shapes, official_state, training_checkpoint
+from dar_probe.loading import load
+from tests.hostile.builders import (
+    official_shapes,
+    official_state,
+    sizes_of,
+    training_checkpoint,
+)
 
 STATE = official_state()
 OWN = {"format": "dar-probe", "routing": "dar", "query": "dynamic", "chunk_size": 4, "heads": 2}
@@ -181,7 +187,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(value: float, dtype: torch
 @pytest.mark.parametrize("patch", [2, 8])
 def test_the_official_presets(width: int, depth: int, heads: int, patch: int) -> None:
     shapes = official_shapes(width=width, depth=depth, patch=patch, size=32, rows=1001, sigma=True)
-    found = read_sizes(of_shapes(shapes, weights="flat"))
+    found = sizes_of(of_shapes(shapes, weights="flat"))
     assert (found.family, found.width, found.depth, found.heads) == ("sit", width, depth, heads)
     assert (found.patch, found.in_channels, found.input_size) == (patch, 4, 32)
     assert (found.num_classes, found.class_dropout, found.mlp_ratio) == (1000, True, 4.0)
@@ -189,16 +195,24 @@ def test_the_official_presets(width: int, depth: int, heads: int, patch: int) ->
         True, False, [], {},
     )  # fmt: skip
     assert found.assumptions == [
-        "the file does not say whether its weights are averaged (EMA)",
         "a plain SiT/DiT layout: read as SiT, time runs t = 1 - s; --objective overrides",
         f"heads from the preset table for width {width}, depth {depth}",
         "the last of 1001 rows in the label table is taken for the dropped labels",
     ]
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_flat_file_does_not_say_whether_it_is_averaged(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    (torch.save if suffix == ".pt" else safetensors.torch.save_file)(STATE, path)
+    first = "the file does not say whether its weights are averaged (EMA)"
+    assert load(path, heads=2).assumptions[0] == first
+    assert first not in load(training_checkpoint(tmp_path / "y.pt")).assumptions
+
+
 @given(
     depth=st.integers(1, 12),
-    head=st.integers(1, 16),
+    head=st.sampled_from([4, 8, 12, 16]),
     heads=st.integers(1, 8),
     patch=st.integers(1, 4),
     channels=st.integers(1, 33),
@@ -218,7 +232,7 @@ def test_sizes_come_back(
         rows=rows, hidden=hidden, sigma=sigma, head=head if qk_norm else None,
         projectors=tuple(projectors),
     )  # fmt: skip
-    found = read_sizes(of_shapes(shapes), heads=None if qk_norm else heads)
+    found = sizes_of(of_shapes(shapes), heads=None if qk_norm else heads)
     assert (found.depth, found.width, found.heads) == (depth, head * heads, heads)
     assert (found.patch, found.in_channels, found.input_size) == (patch, channels, grid * patch)
     assert (found.num_classes, found.class_dropout) == (rows - 1, True)
@@ -239,7 +253,7 @@ def test_sizes_come_back(
     ],
 )
 def test_family_from_the_settings(args: dict[str, Any], family: str, assumed: list[str]) -> None:
-    found = read_sizes(of_shapes(official_shapes(), args | {"num_classes": 10, "heads": 2}))
+    found = sizes_of(of_shapes(official_shapes(), args | {"num_classes": 10, "heads": 2}))
     assert found.family == family
     assert len(found.assumptions) == len(assumed)
     for sentence, part in zip(found.assumptions, assumed, strict=True):
@@ -248,7 +262,7 @@ def test_family_from_the_settings(args: dict[str, Any], family: str, assumed: li
 
 def test_projectors_mean_repa() -> None:
     shapes = official_shapes(projectors=(768, 1024))
-    found = read_sizes(of_shapes(shapes, {"model": "DiT-XL/2", "cfg_prob": 0.1}), heads=2)
+    found = sizes_of(of_shapes(shapes, {"model": "DiT-XL/2", "cfg_prob": 0.1}), heads=2)
     assert (found.family, found.projectors) == ("repa", [768, 1024])
     assert found.assumptions == [
         "projectors are there: read as REPA, time runs t = s; --objective overrides"
@@ -256,13 +270,15 @@ def test_projectors_mean_repa() -> None:
 
 
 def test_our_own_files_pass_their_routing_on() -> None:
-    shapes = official_shapes() | {"stream.queries": (5, 8), "stream.norm.weight": (8,)}
-    found = read_sizes(of_shapes(shapes, OWN | {"num_classes": 10, "objective": "repa"}))
+    shapes = official_shapes()
+    for name in (f"stream.readers.{k}" for k in range(5)):
+        shapes |= {f"{name}.norm.weight": (8,), f"{name}.query.weight": (8, 8)}
+    found = sizes_of(of_shapes(shapes, OWN | {"num_classes": 10, "objective": "repa"}))
     assert found.family == "dar-probe"
     assert found.routing == {"routing": "dar", "query": "dynamic", "chunk_size": 4}
     assert found.assumptions == []
     with pytest.raises(CheckpointError, match="routed dar-probe model without its settings"):
-        read_sizes(of_shapes(shapes, {"heads": 2}))
+        sizes_of(of_shapes(shapes, {"heads": 2}))
 
 
 @pytest.mark.parametrize(
@@ -270,33 +286,33 @@ def test_our_own_files_pass_their_routing_on() -> None:
 )
 def test_our_own_files_with_a_routing_that_is_none(wrong: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=next(iter(wrong))):
-        read_sizes(of_shapes(official_shapes(), OWN | wrong))
+        sizes_of(of_shapes(official_shapes(), OWN | wrong))
     without = {key: value for key, value in OWN.items() if key != "routing"}
     with pytest.raises(CheckpointError, match="names no routing"):
-        read_sizes(of_shapes(official_shapes(), without))
+        sizes_of(of_shapes(official_shapes(), without))
 
 
 def test_where_the_heads_come_from() -> None:
     plain, normed = official_shapes(), official_shapes(head=4)
-    assert read_sizes(of_shapes(plain), heads=8).heads == 8
-    assert read_sizes(of_shapes(plain, {"heads": 4})).heads == 4
-    assert read_sizes(of_shapes(plain, {"num_heads": 2})).heads == 2
+    assert sizes_of(of_shapes(plain), heads=8).heads == 8
+    assert sizes_of(of_shapes(plain, {"heads": 4})).heads == 4
+    assert sizes_of(of_shapes(plain, {"num_heads": 2})).heads == 2
     with pytest.raises(UsageError, match="--heads 8 contradicts 'x.pt': it was trained with 4"):
-        read_sizes(of_shapes(plain, {"heads": 4}), heads=8)
-    assert read_sizes(of_shapes(normed, {"heads": 8}), heads=2).heads == 2
+        sizes_of(of_shapes(plain, {"heads": 4}), heads=8)
+    assert sizes_of(of_shapes(normed, {"heads": 8}), heads=2).heads == 2
     with pytest.raises(CheckpointError, match="no preset has width 8 and depth 2") as caught:
-        read_sizes(of_shapes(plain))
+        sizes_of(of_shapes(plain))
     assert "--heads" in caught.value.hint
     for told in (3, 0, -2, True, "2", 1.0, [2]):
         with pytest.raises(CheckpointError, match="do not fit its width 8"):
-            read_sizes(of_shapes(plain, {"heads": told}))
+            sizes_of(of_shapes(plain, {"heads": told}))
     for asked in (3, 0, -2):
         with pytest.raises(UsageError, match="does not divide"):
-            read_sizes(of_shapes(plain), heads=asked)
+            sizes_of(of_shapes(plain), heads=asked)
     with pytest.raises(UsageError, match="--heads 4 contradicts 'x.pt': it has 2"):
-        read_sizes(of_shapes(normed), heads=4)
+        sizes_of(of_shapes(normed), heads=4)
     with pytest.raises(CheckpointError, match="q_norm.weight' has shape"):
-        read_sizes(of_shapes(official_shapes(head=3)))
+        sizes_of(of_shapes(official_shapes(head=3)))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +329,7 @@ def test_where_the_heads_come_from() -> None:
     ],
 )
 def test_classes(args: dict[str, Any], classes: int, dropout: bool) -> None:
-    found = read_sizes(of_shapes(official_shapes(rows=11), args), heads=2)
+    found = sizes_of(of_shapes(official_shapes(rows=11), args), heads=2)
     assert (found.num_classes, found.class_dropout) == (classes, dropout)
     told = {"num_classes", "class_dropout_prob", "cfg_prob"} & {
         key for key, value in args.items() if value is not True
@@ -324,9 +340,9 @@ def test_classes(args: dict[str, Any], classes: int, dropout: bool) -> None:
 @pytest.mark.parametrize(("rows", "args"), [(11, {"num_classes": 12}), (11, {"num_classes": 9})])
 def test_classes_that_contradict_the_table(rows: int, args: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="a label table of 11 rows"):
-        read_sizes(of_shapes(official_shapes(rows=rows), args), heads=2)
+        sizes_of(of_shapes(official_shapes(rows=rows), args), heads=2)
     with pytest.raises(CheckpointError, match="0 classes, and a label table of 1 rows"):
-        read_sizes(of_shapes(official_shapes(rows=1)), heads=1)
+        sizes_of(of_shapes(official_shapes(rows=1)), heads=1)
 
 
 EVERYTHING = official_shapes(head=4, projectors=(5,))
@@ -336,24 +352,48 @@ EVERYTHING = official_shapes(head=4, projectors=(5,))
 def test_every_missing_and_every_misshapen_parameter_is_named(key: str) -> None:
     missing = {name: shape for name, shape in EVERYTHING.items() if name != key}
     with pytest.raises(CheckpointError, match="missing|unexpected|contradicts") as caught:
-        read_sizes(of_shapes(missing), heads=2)
+        sizes_of(of_shapes(missing), heads=2)
     # Without the parameter that its list is found by, the parameter's siblings are the culprits.
     assert key in str(caught.value) or key.endswith(("q_norm.weight", "projectors.0.4.bias"))
     right = EVERYTHING[key]
     for shape in ((*right, 1), (*right[:-1], right[-1] + 5), (*right[:-1], 0), ()):
         with pytest.raises(CheckpointError, match="contradicts|no square grid"):
-            read_sizes(of_shapes(EVERYTHING | {key: shape}), heads=2)
+            sizes_of(of_shapes(EVERYTHING | {key: shape}), heads=2)
 
 
 @pytest.mark.parametrize("key", ["blocks.2.attn.qkv.bias", "blocks.9999.x", "blocks.00001.x", "y"])
 def test_one_parameter_too_many(key: str) -> None:
     with pytest.raises(CheckpointError, match="missing|unexpected"):
-        read_sizes(of_shapes(official_shapes() | {key: (3,)}), heads=2)
+        sizes_of(of_shapes(official_shapes() | {key: (3,)}), heads=2)
+
+
+def test_a_header_costs_no_more_than_it_holds() -> None:
+    """Whatever it claims, no memory and next to no time is spent before it is refused."""
+    sizes_of(of_shapes(official_shapes()), heads=2)  # torch takes seconds for its first such model
+    began = time.perf_counter()
+    claims: dict[str, tuple[int, ...]] = {
+        "blocks.9999.attn.qkv.weight": (3,),
+        "pos_embed": (1, 2**40, 8),
+        "x_embedder.proj.weight": (2**30, 4, 2, 2),
+        "y_embedder.embedding_table.weight": (2**62, 8),
+        "blocks.0.mlp.fc1.weight": (2**20, 2**21),
+        "final_layer.linear.bias": (2**63,),
+    }
+    for key, shape in claims.items():
+        with pytest.raises(CheckpointError, match="missing|contradicts"):
+            sizes_of(of_shapes(official_shapes() | {key: shape}), heads=2)
+    many = {f"blocks.{k}.mlp.fc1.weight": (32, 8) for k in range(9999)}
+    with pytest.raises(CheckpointError, match=r"'blocks\.2\.attn\.qkv\.weight' is missing"):
+        sizes_of(of_shapes(official_shapes() | many), heads=2)
+    # Consistent with itself, but 4 TB of it: a model without memory takes it.
+    large = official_shapes(width=2**18, channels=1, rows=2**20, size=2**10)
+    assert sizes_of(of_shapes(large), heads=2**10).width == 2**18
+    assert time.perf_counter() - began < 1  # measured: 0.04 s
 
 
 def test_a_grid_that_is_not_square() -> None:
     with pytest.raises(CheckpointError, match="no square grid of tokens: 'pos_embed' has 12"):
-        read_sizes(of_shapes(official_shapes() | {"pos_embed": (1, 12, 8)}), heads=2)
+        sizes_of(of_shapes(official_shapes() | {"pos_embed": (1, 12, 8)}), heads=2)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +410,7 @@ def test_a_grid_that_is_not_square() -> None:
 def test_other_layouts_are_called_by_their_names(key: str, layout: str, alone: bool) -> None:
     shapes = {key: (3, 3)} if alone else official_shapes() | {key: (3, 3)}
     with pytest.raises(CheckpointError) as caught:
-        read_sizes(of_shapes(shapes), heads=2)
+        sizes_of(of_shapes(shapes), heads=2)
     message = str(caught.value)
     assert message.isprintable() and caught.value.hint
     if not (alone and "conv_in" in key):

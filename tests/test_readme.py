@@ -23,6 +23,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert scope["out"].shape == (2, 16, 32)
     assert scope["audit"].dataset.sizes["block"] == 7
     assert scope["change"].item() > 0.01
+    assert scope["FAMILY"].title == "Mine"  # tests/families/test_own.py runs it as a file
     assert scope["again"].verdict.sentence == scope["analysis"].verdict.sentence
 
 

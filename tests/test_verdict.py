@@ -245,6 +245,20 @@ def test_one_block_has_no_depth() -> None:
     assert result.status == "pass"
 
 
+def test_sizes_do_not_compare_where_the_stream_changes_its_shape() -> None:
+    ds = synthetic.dataset(inflation=50, decay=50, cosine=0.5)
+    assert judge(ds).status == "fail"
+    ds["cosine"][:, :, 3] = np.nan  # no cosine between two states that are there
+    result = judge(ds)
+    for name in ("inflation", "gradient_decay"):
+        found = finding(result, name)
+        assert found.status == "not measurable"
+        assert "the stream changes its shape" in found.sentence
+    assert finding(result, "redundancy").status == "pass"
+    ds["rms"][:, :, 3] = 0  # there is no cosine with a state of zero either
+    assert finding(judge(ds), "inflation").status == "fail"
+
+
 def test_nothing_measurable() -> None:
     ds = synthetic.dataset(blocks=1)
     ds["cosine"].values[:] = np.nan

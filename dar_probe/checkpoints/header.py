@@ -1,5 +1,6 @@
 """What a file says before its weights are read: names, shapes and settings."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,9 @@ from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
+
+# Far above every model: a header that claims more must not reach torch, which would overflow.
+LARGEST_SIZE, LARGEST_TENSOR = 2**20, 2**40
 
 # What only one other layout has in its names, and what it is called.
 OTHERS = {
@@ -36,12 +40,20 @@ class Header:
     assumptions: list[str] = field(default_factory=list)
 
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
-        """Return the shape of ``key``, which must have ``dims`` sizes, none of them zero."""
+        """Return the shape of ``key``, which must have ``dims`` sizes, none zero or absurd."""
         if key not in self.shapes:
             raise self.unknown(key, "missing")
-        if len(self.shapes[key]) != dims or 0 in self.shapes[key]:
+        shape = self.shapes[key]
+        if len(shape) != dims or not all(0 < size <= LARGEST_SIZE for size in shape):
             raise self.misshapen(key)
-        return self.shapes[key]
+        if math.prod(shape) > LARGEST_TENSOR:
+            raise self.misshapen(key)
+        return shape
+
+    def told(self, *names: str) -> Any:
+        """Return the first setting with one of these names, at the top or one section below."""
+        sections = [self.args, *(part for part in self.args.values() if isinstance(part, dict))]
+        return next((part[n] for part in sections for n in names if part.get(n) is not None), None)
 
     def unknown(self, culprit: str, what: str) -> CheckpointError:
         """Name the layout that the names resemble, or else the first culprit."""

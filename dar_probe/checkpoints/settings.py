@@ -20,6 +20,8 @@ def settings(content: Any, label: str, shown: str) -> dict[str, Any]:
         CheckpointError: they are no settings, or too large.
     """
     args = None if label == "flat" else content.get("args")
+    if label != "flat" and args is None and isinstance(content.get("config"), dict):
+        args = content["config"]  # as LightningDiT calls them
     if args is None:
         return {}
     if not isinstance(args, argparse.Namespace | dict):

@@ -57,7 +57,7 @@ def choose(
         seed: of the draw.
 
     Raises:
-        UsageError: no such kind, or a router is to be changed where there is none.
+        UsageError: no such kind, or a router or a block is to be changed where there is none.
     """
     kinds = tuple(kinds)
     if unknown := set(kinds) - set(KINDS):
@@ -74,6 +74,11 @@ def choose(
         raise UsageError(
             "this model has no router whose weights could be replaced",
             hint="leave out uniform and frozen",
+        )
+    if "block" in kinds and not can_skip(subject):
+        raise UsageError(
+            "this model rewrites its stream between blocks, so that no block can be skipped",
+            hint="--kinds gate,source takes sources from readers",
         )
     found: list[Change] = []
     if "gate" in kinds:
@@ -99,7 +104,13 @@ def choose(
                 for l, reader in enumerate(subject.readers)
                 if len(subject.offered[l]) > 1
             ]
-    return found
+    # What ends a stage is read by nobody there.
+    return [change for change in found if change.gates or change.router is not None]
+
+
+def can_skip(subject: Subject) -> bool:
+    """Tell whether blocks can be skipped: nothing but readers takes their writes."""
+    return not any(source.kind == "fusion" for source in subject.sources)
 
 
 def single(subject: Subject, reader: int, source: int) -> Change:

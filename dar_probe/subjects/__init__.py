@@ -1,15 +1,18 @@
 """One file per family: builds the model and names its sites."""
 
 import importlib
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import UsageError
+from dar_probe.errors import DarProbeError, UsageError
 from dar_probe.models.sit import SiT
-from dar_probe.subjects import discover, lightningdit, mdt, sit, udit, uvit
+from dar_probe.subjects import discover, lightningdit, mdt, sit, told, udit, uvit
 from dar_probe.subjects.family import Family, Identified
+from dar_probe.subjects.stack import Stack
 from dar_probe.subjects.subject import Reader, Source, Subject
 from dar_probe.subjects.wrapping import check_forward, unwrap
 
@@ -19,9 +22,11 @@ __all__ = [
     "Identified",
     "Reader",
     "Source",
+    "Stack",
     "Subject",
     "family_of",
     "find",
+    "told",
     "unwrap",
 ]
 
@@ -59,7 +64,23 @@ def family_of(header: Header, name: str | None = None) -> Family:
         ) from error
     if not isinstance(found, Family):
         raise UsageError(f"{name!r} is a {type(found).__name__}, not a dar_probe Family")
-    return found
+    steps = ("identify", "build", "subject")
+    return replace(found, **{step: _guarded(getattr(found, step), name, step) for step in steps})
+
+
+def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except DarProbeError:
+            raise
+        except Exception as error:  # somebody else's code fails in any way it likes
+            raise UsageError(
+                f"{step!r} of the family {name!r} failed: {type(error).__name__}: {error}",
+                hint="see the README, Add a family",
+            ) from error
+
+    return run
 
 
 def find(

@@ -45,6 +45,7 @@ class Family:
         build: a model called as model(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w), whose
             state dict has exactly the names and shapes of the file.
         subject: names the sites of such a model.
+        fits: tells whether a header with all the marks is of this family; None: it is.
     """
 
     name: str
@@ -53,7 +54,9 @@ class Family:
     identify: Callable[[Header, int | None], Identified]
     build: Callable[[Identified], nn.Module]
     subject: Callable[[nn.Module, Identified], Subject]
+    fits: Callable[[Header], bool] | None = None
 
     def matches(self, header: Header) -> bool:
-        """Tell whether every mark is there."""
-        return all(any(map(re.compile(mark).match, header.shapes)) for mark in self.marks)
+        """Tell whether every mark is there, and the header fits."""
+        marked = all(any(map(re.compile(mark).match, header.shapes)) for mark in self.marks)
+        return marked and (self.fits is None or self.fits(header))

@@ -4,8 +4,6 @@ After "Reconstruction vs. Generation" (arXiv 2501.01423), with the official para
 Shapes: N samples, C channels, T tokens, D width, H heads, p patch size.
 """
 
-import math
-import re
 from typing import Any
 
 import torch
@@ -13,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder
+from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.subject import Branch, Reader, Source, Subject, offered_by_addition
+from dar_probe.subjects.stack import Stack
+from dar_probe.subjects.subject import Subject
 
 # (width, depth) -> heads of B, L, XL, 1p0B and 1p6B.
 HEADS = {(768, 12): 12, (1024, 24): 16, (1152, 28): 16, (1536, 24): 24, (1792, 28): 28}
@@ -171,34 +170,27 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 
 
 def identify(header: Header, heads: int | None) -> Identified:
-    """Read every size and option from one shape each, and hold the rest of the file to them."""
+    """Read every size and option from one shape each."""
     shapes = header.shapes
     width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
-    _, tokens, _ = header.shape("pos_embed", 3)
     rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
-    (outputs,) = header.shape("final_layer.linear.bias", 1)
     modulation, _ = header.shape("blocks.0.adaLN_modulation.1.weight", 2)
     swiglu = "blocks.0.mlp.w12.weight" in shapes
     last = "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight"
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        why = f"{header.shown} has no square grid of tokens: 'pos_embed' has {tokens} of them"
-        raise CheckpointError(why, hint="only models of square images are supported yet")
-    if outputs not in (patch * patch * channels, 2 * patch * patch * channels):
-        raise header.misshapen("final_layer.linear.bias")
+    side, depth = told.side(header), told.depth(header)
+    learn_sigma = told.learned_sigma(header, "final_layer.linear.bias", patch * patch * channels)
     if modulation not in (4 * width, 6 * width):
         raise header.misshapen("blocks.0.adaLN_modulation.1.weight")
-    # A gap between the numbers is found by the comparison of all names.
-    depth = len({m[1] for m in map(re.compile(r"blocks\.([0-9]{1,4})\.").match, shapes) if m})
+    shaped = _shaped_heads(header, width)
     sizes: dict[str, Any] = {
         "depth": depth,
         "width": width,
-        "heads": _heads(header, width, depth, heads),
+        "heads": told.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS),
         "patch": patch,
         "channels": channels,
         "side": patch * side,
         "rows": rows,
-        "learn_sigma": outputs == 2 * patch * patch * channels,
+        "learn_sigma": learn_sigma,
         "hidden": header.shape(last, 2)[1],
         "swiglu": swiglu,
         "rmsnorm": "blocks.0.norm1.weight" in shapes,
@@ -206,11 +198,11 @@ def identify(header: Header, heads: int | None) -> Identified:
         "shift": modulation == 6 * width,
         "rope": "feat_rope.freqs_cos" in shapes,
     }
-    with torch.device("meta"):
-        expected = LightningDiT(**sizes).state_dict()
-    header.compare({key: tuple(value.shape) for key, value in expected.items()})
-    classes = _classes(header, rows)
-    header.assumptions.append("read as LightningDiT: time runs t = 1 - s; --objective overrides")
+    classes = told.classes(header, rows)
+    if not told.flow(header):
+        header.assumptions.append(
+            "read as LightningDiT: time runs t = 1 - s; --objective overrides"
+        )
     return Identified(
         family="lightningdit",
         sizes=sizes,
@@ -221,44 +213,25 @@ def identify(header: Header, heads: int | None) -> Identified:
     )
 
 
-def _heads(header: Header, width: int, depth: int, asked: int | None) -> int:
-    """Return the heads: from the rotary tables, qk-norm, the user, or the table of presets."""
+def _shaped_heads(header: Header, width: int) -> int | None:
+    """Return the heads where the rotary tables or qk-norm tell them."""
     for key, dims in (("feat_rope.freqs_cos", 2), ("blocks.0.attn.q_norm.weight", 1)):
-        if key not in header.shapes:
-            continue
-        size = header.shape(key, dims)[-1]
-        # Rotary tables are pairs for rows and pairs for columns.
-        if width % size or (dims == 2 and size % 4):
-            raise header.misshapen(key)
-        if asked not in (None, width // size):
-            why = f"--heads {asked} contradicts {header.shown}: it has {width // size}"
-            raise UsageError(why, hint="leave --heads out")
-        return width // size
-    if asked is not None:
-        if asked < 1 or width % asked:
-            why = f"--heads {asked} does not divide the width {width} of {header.shown}"
-            raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
-        return asked
-    if (width, depth) not in HEADS:
-        why = f"and no preset has width {width} and depth {depth}"
-        raise CheckpointError(
-            f"{header.shown} does not tell its heads, {why}", hint="give the number with --heads"
-        )
-    header.assumptions.append(f"heads from the preset table for width {width}, depth {depth}")
-    return HEADS[width, depth]
+        if key in header.shapes:
+            # Rotary tables are pairs for rows and pairs for columns.
+            if dims == 2 and header.shape(key, dims)[-1] % 4:
+                raise header.misshapen(key)
+            header.shape(key, dims)
+            return told.heads_of_size(header, key, width)
+    return None
 
 
-def _classes(header: Header, rows: int) -> int:
-    """Return the number of classes without the row for dropped labels."""
-    told = header.args.get("num_classes")
-    if told is None:
-        header.assumptions.append(
-            f"the last of {rows} rows in the label table is taken for the dropped labels"
-        )
-        told = rows - 1
-    if told not in (rows, rows - 1) or not told:
-        raise header.contradiction(f"{told} classes, and a label table of {rows} rows")
-    return int(told)
+def _fits(header: Header) -> bool:
+    """Tell whether some option is on: without any, the names and shapes are DiT's."""
+    modulation = header.shapes["blocks.0.adaLN_modulation.1.weight"]
+    options = ("blocks.0.mlp.w12.weight", "blocks.0.norm1.weight", "feat_rope.freqs_cos")
+    return any(key in header.shapes for key in options) or (
+        len(modulation) == 2 and modulation[0] == 4 * modulation[1]
+    )
 
 
 def build(identified: Identified) -> LightningDiT:
@@ -268,53 +241,28 @@ def build(identified: Identified) -> LightningDiT:
 
 def subject(model: nn.Module, identified: Identified) -> Subject:
     """Name the sites: two sublayers a block, whose writes are added to one stream."""
-    sizes = identified.sizes
+    sites, sizes = Stack(), identified.sizes
     chunks, each = (6, 3) if sizes["shift"] else (4, 2)
-    readers = []
     for k in range(sizes["depth"]):
         block = model.get_submodule(f"blocks.{k}")
         gate = block.get_submodule("adaLN_modulation")
         for j, (kind, name) in enumerate((("attention", "attn"), ("mlp", "mlp")), 1):
-            output = block.get_submodule(name)
-            readers.append(
-                Reader(
-                    name=f"block {k + 1} {kind}",
-                    kind=kind,
-                    block=k + 1,
-                    module=block.get_submodule(f"norm{j}"),
-                    # The gate is the last of the chunks that belong to a sublayer.
-                    branches=(Branch(output=output, gate=gate, chunk=(j * each - 1, chunks)),),
-                )
-            )
-    head = model.get_submodule("final_layer.norm_final")
-    sources = (
-        Source(name="embedding", kind="embedding", block=0),
-        *(Source(name=r.name, kind=r.kind, block=r.block) for r in readers),
-    )
-    return Subject(
-        model=model,
-        family="lightningdit",
-        readers=(*readers, Reader(name="head", kind="head", block=sizes["depth"] + 1, module=head)),
-        sources=sources,
-        offered=offered_by_addition(sources),
-        facts={
-            **{"family": "lightningdit", "routing": "residual", "query": None, "chunk_size": None},
-            "parameters": sum(p.numel() for p in model.parameters()),
-            **{name: sizes[name] for name in ("depth", "width", "heads")},
-            "tokens": (sizes["side"] // sizes["patch"]) ** 2,
-        },
+            norm, output = block.get_submodule(f"norm{j}"), block.get_submodule(name)
+            # The gate is the last of the chunks that belong to a sublayer.
+            sites.sublayer(k + 1, kind, norm, output, gate, (j * each - 1, chunks))
+    return sites.subject(
+        model,
+        identified,
+        head=model.get_submodule("final_layer.norm_final"),
+        tokens=(sizes["side"] // sizes["patch"]) ** 2,
     )
 
 
 FAMILY = Family(
     name="lightningdit",
     title="LightningDiT",
-    # Without any of the three it has DiT's names, and SiT's file reads it.
-    marks=(
-        r"x_embedder\.proj\.weight$",
-        r"blocks\.0\.adaLN_modulation\.1\.weight$",
-        r"blocks\.0\.(mlp\.w12|norm1)\.weight$|feat_rope\.freqs_cos$",
-    ),
+    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.1\.weight$"),
+    fits=_fits,
     identify=identify,
     build=build,
     subject=subject,

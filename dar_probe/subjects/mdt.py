@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import (
     FinalLayer,
     LabelEmbedder,
@@ -21,15 +21,10 @@ from dar_probe.models.sit import (
     TimestepEmbedder,
     modulate,
 )
+from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.subject import (
-    Branch,
-    Passage,
-    Reader,
-    Source,
-    Subject,
-    offered_by_addition,
-)
+from dar_probe.subjects.stack import Stack
+from dar_probe.subjects.subject import Subject
 
 TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
 
@@ -188,7 +183,7 @@ def relative_positions(side: int) -> Tensor:
 
 
 def identify(header: Header, heads: int | None) -> Identified:
-    """Tell the sizes of an MDTv2; every tensor has been compared with what they imply.
+    """Read every size of an MDTv2 from one shape each.
 
     Raises:
         CheckpointError: it is the first MDT, or contradicts itself.
@@ -200,61 +195,33 @@ def identify(header: Header, heads: int | None) -> Identified:
             "'blocks.0.attn.qkv.weight' beside 'sideblocks'",
             hint="MDTv2 is supported; dar-probe audit measures a model of any layout in Python",
         )
-    sizes, shape = _sizes(header)
-    with torch.device("meta"):
-        model = MDT(shape=shape, **sizes)
-    header.compare({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    if heads not in (None, sizes["heads"]):
-        why = f"--heads {heads} contradicts {header.shown}: it has {sizes['heads']}"
-        raise UsageError(why, hint="leave --heads out")
-    if sizes["width"] % sizes["heads"]:
-        raise header.misshapen(TABLE)
-    rows = sizes["rows"]
-    if rows < 2:
-        raise header.contradiction(f"0 classes, and a label table of {rows} rows")
-    header.assumptions.append(
-        f"the last of {rows} rows in the label table is taken for the dropped labels"
-    )
-    return Identified(
-        family="mdt",
-        sizes=sizes,
-        shape=shape,
-        num_classes=rows - 1,
-        objective="dit",
-        assumptions=header.assumptions,
-    )
-
-
-def _sizes(header: Header) -> tuple[dict[str, Any], tuple[int, int, int]]:
-    """Read every size from one shape each."""
     width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
-    _, tokens, _ = header.shape("pos_embed", 3)
-    _, heads = header.shape(TABLE, 2)
+    _, shaped = header.shape(TABLE, 2)
     hidden, _ = header.shape("en_inblocks.0.mlp.fc1.weight", 2)
     rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
-    (outputs,) = header.shape("final_layer.linear.bias", 1)
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        why = f"{header.shown} has no square grid of tokens: 'pos_embed' has {tokens} of them"
-        raise CheckpointError(why, hint="only models of square images are supported yet")
-    learned, rest = divmod(outputs, patch * patch * channels)
-    if rest or learned not in (1, 2):
-        raise header.misshapen("final_layer.linear.bias")
-    counts = {"en_inblocks": 0, "de_blocks": 0}
-    for part in counts:
-        while f"{part}.{counts[part]}.attn.qkv.weight" in header.shapes:
-            counts[part] += 1
+    side = told.side(header)
+    if width % shaped:
+        raise header.misshapen(TABLE)
     sizes = {
-        "half": counts["en_inblocks"],
-        "decoder": counts["de_blocks"],
+        "half": told.depth(header, "en_inblocks"),
+        "decoder": told.depth(header, "de_blocks"),
         "width": width,
-        "heads": heads,
+        "heads": told.heads(header, heads, width=width, shaped=shaped),
         "patch": patch,
         "hidden": hidden,
         "rows": rows,
-        "learn_sigma": learned == 2,
+        "learn_sigma": told.learned_sigma(
+            header, "final_layer.linear.bias", patch * patch * channels
+        ),
     }
-    return sizes, (channels, patch * side, patch * side)
+    return Identified(
+        family="mdt",
+        sizes=sizes,
+        shape=(channels, patch * side, patch * side),
+        num_classes=told.classes(header, rows),
+        objective="dit",
+        assumptions=header.assumptions,
+    )
 
 
 def build(identified: Identified) -> MDT:
@@ -268,45 +235,18 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     Between encoder and decoder two fusions follow each other: positions, then the first skip.
     """
     assert isinstance(model, MDT)
-    readers: list[Reader] = []
-    sources = [Source(name="embedding", kind="embedding", block=0)]
-
-    def fuse(name: str, block: int, before: Passage) -> None:
-        sources.append(Source(name=name, kind="fusion", block=block, before=before))
-
+    sites = Stack()
     blocks: list[Any] = [*model.en_inblocks, *model.en_outblocks, *model.de_blocks]
     for k, block in enumerate(blocks, 1):
         if k == 2 * len(model.en_inblocks) + 1:
-            last = Passage(module=blocks[k - 2], when="output")
-            fuse("decoder position fusion", k, last)
+            sites.fusion(k, blocks[k - 2], after=True, name="decoder position fusion")
         if block.skip_linear is not None:
-            fuse(f"block {k} fusion", k, Passage(module=block, when="input"))
-        sublayers = (("attention", block.norm1, block.attn, 2), ("mlp", block.norm2, block.mlp, 5))
-        for kind, norm, output, chunk in sublayers:
-            branch = Branch(output=output, gate=block.adaLN_modulation, chunk=(chunk, 6))
-            name = f"block {k} {kind}"
-            readers.append(Reader(name=name, kind=kind, block=k, module=norm, branches=(branch,)))
-            sources.append(Source(name=name, kind=kind, block=k))
-    head = model.final_layer.norm_final
-    readers.append(Reader(name="head", kind="head", block=len(blocks) + 1, module=head))
-    return Subject(
-        model=model,
-        family=identified.family,
-        readers=tuple(readers),
-        sources=tuple(sources),
-        offered=offered_by_addition(sources),
-        facts={
-            "family": identified.family,
-            "routing": "residual",
-            "query": None,
-            "chunk_size": None,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "depth": len(blocks),
-            "width": identified.sizes["width"],
-            "heads": identified.sizes["heads"],
-            "tokens": model.pos_embed.shape[1],
-        },
-    )
+            sites.fusion(k, block)
+        gate = block.adaLN_modulation
+        sites.sublayer(k, "attention", block.norm1, block.attn, gate, (2, 6))
+        sites.sublayer(k, "mlp", block.norm2, block.mlp, gate, (5, 6))
+    head, tokens = model.final_layer.norm_final, model.pos_embed.shape[1]
+    return sites.subject(model, identified, head=head, tokens=tokens)
 
 
 FAMILY = Family(

@@ -5,9 +5,8 @@ official parameter names. Shapes: N samples, C channels, D features, h and w of 
 G = s^2 grids of T = h w / s^2 tokens each for the factor s, H heads.
 """
 
-import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,18 +15,12 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
+from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.subject import (
-    Branch,
-    Passage,
-    Reader,
-    Source,
-    Subject,
-    View,
-    offered_by_addition,
-)
+from dar_probe.subjects.stack import Stack
+from dar_probe.subjects.subject import Subject, View
 
 # Lists of blocks in firing order, and their widths in units of the first.
 LEVELS = {
@@ -39,6 +32,7 @@ RESAMPLERS = (None, "down1_2", "down2_3", "up3_2", "up2_1")
 # (width, heads) of S, B and L; their depths; and what no shape tells, by its official name.
 PRESETS = ((96, 4), (192, 8), (384, 16))
 DEPTHS = [2, 5, 8, 5, 2]
+SCALE = "encoder_level_1.0.attn1.logit_scale"
 OPTIONS = {"down_factor": 2, "posemb_type": "rope2d", "down_shortcut": 1}
 
 
@@ -227,45 +221,35 @@ def through(blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
 
 
 def identify(header: Header, heads: int | None) -> Identified:
-    """Read every size from one shape each, and hold the rest of the file to them.
+    """Read every size from one shape each.
 
     Down-sampling, positions and image size leave no trace in the shapes: the settings tell, or
     the presets.
     """
     width, channels, *_ = header.shape("x_embedder.proj.weight", 4)
     rows, _ = header.shape("y_embedder_1.embedding_table.weight", 2)
-    (outputs,) = header.shape("final_layer.out_proj.bias", 1)
-    found, *_ = header.shape("encoder_level_1.0.attn1.logit_scale", 3)
-    if outputs not in (channels, 2 * channels):
-        raise header.misshapen("final_layer.out_proj.bias")
-    if width % 2 or width % found:
-        raise header.misshapen("encoder_level_1.0.attn1.logit_scale")
-    if heads not in (None, found):
-        why = f"--heads {heads} contradicts {header.shown}: it has {found}"
-        raise UsageError(why, hint="leave --heads out")
-    # A gap between the numbers of blocks is found by the comparison of all names.
-    numbers = [re.compile(rf"{level}\.([0-9]{{1,4}})\.") for level in LEVELS]
-    depths = [len({m[1] for m in map(n.match, header.shapes) if m}) for n in numbers]
+    shaped, *_ = header.shape(SCALE, 3)
+    learn_sigma = told.learned_sigma(header, "final_layer.out_proj.bias", channels)
+    if width % 2 or width % shaped:
+        raise header.misshapen(SCALE)
+    depths = [told.depth(header, level) for level in LEVELS]
     sizes: dict[str, Any] = {
         "width": width,
+        "heads": told.heads(header, heads, width=width, shaped=shaped),
         "channels": channels,
-        "outputs": outputs,
+        "outputs": channels * (2 if learn_sigma else 1),
         "rows": rows,
         "depths": depths,
         "hidden": [header.shape(f"{level}.0.mlp1.dwconv.0.bias", 1)[0] for level in LEVELS],
-        "heads": found,
         "kernel": header.shape("encoder_level_1.0.attn1.downsampler.layer.weight", 4)[-1],
-        **_options(header, (width, found), depths),
+        **_options(header, (width, shaped), depths),
     }
-    with torch.device("meta"):
-        expected = UDiT(**sizes).state_dict()
-    header.compare({key: tuple(value.shape) for key, value in expected.items()})
     side = _side(header, sizes["down_factor"])
     return Identified(
         family="udit",
         sizes={**sizes, "side": side},
         shape=(channels, side, side),
-        num_classes=_classes(header, rows),
+        num_classes=told.classes(header, rows),
         objective="dit",
         assumptions=header.assumptions,
     )
@@ -273,8 +257,8 @@ def identify(header: Header, heads: int | None) -> Identified:
 
 def _options(header: Header, size: tuple[int, int], depths: list[int]) -> dict[str, Any]:
     """Return what no shape tells of the attention: from the settings, or the presets."""
-    told = {name: header.args[name] for name in OPTIONS if name in header.args}
-    if len(told) < len(OPTIONS):
+    named = {name: header.args[name] for name in OPTIONS if name in header.args}
+    if len(named) < len(OPTIONS):
         if size not in PRESETS or depths != DEPTHS:
             raise CheckpointError(
                 f"{header.shown} does not tell how it down-samples, and no preset has width "
@@ -282,16 +266,16 @@ def _options(header: Header, size: tuple[int, int], depths: list[int]) -> dict[s
                 hint=f"store {', '.join(OPTIONS)} in its args, or measure the module in Python",
             )
         header.assumptions.append(f"down-sampling and positions from the preset of width {size[0]}")
-    options = {**OPTIONS, **told}
+    options = {**OPTIONS, **named}
     if (
-        not (isinstance(options["down_factor"], int) and options["down_factor"] > 0)
+        not told.is_count(options["down_factor"])
         or options["posemb_type"] not in (None, "rope2d")
         or options["down_shortcut"] not in (0, 1)
     ):
         raise header.contradiction(f"its settings of the attention are {quote(options, 120)}")
     # Rotary positions are pairs of features for columns and pairs for rows.
     if options["posemb_type"] and size[0] // size[1] % 4:
-        raise header.misshapen("encoder_level_1.0.attn1.logit_scale")
+        raise header.misshapen(SCALE)
     return options
 
 
@@ -301,22 +285,9 @@ def _side(header: Header, factor: int) -> int:
     if "image_size" not in header.args:
         header.assumptions.append("latents of 32 x 32, as for images of 256 pixels")
     # Two down-samplings by 2 and one by the factor.
-    if not isinstance(pixels, int) or pixels < 1 or pixels % (8 * 4 * factor):
+    if not told.is_count(pixels) or pixels % (8 * 4 * factor):
         raise header.contradiction(f"images of {quote(pixels, 40)} pixels do not fit its levels")
     return int(pixels) // 8
-
-
-def _classes(header: Header, rows: int) -> int:
-    """Return the number of classes without the row for dropped labels."""
-    told = header.args.get("num_classes")
-    if told is None:
-        header.assumptions.append(
-            f"the last of {rows} rows in the label table is taken for the dropped labels"
-        )
-        told = rows - 1
-    if told not in (rows, rows - 1) or not told:
-        raise header.contradiction(f"{told} classes, and a label table of {rows} rows")
-    return int(told)
 
 
 def build(identified: Identified) -> UDiT:
@@ -333,58 +304,25 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     are mixed, so that each such step is a fusion with which a fresh stream begins.
     The last stream is first read by the convolution ``output``, not by the norm behind it.
     """
-    sizes = identified.sizes
-    view = View(channels_first=True)
-    readers: list[Reader] = []
-    sources = [Source(name="embedding", kind="embedding", block=0)]
-    number = 0
-    for level, resampler, depth in zip(LEVELS, RESAMPLERS, sizes["depths"], strict=True):
+    sites, number = Stack(View(channels_first=True)), 0
+    for level, resampler, depth in zip(LEVELS, RESAMPLERS, identified.sizes["depths"], strict=True):
         if resampler:
-            name = f"block {number + 1} fusion"
-            before = Passage(module=model.get_submodule(resampler), when="input", view=view)
-            sources.append(
-                Source(name=name, kind="fusion", block=number + 1, before=before, fresh=True)
-            )
+            sites.fusion(number + 1, model.get_submodule(resampler), fresh=True)
         for k in range(depth):
-            number += 1
-            block = model.get_submodule(f"{level}.{k}")
-            for reader in _sublayers(block, number, view):
-                readers.append(reader)
-                sources.append(Source(name=reader.name, kind=reader.kind, block=number))
-    output = model.get_submodule("output")
-    head = Reader(
-        name="head", kind="head", block=number + 1, module=output, normed=False, view=view
+            number, block = number + 1, model.get_submodule(f"{level}.{k}")
+            for j in (1, 2):
+                norms = [block.get_submodule(f"norm{i}{j}") for i in (1, 2)]
+                branches = [block.get_submodule(f"{name}{j}") for name in ("attn", "mlp")]
+                gate = block.get_submodule(f"adaLN_modulation{j}")
+                sites.sublayer(number, "attention", norms[0], branches[0], gate, (2, 6), number=j)
+                sites.sublayer(number, "mlp", norms[1], branches[1], gate, (5, 6), number=j)
+    return sites.subject(
+        model,
+        identified,
+        head=model.get_submodule("output"),
+        tokens=identified.sizes["side"] ** 2,
+        normed=False,
     )
-    return Subject(
-        model=model,
-        family="udit",
-        readers=(*readers, head),
-        sources=tuple(sources),
-        offered=offered_by_addition(sources),
-        facts={
-            **{"family": "udit", "routing": "residual", "query": None, "chunk_size": None},
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "depth": number,
-            "width": sizes["width"],
-            "heads": sizes["heads"],
-            "tokens": sizes["side"] ** 2,
-        },
-    )
-
-
-def _sublayers(block: nn.Module, number: int, view: View) -> Iterator[Reader]:
-    for j in (1, 2):
-        gate = block.get_submodule(f"adaLN_modulation{j}")
-        for kind, name, norm, chunk in (("attention", "attn", 1, 2), ("mlp", "mlp", 2, 5)):
-            output = block.get_submodule(f"{name}{j}")
-            yield Reader(
-                name=f"block {number} {kind} {j}",
-                kind=kind,
-                block=number,
-                module=block.get_submodule(f"norm{norm}{j}"),
-                view=view,
-                branches=(Branch(output=output, gate=gate, chunk=(chunk, 6)),),
-            )
 
 
 FAMILY = Family(

@@ -12,17 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import PatchEmbed, sinusoid
+from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.subject import (
-    Branch,
-    Passage,
-    Reader,
-    Source,
-    Subject,
-    offered_by_addition,
-)
+from dar_probe.subjects.stack import Stack
+from dar_probe.subjects.subject import Subject
 
 # (width, blocks) -> heads of S, M, L and H in the official configs.
 HEADS = {(512, 13): 8, (768, 17): 12, (1024, 21): 16, (1152, 29): 16}
@@ -156,7 +151,7 @@ class Mlp(nn.Module):
 
 
 def identify(header: Header, heads: int | None) -> Identified:
-    """Tell the sizes of a U-ViT; every tensor has been compared with what they imply.
+    """Read every size of a U-ViT but the heads from one shape each.
 
     Raises:
         CheckpointError: it reads text, contradicts itself, or does not tell its heads.
@@ -168,84 +163,38 @@ def identify(header: Header, heads: int | None) -> Identified:
             "'context_embed.weight'",
             hint="dar-probe audit measures a model of any layout in Python",
         )
-    sizes, shape = _sizes(header)
-    with torch.device("meta"):
-        model = UViT(shape=shape, heads=1, **sizes)
-    header.compare({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    sizes["heads"] = _heads(header, sizes["width"], sizes["depth"], heads)
-    pixels = shape[0] == PIXELS
+    width, channels, patch, _ = header.shape("patch_embed.proj.weight", 4)
+    hidden, _ = header.shape("mid_block.mlp.fc1.weight", 2)
+    rows = header.shape("label_emb.weight", 2)[0] if "label_emb.weight" in header.shapes else 0
+    side = told.side(header, extras=2 if rows else 1)
+    depth = 2 * told.depth(header, "in_blocks") + 1
+    known = told.heads(header, heads, width=width, depth=depth, presets=HEADS)
+    pixels = channels == PIXELS
     time = (
         "images, its time is 999 t of a VP SDE" if pixels else "latents, its time counts 1000 steps"
     )
     header.assumptions.append(
-        f"a U-ViT with {shape[0]} channels: read as a model of {time}; --objective overrides"
+        f"a U-ViT with {channels} channels: read as a model of {time}; --objective overrides"
     )
     return Identified(
         family="uvit",
-        sizes=sizes,
-        shape=shape,
-        num_classes=_classes(header, sizes["rows"], pixels),
+        sizes={
+            "depth": depth,
+            "width": width,
+            "heads": known,
+            "patch": patch,
+            "hidden": hidden,
+            "rows": rows,
+            "qkv_bias": "mid_block.attn.qkv.bias" in header.shapes,
+            "time_mlp": "time_embed.0.weight" in header.shapes,
+            "conv": "final_layer.weight" in header.shapes,
+        },
+        shape=(channels, patch * side, patch * side),
+        # Only models of latents were trained with dropped labels.
+        num_classes=told.classes(header, rows, dropped=not pixels) if rows else 0,
         objective="vp" if pixels else "uvit",
         assumptions=header.assumptions,
     )
-
-
-def _sizes(header: Header) -> tuple[dict[str, Any], tuple[int, int, int]]:
-    """Read every size but the heads from one shape each."""
-    width, channels, patch, _ = header.shape("patch_embed.proj.weight", 4)
-    hidden, _ = header.shape("mid_block.mlp.fc1.weight", 2)
-    rows = header.shape("label_emb.weight", 2)[0] if "label_emb.weight" in header.shapes else 0
-    extras = 2 if rows else 1
-    tokens = max(header.shape("pos_embed", 3)[1] - extras, 0)
-    side = math.isqrt(tokens)
-    if side == 0 or side * side != tokens:
-        why = f"{header.shown} has no square grid of tokens: 'pos_embed' has {extras} + {tokens}"
-        raise CheckpointError(why, hint="only models of square images are supported yet")
-    half = 0
-    while f"in_blocks.{half}.norm1.weight" in header.shapes:
-        half += 1
-    sizes = {
-        "depth": 2 * half + 1,
-        "width": width,
-        "patch": patch,
-        "hidden": hidden,
-        "rows": rows,
-        "qkv_bias": "mid_block.attn.qkv.bias" in header.shapes,
-        "time_mlp": "time_embed.0.weight" in header.shapes,
-        "conv": "final_layer.weight" in header.shapes,
-    }
-    return sizes, (channels, patch * side, patch * side)
-
-
-def _heads(header: Header, width: int, depth: int, asked: int | None) -> int:
-    """Return the heads: from the user, or the table of presets."""
-    if asked is not None:
-        if asked < 1 or width % asked:
-            why = f"--heads {asked} does not divide the width {width} of {header.shown}"
-            raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
-        return asked
-    if (width, depth) not in HEADS:
-        why = f"and no preset has width {width} and depth {depth}"
-        raise CheckpointError(
-            f"{header.shown} does not tell its heads, {why}", hint="give the number with --heads"
-        )
-    header.assumptions.append(f"heads from the preset table for width {width}, depth {depth}")
-    return HEADS[width, depth]
-
-
-def _classes(header: Header, rows: int, pixels: bool) -> int:
-    """Return the number of classes: only models of latents were trained with dropped labels."""
-    if not rows:
-        return 0
-    if pixels:
-        header.assumptions.append(f"all {rows} rows in the label table are taken for classes")
-        return rows
-    header.assumptions.append(
-        f"the last of {rows} rows in the label table is taken for the dropped labels"
-    )
-    if rows < 2:
-        raise header.contradiction(f"0 classes, and a label table of {rows} rows")
-    return rows - 1
 
 
 def build(identified: Identified) -> UViT:
@@ -259,37 +208,14 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     The tokens of label and time are part of the stream and are measured with the others.
     """
     assert isinstance(model, UViT)
-    readers: list[Reader] = []
-    sources = [Source(name="embedding", kind="embedding", block=0)]
+    sites = Stack()
     blocks: list[Any] = [*model.in_blocks, model.mid_block, *model.out_blocks]
     for k, block in enumerate(blocks, 1):
         if block.skip_linear is not None:
-            before = Passage(module=block, when="input")
-            sources.append(Source(name=f"block {k} fusion", kind="fusion", block=k, before=before))
-        sublayers = (("attention", block.norm1, block.attn), ("mlp", block.norm2, block.mlp))
-        for kind, norm, branch in sublayers:
-            name, branches = f"block {k} {kind}", (Branch(output=branch),)
-            readers.append(Reader(name=name, kind=kind, block=k, module=norm, branches=branches))
-            sources.append(Source(name=name, kind=kind, block=k))
-    readers.append(Reader(name="head", kind="head", block=len(blocks) + 1, module=model.norm))
-    return Subject(
-        model=model,
-        family=identified.family,
-        readers=tuple(readers),
-        sources=tuple(sources),
-        offered=offered_by_addition(sources),
-        facts={
-            "family": identified.family,
-            "routing": "residual",
-            "query": None,
-            "chunk_size": None,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "depth": len(blocks),
-            "width": model.width,
-            "heads": identified.sizes["heads"],
-            "tokens": model.pos_embed.shape[1],
-        },
-    )
+            sites.fusion(k, block)
+        sites.sublayer(k, "attention", block.norm1, block.attn)
+        sites.sublayer(k, "mlp", block.norm2, block.mlp)
+    return sites.subject(model, identified, head=model.norm, tokens=model.pos_embed.shape[1])
 
 
 FAMILY = Family(

@@ -1,217 +1,256 @@
-"""What the sites of any family should give: plain hooks and explicit gates, in float64.
+"""What every family has to prove, by plain hooks and autograd in float64.
 
 ``load`` goes the whole way from a file to a subject; ``observe`` and ``reference`` look at it with
 hooks of their own and share no code with the probe, which ``probed`` runs; ``Stream`` is for
 transcriptions of a forward pass that know neither model nor subject.
 """
 
+import argparse
+import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dar_probe import checkpoints
+from dar_probe import loading, subjects
 from dar_probe.checkpoints.header import Header
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 
 
 def random_state(shapes, *, seed=0):
-    """Random weights (float32) of these names and shapes: every gate is open, no norm is plain."""
+    """Weights in the order of ``shapes``: every gate open, norms around 1, cosines scaled by 10."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
-        scale = 0.3 if len(shape) < 2 else 1 / shape[-1] ** 0.5
-        offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        state[name] = offset + scale * torch.randn(shape, generator=generator)
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if "adaLN" in name:
+            value *= 0.5
+        elif "norm" in name and name.endswith("weight"):
+            value = 1 + 0.3 * value
+        elif "logit_scale" in name:
+            value = math.log(10) + 2 * value  # some beyond the cap of 100
+        elif len(shape) > 1 and "embed" not in name:
+            value /= math.sqrt(math.prod(shape[1:]))
+        else:
+            value *= 0.3
+        state[name] = value
     return state
 
 
-def header(state):
-    return Header(shown="'model.pt'", shapes={k: tuple(v.shape) for k, v in state.items()}, args={})
+def header(state, args=None):
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    return Header(shown="'model.pt'", shapes=shapes, args=args or {})
 
 
-def load(family, state, folder, *, heads=None):
-    """Save ``state``, read it and return (identified, subject); the model is in float64."""
-    path = folder / "model.pt"
-    torch.save(state, path)
-    read = checkpoints.read(path).state
-    assert family.matches(header(read))
-    identified = family.identify(header(read), heads)
-    with torch.device("meta"):
-        model = family.build(identified)
-    model.load_state_dict(read, assign=True)
-    for module in model.modules():
-        if hasattr(module, "make_tables"):
-            module.make_tables()
-    return identified, family.subject(model.double().eval(), identified)
+def identify(family, state, *, args=None, heads=None):
+    """What the header says, and that a model of these sizes takes it, without its weights."""
+    head = header(state, args)
+    assert subjects.family_of(head) is family
+    identified = family.identify(head, heads)
+    loading.blank(head, family, identified)
+    return identified
 
 
-def inputs(identified, times, *, seed=1):
-    """Return x (N, C, h, w), the given times (N,) and labels (N,), in float64."""
+def load(family, state, *, args=None, heads=None):
+    """Return (subject, identified) of a file of ``state`` by the way that every file takes."""
+    assert subjects.family_of(header(state, args)) is family
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(Path(folder) / "model.pt", state, args)
+        loaded = loading.load(path, heads=heads, dtype=torch.float64)
+    tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
+    assert not any(tensor.is_meta for tensor in tensors)
+    loaded.model.requires_grad_(False)
+    return loaded.subject, loaded.identified
+
+
+def save(path, state, args=None):
+    """Write what official trainers do: weights, their average and the settings."""
+    raw = {name: value + 1 for name, value in state.items()}
+    content = {"model": raw, "ema": state, "args": argparse.Namespace(**(args or {}))}
+    torch.save(content, path)
+    return path
+
+
+def problem(identified, *, samples=3, times=(0.1, 0.5, 0.9), seed=1):
+    """Return random inputs (x, t, y) and a loss: output -> (N,)."""
     generator = torch.Generator().manual_seed(seed)
+    x, target = torch.randn(2, samples, *identified.shape, generator=generator, dtype=torch.float64)
     t = torch.tensor(times, dtype=torch.float64)
-    x = torch.randn(len(t), *identified.shape, generator=generator, dtype=torch.float64)
-    return x, t, torch.arange(len(t)) % max(identified.num_classes, 1)
+    y = torch.arange(samples) % max(identified.num_classes, 1)
+    return (x, t, y), lambda output: ((output - target) ** 2).reshape(samples, -1).mean(1)
 
 
-def mean_square(output):
-    return output.square().flatten(1).mean(1)
+def tokens(value, view):
+    """The measured part (N, T, D) of a tensor."""
+    if view.channels_first:
+        value = value.reshape(*value.shape[:2], -1).permute(0, 2, 1)
+    return value if view.tokens is None else value[:, view.tokens]
+
+
+def add(value, part, view):
+    """``value`` with (N, T, D) added to its measured part."""
+    whole = torch.zeros_like(tokens(value, type(view)(channels_first=view.channels_first)))
+    whole[:, slice(None) if view.tokens is None else view.tokens] = 1
+    whole = whole.masked_scatter(whole.bool(), part)
+    return value + (whole.permute(0, 2, 1).reshape(value.shape) if view.channels_first else whole)
 
 
 @dataclass
 class Observed:
     """One forward: what every reader read, every source added, and a reader's branches wrote.
 
-    Branches are None where the subject names none.
+    Attributes:
+        output: of the model.
+        reads: the stream (N, T, D) at every reader.
+        values: what every source added, as the difference of the stream after it and before.
+        branches: per sublayer, outputs of its branches times their gates.
     """
 
     output: Tensor
     reads: list[Tensor]
     values: list[Tensor]
-    branches: list[Tensor | None]
+    branches: list[Tensor]
 
-    def sum_errors(self, offered):
-        """Per reader, how far the sum of what is offered is from what it reads, relatively."""
-        sums = [sum(self.values[i] for i in ids) for ids in offered]
-        return [relative(total, read) for total, read in zip(sums, self.reads, strict=True)]
-
-    def branch_errors(self, subject):
-        """Per sublayer with known branches, branches x gate against what it added."""
+    def errors(self, subject):
+        """Return the largest relative errors of sums over sources, and of writes by branches."""
+        sums = (
+            relative(sum(self.values[i] for i in ids), read)
+            for ids, read in zip(subject.offered, self.reads, strict=True)
+        )
         written = [v for v, s in zip(self.values, subject.sources, strict=True) if s.written]
-        pairs = zip(self.branches, written, strict=False)  # the head writes nothing
-        return [relative(b, v) for b, v in pairs if b is not None]
+        assert all(float(branch.abs().max()) > 0.01 for branch in self.branches)  # gates are open
+        writes = (relative(v, b) for v, b in zip(written, self.branches, strict=True))
+        return max(sums), max(writes)
 
 
 @torch.no_grad()
-def observe(subject, args):
+def observe(subject, inputs):
     """Watch one forward with plain hooks; sites must fire once, in the order of the subject."""
-    events, seen, outputs = [], {}, {}
+    events, seen, outputs, handles, expected = [], {}, {}, [], []
 
-    def see(event, view, pick):
-        def hook(module, hook_args, *output):
+    def see(event, site, when):
+        def before(module, args):
             events.append(event)
-            seen[event] = view.take(pick(hook_args, *output)).clone()
+            seen[event] = tokens(args[0], site.view).clone()
 
-        return hook
+        def after(module, args, output):
+            before(module, (output if site.item is None else output[site.item],))
 
-    def keep(module, hook_args, output):
+        module = site.module
+        handles.append(
+            module.register_forward_pre_hook(before)
+            if when == "input"
+            else module.register_forward_hook(after)
+        )
+
+    def keep(module, args, output):
         outputs[module] = output
 
-    handles, expected, rows = [], [], iter(range(len(subject.readers)))
+    rows = iter(range(len(subject.readers)))
     for i, source in enumerate(subject.sources):
-        if (passage := source.before) is not None:
+        if source.before is not None:
             expected.append(("passage", i))
-            if passage.when == "input":
-                hook = see(expected[-1], passage.view, lambda a: a[0])
-                handles.append(passage.module.register_forward_pre_hook(hook))
-            else:
-                item = passage.item
-                hook = see(
-                    expected[-1], passage.view, lambda a, o, k=item: o if k is None else o[k]
-                )
-                handles.append(passage.module.register_forward_hook(hook))
+            see(expected[-1], source.before, source.before.when)
         elif source.written:
             expected.append(("reader", next(rows)))
     expected.append(("reader", next(rows)))
     assert next(rows, None) is None, "the head must be the only reader that writes nothing"
     for row, reader in enumerate(subject.readers):
-        hook = see(("reader", row), reader.view, lambda a: a[0])
-        handles.append(reader.module.register_forward_pre_hook(hook))
+        see(("reader", row), reader, "input")
         for branch in reader.branches:
-            handles.append(branch.output.register_forward_hook(keep))
-            if branch.gate is not None:
-                handles.append(branch.gate.register_forward_hook(keep))
-    output = subject.model(*args)
+            for module in filter(None, (branch.output, branch.gate)):
+                handles.append(module.register_forward_hook(keep))
+    output = subject.model(*inputs)
     for handle in handles:
         handle.remove()
     assert events == expected, "sites fired in another order than the subject names them"
-
-    def branches(reader):
-        total = 0
-        for branch in reader.branches:
-            v = reader.view.take(outputs[branch.output])
-            if branch.gate is not None:
-                number, of = branch.chunk
-                v = v * outputs[branch.gate].chunk(of, -1)[number][:, None]
-            total = total + v
-        return total if reader.branches else None
-
+    states = [seen[event] for event in expected]  # after source i; before source i + 1
     return Observed(
         output=output,
         reads=[seen["reader", row] for row in range(len(subject.readers))],
-        values=_values(subject.sources, expected, seen),
-        branches=[branches(reader) for reader in subject.readers],
+        values=[
+            new if source.begins else new - states[i - 1]
+            for i, (source, new) in enumerate(zip(subject.sources, states, strict=True))
+        ],
+        branches=[_written(reader, outputs) for reader in subject.readers[:-1]],
     )
 
 
-def _values(sources, events, seen):
-    """The stream after each source minus the stream before it; a new stream counts whole."""
-    states = [seen[event] for event in events]  # before sources 1, 2, ..., and what the head reads
-    values = []
-    for i, (source, new) in enumerate(zip(sources, states, strict=True)):
-        values.append(new if source.begins else new - states[i - 1])
-    return values
+def _written(reader, outputs):
+    total = 0
+    for branch in reader.branches:
+        part = tokens(outputs[branch.output], reader.view)
+        if branch.gate is not None:
+            number, chunks = branch.chunk
+            width = outputs[branch.gate].shape[-1] // chunks
+            part = part * outputs[branch.gate][:, None, number * width : (number + 1) * width]
+        total = total + part
+    return total
 
 
-def reference(subject, args, loss=mean_square):
-    """Return rms, grad_rms, cosine (N, B+1) and gate (N, R, S) of the per-sample ``loss``.
+def first_readers(subject):
+    """The rows of the first reader of every block, and of the head."""
+    rows = {}
+    for row, reader in enumerate(subject.readers):
+        rows.setdefault(reader.block, row)
+    return list(rows.values())
 
-    Gates are explicit: reader l gets its read plus the sum over i of (g[l,i] - 1) v_i, and autograd
-    gives dLoss/dg at g = 1. The gradient of a block's state is that of the very tensor that its
-    first reader gets, which must therefore be the stream itself.
+
+def reference(subject, inputs, loss):
+    """Return what the probe should, by explicit gates g[l, i] on detached sources and autograd.
+
+    The gradient of a block's state is that of the very tensor that its first reader gets, which
+    must therefore be the stream itself. Write sizes are those of branches times gates.
     """
-    values = observe(subject, args).values
-    n, states = len(args[0]), {}
-    gates = torch.ones(
-        n, len(subject.readers), len(subject.sources), dtype=torch.float64, requires_grad=True
-    )
+    observed = observe(subject, inputs)
+    samples, readers, states, handles = len(inputs[0]), subject.readers, {}, []
+    shape = samples, len(readers), len(subject.sources)
+    gates = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    offered = torch.zeros(shape[1:], dtype=torch.bool)
 
     def gated(row, reader):
-        def hook(module, hook_args):
-            states[row] = hook_args[0]
-            part = reader.view.take(hook_args[0])
-            for i in subject.offered[row]:
-                part = part + (gates[:, row, i] - 1)[:, None, None] * values[i]
-            return (reader.view.put(hook_args[0], part), *hook_args[1:])
+        def hook(module, args):
+            states[row] = args[0]
+            parts = ((gates[:, row, i, None, None] - 1) * observed.values[i] for i in ids)
+            return (add(args[0], sum(parts), reader.view), *args[1:])
 
-        return hook
+        ids = subject.offered[row]
+        offered[row, list(ids)] = True
+        handles.append(reader.module.register_forward_pre_hook(hook))
 
-    handles = [
-        reader.module.register_forward_pre_hook(gated(row, reader))
-        for row, reader in enumerate(subject.readers)
-    ]
-    output = subject.model(args[0].clone().requires_grad_(), *args[1:])
+    for row, reader in enumerate(readers):
+        gated(row, reader)
+    losses = loss(subject.model(inputs[0].clone().requires_grad_(), *inputs[1:]))
     for handle in handles:
         handle.remove()
-    first = {}
-    for row, reader in enumerate(subject.readers):
-        first.setdefault(reader.block, row)
-    blocks = [states[row] for row in first.values()]
-    grad, *grads = torch.autograd.grad(loss(output).sum(), [gates, *blocks])
-    views = [subject.readers[row].view for row in first.values()]
-    offered = torch.zeros(grad.shape[1:], dtype=torch.bool)
-    for row, ids in enumerate(subject.offered):
-        offered[row, list(ids)] = True
+    rows = first_readers(subject)
+    gate, *grads = torch.autograd.grad(losses.sum(), [gates, *(states[row] for row in rows)])
+    views = [readers[row].view for row in rows]
+    writes = [b.square().mean((1, 2)).sqrt() for b in observed.branches]
     return {
         **of_blocks(
-            [view.take(z.detach()) for view, z in zip(views, blocks, strict=True)],
-            [view.take(g) for view, g in zip(views, grads, strict=True)],
+            [tokens(states[row].detach(), view) for row, view in zip(rows, views, strict=True)],
+            [tokens(grad, view) for grad, view in zip(grads, views, strict=True)],
         ),
-        "gate": grad.where(offered, torch.nan),
+        "gate": gate.masked_fill(~offered, math.nan),
+        "loss": losses.detach(),
+        "write_rms": torch.stack(writes, 1),
     }
 
 
-def probed(subject, args, loss=mean_square):
+def probed(subject, inputs, loss):
     """Return what the probe itself measures; ``reference`` is its judge."""
-    n = len(args[0])
+    samples = len(inputs[0])
     with untouched(subject.model):
         return measure(
             subject,
-            lambda ids, levels: (args, {}),
+            lambda ids, levels: (inputs, {}),
             lambda output, ids, levels: loss(output),
-            torch.arange(n),
-            torch.full((n,), 0.5, dtype=torch.float64),
+            torch.arange(samples),
+            torch.full((samples,), 0.5, dtype=torch.float64),
         )
 
 
@@ -236,6 +275,68 @@ def relative(found, expected):
     assert torch.equal(found.isnan(), expected.isnan())
     gap = (found - expected).abs().nan_to_num().max()
     return float(gap / expected.abs().nan_to_num().max())
+
+
+def each(found, expected):
+    """Largest relative difference of single numbers; NaN must be in the same places."""
+    assert torch.equal(found.isnan(), expected.isnan())
+    return float(((found - expected) / expected).abs().nan_to_num().max())
+
+
+def gate_error(found, expected):
+    """Return the largest difference over the largest gate of its reader; NaN in the same places.
+
+    A reader of one source behind a norm has a gate of zero: the whole sets the scale there.
+    """
+    assert torch.equal(found.isnan(), expected.isnan())
+    found, expected = found.nan_to_num(), expected.nan_to_num()
+    alone = (expected != 0).sum(-1).amax(0) < 2
+    scale = expected.abs().amax((0, 2))
+    scale = torch.where(alone, scale.max(), scale)
+    return float(((found - expected).abs().amax((0, 2)) / scale).max())
+
+
+def conservation(subject, gate):
+    """Return the largest |sum of gates| over the largest gate, of normed readers of several."""
+    several = [len(subject.offered[row]) > 1 for row in range(len(subject.readers))]
+    rows = [row for row, r in enumerate(subject.readers) if r.normed and several[row]]
+    gate = gate[:, rows].nan_to_num()
+    return float((gate.sum(-1).abs() / gate.abs().amax(-1)).max())
+
+
+def stream_slope_error(subject, inputs, loss, places, step=1e-4):
+    """Compare dLoss/dz_k with central differences along a random direction.
+
+    ``places`` are the modules whose first input is z_0..z_B: the whole stream, not one branch.
+    """
+    states, handles = {}, []
+    for row in first_readers(subject):
+
+        def keep(module, args, row=row):
+            states[row] = args[0]
+
+        handles.append(subject.readers[row].module.register_forward_pre_hook(keep))
+    losses = loss(subject.model(inputs[0].clone().requires_grad_(), *inputs[1:]))
+    for handle in handles:
+        handle.remove()
+    grads = torch.autograd.grad(losses.sum(), list(states.values()))
+    generator = torch.Generator().manual_seed(2)
+    worst = 0.0
+    for place, grad in zip(places, grads, strict=True):
+        along = torch.randn(grad.shape, generator=generator, dtype=torch.float64)
+        along /= along.norm()
+        ends = []
+        for sign in (1, -1):
+            shift = sign * step * along
+            hook = place.register_forward_pre_hook(
+                lambda _, args, shift=shift: (args[0] + shift, *args[1:])
+            )
+            with torch.no_grad():
+                ends.append(float(loss(subject.model(*inputs)).sum()))
+            hook.remove()
+        slope = (ends[0] - ends[1]) / (2 * step)
+        worst = max(worst, abs(slope - float((grad * along).sum())) / float(grad.norm()))
+    return worst
 
 
 class Stream:
@@ -275,7 +376,7 @@ class Stream:
         self.sources.append(new - self.state())
 
 
-def transcribed(forward, readers, sources, n, loss=mean_square):
+def transcribed(forward, readers, sources, n, loss):
     """Return the arrays of ``reference`` for ``forward(gates) -> (output, Stream)``, and both."""
     gates = torch.ones(n, readers, sources, dtype=torch.float64, requires_grad=True)
     output, stream = forward(gates)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.loading import load as load_file
+from dar_probe.subjects import family_of, sit
 from dar_probe.subjects.lightningdit import FAMILY
-from tests.families import levels as check
+from tests.families import check
 
 FLAGS = ("swiglu", "rmsnorm", "rope", "qk_norm", "wo_shift", "learn_sigma")
 CASES = [
@@ -15,6 +17,8 @@ CASES = [
     "rmsnorm",
     "rope",
     "swiglu wo_shift",
+    "wo_shift",
+    "qk_norm wo_shift learn_sigma",
     "swiglu qk_norm learn_sigma",
     "rmsnorm qk_norm wo_shift",
     "swiglu rmsnorm rope",  # as released
@@ -187,7 +191,7 @@ def test_forward_is_the_published_one(case):
     subject, identified = load(case)
     inputs, _ = check.problem(identified)
     expected = reference(file(case), case.split(), *inputs)
-    error = check.size(subject.model(*inputs) - expected) / check.size(expected)
+    error = check.relative(subject.model(*inputs), expected)
     assert error < 1e-13  # measured: 7e-15
 
 
@@ -196,7 +200,7 @@ def test_reads_are_sums_of_sources_and_writes_are_branches_times_gates(case):
     subject, identified = load(case)
     inputs, _ = check.problem(identified)
     assert subject.offered == tuple(tuple(range(row + 1)) for row in range(5))
-    sums, writes = check.sums_and_writes(subject, inputs)
+    sums, writes = check.observe(subject, inputs).errors(subject)
     assert sums < 1e-14  # measured: 0
     assert writes < 1e-14  # measured: 5e-16
 
@@ -205,7 +209,7 @@ def test_reads_are_sums_of_sources_and_writes_are_branches_times_gates(case):
 def test_probe_agrees_with_explicit_gates(case):
     subject, identified = load(case, depth=3)
     inputs, loss = check.problem(identified)
-    expected, found = check.slow(subject, inputs, loss), check.probed(subject, inputs, loss)
+    expected, found = check.reference(subject, inputs, loss), check.probed(subject, inputs, loss)
     # Measured: 3e-16, and 1e-14 for the gates.
     for name in ("loss", "rms", "grad_rms", "cosine", "write_rms"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=0, equal_nan=True)
@@ -231,18 +235,47 @@ def test_heads_come_from_the_file_then_the_user_then_the_presets():
     with pytest.raises(UsageError, match="--heads 3 does not divide the width 16"):
         check.load(FAMILY, state, heads=3)
     for case in ("rope", "rmsnorm qk_norm"):
-        with pytest.raises(UsageError, match=r"--heads 4 contradicts 'file.pt': it has 2"):
+        with pytest.raises(UsageError, match=r"--heads 4 contradicts 'model.pt': it has 2"):
             check.load(FAMILY, file(case), heads=4)
     preset = {k: torch.empty(s, device="meta") for k, s in official(["swiglu"], 12, 768).items()}
-    head = check.header(preset)
-    assert FAMILY.identify(head, None).sizes["heads"] == 12
-    assert "heads from the preset table for width 768, depth 12" in head.assumptions
+    found = check.identify(FAMILY, preset)
+    assert found.sizes["heads"] == 12
+    assert "heads from the preset table for width 768, depth 12" in found.assumptions
 
 
-def test_layouts_of_others_do_not_match():
-    plain = check.header(check.random_state(official(["learn_sigma"])))
-    assert not FAMILY.matches(plain)
-    assert not FAMILY.matches(check.header(check.random_state(official(["wo_shift"]))))
+@pytest.mark.parametrize("flags", [[], ["learn_sigma"], ["qk_norm"]])
+def test_without_its_own_options_it_is_a_file_of_sit(flags):
+    head = check.header(check.random_state(official(flags)))
+    assert family_of(head) is sit.FAMILY
+    assert not FAMILY.matches(head)
+
+
+def config(**transport):
+    """Settings as the authors' trainer stores them, in sections."""
+    return {
+        "ckpt_path": None,
+        "data": {"image_size": 256, "num_classes": ROWS - 1, "latent_norm": True},
+        "model": {"model_type": "LightningDiT-XL/1", "use_swiglu": True},
+        "transport": {"path_type": "Linear", "prediction": "velocity", **transport},
+    }
+
+
+@pytest.mark.parametrize("flags", ["swiglu", ""])
+def test_settings_in_sections_leave_nothing_to_assume(flags, tmp_path):
+    path = tmp_path / "0080000.pt"
+    torch.save({"ema": file(flags), "config": config()}, path)
+    loaded = load_file(path, heads=H)
+    assert loaded.identified.family == ("lightningdit" if flags else "sit")
+    assert loaded.identified.num_classes == ROWS - 1
+    assert loaded.objective.name == "sit"
+    assert loaded.assumptions == []
+    torch.save({"ema": file(flags), "config": config(path_type="GVP")}, path)
+    (assumed,) = load_file(path, heads=H).assumptions
+    assert "path_type 'GVP' and prediction 'velocity': read as a linear path" in assumed
+    wrong = config() | {"data": {"num_classes": 9}}
+    torch.save({"ema": file(flags), "config": wrong}, path)
+    with pytest.raises(CheckpointError, match="9 classes, and a label table of 6 rows"):
+        load_file(path, heads=H)
 
 
 @pytest.mark.parametrize(

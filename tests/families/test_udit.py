@@ -7,7 +7,7 @@ import torch
 
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.subjects.udit import FAMILY
-from tests.families import levels as check
+from tests.families import check
 
 LEVELS = ["encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1"]
 TIMES = [1, 2, 4, 2, 2]
@@ -225,7 +225,7 @@ def test_forward_is_the_published_one(case):
     given, options = split(case)
     state = check.random_state(official(**given))
     expected = reference(state, given.get("depths", [1] * 5), options, *inputs)
-    error = check.size(subject.model(*inputs) - expected) / check.size(expected)
+    error = check.relative(subject.model(*inputs), expected)
     assert error < 1e-11  # measured: 7e-13, where cosines are scaled by 100
 
 
@@ -233,7 +233,7 @@ def test_forward_is_the_published_one(case):
 def test_reads_are_sums_of_sources_and_writes_are_branches_times_gates(case):
     subject, identified = load(case)
     inputs, _ = problem(identified)
-    sums, writes = check.sums_and_writes(subject, inputs)
+    sums, writes = check.observe(subject, inputs).errors(subject)
     assert sums < 1e-14  # measured: 0
     assert writes < 1e-14  # measured: 9e-16
 
@@ -242,7 +242,7 @@ def test_reads_are_sums_of_sources_and_writes_are_branches_times_gates(case):
 def test_probe_agrees_with_explicit_gates(case):
     subject, identified = load(case)
     inputs, loss = problem(identified)
-    expected, found = check.slow(subject, inputs, loss), check.probed(subject, inputs, loss)
+    expected, found = check.reference(subject, inputs, loss), check.probed(subject, inputs, loss)
     # Measured: 3e-15, and 1e-14 for the gates.
     for name in ("loss", "rms", "grad_rms", "cosine", "write_rms"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=0, equal_nan=True)
@@ -264,7 +264,7 @@ def test_states_carry_the_gradient_of_the_whole_stream(case):
 def test_cosine_is_unknown_where_the_shape_changes():
     subject, identified = load("no learned variance")
     inputs, loss = problem(identified)
-    found = check.slow(subject, inputs, loss)
+    found = check.reference(subject, inputs, loss)
     unknown = [True, False, True, True, False, True, True, False, False]
     assert found["cosine"].isnan().all(0).tolist() == unknown
     assert not found["rms"].isnan().any()
@@ -274,12 +274,12 @@ def test_cosine_is_unknown_where_the_shape_changes():
 @pytest.mark.parametrize(("width", "heads"), [(96, 4), (192, 8), (384, 16)])
 def test_presets_tell_what_the_shapes_do_not(width, heads):
     shapes = official([2, 5, 8, 5, 2], width, heads)
-    head = check.header({name: torch.empty(s, device="meta") for name, s in shapes.items()})
-    identified = FAMILY.identify(head, None)
+    state = {name: torch.empty(s, device="meta") for name, s in shapes.items()}
+    identified = check.identify(FAMILY, state)
     assert identified.shape == (C, 32, 32)
     options = ("heads", "down_factor", "posemb_type", "down_shortcut")
     assert [identified.sizes[name] for name in options] == [heads, 2, "rope2d", 1]
-    assert head.assumptions == [
+    assert identified.assumptions == [
         f"down-sampling and positions from the preset of width {width}",
         "latents of 32 x 32, as for images of 256 pixels",
         "the last of 6 rows in the label table is taken for the dropped labels",
@@ -297,7 +297,7 @@ def test_other_sizes_need_their_settings():
         check.load(FAMILY, state, args={**OPTIONS, "image_size": 80})
     with pytest.raises(CheckpointError, match="9 classes, and a label table of 6 rows"):
         check.load(FAMILY, state, args={**OPTIONS, "num_classes": 9})
-    with pytest.raises(UsageError, match=r"--heads 4 contradicts 'file.pt': it has 2"):
+    with pytest.raises(UsageError, match=r"--heads 4 contradicts 'model.pt': it has 2"):
         check.load(FAMILY, state, args=OPTIONS, heads=4)
 
 

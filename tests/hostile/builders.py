@@ -12,6 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dar_probe import loading
+from dar_probe.checkpoints.header import Header
+from dar_probe.subjects import sit
+from dar_probe.subjects.sit_layout import Sizes, read_sizes
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -70,6 +75,14 @@ def official_shapes(
             shapes[f"projectors.{k}.{layer}.weight"] = (rows_out, cols)
             shapes[f"projectors.{k}.{layer}.bias"] = (rows_out,)
     return shapes
+
+
+def sizes_of(header: Header, heads: int | None = None) -> Sizes:
+    """What a file in SiT's layout is, if a model without memory takes its names and shapes."""
+    found = sit.identify(header, heads)
+    loading.blank(header, sit.FAMILY, found)
+    header.assumptions.clear()  # they would be said twice
+    return read_sizes(header, heads)
 
 
 def official_state(dtype: torch.dtype = torch.float32, **sizes: object) -> dict[str, Tensor]:

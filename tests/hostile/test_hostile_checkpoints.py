@@ -20,12 +20,13 @@ from dar_probe import checkpoints
 from dar_probe.checkpoints import reader, sniff
 from dar_probe.checkpoints.reader import Checkpoint
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.subjects.sit_layout import Sizes, read_sizes
+from dar_probe.subjects.sit_layout import Sizes
 from tests.hostile.builders import (
     BAD,
     Execute,
     official_state,
     rezip,
+    sizes_of,
     tensor_pickle,
     training_checkpoint,
     with_pickle,
@@ -224,7 +225,7 @@ def test_hostile_names_inside(where: str, tmp_path: Path) -> None:
     else:
         with_pickle(path, b"cbuiltins\x1b[2J\x07\nx\r\n")
     with pytest.raises(CheckpointError) as caught:
-        read_sizes(checkpoints.read(path).header)
+        sizes_of(checkpoints.read(path).header)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
@@ -280,7 +281,7 @@ def opens_or_is_refused(path: Path) -> bool:
         assert type(key) is str and type(tensor) is torch.Tensor
         assert tensor.sum().shape == ()  # reads every element
     try:
-        assert type(read_sizes(found.header)) is Sizes
+        assert type(sizes_of(found.header)) is Sizes
     except (CheckpointError, UsageError) as error:
         assert str(error).isprintable() and error.hint
     return True

@@ -1,0 +1,147 @@
+"""What the files of several families tell in the same way, and what they leave to be assumed."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import CheckpointError, UsageError
+
+Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
+
+
+def depth(header: Header, part: str = "blocks") -> int:
+    """Return the number of blocks "part.0." to "part.N.", each with all the names of the first.
+
+    So no file makes us build more blocks than it has.
+
+    Raises:
+        CheckpointError: there is none, or one of them lacks a name.
+    """
+    numbered = re.compile(rf"{re.escape(part)}\.([0-9]{{1,4}})\.(.+)", re.DOTALL)
+    found = [m for m in map(numbered.fullmatch, header.shapes) if m]
+    count, names = len({m[1] for m in found}), [m[2] for m in found if m[1] == "0"]
+    for k in range(count):
+        for name in names or ["attn.qkv.weight"]:
+            if (key := f"{part}.{k}.{name}") not in header.shapes:
+                raise header.unknown(key, "missing")
+    return count
+
+
+def side(header: Header, extras: int = 0) -> int:
+    """Return the side of the square grid of tokens in pos_embed, beside ``extras`` others."""
+    _, tokens, _ = header.shape("pos_embed", 3)
+    found = math.isqrt(max(tokens - extras, 0))
+    if not found or found * found != tokens - extras:
+        how = f"{extras} + {max(tokens - extras, 0)}" if extras else f"{tokens} of them"
+        raise CheckpointError(
+            f"{header.shown} has no square grid of tokens: 'pos_embed' has {how}",
+            hint="only models of square images are supported yet",
+        )
+    return found
+
+
+def learned_sigma(header: Header, key: str, plain: int) -> bool:
+    """Tell whether the head's bias ``key`` has variances beside its ``plain`` outputs."""
+    (outputs,) = header.shape(key, 1)
+    if outputs not in (plain, 2 * plain):
+        raise header.misshapen(key)
+    return outputs == 2 * plain
+
+
+def heads(
+    header: Header,
+    asked: int | None,
+    *,
+    width: int,
+    depth: int = 0,
+    shaped: int | None = None,
+    presets: Presets | None = None,
+) -> int:
+    """Return the heads: from shapes, the user, the settings, or the table of presets.
+
+    Args:
+        header: of the file.
+        asked: by the user.
+        width: of the model, which heads divide.
+        depth: of the model, for the presets.
+        shaped: the heads where some shape tells them.
+        presets: of the family.
+    """
+    if asked is not None and (asked < 1 or width % asked):
+        why = f"--heads {asked} does not divide the width {width} of {header.shown}"
+        raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
+    told = header.told("heads", "num_heads") if shaped is None else None
+    known = shaped if shaped is not None else told if is_count(told) else None
+    if asked is not None:
+        if known not in (None, asked):
+            it = f"it has {known}" if shaped is not None else f"it was trained with {known}"
+            why = f"--heads {asked} contradicts {header.shown}: {it}"
+            raise UsageError(why, hint="leave --heads out")
+        return asked
+    if shaped is not None:
+        return shaped
+    if told is not None:
+        if known is None or width % known:
+            why = (
+                f"{header.shown} names {quote(told, 40)} heads, which do not fit its width {width}"
+            )
+            raise CheckpointError(why, hint="give the right number with --heads")
+        return known
+    if (width, depth) not in (presets or {}):
+        why = f"and no preset has width {width} and depth {depth}"
+        raise CheckpointError(
+            f"{header.shown} does not tell its heads, {why}", hint="give the number with --heads"
+        )
+    header.assumptions.append(f"heads from the preset table for width {width}, depth {depth}")
+    return presets[width, depth]  # type: ignore[index]
+
+
+def heads_of_size(header: Header, key: str, width: int) -> int:
+    """Return the heads of a model in which the last size of ``key`` is that of one head."""
+    size = header.shapes[key][-1]
+    if width % size:
+        raise header.misshapen(key)
+    return width // size
+
+
+def classes(header: Header, rows: int, *, dropped: bool = True) -> int:
+    """Return the number of classes; one row of the label table more stands for dropped labels.
+
+    Args:
+        header: of the file.
+        rows: of the label table.
+        dropped: the family has that row where nothing tells.
+    """
+    told: Any = header.told("num_classes")
+    shares = [header.told(name) for name in ("class_dropout_prob", "cfg_prob")]  # SiT, REPA
+    share = next((value for value in shares if isinstance(value, int | float)), None)
+    if not is_count(told) and share is None:
+        header.assumptions.append(
+            f"the last of {rows} rows in the label table is taken for the dropped labels"
+            if dropped
+            else f"all {rows} rows in the label table are taken for classes"
+        )
+        share = float(dropped)
+    found: int = told if is_count(told) else rows - (share != 0)
+    if found < 1 or rows - found not in (0, 1):
+        raise header.contradiction(f"{found} classes, and a label table of {rows} rows")
+    return found
+
+
+def flow(header: Header) -> bool:
+    """Tell whether the settings name a path or a prediction, which are read as SiT's own."""
+    path, prediction = header.told("path_type"), header.told("prediction")
+    if path not in (None, "Linear", "linear") or prediction not in (None, "velocity", "v"):
+        header.assumptions.append(
+            f"the settings name path_type {quote(path, 40)} and prediction {quote(prediction, 40)}:"
+            " read as a linear path and velocity all the same; --objective overrides"
+        )
+    return path is not None or prediction is not None
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a setting is a whole number above zero."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

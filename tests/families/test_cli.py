@@ -1,0 +1,74 @@
+"""The command line on a file of every family, and what reports make of fusions and stages."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dar_probe.analysis import open_analysis
+from dar_probe.reports import interactive, maps, page
+from tests.families import files
+from tests.shell import run
+
+GRID = ["--noise-levels", "0.2,0.7", "--samples", "3"]
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    """Analyse the file of a case once: (what the command printed, its folder)."""
+    done = {}
+
+    def of(case):
+        if case not in done:
+            folder = tmp_path_factory.mktemp("cli")
+            file = files.write(case, folder)
+            printed = run("analyze", *file.words, *GRID, "--out", "out", cwd=folder)
+            assert printed.returncode == 0, printed.stderr
+            done[case] = printed, folder / "out"
+        return done[case]
+
+    return of
+
+
+@pytest.mark.parametrize("case", files.CASES)
+def test_analyze(case, analysed):
+    printed, folder = analysed(case)
+    assert max(map(len, printed.stdout.splitlines())) <= 80
+    assert printed.stderr == ""
+    made = {path.name for path in folder.iterdir()}
+    assert made == {"analysis.nc", "report.html", "summary.json", "figures"}
+    family = open_analysis(folder).manifest["model"]["family"]
+    assert family == files.CASES[case][2]
+
+
+def test_the_fusion_of_a_reader_s_own_block_is_shown(analysed):
+    _, folder = analysed("U-ViT latent")
+    ds = open_analysis(folder).dataset
+    (importance,) = maps.block_maps(ds)
+    fused = [str(name) for name in ds["source_name"].values if "fusion" in str(name)]
+    assert fused == ["block 4 fusion", "block 5 fusion"]
+    shallow, deep = maps.locations(importance.values, shallow=3, deep=4)
+    assert shallow.names == ["embedding", "block 1", "block 2"]
+    assert deep.names == ["embedding", "block 1", "block 2", "block 3", "fusion"]
+    drawn = interactive.sources(ds, shallow=3, deep=4)
+    shown = np.array(drawn.data[1].z)
+    assert list(drawn.data[1].y) == deep.names
+    np.testing.assert_allclose(shown.sum(0), 1, rtol=1e-6)  # all that block 4 reads
+    wanted = importance.values.isel(reader=deep.position).values[:, :5].T
+    np.testing.assert_allclose(shown, wanted, rtol=1e-6)
+
+
+def test_stages_are_said_and_not_compared(analysed):
+    printed, folder = analysed("U-DiT")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["metrics"]["inflation"]["value"] is None
+    assert summary["metrics"]["gradient_decay"]["value"] is None
+    assert summary["metrics"]["redundancy"]["value"] is not None
+    (sentence,) = (s for s in summary["assumptions"] if "changes its shape" in s)
+    assert sentence.startswith("the stream changes its shape before blocks 2, 4, 5, 6: cosines")
+    assert "n/a" in printed.stdout
+    analysis = open_analysis(folder)
+    titles = [f["title"] for f in page._figures(analysis.dataset, "U-DiT")]
+    assert "Every reader and every source" in titles
+    # Every stage has one source block: there is nothing to compare among blocks.
+    assert "Sources over noise levels" not in titles
