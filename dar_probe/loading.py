@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import checkpoints, objective, subjects
+from dar_probe.checkpoints import peek, room
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.selection import Weights
@@ -170,11 +171,15 @@ def _load_file(
     family: str | None,
     dtype: torch.dtype,
 ) -> Loaded:
-    checkpoint = checkpoints.read(path, weights=weights)
-    header = checkpoint.header
+    header = peek.peek(path, weights=weights)
     kind = subjects.family_of(header, family)
     found = kind.identify(header, heads)
     model = blank(header, kind, found)
+    # What is read is converted tensor by tensor, and both are there until the last one is.
+    converted = {k: shape for k, shape in header.shapes.items() if header.dtypes[k] != dtype}
+    room.require(header.stored + room.needed(converted, dtype))
+    checkpoint = checkpoints.read(path, weights=weights)
+    checkpoint.header.compare(header.shapes)
     check_finite(checkpoint.state)
     state = {
         key: value.to(dtype) if value.is_floating_point() else value
@@ -221,6 +226,7 @@ def _load_folder(
         chosen, assumed = clock.choose(read.class_name, read.config, read.scheduler)
     else:
         chosen, assumed = choose_objective(objective_name, objective_name)
+    room.require(room.needed(read.shapes, dtype))
     model = hub_model.build(read, dtype=dtype)
     return Loaded(
         file={

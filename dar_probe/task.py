@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from dar_probe import dataset, subjects
+from dar_probe.checkpoints import room
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
@@ -178,7 +179,10 @@ def of_checkpoint(
         path, weights=weights, heads=heads, objective_name=objective, family=family,
         dtype=find_dtype(dtype), shape=rows_of.shape_of(data), text=text, seed=seed,
     )  # fmt: skip
-    loaded.model.to(find_device(device))
+    place = find_device(device)
+    if place.type == "cuda":
+        room.require(sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place)
+    loaded.model.to(place)
     return _plan(loaded, data, noise_levels, samples, batch_size, seed, engine)
 
 

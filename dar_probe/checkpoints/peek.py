@@ -1,5 +1,6 @@
 """What a file says before its weights are read: a first look that costs almost no memory."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ class Peek(Header):
 
     bytes: int
     dtypes: dict[str, torch.dtype]
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the tensors that would be read."""
+        sizes = (math.prod(shape) * self.dtypes[key].itemsize for key, shape in self.shapes.items())
+        return sum(sizes)
 
 
 def peek(path: str | Path, weights: Weights = "auto") -> Peek:

@@ -203,12 +203,13 @@ def reference(subject, inputs, loss):
     """Return what the probe should, by explicit gates g[l, i] on detached sources and autograd.
 
     The gradient of a block's state is that of the very tensor that its first reader gets, which
-    must therefore be the stream itself. Write sizes are those of branches times gates.
+    must therefore be the stream itself. Write sizes are those of branches times gates, where the
+    subject names branches.
     """
     observed = observe(subject, inputs)
     samples, readers, states, handles = len(inputs[0]), subject.readers, {}, []
     shape = samples, len(readers), len(subject.sources)
-    gates = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    gates = torch.ones(shape, dtype=inputs[0].dtype, requires_grad=True)
     offered = torch.zeros(shape[1:], dtype=torch.bool)
 
     def gated(row, reader):
@@ -229,7 +230,8 @@ def reference(subject, inputs, loss):
     rows = first_readers(subject)
     gate, *grads = torch.autograd.grad(losses.sum(), [gates, *(states[row] for row in rows)])
     views = [readers[row].view for row in rows]
-    writes = [b.square().mean((1, 2)).sqrt() for b in observed.branches]
+    known = all(reader.branches for reader in readers[:-1])
+    writes = [b.square().mean((1, 2)).sqrt() for b in observed.branches] if known else []
     return {
         **of_blocks(
             [tokens(states[row].detach(), view) for row, view in zip(rows, views, strict=True)],
@@ -237,7 +239,7 @@ def reference(subject, inputs, loss):
         ),
         "gate": gate.masked_fill(~offered, math.nan),
         "loss": losses.detach(),
-        "write_rms": torch.stack(writes, 1),
+        **({"write_rms": torch.stack(writes, 1)} if known else {}),
     }
 
 
