@@ -204,6 +204,8 @@ def _changes(analysis: "Analysis") -> Table:
 
 
 def _interval(metric: "Metric", unit: str) -> str:
+    if metric.value != metric.value:
+        return ""
     if metric.low != metric.low:
         return "one sample"
     return f"{number(metric.low, unit)} to {number(metric.high, unit)}"

@@ -22,7 +22,6 @@ from dar_probe.subjects import Identified, Subject
 from dar_probe.train import sample
 
 STEPS = 25
-UNAVERAGED = "the file does not say whether its weights are averaged (EMA)"
 
 
 class Call(Protocol):
@@ -201,7 +200,7 @@ def _load_file(
         subject=subject,
         objective=chosen,
         assumptions=[
-            *([UNAVERAGED] if checkpoint.weights == "flat" else []),
+            *of_weights(header),
             *found.assumptions,
             *assumption,
             *subject.assumptions,
@@ -259,6 +258,12 @@ def _digest(given: Mapping[str, Tensor]) -> str:
         hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         hashed.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
+
+
+def of_weights(header: Header) -> list[str]:
+    """Return what is assumed of the weights of a file: a flat one does not say which they are."""
+    flat = header.weights == "flat"
+    return ["the file does not say whether its weights are averaged (EMA)"] if flat else []
 
 
 def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:

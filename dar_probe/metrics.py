@@ -191,8 +191,8 @@ def decodability(decoded: Array, levels: Array, weights: Array | None = None) ->
 
 def staged(ds: xr.Dataset) -> bool:
     """Whether the stream changes its shape: somewhere two states have no cosine between them."""
-    known = np.isfinite(ds["cosine"].values).any(axis=(0, 1))
-    there = (ds["rms"].values > 0).all(axis=(0, 1))
+    known = np.asarray(np.isfinite(ds["cosine"].values).any(axis=(0, 1)))
+    there = np.asarray((ds["rms"].values > 0).all(axis=(0, 1)))
     return bool((there[:-1] & there[1:] & ~known[1:]).any())
 
 

@@ -16,7 +16,7 @@ from dar_probe.checkpoints import peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.hub import clock, folder, inputs
 from dar_probe.hub import model as hub_model
-from dar_probe.loading import blank, check_weights, choose_objective, hub_home
+from dar_probe.loading import blank, check_weights, choose_objective, hub_home, of_weights
 from dar_probe.subjects import Subject, discover
 
 
@@ -95,7 +95,7 @@ def survey(
         flops=flops,
         unknown_flops=unknown,
         sites=_sites(subject),
-        assumptions=[*identified.assumptions, *assumed, *subject.assumptions],
+        assumptions=[*of_weights(header), *identified.assumptions, *assumed, *subject.assumptions],
     )
 
 

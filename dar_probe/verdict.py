@@ -244,6 +244,8 @@ def _conclude(findings: list[Finding], limits: Thresholds) -> Verdict:
         status, lead = "warn", "Signs of PreNorm dilution"
     elif "pass" in held:
         status, lead = "warn" if others else "pass", "No PreNorm dilution"
+        if "not measurable" in held:
+            lead += " in what can be measured"
     shown = [item for item in symptoms if item.status in ("warn", "fail")] or symptoms
     parts = [_part(item, limits) for item in sorted(shown, key=lambda item: item.status != "fail")]
     sentence = " ".join([f"{lead}: {'; '.join(parts)}.", *others])

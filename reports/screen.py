@@ -117,12 +117,14 @@ def map_axes(
 def band(
     drawn: go.Figure, position: Array, low: Array, high: Array, colour: str, **shared: Any
 ) -> None:
-    """Fill between ``low`` and ``high``; nothing is drawn where no interval is known."""
-    known = np.isfinite(low) & np.isfinite(high)
-    if known.any():
+    """Fill between ``low`` and ``high``, with a gap where no interval is known."""
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
+        if not run.size:
+            continue
         drawn.add_scatter(
-            x=np.concatenate([position[known], position[known][::-1]]),
-            y=np.concatenate([high[known], low[known][::-1]]),
+            x=np.concatenate([position[run], position[run][::-1]]),
+            y=np.concatenate([high[run], low[run][::-1]]),
             fill="toself",
             fillcolor=colour,
             opacity=0.25,

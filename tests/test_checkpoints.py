@@ -18,6 +18,7 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.loading import load
+from dar_probe.survey import survey
 from tests.hostile.builders import (
     official_shapes,
     official_state,
@@ -207,6 +208,7 @@ def test_a_flat_file_does_not_say_whether_it_is_averaged(tmp_path: Path, suffix:
     (torch.save if suffix == ".pt" else safetensors.torch.save_file)(STATE, path)
     first = "the file does not say whether its weights are averaged (EMA)"
     assert load(path, heads=2).assumptions[0] == first
+    assert survey(path, heads=2).assumptions == load(path, heads=2).assumptions
     assert first not in load(training_checkpoint(tmp_path / "y.pt")).assumptions
 
 

@@ -64,8 +64,12 @@ def family_of(header: Header, name: str | None = None) -> Family:
         ) from error
     if not isinstance(found, Family):
         raise UsageError(f"{name!r} is a {type(found).__name__}, not a dar_probe Family")
-    steps = ("identify", "build", "subject")
-    return replace(found, **{step: _guarded(getattr(found, step), name, step) for step in steps})
+    return replace(
+        found,
+        identify=_guarded(found.identify, name, "identify"),
+        build=_guarded(found.build, name, "build"),
+        subject=_guarded(found.subject, name, "subject"),
+    )
 
 
 def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:

@@ -261,7 +261,12 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="lightningdit",
     title="LightningDiT",
-    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.1\.weight$"),
+    marks=(
+        r"x_embedder\.proj\.weight$",
+        r"blocks\.0\.adaLN_modulation\.1\.weight$",
+        # One of the options; without shifts the shape of the modulation tells, see ``_fits``.
+        r"feat_rope\.freqs_cos$|blocks\.0\.(norm1|mlp\.w12|adaLN_modulation\.1)\.weight$",
+    ),
     fits=_fits,
     identify=identify,
     build=build,

@@ -67,7 +67,11 @@ def test_stages_are_said_and_not_compared(analysed):
     (sentence,) = (s for s in summary["assumptions"] if "changes its shape" in s)
     assert sentence.startswith("the stream changes its shape before blocks 2, 4, 5, 6: cosines")
     assert "n/a" in printed.stdout
+    assert "one sample" not in printed.stdout  # of what is not measurable there is no interval
     analysis = open_analysis(folder)
+    bands = [t.x for t in interactive.dilution([("", analysis.dataset)]).data if t.fill == "toself"]
+    cosines = [sorted({int(x) for x in band}) for band in bands[2:]]
+    assert cosines == [[2], [6]]  # no band across the stages between
     titles = [f["title"] for f in page._figures(analysis.dataset, "U-DiT")]
     assert "Every reader and every source" in titles
     # Every stage has one source block: there is nothing to compare among blocks.

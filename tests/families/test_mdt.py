@@ -8,7 +8,7 @@ import torch
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.subjects.mdt import FAMILY
 from tests import reference
-from tests.families import check
+from tests.families import check, transcript
 
 SMALL = {"channels": 4, "side": 3, "patch": 2, "width": 24, "heads": 4, "half": 2, "decoder": 2,
          "hidden": 72, "rows": 11, "learn_sigma": True}  # fmt: skip
@@ -84,7 +84,7 @@ def transcription(p, x, t, y, config, gates):
         x, p["x_embedder.proj.weight"], p["x_embedder.proj.bias"], config["patch"]
     )
     c = reference.embed_time(p, t) + p["y_embedder.embedding_table.weight"][y]
-    stream = check.Stream(image + p["pos_embed"], gates)
+    stream = transcript.Stream(image + p["pos_embed"], gates)
     embedding, skips = None, []
     for k, name in enumerate(block_names(half, config["decoder"])):
         if k == half:  # the last block of the first half: its own skip comes back at once
@@ -194,7 +194,7 @@ def test_positions_of_the_decoder_are_a_source(case):
 
 def test_everything_against_the_transcription(case):
     config, p, _, subject, args, loss = case
-    expected, output, stream = check.transcribed(
+    expected, output, stream = transcript.transcribed(
         lambda gates: transcription(p, *args, config, gates),
         len(subject.readers), len(subject.sources), len(TIMES), loss,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.subjects.uvit import FAMILY
 from tests import reference
-from tests.families import check
+from tests.families import check, transcript
 
 LATENT = {"channels": 4, "side": 4, "patch": 1, "width": 32, "blocks": 5, "hidden": 80, "rows": 11}
 PIXEL = {"channels": 3, "side": 2, "patch": 2, "width": 24, "blocks": 7, "hidden": 96, "rows": 0,
@@ -68,7 +68,7 @@ def transcription(p, x, t, y, *, blocks, patch, rows, gates):
         x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], patch
     )
     tokens += [time[:, None], image]
-    stream, skips = check.Stream(torch.cat(tokens, 1) + p["pos_embed"], gates), []
+    stream, skips = transcript.Stream(torch.cat(tokens, 1) + p["pos_embed"], gates), []
     names = [f"in_blocks.{k}" for k in range(half)] + ["mid_block"]
     for k, name in enumerate(names + [f"out_blocks.{k}" for k in range(half)]):
         if k > half:
@@ -155,7 +155,7 @@ def test_reads_are_sums_and_branches_are_writes(case):
 def test_everything_against_the_transcription(case):
     config, p, _, subject, args, loss = case
     options = {name: config[name] for name in ("blocks", "patch", "rows")}
-    expected, output, stream = check.transcribed(
+    expected, output, stream = transcript.transcribed(
         lambda gates: transcription(p, *args, **options, gates=gates),
         len(subject.readers), len(subject.sources), len(TIMES), loss,
     )  # fmt: skip
