@@ -20,7 +20,7 @@ LAYERS = [
     {"dar_probe.verdict", "dar_probe.effects", "dar_probe.subjects", "dar_probe.train",
      "dar_probe.hub"},
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
-    {"dar_probe.probe", "dar_probe.analysis"},
+    {"dar_probe.probe", "dar_probe.analysis", "dar_probe.survey"},
     {"dar_probe.task"},
     {"dar_probe.api", "dar_probe.handle"},
     {"dar_probe.bench"},
