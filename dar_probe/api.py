@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 from torch import nn
 
-from dar_probe import store, task
+from dar_probe import module_task, store, task
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
@@ -199,7 +199,8 @@ def audit(
             ``module``; a pure function of each (id, level). Left out for classes of transformers:
             random inputs by their config.
         loss: loss(output, sample_ids, noise_level) -> (N,); left out: the mean square of the
-            output less a random target, or a causal language model's own next-token loss.
+            output, less a random target where it ends in a norm; a causal language model's own
+            next-token loss; a diffusers transformer's denoising loss.
         noise_levels: 0 = data, 1 = noise; left out: the axis has length one and value 0.
         samples: sample ids are 0..samples - 1.
         batch_size: cells of the grid in one forward, halved where memory runs out; and samples
@@ -217,7 +218,7 @@ def audit(
         ProbeError: no pre-norm stack was found, or nothing could be measured.
         UsageError: an argument does not fit.
     """
-    planned = task.of_module(
+    planned = module_task.of_module(
         module,
         batch=batch,
         loss=loss,
@@ -229,9 +230,9 @@ def audit(
     )
     if not train_steps:
         return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
-    if planned.loss is task.random_target:
+    if planned.loss in (module_task.random_target, module_task.mean_square):
         raise UsageError(
-            "training takes a loss: nothing is learnt from a random target",
+            "training takes a loss: nothing is learnt from what stands in for one",
             hint="loss(output, sample_ids, noise_level) -> (N,), third of (module, batch, loss)",
         )
     check(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
@@ -255,7 +256,7 @@ def audit(
         seed=seed,
         on_step=tell,
     )
-    again = task.of_module(
+    again = module_task.of_module(
         twin,
         batch=planned.batch,
         loss=planned.loss,

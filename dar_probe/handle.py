@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dar_probe import subjects, task
+from dar_probe import module_task, subjects, task
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.probe import trace
 from dar_probe.probe.measure import Batch, Loss
@@ -65,9 +65,10 @@ class Probe:
             )
         else:
             module = subjects.unwrap(model)
-            self._batch, self._loss = batch, loss or task.mean_square
+            self._batch, self._loss = batch, loss or module_task.mean_square
             try:
-                subject = task.of_module(module, batch=batch, loss=loss, **settings).subject
+                planned = module_task.of_module(module, batch=batch, loss=loss, **settings)
+                subject, self._loss = planned.subject, planned.loss
             except ProbeError:
                 pass  # no residual stream: its modules can be traced all the same
         self._modes = [(m, m.training) for m in module.modules()]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import dar_probe as dp
+from dar_probe.module_task import TARGET_SEED, mean_square, random_target, stand_in
 from dar_probe.probe import from_config
-from dar_probe.task import TARGET_SEED, random_target
 from dar_probe.train import data
 
 transformers = pytest.importorskip("transformers")
@@ -70,7 +70,10 @@ def test_vision_models_get_images_of_their_size():
     assert inputs.loss is None
     analysis = dp.audit(model, samples=3)
     assert analysis.dataset.sizes["block"] == 4
-    assert any("random target" in text for text in analysis.manifest["assumptions"])
+    assert (
+        "no loss was given: the mean square of the output stands in"
+        in (analysis.manifest["assumptions"])
+    )
     with pytest.raises(dp.UsageError, match="takes a loss"):
         dp.audit(model, samples=3, train_steps=2)
 
@@ -79,6 +82,9 @@ def test_encoders_get_tokens_and_a_loss_with_a_gradient():
     model = make("BertModel").eval()  # its output is normed: the mean square is a constant
     inputs = from_config.find(model)
     assert inputs.loss is None
+    assert stand_in(model, inputs.batch, 0.0) is random_target
+    head = make("ViTForImageClassification").eval()
+    assert stand_in(head, from_config.find(head).batch, 0.0) is mean_square
     with torch.no_grad():
         losses = random_target(model(*(), **inputs.batch(IDS, LEVELS)[1]), IDS, LEVELS)
     assert float(losses.std()) > 0.1

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Folder:
         weights: the safetensors files.
         variant: such as "fp16" where the files are named after one, else None.
         bytes: size of all weights files.
-        sha256: over the names and contents of settings and weights, in hex.
+        settings: config.json, and the scheduler's file where there is one.
         shapes: of every tensor.
         dtype: the most frequent type of the stored tensors, such as "BF16".
         assumptions: one sentence for each choice that was made.
@@ -58,10 +59,18 @@ class Folder:
     weights: tuple[Path, ...]
     variant: str | None
     bytes: int
-    sha256: str
+    settings: tuple[Path, ...]
     shapes: dict[str, tuple[int, ...]]
     dtype: str
     assumptions: tuple[str, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over the names and contents of settings and weights, in hex; reads all of them."""
+        digest = hashlib.sha256()
+        for file in (*self.settings, *self.weights):
+            digest.update(f"{file.name}:{_sha256(file)}\n".encode())
+        return digest.hexdigest()
 
 
 def is_folder(path: str | Path) -> bool:
@@ -106,10 +115,7 @@ def read(path: str | Path) -> Folder:
     if variant is not None:
         assumptions.append(f"the weights are those of the variant {quote(variant)}")
     shapes, dtype = _headers(weights, listed, shown)
-    read_files = [home / "config.json", *([scheduler_file] if with_scheduler else []), *weights]
-    digest = hashlib.sha256()
-    for file in read_files:
-        digest.update(f"{file.name}:{_sha256(file)}\n".encode())
+    settings = (home / "config.json", *([scheduler_file] if with_scheduler else []))
     return Folder(
         path=home,
         shown=shown,
@@ -119,7 +125,7 @@ def read(path: str | Path) -> Folder:
         weights=tuple(weights),
         variant=variant,
         bytes=sum(os.path.getsize(file) for file in weights),
-        sha256=digest.hexdigest(),
+        settings=settings,
         shapes=shapes,
         dtype=dtype,
         assumptions=tuple(assumptions),

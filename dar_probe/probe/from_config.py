@@ -126,7 +126,8 @@ def _images(module: nn.Module, config: Any) -> Inputs | None:
 
 def _diffusers(module: nn.Module) -> Inputs | None:
     """Normal noise for latents, noised along the path of the class, and its denoising loss."""
-    name, config = type(module).__name__, dict(module.config)  # type: ignore[call-overload]
+    settings: Any = module.config
+    name, config = type(module).__name__, dict(settings)
     call = inputs.plan(name, config, seed=SEED)
     objective, assumed = clock.choose(name, config, None)
 

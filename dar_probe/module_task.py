@@ -1,0 +1,157 @@
+"""A module that somebody brings, turned into a task: its inputs, its loss and its sites."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dar_probe import subjects, task
+from dar_probe.errors import UsageError
+from dar_probe.objective import Objective
+from dar_probe.probe import from_config
+from dar_probe.probe.levels import parse_levels
+from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.recorder import untouched
+from dar_probe.probe.spread import Grid
+from dar_probe.subjects.sites import is_fresh
+from dar_probe.train import data as datasets
+
+LEVELS = 5  # of a module with a time of its own
+TARGET_SEED = 7_919  # no inputs are drawn from it
+CONSTANT = 1e-3  # losses of two samples that are closer are one number
+
+
+def of_module(
+    module: nn.Module,
+    *,
+    batch: Batch | None = None,
+    loss: Loss | None = None,
+    noise_levels: task.Levels | None = None,
+    samples: int = 8,
+    batch_size: int = 8,
+    blocks: str | None = None,
+    readers: str | None = None,
+) -> task.Task:
+    """Find the sites of a module and return what ``api.audit`` measures."""
+    if samples < 1 or batch_size < 1:
+        raise UsageError("samples and batch_size must be at least 1")
+    module = subjects.unwrap(module)
+    data = {"name": "batch", "description": "inputs from the caller's batch function"}
+    assumptions: list[str] = []
+    objective: Objective | None = None
+    if batch is None:
+        inputs = _own_inputs(module)
+        batch = inputs.batch
+        data = {"name": inputs.name, "description": inputs.description}
+        assumptions.append(f"no batch function was given: inputs are {inputs.description}")
+        if loss is None and inputs.loss is not None:
+            loss = inputs.loss
+            assumptions += inputs.assumptions
+        objective = inputs.objective
+    timestep = log_snr = None
+    if objective is not None:
+        s = torch.from_numpy(parse_levels(LEVELS if noise_levels is None else noise_levels))
+        s = torch.unique(objective.reached(s))
+        levels, timestep = s.numpy(), objective.model_time(s).numpy().astype(np.float64)
+        log_snr = objective.log_snr(s).numpy()
+    else:
+        levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
+    with untouched(module):
+        first = _first_inputs(module, batch, levels[:1])
+        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
+        if loss is None:
+            loss = stand_in(module, batch, float(levels[0]))
+            what = "the mean square of the output"
+            if loss is random_target:
+                what += " less a random target, one of each sample's own,"
+            assumptions.append(f"no loss was given: {what} stands in")
+    subject = replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
+    grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
+    unknown = np.full(len(levels), np.nan)
+    return task.Task(
+        subject=subject,
+        grid=grid,
+        batch=batch,
+        loss=loss,
+        timestep=unknown if timestep is None else timestep,
+        log_snr=unknown if log_snr is None else log_snr,
+        manifest=task.provenance(
+            subject,
+            grid,
+            name=type(module).__name__,
+            data=data,
+            assumptions=[*assumptions, *subject.assumptions],
+        ),
+    )
+
+
+@torch.no_grad()
+def stand_in(module: nn.Module, batch: Batch, level: float) -> Loss:
+    """Return a loss for a module that came without one.
+
+    The mean square of the output, unless that is the same for two samples: after a norm it is a
+    constant, and has no gradient but rounding.
+    """
+    ids, levels = torch.arange(2), torch.full((2,), level, dtype=torch.float64)
+    args, kwargs = batch(ids, levels)
+    one, other = mean_square(module(*args, **kwargs), ids, levels).tolist()
+    return random_target if math.isclose(one, other, rel_tol=CONSTANT) else mean_square
+
+
+def random_target(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the mean square (N,) of a module's output, or of its first tensor, less a target.
+
+    The target is normal noise, a function of the sample id alone.
+    """
+    found = _first_tensor(output)
+    target = datasets.noise(sample_ids, found.shape[1:], seed=TARGET_SEED).to(found.device)
+    return (found.float() - target).square().reshape(len(sample_ids), -1).mean(1)
+
+
+def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the mean square (N,) of a module's output, or of its first tensor."""
+    return _first_tensor(output).float().square().flatten(1).mean(1)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    tensors = output.values() if isinstance(output, dict) else output
+    return next(value for value in tensors if isinstance(value, Tensor))
+
+
+def _own_inputs(module: nn.Module) -> from_config.Inputs:
+    found = from_config.find(module)
+    if found is None:
+        raise UsageError(
+            f"a {type(module).__name__} came without a batch function, and none is known for it",
+            hint="batch(sample_ids, noise_level) -> (args, kwargs)",
+        )
+    return found
+
+
+def _first_inputs(
+    module: nn.Module, batch: Batch, level: np.ndarray
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of sample 0, on which the module is known to run."""
+    if next(module.parameters(), None) is None:
+        raise UsageError("the module has no parameters")
+    made = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(level))
+    kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
+    if kinds != (tuple, dict):
+        raise UsageError(
+            f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
+            hint="return (x,), {} for a module that is called as module(x)",
+        )
+    try:
+        with torch.no_grad():
+            module(*made[0], **made[1])
+    except Exception as error:  # somebody else's code fails in any way it likes
+        raise UsageError(
+            f"the module does not run on its inputs: {type(error).__name__}: {error}",
+            hint="check the batch function or --input",
+        ) from error
+    return made
