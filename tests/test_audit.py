@@ -486,3 +486,40 @@ def test_buffers_that_a_forward_changes_are_restored():
 def test_bad_batch_or_loss_gets_one_sentence(change, error, sentence):
     with pytest.raises(error, match=sentence):
         dp.audit(Stack(), **{"batch": batch, "samples": 2, **change})
+
+
+def test_blocks_and_readers_may_be_named():
+    torch.manual_seed(0)
+    model = Stack()
+    options = {"batch": batch, "loss": loss, "samples": 2}
+    found = dp.audit(model, **options)
+    named = dp.audit(
+        model, **options, blocks="blocks.*", readers="blocks.*.norm1, blocks.*.norm2,norm"
+    )
+    np.testing.assert_array_equal(named.dataset["gate"], found.dataset["gate"])
+    assert named.manifest["sites"] == found.manifest["sites"]
+    assert [site["module"] for site in found.manifest["sites"]] == [
+        *(f"blocks.{k}.norm{j}" for k in range(4) for j in (1, 2)), "norm",
+    ]  # fmt: skip
+    with pytest.raises(dp.UsageError, match=r"no module is called 'layers\.\*'") as caught:
+        dp.audit(model, **options, blocks="layers.*")
+    assert "blocks.0.norm1" in caught.value.hint
+    with pytest.raises(dp.ProbeError, match="these blocks and readers are no pre-norm stack"):
+        dp.audit(model, **options, readers="blocks.*.norm1,norm")  # the MLP stays uncut
+    # What attention writes is then something that happens to the stream between two readers.
+    half = dp.audit(model, **options, readers="blocks.*.norm2,norm").dataset
+    assert [k for k in half["source_kind"].values if k == "fusion"] == ["fusion"] * 3
+    whole = found.dataset["gate"].values[0, :, -1]  # of the head
+    merged = half["gate"].values[0, :, -1]
+    np.testing.assert_allclose(merged[:, 0], whole[:, 0] + whole[:, 1], rtol=1e-4)
+    np.testing.assert_allclose(merged[:, 1::2], whole[:, 2::2], rtol=1e-4)
+
+
+def test_a_part_of_the_blocks_may_be_chosen():
+    torch.manual_seed(0)
+    model = Stack(depth=6)
+    whole = dp.audit(model, batch=batch, loss=loss, samples=2).dataset
+    part = dp.audit(model, batch=batch, loss=loss, samples=2, blocks="blocks.[2345]").dataset
+    assert part.sizes["block"] == 5
+    np.testing.assert_allclose(part["rms"][0], whole["rms"][0, :, 2:], rtol=1e-6)
+    np.testing.assert_allclose(part["grad_rms"][0], whole["grad_rms"][0, :, 2:], rtol=1e-5)
