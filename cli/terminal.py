@@ -224,7 +224,7 @@ def _model(model: dict[str, object]) -> str:
         routing = f"DAR {model['query']}, chunks of {model['chunk_size']}"
     elif routing == "residual":
         routing = "plain residuals"
-    elif routing == "unknown":
+    elif routing == "none":
         routing = "no pre-norm stack"
     return (
         f"{model['depth']} blocks x {model['width']}, {routing}, "

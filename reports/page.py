@@ -102,7 +102,7 @@ def _policy(scripts: list[str]) -> str:
 def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
-    named_routing = {"residual": "plain residuals", "dar": "DAR", "unknown": "no pre-norm stack"}
+    named_routing = {"residual": "plain residuals", "dar": "DAR", "none": "no pre-norm stack"}
     routing = named_routing.get(style.routing_of(ds), style.routing_of(ds))
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [

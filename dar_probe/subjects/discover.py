@@ -419,7 +419,7 @@ def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         sources=tuple(sources),
         offered=((),) * (len(readers) + 1),
         entrance=passed[0].home[0],
-        facts={**_facts(model, len(passed), first), "routing": "unknown"},
+        facts={**_facts(model, len(passed), first), "routing": "none"},
         assumptions=(
             f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
             "measured, gates, routes and writes are not measurable",
