@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import dar_probe as dp
+from dar_probe.models.sit import unpatchify
 from dar_probe.probe.recorder import untouched
 from dar_probe.subjects import discover
 from tests import tiny
@@ -135,7 +136,7 @@ def test_audit_by_discovery_equals_the_named_sites():
             c = self.inner.t_embedder(t) + self.inner.y_embedder(y)
             for layer in self.layers:
                 h = layer(h, c)
-            return self.inner.unpatchify(self.inner.final_layer(h, c))
+            return unpatchify(self.inner.final_layer(h, c), 2)
 
     options = {"batch": problem.batch, "loss": problem.loss, "noise_levels": [0.2, 0.8]}
     named = dp.audit(model, **options, samples=4).dataset

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe.models.sit import SiT, SiTConfig, modulate
+from dar_probe.models.sit import SiT, SiTConfig, modulate, unpatchify
 from tests import reference, tiny
 
 
@@ -88,7 +88,7 @@ def test_residual_stream_is_plain_addition_bit_for_bit(dtype):
         stream = stream + parts[2] * a
         m = block.mlp(modulate(block.norm2(stream), parts[3], parts[4]))
         stream = stream + parts[5] * m
-    assert torch.equal(model(x, t, y), model.unpatchify(model.final_layer(stream, c)))
+    assert torch.equal(model(x, t, y), unpatchify(model.final_layer(stream, c), model.config.patch))
 
 
 @pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)

@@ -118,14 +118,7 @@ class SiT(nn.Module):
         for block in self.blocks:
             block(self.stream, state, c)
         out = self.final_layer(self.stream.read(state, 2 * len(self.blocks) + 1), c)
-        return self.unpatchify(out)[:, : self.config.in_channels]  # (N, C, h, w)
-
-    def unpatchify(self, out: Tensor) -> Tensor:
-        """(N, T, p*p*C) -> (N, C, h, w)."""
-        n, tokens, _ = out.shape
-        p, side = self.config.patch, math.isqrt(tokens)
-        out = out.reshape(n, side, side, p, p, -1)
-        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * p, side * p)
+        return unpatchify(out, self.config.patch)[:, : self.config.in_channels]  # (N, C, h, w)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -257,6 +250,14 @@ class LabelEmbedder(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """(N,) -> (N, D)."""
         return self.embedding_table(y)  # type: ignore[no-any-return]
+
+
+def unpatchify(out: Tensor, patch: int) -> Tensor:
+    """Put the tokens of a square back into place: (N, T, p*p*C) -> (N, C, h, w)."""
+    n, tokens, _ = out.shape
+    side = math.isqrt(tokens)
+    out = out.reshape(n, side, side, patch, patch, -1)
+    return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * patch, side * patch)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

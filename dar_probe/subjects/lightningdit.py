@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder
+from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.stack import Stack
@@ -29,7 +29,7 @@ class LightningDiT(nn.Module):
         rows: int, learn_sigma: bool, rope: bool, **block: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.channels = channels
+        self.channels, self.patch = channels, patch
         tokens, outputs = (side // patch) ** 2, channels * (2 if learn_sigma else 1)
         self.x_embedder = PatchEmbed(channels, width, patch)
         self.t_embedder = TimestepEmbedder(width)
@@ -41,15 +41,12 @@ class LightningDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict data - noise; of learned variances the first half is returned."""
-        n, _, height, width = x.shape
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
             x = block(x, c, self.feat_rope)
         out = self.final_layer(x, c)  # (N, T, p*p*C)
-        p = self.x_embedder.proj.kernel_size[0]
-        out = out.reshape(n, height // p, width // p, p, p, -1)
-        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, height, width)[:, : self.channels]
+        return unpatchify(out, self.patch)[:, : self.channels]
 
 
 class Block(nn.Module):

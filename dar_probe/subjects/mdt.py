@@ -20,6 +20,7 @@ from dar_probe.models.sit import (
     PatchEmbed,
     TimestepEmbedder,
     modulate,
+    unpatchify,
 )
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
@@ -90,14 +91,7 @@ class MDT(nn.Module):
         x = x + self.decoder_pos_embed
         for block in self.de_blocks:
             x = block(x, c, embedding)  # the same skip for each
-        return self.unpatchify(self.final_layer(x, c))[:, : self.channels]
-
-    def unpatchify(self, out: Tensor) -> Tensor:
-        """(N, T, p*p*C) -> (N, C, h, w)."""
-        n, tokens, _ = out.shape
-        p, side = self.patch, math.isqrt(tokens)
-        out = out.reshape(n, side, side, p, p, -1)
-        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * p, side * p)
+        return unpatchify(self.final_layer(x, c), self.patch)[:, : self.channels]
 
 
 class Block(nn.Module):

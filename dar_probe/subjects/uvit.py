@@ -4,7 +4,6 @@ After "All are Worth Words: A ViT Backbone for Diffusion Models" (arXiv 2209.121
 Shapes: N samples, C channels, T tokens (those of label and time too), D width, H heads.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
-from dar_probe.models.sit import PatchEmbed, sinusoid
+from dar_probe.models.sit import PatchEmbed, sinusoid, unpatchify
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.stack import Stack
@@ -90,14 +89,7 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             x = block(x, skips.pop())  # the latest skip first
         out = self.decoder_pred(self.norm(x))[:, self.extras :]
-        return self.final_layer(self.unpatchify(out))  # type: ignore[no-any-return]
-
-    def unpatchify(self, out: Tensor) -> Tensor:
-        """(N, h/p * w/p, p*p*C) -> (N, C, h, w)."""
-        n, tokens, _ = out.shape
-        p, side = self.patch, math.isqrt(tokens)
-        out = out.reshape(n, side, side, p, p, -1)
-        return torch.einsum("nhwpqc->nchpwq", out).reshape(n, -1, side * p, side * p)
+        return self.final_layer(unpatchify(out, self.patch))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
