@@ -32,7 +32,14 @@ def inspect(
         checkpoint, heads=heads, family=family, weights=weights, objective_name=objective
     )
     if as_json:
-        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+        facts = asdict(found)
+        flat = {
+            "file": facts["file"].pop("name"),
+            **facts.pop("file"),
+            **facts.pop("sizes"),
+            **facts,
+        }
+        sys.stdout.write(json.dumps(flat, indent=2) + "\n")
     else:
         _show(found)
 

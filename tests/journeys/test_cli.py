@@ -114,7 +114,10 @@ def test_inspect(checkpoint):
     facts = json.loads(done.stdout)
     assert (facts["family"], facts["depth"], facts["width"]) == ("dar-probe", 3, 16)
     assert (facts["routing"], facts["query"], facts["chunk_size"]) == ("dar", "static+t", 2)
-    assert facts["routing_parameters"] == 7 * 2 * 16
+    assert facts["parts"]["stream"] == 7 * 2 * 16 and sum(facts["parts"].values()) == (
+        facts["parameters"]
+    )
+    assert facts["flops"] > 0 and facts["sites"][0] == "3 blocks, 7 readers, 7 sources"
     shown = run("inspect", checkpoint)
     assert shown.returncode == 0 and max(map(len, shown.stdout.splitlines())) <= 80
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
