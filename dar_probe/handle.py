@@ -34,7 +34,8 @@ class Probe:
     Attributes:
         model: the whole model as an nnsight envoy; ``probe.model.output`` in a trace.
         modules: every module by its own path, also where no residual stream was found.
-        reads: what each sublayer reads, by names such as "block 3 attention" and "head".
+        reads: what each sublayer reads, by names such as "block 3 attention" and "head"; without
+            those whose module runs more than once in a forward, and a head that is no module.
         writes: what is handed to the stream, by names such as "embedding" and "block 3 mlp";
             empty where writes are known only as differences of reads.
         ids: the samples that there are.
@@ -81,7 +82,9 @@ class Probe:
         self.reads: dict[str, Any] = {}
         self.writes: dict[str, Any] = {}
         if subject is not None:
-            self.reads = {r.name: at[r.module] for r in subject.readers}
+            # An envoy's ``input`` is that of the first call alone.
+            simple = [r for r in subject.readers if r.when == "input" and r.call[1] == 1]
+            self.reads = {r.name: at[r.module] for r in simple}
             named = zip(subject.sources, subject.writers or (), strict=False)
             self.writes = {source.name: at[writer] for source, writer in named}
 

@@ -115,8 +115,9 @@ class _Calls:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for _, visit in self._due():
-            if args:
-                args = (visit(args[0]), *args[1:])
+            at = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
+            if at is not None:
+                args = (*args[:at], visit(args[at]), *args[at + 1 :])
             else:
                 name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
                 kwargs = {**kwargs, name: visit(kwargs[name])}
@@ -127,9 +128,16 @@ class _Calls:
             if site.item is None:
                 output = visit(output)
             else:
-                seen = visit(output[site.item])
-                output = type(output)((*output[: site.item], seen, *output[site.item + 1 :]))
+                output = replaced(output, site.item, visit(output[site.item]))
         return output
+
+
+def replaced(output: Any, item: int, value: Tensor) -> Any:
+    """Return a tuple or a list with one element replaced."""
+    parts = (*output[:item], value, *output[item + 1 :])
+    if hasattr(output, "_fields"):  # a namedtuple takes its parts one by one
+        return type(output)(*parts)
+    return type(output)(parts)
 
 
 class Recorder(Visitor):

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dar_probe.probe.recorder import Visitor
+from dar_probe.errors import ProbeError
+from dar_probe.probe.recorder import Visitor, replaced
 from dar_probe.subjects.subject import Site
 
 _ONE_AT_A_TIME = threading.RLock()  # nnsight's traces are not safe across threads
@@ -41,7 +42,17 @@ def forward(visitor: Visitor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Run the visitor's subject once and let the visitor meet every site; return the output.
 
     Values, sites and order are those of the hooks of ``Visitor``; so are the numbers, bit for bit.
+
+    Raises:
+        ProbeError: a site's module runs more than once in a forward.
     """
+    for reader in visitor.subject.readers:
+        if reader.call[1] > 1:
+            raise ProbeError(
+                f"the module at {reader.name!r} runs {reader.call[1]} times in one forward, and "
+                "nnsight would meet its first call alone",
+                hint="leave --engine out: the numbers are the same",
+            )
     with _ONE_AT_A_TIME, wrapped(visitor.subject.model) as model:
         found: list[Any] = []
         _traced(model, args, kwargs, visitor, found)
@@ -103,5 +114,4 @@ def _replace(at: dict[nn.Module, Any], site: Site, value: Any) -> None:
     elif site.item is None:
         envoy.output = value
     else:
-        output = envoy.output
-        envoy.output = (*output[: site.item], value, *output[site.item + 1 :])
+        envoy.output = replaced(envoy.output, site.item, value)
