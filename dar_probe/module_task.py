@@ -17,6 +17,7 @@ from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
 from dar_probe.subjects.sites import is_fresh
+from dar_probe.subjects.traced import innermost
 from dar_probe.train import data as datasets
 
 LEVELS = 5  # of a module with a time of its own
@@ -60,7 +61,8 @@ def of_module(
     else:
         levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     with untouched(module):
-        first = _first_inputs(module, batch, levels[:1])
+        # What a level scales may well vanish at the lowest one.
+        first = _first_inputs(module, batch, levels[len(levels) // 2 :][:1])
         subject = subjects.find(module, *first, blocks=blocks, readers=readers)
         if loss is None:
             loss = stand_in(module, batch, float(levels[0]))
@@ -117,10 +119,13 @@ def mean_square(output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    tensors = output.values() if isinstance(output, dict) else output
-    return next(value for value in tensors if isinstance(value, Tensor))
+    found = innermost(output)
+    if found is None:
+        raise UsageError(
+            f"no tensor was found in the {type(output).__name__} that the module returns",
+            hint="give a loss: loss(output, sample_ids, noise_level) -> (N,)",
+        )
+    return found
 
 
 def _own_inputs(module: nn.Module) -> from_config.Inputs:

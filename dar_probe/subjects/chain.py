@@ -8,7 +8,7 @@ whose rows also tell which token became which. Names of modules play no part.
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dar_probe.subjects.traced import Passed, Read, Trace
 
@@ -91,6 +91,7 @@ class _Step:
     read: Read | None
     place: _Place
     came: tuple[Passed, int | None, _Place, bool] | None = None
+    added: bool = False  # what came is added to the stream outside of the block
 
 
 def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
@@ -111,7 +112,18 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
         frame.narrow(int(live[0]), int(live[-1] - live[0]) + 1)
     ends = [1]  # how many steps each block has, the head's first
     while (came := steps[-1].came) is not None:
-        own = _block(trace, *came[:3])
+        passed, item, place, _ = came
+        own = _block(trace, passed, passed.gave[item], place)
+        last = steps[-1]
+        if not own and last.read is not None:
+            # The block may return what it writes, and the model adds it to the stream.
+            if own := _block(trace, passed, last.read.value, last.place):
+                steps[-1] = replace(last, added=True)
+        if not own:
+            name = type(passed.home[0]).__name__
+            raise NoStream(
+                f"a {name} hands on no state that a norm in it reads, plus what it writes"
+            )
         first = own[0]
         assert first.read is not None
         entered = next(p.entered for p in trace.passed if p.home == first.read.home)
@@ -123,9 +135,93 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
     return [_link(step, block) for step, block in zip(steps, blocks, strict=True)]
 
 
+def others(trace: Trace, links: list[Link]) -> list[Read]:
+    """Return the reads of the stream, or of a function of it, that are none of the links'.
+
+    Such are norms that get a copy, what follows a norm that is no module, blocks outside of all
+    lists, and the norms of more heads.
+    """
+    own = [link.read for link in links if link.read is not None]
+    found = []
+    for read in trace.reads:
+        before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
+        if any(read is r for r in own) or not before:
+            continue
+        link, last = before[-1]
+        if link is links[-1]:
+            # Nothing is cut behind the head: does the stream come here by another way as well?
+            if _depends(read.value, last.value, link.tokens, besides=last.cut):
+                found.append(read)
+            continue
+        (match,) = match_tokens(read.value, [last.value])
+        if match is not None:  # it may read nothing but other tokens of the same sequence
+            if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
+                found.append(read)
+        elif _depends(read.value, last.value, link.tokens):
+            found.append(read)
+    return found
+
+
+def overwritten(trace: Trace, links: list[Link]) -> nn.Module | None:
+    """Return a module whose state of the stream was overwritten in place, if there is one."""
+    for link in links:
+        came = link.came
+        if came is not None:
+            passed = came.passed
+            if passed.gave[came.item]._version != passed.versions[came.item]:
+                return passed.home[0]
+        if link.read is not None and link.read.value._version != link.read.version:
+            return link.read.module
+    return None
+
+
+def returns_what_is_added(passed: Passed, state: Tensor, following: Tensor) -> bool:
+    """Tell whether a block's output is added to the state that it got, outside of the block."""
+    within = (match_tokens(gave, [state])[0] for gave in passed.gave.values())
+    return match_tokens(following, [state])[0] is not None and not any(within)
+
+
+def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
+    """Tell whether a tensor depends on what a call of a block returned, by modules between too."""
+    between = [read for read in trace.reads if read.home is None and read.at >= passed.left]
+    goals, asked = list(passed.gave.values()), [later]
+    while asked:
+        value = asked.pop()
+        if any(_depends(value, goal, slice(None)) for goal in goals):
+            return True
+        through = [read for read in between if _depends(value, read.cut, slice(None))]
+        between = [read for read in between if read not in through]
+        asked += [read.value for read in through]
+    return False
+
+
+def _depends(
+    later: Tensor, earlier: Tensor, tokens: slice, *, besides: Tensor | None = None
+) -> bool:
+    """Tell whether autograd leads from one tensor back to some tokens of an earlier one.
+
+    ``besides`` is a view of the earlier one, and what comes by it does not count.
+    """
+    if not later.requires_grad or not earlier.requires_grad:
+        return False
+    probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(2))
+    slope, by_view = torch.autograd.grad(
+        later,
+        [earlier, earlier if besides is None else besides],
+        probe.to(later.device, later.dtype),
+        retain_graph=True,
+        allow_unused=True,
+    )
+    if slope is None:
+        return False
+    if besides is not None and by_view is not None:
+        slope = slope - by_view
+    return bool(slope[:, tokens].any())
+
+
 def _link(step: _Step, block: int) -> Link:
     came = None
-    if step.came is not None:
+    if step.came is not None and not step.added:
         passed, item, place, fresh = step.came
         came = Exit(passed=passed, item=item, tokens=place.tokens(), fresh=fresh)
     return Link(read=step.read, tokens=step.place.tokens(), block=block, came=came)
@@ -134,16 +230,18 @@ def _link(step: _Step, block: int) -> Link:
 def _head(trace: Trace) -> _Step:
     """Find the norm that reads the stream after the last block, or else the last block's output."""
     last = max(passed.left for passed in trace.passed)
+    end = max(trace.passed, key=lambda passed: passed.left)
     assert trace.output is not None
-    for read in trace.reads:
-        if read.home is not None or read.at < last:
-            continue
-        live = _live(trace.output, read.cut)
+    after = [read for read in trace.reads if read.home is None and read.at >= last]
+    states = [*(read.cut for read in after), *end.gave.values()]
+    # A head that starts from zero hides the states from the output, but not that it reads them.
+    silent = not any(bool(_live(trace.output, state).any()) for state in states)
+    for read in after:
+        live = _live(trace.output, read.cut, silent=silent)
         place = _Place(_Frame(live, 0, len(live)), 0)
         if live.any() and (came := _before(trace, read.value, place, last, strict=True)):
             return _Step(read, place, came)
-    end = max(trace.passed, key=lambda passed: passed.left)
-    lives = {item: _live(trace.output, value) for item, value in end.gave.items()}
+    lives = {item: _live(trace.output, value, silent=silent) for item, value in end.gave.items()}
     found = [(item, live) for item, live in lives.items() if live.any()]
     if len(found) != 1:
         raise NoStream("the output depends on no state, or on several, of the last block")
@@ -152,25 +250,33 @@ def _head(trace: Trace) -> _Step:
     return _Step(None, place, (end, item, place, False))
 
 
-def _block(trace: Trace, passed: Passed, item: int | None, place: _Place) -> list[_Step]:
-    """Return the reads within one call of a block that its output is the sum of, in order."""
-    anchor = passed.gave[item]
+def _block(trace: Trace, passed: Passed, anchor: Tensor, place: _Place) -> list[_Step]:
+    """Return the reads within one call of a block that ``anchor`` is the sum of, in order.
+
+    ``place`` is that of the anchor: what the block hands on, or what is read after it.
+    """
     reads = [read for read in trace.reads if read.home == passed.home]
     steps: list[_Step] = []
     for read, match in zip(reads, match_tokens(anchor, [r.value for r in reads]), strict=True):
         if match is None or not place.frame.holds(match.here + place.offset, match.count):
             continue
-        if steps and steps[-1].read is not None and steps[-1].read.value is read.value:
+        if any(step.read is not None and step.read.value is read.value for step in steps):
             raise NoStream(
                 "two modules read the same state (parallel branches, each with its own norm)"
+            )
+        if steps and not _holds_what_came(read, steps[-1]):
+            raise NoStream(
+                "a module reads a state without what was written last (parallel branches)"
             )
         start = match.here + place.offset
         place.frame.narrow(start, match.count)
         steps.append(_Step(read, _Place(place.frame, start - match.there)))
-    if not steps:
-        name = type(passed.home[0]).__name__
-        raise NoStream(f"a {name} hands on no state that a norm in it reads, plus what it writes")
     return steps
+
+
+def _holds_what_came(read: Read, before: _Step) -> bool:
+    assert before.read is not None
+    return match_tokens(read.value, [before.read.value])[0] is not None
 
 
 def _before(
@@ -248,12 +354,17 @@ def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
     return Match(int(here[0]), int(there[0]), count)
 
 
-def _live(output: Tensor, state: Tensor) -> Tensor:
-    """Return which tokens of ``state`` (1, T, D) the output depends on: (T,) bool."""
+def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
+    """Return which tokens of ``state`` (1, T, D) the output depends on: (T,) bool.
+
+    With ``silent`` those are all where there is any path, even one that multiplies by zero.
+    """
     probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     (grad,) = torch.autograd.grad(
         output, state, probe.to(output.device, output.dtype), retain_graph=True, allow_unused=True
     )
     if grad is None:
         return torch.zeros(state.shape[1], dtype=torch.bool)
+    if silent:
+        return torch.ones(state.shape[1], dtype=torch.bool)
     return grad[0].any(-1).cpu()

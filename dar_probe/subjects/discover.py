@@ -77,6 +77,12 @@ def discover(
                 hint="leave --readers out to see what is found by itself",
             ) from error
         return _by_block(model, found, str(error))
+    if (module := chain.overwritten(found, links)) is not None:
+        names = {part: plain_name(name) for name, part in model.named_modules()}
+        raise ProbeError(
+            f"the stream was overwritten in place after {names[module]!r} read or returned it",
+            hint="the probe needs x = x + f(x), not x += f(x)",
+        )
     return _by_sublayer(model, found, links, aside)
 
 
@@ -189,6 +195,8 @@ def _by_sublayer(
         called = _called(found, read, stop, following.read)
         block = names[read.home[0]]
         name = f"block {link.block} {names[read.module].removeprefix(f'{block}.')}"
+        if again := sum(r.block == link.block and r.module is read.module for r in readers):
+            name += f" {again + 1}"  # a norm that several branches of the block share
         kind = _kind(
             found, called, {m: names[m].removeprefix(f"{block}.") for m in called.values()}
         )
@@ -216,7 +224,15 @@ def _by_sublayer(
         offered=offered_by_addition(sources),
         entrance=first.home[0],
         facts=_facts(model, links[-1].block - 1, first.value[:, links[0].tokens]),
-        assumptions=tuple(_assumed(readers, unlike, links, [names[block] for block in aside])),
+        assumptions=tuple(
+            _assumed(
+                readers,
+                unlike,
+                links,
+                [names[block] for block in aside],
+                [names[read.module] for read in chain.others(found, links)],
+            )
+        ),
     )
 
 
@@ -370,14 +386,32 @@ def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
     """Name the states between blocks of the commonest kind: all there is without a stream."""
     main = _main(found)
     passed = [p for p in found.passed if type(p.home[0]) is main]
-    states = [next((v for v in p.given if v.ndim == 3 and len(v) == 1), None) for p in passed]
+    firsts = [p.given[0] if p.given else None for p in passed]
+    states = [v if v is not None and v.ndim == 3 and len(v) == 1 else None for v in firsts]
     last = passed[-1]
     item = next(iter(last.gave), None)
     if len(passed) < 2 or any(state is None for state in states) or not last.gave:
         raise ProbeError(
             f"nothing can be measured between the blocks: {why}",
-            hint="the probe needs two or more blocks that take and return (N, T, D)",
+            hint="the probe needs two or more blocks that first take, and return, (N, T, D)",
         )
+    following = zip(passed, states, states[1:], strict=False)
+    for call, state, after in following:
+        assert state is not None and after is not None
+        kind = type(call.home[0]).__name__
+        if not chain.comes_from(found, after, call):
+            raise ProbeError(
+                f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
+                "does not come from the one before",
+                hint="a block's first tensor must be the state; name blocks of one stack with "
+                "--blocks",
+            )
+        if chain.returns_what_is_added(call, state, after):
+            raise ProbeError(
+                f"nothing can be measured between the blocks: {why}, and what it returns is added "
+                "to the stream outside of it",
+                hint="let each block return x + f(norm(x)), or end in a norm",
+            )
     shapes = [*(state.shape for state in states if state is not None), last.gave[item].shape]
     readers = [
         Reader(
@@ -447,9 +481,19 @@ def _view(tokens: slice, value: Tensor) -> View:
 
 
 def _assumed(
-    readers: list[Reader], unlike: list[str], links: list[Link], aside: list[str]
+    readers: list[Reader],
+    unlike: list[str],
+    links: list[Link],
+    aside: list[str],
+    others: list[str],
 ) -> list[str]:
     found = []
+    if others:
+        many = "is 1 module" if len(others) == 1 else f"are {len(others)} modules"
+        found.append(
+            f"left out {many}, such as {others[0]!r}, that read the stream or something made of it "
+            "(a copy, a scaled state): no readers here, what they write is part of other sources"
+        )
     if aside:
         many = "is 1 block" if len(aside) == 1 else f"are {len(aside)} blocks"
         found.append(f"aside of the measured stream {many}, such as {aside[0]!r}")
@@ -463,6 +507,11 @@ def _assumed(
         found.append(
             "a sequence holds other tokens too, such as text: only those that run through all "
             "blocks are measured"
+        )
+    if links[-1].read is None:
+        found.append(
+            "no norm reads the stream behind the last block: what it returns is taken for what the "
+            "head reads"
         )
     raw = [r.name for r in readers[:-1] if not r.normed]
     if raw:

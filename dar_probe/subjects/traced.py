@@ -6,8 +6,8 @@ the graph is the stream alone, and autograd can say what reads it.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Read:
         at: position in ``Trace.calls``.
         cut: what it got instead.
         call: which call of the module it is, from 0.
+        version: of the value, which an overwriting in place counts up.
     """
 
     module: nn.Module
@@ -38,6 +39,7 @@ class Read:
     at: int
     cut: Tensor
     call: int
+    version: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,6 +47,7 @@ class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
     ``gave`` has the tensors (1, T, D) by their position in a tuple; None is the output itself.
+    ``versions`` are theirs, as for a read.
     """
 
     home: Home
@@ -52,6 +55,7 @@ class Passed:
     left: int = -1
     given: list[Tensor]
     gave: dict[int | None, Tensor] = field(default_factory=dict)
+    versions: dict[int | None, int] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -127,6 +131,7 @@ def trace(
                 at=open_calls[-1],
                 cut=cut,
                 call=count[module] - 1,
+                version=value._version,
             )
         )
         return replace_first(args, kwargs, value, cut)
@@ -153,10 +158,14 @@ def trace(
                 for item, value in enumerate(outputs)
                 if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
             }
+            passed.versions = {item: value._version for item, value in passed.gave.items()}
 
-    with _hooked(model, enter, leave), entrance(expected[0]):
+    with ExitStack() as stack:
+        stack.enter_context(_hooked(model, enter, leave))
+        for block in set(expected):  # the first ones may run without gradients
+            stack.enter_context(entrance(block))
         output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    found.output = _innermost(output)
+    found.output = innermost(output)
     return found
 
 
@@ -173,14 +182,17 @@ def first_tensor(values: Any) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def _innermost(output: Any) -> Tensor | None:
+def innermost(output: Any) -> Tensor | None:
     """Return the first tensor of an output, in whatever it is packed."""
     if isinstance(output, Tensor):
         return output
-    values = output.values() if isinstance(output, dict) else output
-    if not isinstance(output, dict | tuple | list):
+    if isinstance(output, dict):
+        output = list(output.values())
+    elif is_dataclass(output) and not isinstance(output, type):
+        output = [getattr(output, part.name) for part in fields(output)]
+    if not isinstance(output, tuple | list):
         return None
-    return next((v for v in map(_innermost, values) if v is not None), None)
+    return next((v for v in map(innermost, output) if v is not None), None)
 
 
 def _is_sequence(value: Any) -> bool:

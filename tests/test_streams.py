@@ -1,0 +1,307 @@
+"""Streams that discovery must follow, refuse, or say something true about."""
+
+import dataclasses
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import dar_probe as dp
+from dar_probe.probe import trace
+from dar_probe.probe.measure import measure
+from dar_probe.probe.recorder import untouched
+from dar_probe.subjects import discover
+from tests.test_audit import Block, Branch, Stack, TwoNorms, batch, loss
+
+Pair = namedtuple("Pair", "state other")
+
+
+def audited(model, **options):
+    return dp.audit(model, **{"batch": batch, "loss": loss, "samples": 2, **options})
+
+
+def said(analysis, words):
+    return [sentence for sentence in analysis.manifest["assumptions"] if words in sentence]
+
+
+def of_blocks(kind, depth=4, **options):
+    torch.manual_seed(0)
+    model = Stack(**options)
+    model.blocks = nn.ModuleList(kind() for _ in range(depth))
+    return model
+
+
+class Sublayer(nn.Module):
+    """Returns what it writes; the model adds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(16), Branch(16)
+
+    def forward(self, x):
+        return self.mlp(self.norm(x))
+
+
+class AddedOutside(Stack):
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.norm(x))
+
+
+class Whole(nn.Module):
+    def __init__(self, sublayer):
+        super().__init__()
+        self.sublayer = sublayer
+
+    def forward(self, x):
+        return x + self.sublayer(x)
+
+
+def test_writes_that_are_added_outside_of_the_blocks():
+    torch.manual_seed(0)
+    model = AddedOutside()
+    model.blocks = nn.ModuleList(Sublayer() for _ in range(4))
+    found = audited(model).dataset
+    within = Stack()
+    within.load_state_dict(model.state_dict(), strict=False)
+    within.blocks = nn.ModuleList(Whole(block) for block in model.blocks)
+    expected = audited(within).dataset
+    for name in ("rms", "grad_rms", "cosine", "write_rms", "gate", "write_ratio"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    assert "fusion" not in found["source_kind"].values
+
+
+def test_writes_that_are_added_outside_and_read_by_no_norm_are_refused():
+    model = AddedOutside(head=False)
+    model.blocks = nn.ModuleList(Sublayer() for _ in range(4))
+    with pytest.raises(dp.ProbeError, match="added to the stream outside of it"):
+        audited(model)
+
+
+class Copied(Block):
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x.clone()))
+
+
+class Functional(Block):
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(functional.rms_norm(x, (16,)))
+
+
+class Scaled(Block):
+    def forward(self, x):
+        x = (x + self.attention(self.norm1(x))) / 2
+        return x + self.mlp(self.norm2(x))
+
+
+class More(Stack):
+    """A block of another class behind the list, or within it, or a second head."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.more = where, Whole(Sublayer())
+
+    def forward(self, x):
+        x = self.embed(x)
+        for k, block in enumerate(self.blocks):
+            x = block(x)
+            if self.where == "within" and k == 1:
+                x = self.more(x)
+        if self.where == "head":
+            return self.head(self.norm(x)) + self.head(self.more.sublayer.norm(x))
+        return self.head(self.norm(self.more(x) if self.where == "behind" else x))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (lambda: of_blocks(lambda: Copied(16)), "blocks.0.norm2"),
+        (lambda: of_blocks(lambda: Functional(16)), "blocks.0.mlp"),
+        (lambda: of_blocks(lambda: Scaled(16)), "blocks.1.norm1"),
+        (lambda: More("within"), "more.sublayer.norm"),
+        (lambda: More("behind"), "norm"),
+        (lambda: More("head"), "more.sublayer.norm"),
+    ],
+    ids=["copied", "functional", "scaled", "another class", "behind the head", "two heads"],
+)
+def test_what_reads_the_stream_and_is_no_reader_is_said(model, name):
+    (sentence,) = said(audited(model()), "left out")
+    assert f"such as {name!r}," in sentence
+
+
+def test_what_reads_no_stream_is_not_left_out():
+    assert not said(audited(Stack()), "left out")
+
+
+class ReadsBack(TwoNorms):
+    """Its third branch reads what the first one did."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm3, self.other = nn.LayerNorm(16), Branch(16)
+
+    def forward(self, x):
+        start, x = x, x + self.attention(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x + self.other(self.norm3(start))
+
+
+class Merges(Block):
+    """Two states become one, and each has been read by a branch."""
+
+    def forward(self, x, other):
+        return x + other + self.attention(self.norm1(x)) + self.mlp(self.norm2(other))
+
+
+class Merged(Stack):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Merges(16) for _ in range(4))
+
+    def forward(self, x):
+        x, other = self.embed(x), self.embed(x.square())
+        for block in self.blocks:
+            x = block(x, other)
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize("model", [lambda: of_blocks(ReadsBack), Merged])
+def test_branches_that_do_not_follow_each_other_have_no_gates(model):
+    analysis = audited(model())
+    assert said(analysis, "parallel branches")
+    assert analysis.dataset["gate"].isnull().all()
+
+
+def test_a_block_that_is_overwritten_in_place_is_refused():
+    class InPlace(Stack):
+        def forward(self, x):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = block(x)
+                x += torch.linspace(0, 1, 16)
+            return self.head(self.norm(x))
+
+    with pytest.raises(dp.ProbeError, match=r"overwritten in place after 'blocks\.0'"):
+        audited(InPlace())
+
+
+def test_what_a_level_scales_is_a_fusion_although_the_lowest_level_is_zero():
+    class Clocked(Stack):
+        def forward(self, x, time):
+            x = self.embed(x)
+            for k, block in enumerate(self.blocks):
+                if k:
+                    x = x + time.to(x.dtype)[:, None, None] * self.head.weight[0]
+                x = block(x)
+            return self.head(self.norm(x))
+
+    def clocked(ids, level):
+        return (*batch(ids, level)[0], level), {}
+
+    ds = audited(Clocked(), batch=clocked, noise_levels=[0.0, 0.5]).dataset
+    assert list(ds["source_kind"].values).count("fusion") == 3
+
+
+def test_a_head_that_starts_from_zero_hides_no_stream():
+    model = Stack()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    analysis = audited(model)
+    assert analysis.dataset.sizes["reader"] == 9 and not said(analysis, "no pre-norm stack")
+
+
+def test_blocks_that_run_without_gradients_come_before_the_stream():
+    class Blind(Stack):
+        def forward(self, x):
+            x = self.embed(x)
+            with torch.no_grad():
+                x = self.blocks[0](x)
+            for block in self.blocks[1:]:
+                x = block(x)
+            return self.head(self.norm(x))
+
+    analysis = audited(Blind())
+    assert analysis.dataset["reader_name"].values[0] == "block 1 norm1"
+    assert analysis.dataset.sizes["reader"] == 7 and said(analysis, "aside")
+
+
+def test_a_head_without_a_norm_is_said():
+    assert said(audited(Stack(head=False)), "no norm reads the stream behind the last block")
+
+
+class Packed(Block):
+    def forward(self, x):
+        return Pair(super().forward(x), None)
+
+
+class Unpacks(Stack):
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x).state
+        return self.head(self.norm(x))
+
+
+def test_blocks_may_return_a_namedtuple():
+    model = Unpacks(head=False)
+    model.blocks = nn.ModuleList(Packed(16, post=True) for _ in range(3))
+    assert audited(model).dataset.sizes["block"] == 4
+
+
+class Told(Block):
+    def forward(self, mask, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("first", ["none", "constant"])
+def test_blocks_whose_first_argument_is_not_the_state(first):
+    class Telling(Stack):
+        def forward(self, x):
+            told = None if first == "none" else self.head.weight[None].expand(len(x), 3, 16)
+            x = self.embed(x)[:, :3]
+            for block in self.blocks:
+                x = block(told, x)
+            return self.head(self.norm(x))
+
+    model = Telling()
+    model.head = nn.Linear(16, 3)
+    model.blocks = nn.ModuleList(Told(16, post=True) for _ in range(3))
+    if first == "none":
+        assert audited(model).dataset.sizes["block"] == 4
+    else:
+        with pytest.raises(dp.ProbeError, match="takes first does not come from the one before"):
+            audited(model)
+
+
+def test_a_dataclass_is_an_output():
+    @dataclasses.dataclass
+    class Output:
+        sample: torch.Tensor
+
+    class Returns(Stack):
+        def forward(self, x):
+            return Output(super().forward(x))
+
+    model = Returns()
+    assert audited(model, loss=None).dataset.sizes["reader"] == 9
+
+
+def test_a_norm_that_branches_share_is_named_twice_and_met_once_by_nnsight():
+    model = Stack()
+    for block in model.blocks:
+        block.norm2 = block.norm1
+    names = audited(model).dataset["reader_name"].values.tolist()
+    assert names[:2] == ["block 1 norm1", "block 1 norm1 2"] and len(set(names)) == 9
+    with untouched(model):
+        subject = discover.discover(model, *batch(torch.tensor([0]), None))
+        with pytest.raises(dp.ProbeError, match="runs 2 times in one forward"):
+            measure(subject, batch, loss, torch.arange(2), torch.zeros(2), engine=trace.forward)
+    with dp.Probe(model, batch=batch) as probe:
+        assert list(probe.reads) == ["head"]
