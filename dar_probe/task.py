@@ -13,7 +13,7 @@ from dar_probe import dataset, subjects
 from dar_probe.checkpoints import room
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
-from dar_probe.errors import UsageError
+from dar_probe.errors import DarProbeError, UsageError, out_of_memory
 from dar_probe.loading import Loaded, load
 from dar_probe.output import OutputFolder
 from dar_probe.probe import ablation, trace
@@ -63,11 +63,14 @@ class Task:
     ) -> xr.Dataset:
         """Walk the grid and return the dataset."""
         tell = _Tell(self.grid.cells, on_cells)
+        batch, loss = self.batch, self.loss
+        if self.manifest["checkpoint"] is None:
+            batch, loss = _guarded("batch", batch), _guarded("loss", loss)
         arrays = walk(
             self.subject,
             self.grid,
-            self.batch,
-            self.loss,
+            batch,
+            loss,
             shards=shards,
             ranks=ranks,
             on_cells=tell,
@@ -148,6 +151,22 @@ class _Tell:
         self.batch_size = batch_size
         if self.on_cells:
             self.on_cells(done, self.cells)
+
+
+def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except Exception as error:  # somebody else's code fails in any way it likes
+            if isinstance(error, DarProbeError) or out_of_memory(error):
+                raise
+            ids = args[-2].tolist()
+            raise UsageError(
+                f"the {name} function fails: {type(error).__name__}: {error}",
+                hint=f"it was called with the sample ids {ids[0]} to {ids[-1]}",
+            ) from error
+
+    return guarded
 
 
 def of_checkpoint(

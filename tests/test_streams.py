@@ -233,7 +233,7 @@ def test_blocks_that_run_without_gradients_come_before_the_stream():
 
 
 def test_a_head_without_a_norm_is_said():
-    assert said(audited(Stack(head=False)), "no norm reads the stream behind the last block")
+    assert said(audited(Stack(head=False)), "no reader was found behind the last block")
 
 
 class Packed(Block):
@@ -305,3 +305,23 @@ def test_a_norm_that_branches_share_is_named_twice_and_met_once_by_nnsight():
             measure(subject, batch, loss, torch.arange(2), torch.zeros(2), engine=trace.forward)
     with dp.Probe(model, batch=batch) as probe:
         assert list(probe.reads) == ["head"]
+
+
+def failing(*args):
+    if len(args[-2]) > 1:
+        raise ZeroDivisionError
+    return batch(*args)
+
+
+@pytest.mark.parametrize("name", ["batch", "loss"])
+def test_a_function_that_fails_on_more_samples_gets_one_sentence(name):
+    with pytest.raises(dp.UsageError, match=f"the {name} function fails: ZeroDivisionError"):
+        audited(Stack(), **{name: failing})
+
+
+def test_inputs_that_are_not_finite_get_one_sentence():
+    def longer(ids, level):
+        return (torch.full((len(ids), 6, 5), torch.nan),), {}
+
+    with pytest.raises(dp.ProbeError, match="the first NaN or Inf is in"):
+        audited(Stack(), batch=longer)

@@ -359,9 +359,9 @@ def _agrees(
     # Of a joint sequence the branch may return all, with the other tokens before or behind.
     count = len(write)
     parts = [part[:count] for part in own] + [part[-count:] for part in own if len(part) > count]
-    parts = [part for part in parts if part.shape == write.shape]
-    if not bool(write.any()):
-        return True
+    parts = [part for part in parts if part.shape == write.shape and part.isfinite().all()]
+    if not bool(write.any()) or not bool(write.isfinite().all()):
+        return True  # the measurement itself says where the first NaN is
     if len(write) < 4 or not parts:
         return False
     error, size = _left(write, parts)
@@ -510,8 +510,8 @@ def _assumed(
         )
     if links[-1].read is None:
         found.append(
-            "no norm reads the stream behind the last block: what it returns is taken for what the "
-            "head reads"
+            "no reader was found behind the last block: what it returns is taken for what the head "
+            "reads"
         )
     raw = [r.name for r in readers[:-1] if not r.normed]
     if raw:
