@@ -17,7 +17,8 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.hub import clock, folder, inputs
 from dar_probe.hub import model as hub_model
 from dar_probe.loading import blank, check_weights, choose_objective, hub_home, of_weights
-from dar_probe.subjects import Subject, discover
+from dar_probe.subjects import Subject
+from dar_probe.subjects.blocks import members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,7 @@ def _of_folder(path: Path, objective_name: str | None) -> Survey:
         unknown_flops=unknown,
         sites=[
             f"{count} x {kind}"
-            for kind, count in Counter(
-                type(block).__name__ for block in discover.members(model)
-            ).items()
+            for kind, count in Counter(type(block).__name__ for block in members(model)).items()
         ],
         assumptions=[
             *read.assumptions,

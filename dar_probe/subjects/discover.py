@@ -5,16 +5,17 @@ the stream between a block and the next read is a fusion. Where there is no such
 between the blocks are all that can be measured.
 """
 
-from collections import Counter
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dar_probe.errors import ProbeError, UsageError
+from dar_probe.errors import ProbeError
 from dar_probe.subjects import chain
+from dar_probe.subjects.between import by_block, facts
+from dar_probe.subjects.blocks import members, named
 from dar_probe.subjects.chain import Link, NoStream
+from dar_probe.subjects.confirm import agrees
 from dar_probe.subjects.subject import (
     Passage,
     Reader,
@@ -23,10 +24,8 @@ from dar_probe.subjects.subject import (
     View,
     offered_by_addition,
 )
-from dar_probe.subjects.traced import Passed, Read, Trace, is_norm, trace
+from dar_probe.subjects.traced import Read, Trace, is_norm, trace
 from dar_probe.subjects.wrapping import plain_name
-
-AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
 
 
 def discover(
@@ -56,8 +55,8 @@ def discover(
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
         UsageError: a pattern fits no module.
     """
-    own = set(_named(model, blocks) if blocks else members(model))
-    wanted = set(_named(model, readers)) if readers else None
+    own = set(named(model, blocks) if blocks else members(model))
+    wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
     if not found.passed:
         raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
@@ -76,7 +75,7 @@ def discover(
                 f"these blocks and readers are no pre-norm stack: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from error
-        return _by_block(model, found, str(error))
+        return by_block(model, found, str(error))
     if (module := chain.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}
         raise ProbeError(
@@ -84,66 +83,6 @@ def discover(
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
     return _by_sublayer(model, found, links, aside)
-
-
-def _named(model: nn.Module, patterns: str) -> list[nn.Module]:
-    """Return the modules whose names fit one of the patterns, part by part."""
-    found = []
-    for pattern in patterns.split(","):
-        parts = pattern.strip().split(".")
-        fits = [
-            module
-            for name, module in model.named_modules()
-            if len(own := plain_name(name).split(".")) == len(parts)
-            and all(map(fnmatchcase, own, parts))
-        ]
-        if not fits:
-            names = [plain_name(name) for name, module in model.named_modules() if is_norm(module)]
-            raise UsageError(
-                f"no module is called {pattern.strip()!r}",
-                hint=f"names are those of named_modules(), such as {', '.join(names[:2])}",
-            )
-        found += fits
-    return found
-
-
-def members(model: nn.Module) -> list[nn.Module]:
-    """Return the members of all outermost lists of blocks, and single blocks of their kind."""
-    lists = {
-        name: list(module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        and len(module)
-        and all(any(map(is_norm, member.modules())) for member in module)
-        and not any(map(is_norm, module))
-    }
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in lists if name}
-    if any(type(parent) is nn.ModuleList for parent in parents.values()):
-        raise ProbeError(
-            "this stack cannot be probed: its blocks are lists of modules, which have no output",
-            hint="make each block a module of its own",
-        )
-    # A list within a block of another list belongs to that block.
-    outer = {
-        name: members
-        for name, members in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
-    kinds = {type(member) for members in outer.values() for member in members}
-    homes = {name.rpartition(".")[0] for name in outer}
-    single = [
-        child
-        for home in homes
-        for child in model.get_submodule(home).children()
-        if type(child) in kinds
-    ]
-    found = [*(member for members in outer.values() for member in members), *single]
-    if len(found) < 2:
-        raise ProbeError(
-            "no stack of blocks was found in the module",
-            hint="the probe looks for a ModuleList of two or more blocks that hold norms",
-        )
-    return found
 
 
 def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
@@ -156,7 +95,7 @@ def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
     on_stream = {link.read.home for link in links if link.read is not None} - {None}
     if len(on_stream) < 2:
         raise NoStream("no stream runs through two blocks")
-    main = _main(found)
+    main = found.main()
     counted = [passed.home in on_stream for passed in found.passed if type(passed.home[0]) is main]
     if 2 * sum(counted) < len(counted):
         raise NoStream(
@@ -164,15 +103,6 @@ def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
             f"{main.__name__}"
         )
     return [passed.home[0] for passed in found.passed if passed.home not in on_stream]
-
-
-def _main(found: Trace) -> type[nn.Module]:
-    """Return the kind of block that has the most parameters in all."""
-    sizes: Counter[type[nn.Module]] = Counter()
-    for passed in found.passed:
-        block = passed.home[0]
-        sizes[type(block)] += sum(p.numel() for p in block.parameters())
-    return max(sizes, key=lambda kind: sizes[kind])
 
 
 def _by_sublayer(
@@ -212,7 +142,7 @@ def _by_sublayer(
             )
         )
         sources.append(Source(name=name, kind=kind, block=link.block))
-        if not _agrees(found, link, following, stop, called):
+        if not agrees(found, link, following, stop, called):
             unlike.append(name)
     first = links[0].read
     assert first is not None and first.home is not None
@@ -223,7 +153,7 @@ def _by_sublayer(
         sources=tuple(sources),
         offered=offered_by_addition(sources),
         entrance=first.home[0],
-        facts=_facts(model, links[-1].block - 1, first.value[:, links[0].tokens]),
+        facts=facts(model, links[-1].block - 1, first.value[:, links[0].tokens]),
         assumptions=tuple(
             _assumed(
                 readers,
@@ -257,7 +187,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
             when="output",
             item=came.item,
             view=_view(came.tokens, gave),
-            call=_call(found, came.passed),
+            call=found.call_of(came.passed),
         ),
         fresh=came.fresh,
     )
@@ -283,13 +213,8 @@ def _head(found: Trace, link: Link) -> Reader:
         item=link.came.item,
         normed=False,
         view=_view(link.came.tokens, link.came.passed.gave[link.came.item]),
-        call=_call(found, link.came.passed),
+        call=found.call_of(link.came.passed),
     )
-
-
-def _call(found: Trace, passed: Passed) -> tuple[int, int]:
-    block, number = passed.home
-    return number, found.count(block)
 
 
 def _called(found: Trace, read: Read, stop: int, following: Read | None) -> dict[int, nn.Module]:
@@ -325,154 +250,6 @@ def _kind(found: Trace, called: dict[int, nn.Module], names: dict[nn.Module, str
         crossed = "cross" in words or bool(found.crossed.intersection(attention))
         return "cross_attention" if crossed else "attention"
     return "mlp"
-
-
-def _agrees(
-    found: Trace, link: Link, following: Link, stop: int, called: dict[int, nn.Module]
-) -> bool:
-    """Tell whether what was written is the branch's own output, times a factor per channel.
-
-    The second, independent measurement of a write: what the modules of the branch returned.
-    Whatever else was added within the block stands out, unless it looks the same for all tokens.
-    """
-    read = link.read
-    assert read is not None and read.home is not None
-    before = read.value[:, link.tokens]
-    if following.came is not None and following.block != link.block:
-        after = following.came.value
-    elif following.read is not None:
-        after = following.read.value[:, following.tokens]
-    else:
-        assert following.came is not None
-        after = following.came.value
-    if before.shape != after.shape:
-        return True
-    write = (after - before).detach()[0].double()
-    inner = {part for m in called.values() for part in m.modules() if part is not m}
-    own = [
-        found.outputs[at][0].double()
-        for at in range(read.at, min(stop, len(found.calls)))
-        if at in found.outputs
-        and found.calls[at][1] == read.home
-        and found.calls[at][0] not in inner
-    ]
-    # Of a joint sequence the branch may return all, with the other tokens before or behind.
-    count = len(write)
-    parts = [part[:count] for part in own] + [part[-count:] for part in own if len(part) > count]
-    parts = [part for part in parts if part.shape == write.shape and part.isfinite().all()]
-    if not bool(write.any()) or not bool(write.isfinite().all()):
-        return True  # the measurement itself says where the first NaN is
-    if len(write) < 4 or not parts:
-        return False
-    error, size = _left(write, parts)
-    return error <= AGREES * size
-
-
-def _left(write: Tensor, parts: list[Tensor]) -> tuple[float, float]:
-    """Return the norm of what no part, or two of them, explain channel by channel, and of all."""
-    scale = float(write.norm())
-    best = scale
-    candidates = [[part] for part in parts]
-    candidates += [[one, other] for one in parts[-4:] for other in parts[-4:] if one is not other]
-    for chosen in candidates:
-        a = torch.stack(chosen, -1).transpose(0, 1)  # (D, T, parts)
-        b = write.T[..., None]  # (D, T, 1)
-        fit = torch.linalg.lstsq(a, b).solution
-        best = min(best, float((a @ fit - b).norm()))
-    return best, scale
-
-
-def _by_block(model: nn.Module, found: Trace, why: str) -> Subject:
-    """Name the states between blocks of the commonest kind: all there is without a stream."""
-    main = _main(found)
-    passed = [p for p in found.passed if type(p.home[0]) is main]
-    firsts = [p.given[0] if p.given else None for p in passed]
-    states = [v if v is not None and v.ndim == 3 and len(v) == 1 else None for v in firsts]
-    last = passed[-1]
-    item = next(iter(last.gave), None)
-    if len(passed) < 2 or any(state is None for state in states) or not last.gave:
-        raise ProbeError(
-            f"nothing can be measured between the blocks: {why}",
-            hint="the probe needs two or more blocks that first take, and return, (N, T, D)",
-        )
-    following = zip(passed, states, states[1:], strict=False)
-    for call, state, after in following:
-        assert state is not None and after is not None
-        kind = type(call.home[0]).__name__
-        if not chain.comes_from(found, after, call):
-            raise ProbeError(
-                f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
-                "does not come from the one before",
-                hint="a block's first tensor must be the state; name blocks of one stack with "
-                "--blocks",
-            )
-        if chain.returns_what_is_added(call, state, after):
-            raise ProbeError(
-                f"nothing can be measured between the blocks: {why}, and what it returns is added "
-                "to the stream outside of it",
-                hint="let each block return x + f(norm(x)), or end in a norm",
-            )
-    shapes = [*(state.shape for state in states if state is not None), last.gave[item].shape]
-    readers = [
-        Reader(
-            name=f"block {k}",
-            kind="block",
-            block=k,
-            module=p.home[0],
-            normed=False,
-            call=_call(found, p),
-        )
-        for k, p in enumerate(passed, 1)
-    ]
-    head = Reader(
-        name="head",
-        kind="head",
-        block=len(passed) + 1,
-        module=last.home[0],
-        when="output",
-        item=item,
-        normed=False,
-        call=_call(found, last),
-    )
-    if len(set(shapes)) > 1:
-        raise ProbeError(
-            f"nothing can be compared between the blocks: {why}, and states change their shape",
-            hint="name blocks of one shape with --blocks",
-        )
-    sources = [
-        Source(name="embedding", kind="embedding", block=0),
-        *(Source(name=r.name, kind="block", block=r.block) for r in readers),
-    ]
-    first = states[0]
-    assert first is not None
-    return Subject(
-        model=model,
-        family="module",
-        granularity="block",
-        readers=(*readers, head),
-        sources=tuple(sources),
-        offered=((),) * (len(readers) + 1),
-        entrance=passed[0].home[0],
-        facts={**_facts(model, len(passed), first), "routing": "none"},
-        assumptions=(
-            f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
-            "measured, gates, routes and writes are not measurable",
-        ),
-    )
-
-
-def _facts(model: nn.Module, depth: int, state: Tensor) -> dict[str, Any]:
-    return {
-        "family": "module",
-        "routing": "residual",
-        "query": None,
-        "chunk_size": None,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "depth": depth,
-        "width": state.shape[2],
-        "heads": None,
-        "tokens": state.shape[1],
-    }
 
 
 def _view(tokens: slice, value: Tensor) -> View:

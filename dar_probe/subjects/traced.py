@@ -82,6 +82,19 @@ class Trace:
         """Return how often a module ran."""
         return sum(ran is module for ran, _ in self.calls)
 
+    def call_of(self, passed: Passed) -> tuple[int, int]:
+        """Return which of how many calls of its block one is."""
+        block, number = passed.home
+        return number, self.count(block)
+
+    def main(self) -> type[nn.Module]:
+        """Return the kind of block that has the most parameters in all."""
+        sizes: Counter[type[nn.Module]] = Counter()
+        for passed in self.passed:
+            block = passed.home[0]
+            sizes[type(block)] += sum(p.numel() for p in block.parameters())
+        return max(sizes, key=lambda kind: sizes[kind])
+
 
 def trace(
     model: nn.Module,

@@ -114,8 +114,9 @@ def test_inspect(checkpoint):
     facts = json.loads(done.stdout)
     assert (facts["family"], facts["depth"], facts["width"]) == ("dar-probe", 3, 16)
     assert (facts["routing"], facts["query"], facts["chunk_size"]) == ("dar", "static+t", 2)
-    assert facts["parts"]["stream"] == 7 * 2 * 16 and sum(facts["parts"].values()) == (
-        facts["parameters"]
+    assert (
+        facts["parts"]["stream"] == 7 * 2 * 16
+        and sum(facts["parts"].values()) == (facts["parameters"])
     )
     assert facts["flops"] > 0 and facts["sites"][0] == "3 blocks, 7 readers, 7 sources"
     shown = run("inspect", checkpoint)

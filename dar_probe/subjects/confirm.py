@@ -1,0 +1,64 @@
+"""The second measurement of what a discovered sublayer writes: what its own modules return."""
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe.subjects.chain import Link
+from dar_probe.subjects.traced import Trace
+
+AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
+
+
+def agrees(
+    found: Trace, link: Link, following: Link, stop: int, called: dict[int, nn.Module]
+) -> bool:
+    """Tell whether what was written is the branch's own output, times a factor per channel.
+
+    The second, independent measurement of a write: what the modules of the branch returned.
+    Whatever else was added within the block stands out, unless it looks the same for all tokens.
+    """
+    read = link.read
+    assert read is not None and read.home is not None
+    before = read.value[:, link.tokens]
+    if following.came is not None and following.block != link.block:
+        after = following.came.value
+    elif following.read is not None:
+        after = following.read.value[:, following.tokens]
+    else:
+        assert following.came is not None
+        after = following.came.value
+    if before.shape != after.shape:
+        return True
+    write = (after - before).detach()[0].double()
+    inner = {part for m in called.values() for part in m.modules() if part is not m}
+    own = [
+        found.outputs[at][0].double()
+        for at in range(read.at, min(stop, len(found.calls)))
+        if at in found.outputs
+        and found.calls[at][1] == read.home
+        and found.calls[at][0] not in inner
+    ]
+    # Of a joint sequence the branch may return all, with the other tokens before or behind.
+    count = len(write)
+    parts = [part[:count] for part in own] + [part[-count:] for part in own if len(part) > count]
+    parts = [part for part in parts if part.shape == write.shape and part.isfinite().all()]
+    if not bool(write.any()) or not bool(write.isfinite().all()):
+        return True  # the measurement itself says where the first NaN is
+    if len(write) < 4 or not parts:
+        return False
+    error, size = _left(write, parts)
+    return error <= AGREES * size
+
+
+def _left(write: Tensor, parts: list[Tensor]) -> tuple[float, float]:
+    """Return the norm of what no part, or two of them, explain channel by channel, and of all."""
+    scale = float(write.norm())
+    best = scale
+    candidates = [[part] for part in parts]
+    candidates += [[one, other] for one in parts[-4:] for other in parts[-4:] if one is not other]
+    for chosen in candidates:
+        a = torch.stack(chosen, -1).transpose(0, 1)  # (D, T, parts)
+        b = write.T[..., None]  # (D, T, 1)
+        fit = torch.linalg.lstsq(a, b).solution
+        best = min(best, float((a @ fit - b).norm()))
+    return best, scale
