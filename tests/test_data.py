@@ -83,7 +83,7 @@ def write(path, **arrays):
         (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "'labels'"),
         (
             lambda d: (
-                f"latents:{write(d / 'b.npz', latents=np.zeros((2, 8)), labels=np.arange(2))}"
+                f"latents:{write(d / 'b.npz', latents=np.zeros((3, 8)), labels=np.arange(2))}"
             ),
             "do not fit",
         ),

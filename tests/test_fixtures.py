@@ -35,7 +35,7 @@ def test_file(name):
 
 
 def test_they_differ_in_routing_alone():
-    settings = [dict(load(FIXTURES / f"{name}.pt").checkpoint.args["train"]) for name in NAMES]
+    settings = [dict(read(FIXTURES / f"{name}.pt").args["train"]) for name in NAMES]
     for setting in settings:
         for key in ("routing", "query", "chunk_size"):
             del setting[key]

@@ -72,6 +72,8 @@ class Visitor:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        # They refer to this visitor: a circle, in which every state would outlive its batch.
+        self._handles, self._calls = [], {}
 
     def _stand(self, site: Site, visit: Callable[[Tensor], Tensor]) -> None:
         key = site.module, site.when
