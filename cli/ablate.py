@@ -61,10 +61,9 @@ def ablate(
     options.check_first(checkpoint)
     pairs_wanted = [_pair(text) for text in gate or []]
     from dar_probe import api
+    from dar_probe.hub.folder import name_of
 
-    folder = (
-        out or Path("dar-probe-out") / f"{checkpoint.stem or checkpoint.resolve().stem}-ablation"
-    )
+    folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
     with terminal.progress("intervening") as tell:
         analysis = api.ablate(
             checkpoint,

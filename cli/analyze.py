@@ -45,11 +45,12 @@ def analyze(
 
     options.check_first(checkpoint)
     from dar_probe import api
+    from dar_probe.hub.folder import name_of
     from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
-    folder = out or Path("dar-probe-out") / (checkpoint.stem or checkpoint.resolve().stem)
+    folder = out or Path("dar-probe-out") / name_of(checkpoint)
     with terminal.progress("measuring") as tell:
         analysis = api.analyze(
             checkpoint,

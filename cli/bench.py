@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def bench(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A .pt or .safetensors file.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A .pt or .safetensors file, or a diffusers folder.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Random weights instead of a file, e.g. SiT-B/2.")

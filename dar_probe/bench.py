@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dar_probe import objective
@@ -25,7 +26,7 @@ from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.subjects import Subject, sit
-from dar_probe.subjects.entrance import with_grad
+from dar_probe.subjects.entrance import entrance, with_grad
 from dar_probe.train.data import Data
 
 WARM_UPS = 2
@@ -121,10 +122,28 @@ def bench(work: Workload, *, repeats: int = 10, with_step: bool = False) -> Pric
 def floor(work: Workload) -> Callable[[], object]:
     """Return the bare pass: forward, and backward to the input alone, without hooks.
 
-    To be called under ``untouched``, like ``probe``.
+    Where only the first block can be reached, the backward ends at what it reads. To be called
+    under ``untouched``, like ``probe``.
     """
-    assert work.subject.entrance is None
     args, kwargs = work.batch(work.ids, work.levels)
+    block = work.subject.entrance
+
+    def run_from_block() -> object:
+        assert block is not None
+        leaves: list[Tensor] = []
+
+        def keep(module: nn.Module, read: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found = (*read, *named.values())
+            leaves.extend(v for v in found if isinstance(v, Tensor) and v.requires_grad)
+
+        with entrance(block):
+            handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+            try:
+                output = work.subject.model(*args, **kwargs)
+            finally:
+                handle.remove()
+        losses = work.loss(output, work.ids, work.levels)
+        return torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
 
     def run() -> object:
         x = with_grad(args[0])
@@ -132,7 +151,7 @@ def floor(work: Workload) -> Callable[[], object]:
         losses = work.loss(output, work.ids, work.levels)
         return torch.autograd.grad(losses.sum(), [x])
 
-    return run
+    return run if block is None else run_from_block
 
 
 def probe(work: Workload) -> Callable[[], dict[str, np.ndarray]]:

@@ -1,5 +1,8 @@
 """What a user can meet: one sentence, one hint and one exit code each."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class DarProbeError(ValueError):
     """Base of every error that is the input's fault, not ours.
@@ -36,3 +39,19 @@ def out_of_memory(error: Exception) -> bool:
     """Tell whether an allocator, of torch or of Python, has run out of memory."""
     name = type(error).__name__
     return name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def blamed(refuse: Callable[[str], DarProbeError]) -> Iterator[None]:
+    """Raise ``refuse(why)`` for whatever somebody else's code raises within.
+
+    Our own errors and a lack of memory pass as they are.
+    """
+    try:
+        yield
+    except DarProbeError:
+        raise
+    except Exception as error:  # somebody else's code fails in any way it likes
+        if out_of_memory(error):
+            raise
+        raise refuse(f"{type(error).__name__}: {error}") from error

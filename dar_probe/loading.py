@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dar_probe import checkpoints, objective, subjects
 from dar_probe.checkpoints import peek, room
 from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.selection import Weights
-from dar_probe.errors import UsageError
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import CheckpointError, UsageError, blamed
 from dar_probe.hub import clock, conditioning, folder, inputs, sampling
 from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective
@@ -56,13 +58,14 @@ class BySignature:
     """Transformers of diffusers, with conditions that are functions of the sample's id."""
 
     call: inputs.Call
+    dtype: torch.dtype  # of the weights; what the model itself keeps in float32 it casts to
 
     def inputs(
         self, x: Tensor, time: Tensor, ids: Tensor, labels: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments; labels take the place of classes in turn."""
-        args, kwargs = self.call.inputs(x, time, ids)
-        return args, kwargs | ({"class_labels": labels} if "class_labels" in kwargs else {})
+        """Return the arguments; labels take the place of classes in turn, not of the user's."""
+        args, kwargs = self.call.inputs(x.to(self.dtype), time, ids)
+        return args, kwargs | ({"class_labels": labels} if self.call.classes else {})
 
     def prediction(self, output: Any) -> Tensor:
         """Return the prediction without a learned variance."""
@@ -97,6 +100,10 @@ class Loaded:
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how."""
+        with blamed(self._no_samples):
+            return self._draw(count, seed=seed)
+
+    def _draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         if isinstance(self.call, BySignature):
             return sampling.draw(
                 self.model, self.call.call, self.objective, self.scheduler, count=count, seed=seed
@@ -109,6 +116,12 @@ class Loaded:
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         return drawn, f"{many} drawn from the model itself ({STEPS} Euler steps, labels in turn)"
+
+    def _no_samples(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{quote(self.file['name'])} does not draw samples: {quote(why)}",
+            hint="give samples with --data; if it still does not run, its settings do not fit it",
+        )
 
 
 def load(
@@ -220,16 +233,12 @@ def _load_folder(
 ) -> Loaded:
     read = folder.read(path)
     given = conditioning.load(text) if text is not None else None
-    call = inputs.plan(read.class_name, read.config, shape=shape, given=given, seed=seed)
-    if objective_name is None:
-        chosen, assumed = clock.choose(read.class_name, read.config, read.scheduler)
-    else:
-        chosen, assumed = choose_objective(objective_name, objective_name)
+    call, chosen, assumed = plan(read, objective_name, shape=shape, given=given, seed=seed)
     room.require(room.needed(read.shapes, dtype))
     model = hub_model.build(read, dtype=dtype)
     return Loaded(
         file={
-            "name": path.resolve().name,
+            "name": folder.name_of(path),
             "sha256": read.sha256,
             "bytes": read.bytes,
             "weights": read.variant or "folder",
@@ -238,7 +247,7 @@ def _load_folder(
             family=read.class_name,
             sizes=read.config,
             shape=call.shape,
-            num_classes=0,
+            num_classes=call.classes,
             objective=chosen.name,
             assumptions=[],
         ),
@@ -246,10 +255,44 @@ def _load_folder(
         subject=None,
         objective=chosen,
         assumptions=[*read.assumptions, *assumed, *call.assumptions],
-        call=BySignature(call),
+        call=BySignature(call, hub_model.dtype_of(model)),
         scheduler=read.scheduler,
-        conditions=_digest(given) if given else str(seed),
+        conditions=f"{_digest(given) if given else seed}-{dtype}",
     )
+
+
+def plan(
+    read: folder.Folder,
+    objective_name: str | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> tuple[inputs.Call, Objective, list[str]]:
+    """Return how a folder's model is called, its objective, and what the latter assumes.
+
+    Raises:
+        CheckpointError: the folder's settings are of the wrong kind, or lack something.
+        UsageError: an option does not fit.
+    """
+
+    def refuse(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"the settings of {read.shown} fit no {read.class_name}: {quote(why)}",
+            hint="they were edited, or are of another version of diffusers",
+        )
+
+    with blamed(refuse):
+        call = inputs.plan(
+            read.class_name, read.config, shape=shape, given=given, seed=seed,
+            labelled=shape is not None,  # it is that of a file of latents, which has labels
+        )  # fmt: skip
+        if objective_name is not None:
+            return call, *choose_objective(objective_name, objective_name)
+        try:
+            return call, *clock.choose(read.class_name, read.config, read.scheduler)
+        except UsageError as error:  # nobody typed what a scheduler was saved with
+            raise CheckpointError(f"{read.shown}: {error}", hint=error.hint) from error
 
 
 def _digest(given: Mapping[str, Tensor]) -> str:
@@ -266,15 +309,23 @@ def of_weights(header: Header) -> list[str]:
     return ["the file does not say whether its weights are averaged (EMA)"] if flat else []
 
 
-def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:
+def blank(header: Peek, family: subjects.Family, found: Identified) -> nn.Module:
     """Build the model without memory for weights, and hold the file to its names and shapes.
 
     Raises:
-        CheckpointError: a weight is missing, left over, or of another shape.
+        CheckpointError: a weight is missing, left over, of another shape, or an integer.
     """
     with torch.device("meta"):
         model = family.build(found)
     header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    for key, _ in model.named_parameters():
+        if not header.dtypes[key].is_floating_point:
+            kind = str(header.dtypes[key]).removeprefix("torch.")
+            raise CheckpointError(
+                f"{header.shown} holds quantised weights, which have no gradients to measure: "
+                f"{quote(key)} is {kind}",
+                hint="give the file in bfloat16 or float32",
+            )
     return model
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dar_probe import objective, subjects
+from dar_probe import subjects
 from dar_probe.checkpoints import peek
 from dar_probe.checkpoints.header import Header
-from dar_probe.hub import clock, folder, inputs
+from dar_probe.hub import folder
 from dar_probe.hub import model as hub_model
-from dar_probe.loading import blank, check_weights, choose_objective, hub_home, of_weights
+from dar_probe.loading import blank, check_weights, choose_objective, hub_home, of_weights, plan
 from dar_probe.subjects import Subject
 from dar_probe.subjects.blocks import members
 
@@ -102,18 +102,14 @@ def survey(
 
 def _of_folder(path: Path, objective_name: str | None) -> Survey:
     read = folder.read(path)
-    call = inputs.plan(read.class_name, read.config)
-    if objective_name is None:
-        chosen, assumed = clock.choose(read.class_name, read.config, read.scheduler)
-    else:
-        chosen, assumed = objective.get(objective_name), []
+    call, chosen, assumed = plan(read, objective_name)
     model = hub_model.blank(read)
     x = torch.zeros(1, *call.shape, device="meta")
     args, kwargs = call.inputs(x, torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long))
     flops, unknown = _flops(model, args, kwargs)
     return Survey(
         file={
-            "name": path.resolve().name,
+            "name": folder.name_of(path),
             "bytes": read.bytes,
             "weights": read.variant or "folder",
             "dtype": read.dtype,

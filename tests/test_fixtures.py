@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe.loading import load
+from dar_probe.checkpoints import read
 from dar_probe.models.sit import SiT, SiTConfig
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

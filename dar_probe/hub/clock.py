@@ -4,6 +4,7 @@ Clocks and signs of flow models are those of diffusers' own pipelines (0.42.1); 
 was saved with comes before any table.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -154,7 +155,10 @@ def _flow(class_name: str, config: dict[str, Any], scheduler: dict[str, Any]) ->
     scale = 1.0
     if class_name not in UNIT_TIME | REVERSED_UNIT_TIME:
         # Sana-Sprint and its kin count differently from other Sanas.
-        scale = trained_steps(scheduler) * float(config.get("timestep_scale") or 1)
+        own = config.get("timestep_scale") or 1
+        scale = trained_steps(scheduler) * float(own)
+        if not (math.isfinite(scale) and scale > 0):
+            raise CheckpointError(f"a timestep_scale of {quote(own)} cannot be right")
     time = f"{scale:g}" if scale != 1 else ""
     time += "(1-s)" if reverse else "s"
     return objective.Flow(f"flow:t={time}", noise_time=0.0 if reverse else 1.0, scale=scale)

@@ -78,6 +78,27 @@ def is_folder(path: str | Path) -> bool:
     return any(os.path.isfile(Path(path, name)) for name in ("model_index.json", "config.json"))
 
 
+def name_of(path: str | Path) -> str:
+    """Return what a checkpoint is called: a file's name, or that of a folder's model.
+
+    "transformer" tells nothing, nor does the hash that the hub's cache names a snapshot after.
+    """
+    path = Path(path)
+    beside = path.suffix == ".safetensors" and is_folder(path.parent)
+    if not beside and not os.path.isdir(path):
+        return path.stem
+    home = _transformer(path.parent if beside else path)
+    home = home.parent if home.name == "transformer" else home
+    cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
+    return cache.removeprefix("models--") if cache.startswith("models--") else home.name
+
+
+def _transformer(path: Path) -> Path:
+    """Return a folder by its own name, or by that of what it is a link to."""
+    plain = Path(os.path.abspath(path))
+    return plain if plain.name == "transformer" else path.resolve()
+
+
 def read(path: str | Path) -> Folder:
     """Read a pipeline's root folder or a transformer's own folder that nobody vouches for.
 
@@ -87,7 +108,7 @@ def read(path: str | Path) -> Folder:
     path = Path(path)
     shown = quote(path)
     assumptions: list[str] = []
-    home, beside = path, path.parent / "scheduler"
+    home, beside = path, _transformer(path).parent / "scheduler"
     if os.path.isfile(path / "model_index.json"):
         home, beside = path / "transformer", path / "scheduler"
         index = _json(path / "model_index.json", MAX_CONFIG)
@@ -109,7 +130,8 @@ def read(path: str | Path) -> Folder:
     config = _json(home / "config.json", MAX_CONFIG)
     scheduler_file = beside / "scheduler_config.json"
     # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
-    with_scheduler = os.path.isfile(scheduler_file) and home.name == "transformer"
+    inside = _transformer(home).name == "transformer"
+    with_scheduler = os.path.isfile(scheduler_file) and inside
     scheduler = _json(scheduler_file, MAX_CONFIG) if with_scheduler else None
     weights, variant, listed = _weights(home, shown)
     if variant is not None:

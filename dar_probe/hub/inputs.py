@@ -32,12 +32,14 @@ class Call:
         class_name: of the model.
         latents: how it takes a sample.
         tokens: of text in each sample.
+        classes: that each sample has one of; 0 where it takes none, or the user gave them.
         assumptions: one sentence for each condition that nobody gave.
     """
 
     class_name: str
     latents: Latents
     tokens: int
+    classes: int
     assumptions: tuple[str, ...]
     _makers: Mapping[str, Maker]
     _positional: tuple[str, ...]
@@ -104,6 +106,7 @@ def plan(
     given: Mapping[str, Tensor] | None = None,
     tokens: int | None = None,
     seed: int = 0,
+    labelled: bool = False,
 ) -> Call:
     """Return how the transformer ``class_name`` with settings ``config`` is called.
 
@@ -114,6 +117,7 @@ def plan(
         given: conditions by the name of the forward's parameter, one row per sample or one row.
         tokens: of text per sample, where it is drawn at random.
         seed: of everything that is drawn.
+        labelled: samples come with their classes.
 
     Raises:
         UsageError: diffusers is missing, an argument does not fit, or the model needs an input
@@ -135,11 +139,12 @@ def plan(
         seed=seed,
         given=given,
     )
-    unknown = sorted(set(given) - set(signature))
+    taken = set(signature) - _SKIPPED - {*_LATENTS, *_TIME}
+    unknown = sorted(set(given) - taken)
     if unknown:
         raise UsageError(
-            f"{class_name} takes no {unknown[0]!r}",
-            hint=f"conditions are named after {', '.join(sorted(set(signature) - _SKIPPED))}",
+            f"{class_name} takes no {unknown[0]!r} from a file",
+            hint=f"conditions are named after {', '.join(sorted(taken))}",
         )
     makers: dict[str, Maker] = {}
     for name, parameter in signature.items():
@@ -148,12 +153,14 @@ def plan(
         maker = _maker(name, setting, required=parameter.default is parameter.empty)
         if maker is not None:
             makers[name] = maker
+    takes_classes = "class_labels" in makers and "class_labels" not in given
     leading = next((name for name in signature if name not in _SKIPPED), "")
     return Call(
         class_name=class_name,
         latents=latents,
         tokens=setting.tokens,
-        assumptions=tuple(_assumptions(setting, makers)),
+        classes=(rules.classes(setting) or 0) if takes_classes else 0,
+        assumptions=tuple(_assumptions(setting, makers, labelled)),
         _makers=makers,
         _positional=(leading,) if leading in _LATENTS else (),
         _returns_dict="return_dict" in signature,
@@ -177,16 +184,45 @@ def _maker(name: str, setting: Setting, *, required: bool) -> Maker | None:
         return lambda batch: batch.x
     if name in _TIME:
         return lambda batch: rules.model_time(setting, batch)
-    if name in setting.given:
-        return _from_file(name, setting)
     rule = rules.RULES.get(name)
     maker = rule(setting, required) if rule is not None else None
+    if name in setting.given:
+        _check(name, setting, maker)
+        return _from_file(name, setting)
     if maker is None and required:
         raise UsageError(
             f"{setting.class_name} needs {name!r}, and nothing says what that is",
             hint="give it in a .safetensors file of conditions, or call dar-probe audit in Python",
         )
     return maker
+
+
+def _check(name: str, setting: Setting, maker: Maker | None) -> None:
+    """Hold a user's array to the kind and the width of what would be made without it.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    if maker is None or name not in rules.DRAWN | {"class_labels"}:
+        return
+    one = torch.zeros(1)
+    made = maker(Batch(x=one.new_zeros(1, *setting.latents.shape), time=one, ids=one.long()))
+    like = torch.stack(made) if name in rules.LISTS else made
+    if not isinstance(like, Tensor) or len(like) != 1:  # several layers at once
+        return
+    found = setting.given[name]
+    shape = ("samples", *("any",) * (like.ndim - 2), *like.shape[1:][-1:])
+    if found.ndim != like.ndim or like.is_floating_point() and found.shape[-1:] != like.shape[-1:]:
+        raise UsageError(
+            f"{name!r} has shape {tuple(found.shape)}, {setting.class_name} takes "
+            f"({', '.join(map(str, shape))})"
+        )
+    if found.is_floating_point() != like.is_floating_point() or found.is_complex():
+        kind = "real numbers" if like.is_floating_point() else "whole numbers"
+        raise UsageError(f"{name!r} must hold {kind}, not {found.dtype}")
+    count = rules.classes(setting) if name == "class_labels" else None
+    if count and not 0 <= int(found.min()) <= int(found.max()) < count:
+        raise UsageError(f"{name!r} must lie between 0 and {count - 1}")
 
 
 def _from_file(name: str, setting: Setting) -> Maker:
@@ -199,7 +235,7 @@ def _from_file(name: str, setting: Setting) -> Maker:
     return make
 
 
-def _assumptions(setting: Setting, makers: Mapping[str, Maker]) -> list[str]:
+def _assumptions(setting: Setting, makers: Mapping[str, Maker], labelled: bool) -> list[str]:
     """Return one sentence for each thing that was chosen for the user."""
     found = []
     drawn = [name for name in makers if name in rules.DRAWN and name not in setting.given]
@@ -208,7 +244,7 @@ def _assumptions(setting: Setting, makers: Mapping[str, Maker]) -> list[str]:
             "no text was given: every sample has random normal numbers of its own as "
             f"{', '.join(drawn)} (seed {setting.seed}, the same at every noise level)"
         )
-    if "class_labels" in makers and "class_labels" not in setting.given:
+    if "class_labels" in makers and "class_labels" not in setting.given and not labelled:
         found.append("no class labels were given: samples take the classes in turn")
     if "guidance" in makers and "guidance" not in setting.given:
         scale = rules.guidance_scale(setting)

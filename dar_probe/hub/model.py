@@ -1,7 +1,9 @@
 """A folder's transformer, built by diffusers' own class of that name."""
 
 import os
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +45,7 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
                 disable_mmap=False,
             )
         except Exception as error:  # a constructor may raise anything on settings that do not fit
+            blank(folder)  # says in one sentence which weight does not fit, where one does not
             raise CheckpointError(
                 f"{folder.shown} is no {folder.class_name} that diffusers can build: "
                 f"{quote(error)}",
@@ -64,7 +67,8 @@ def blank(folder: Folder) -> nn.Module:
 
     Raises:
         UsageError: diffusers is not installed.
-        CheckpointError: it has no such transformer, or cannot build it from these settings.
+        CheckpointError: it has no such transformer, cannot build it from these settings, or the
+            weights are not that class's.
     """
     kind = transformer_class(folder.class_name)
     with quiet(), torch.device("meta"):
@@ -76,7 +80,35 @@ def blank(folder: Folder) -> nn.Module:
                 f"{quote(error)}",
                 hint="try the diffusers version in its config.json under _diffusers_version",
             ) from error
+    _compare(folder, built)
     return built
+
+
+def _compare(folder: Folder, model: nn.Module) -> None:
+    """Hold the folder's weights to the names and shapes of the class, as diffusers does."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    ignored = getattr(type(model), "_keys_to_ignore_on_load_unexpected", None) or []
+    for name in sorted(expected.keys() | folder.shapes.keys()):
+        if name not in folder.shapes:
+            what = "missing"
+        elif name in expected and folder.shapes[name] != expected[name]:
+            what = f"of shape {folder.shapes[name]}, where {expected[name]} fits its settings"
+        elif name in expected or any(re.search(pattern, name) for pattern in ignored):
+            continue
+        else:
+            what = "unexpected"
+        raise CheckpointError(
+            f"{folder.shown} is no {folder.class_name}: {quote(name)} is {what}",
+            hint="try the diffusers version in its config.json under _diffusers_version",
+        )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of most weights: some classes keep a few of them in float32."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def transformer_class(name: str) -> Any:
@@ -133,8 +165,9 @@ def quiet() -> Iterator[None]:
     diffusers()
     from diffusers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             # Its solvers make arrays of tensors in a way that numpy 2 is going to refuse.
@@ -144,6 +177,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _exported(name: str, home: str) -> Any:

@@ -151,11 +151,16 @@ def _guidance(setting: Setting, required: bool) -> Maker | None:
     return lambda batch: batch.x.new_full((len(batch),), scale)
 
 
+def classes(setting: Setting) -> int | None:
+    """Return the number of classes in the settings."""
+    return first(setting.config, ("num_embeds_ada_norm", "num_classes"))
+
+
 def _class_labels(setting: Setting, required: bool) -> Maker | None:
-    classes = first(setting.config, ("num_embeds_ada_norm", "num_classes"))
-    if not classes:
+    count = classes(setting)
+    if not count:
         return None
-    return lambda batch: batch.ids.to(batch.x.device) % classes
+    return lambda batch: batch.ids.to(batch.x.device) % count
 
 
 def _along(axis: int) -> Rule:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dar_probe.hub import clock
 from dar_probe.hub.inputs import Call
-from dar_probe.hub.model import quiet, scheduler_class
+from dar_probe.hub.model import dtype_of, quiet, scheduler_class
 from dar_probe.objective import Flow, Objective
 from dar_probe.train import data as datasets
 from dar_probe.train import sample
@@ -55,7 +55,7 @@ def draw(
         drawn = sample.draw(
             _Called(model, call), objective, torch.arange(count),
             call.shape,
-            seed=seed, steps=steps, device=parameter.device, dtype=parameter.dtype,
+            seed=seed, steps=steps, device=parameter.device, dtype=dtype_of(model),
             batch_size=batch_size,
         )  # fmt: skip
         return drawn, f"{_many(count)} drawn from the model itself ({steps} {method}, {why})"
@@ -107,7 +107,7 @@ def _run(
         if hasattr(stepper, "scale_model_input"):
             scaled = stepper.scale_model_input(x, t)
         time = _model_time(t, objective, scheduler).to(parameter.device).expand(len(ids))
-        args, kwargs = call.inputs(scaled.to(parameter.dtype), time, ids)
+        args, kwargs = call.inputs(scaled.to(dtype_of(model)), time, ids)
         predicted = sign * call.prediction(model(*args, **kwargs)).float()
         x = stepper.step(predicted, t, x, return_dict=False, **extra)[0]
     return x.float().cpu()

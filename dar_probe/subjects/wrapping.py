@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from dar_probe.errors import ProbeError
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import ProbeError, blamed
 from dar_probe.subjects.entrance import with_grad
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -54,7 +55,7 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     """Run one forward and make sure that autograd can see it; the module must be ``untouched``.
 
     Raises:
-        ProbeError: the forward runs without gradients, or is checkpointed with
+        ProbeError: the forward fails, or runs without gradients, or is checkpointed with
             ``use_reentrant=True``, through which no gradient of an inner state can be asked for.
     """
     names = {part: name for name, part in module.named_modules()}
@@ -69,7 +70,8 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
     handles = [part.register_forward_pre_hook(enter) for part in names]
     try:
-        module(*map(with_grad, args[:1]), *args[1:], **kwargs)
+        with blamed(does_not_run):
+            module(*map(with_grad, args[:1]), *args[1:], **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -85,6 +87,14 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             "the module's forward runs without gradients (torch.no_grad or inference_mode)",
             hint="the probe needs gradients of the states: take the decorator off the forward",
         )
+
+
+def does_not_run(why: str) -> ProbeError:
+    """Return the error of a model whose forward raises on inputs that we made for it."""
+    return ProbeError(
+        f"the model does not run on its inputs: {quote(why)}",
+        hint="its settings may not fit it; --debug shows where it fails",
+    )
 
 
 def plain_name(name: str) -> str:
