@@ -91,7 +91,8 @@ def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int
     }
     own = assumed.objective.name
     best = min(found, key=lambda name: found[name])
-    if best == own or not found[best] < CONTRADICTION * found[own]:
+    # Weights that are worse than predicting zero under every convention favour none of them.
+    if best == own or not found[best] < min(1, CONTRADICTION * found[own]):
         return None
     return (
         f"The weights contradict the assumed objective {own!r}: its loss is {found[own]:.2f} of "

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar_probe.errors import CheckpointError
+from dar_probe.errors import CheckpointError, ProbeError, blamed
 from dar_probe.probe.recorder import Recorder
 from dar_probe.subjects.subject import Branch, Subject
+from dar_probe.subjects.wrapping import does_not_run
 
 AGREE = 1e-4  # of a write; float32 agrees to 1e-6
 ROUNDINGS = 4  # of the stream, in units of its type's precision: differences of reads hold them
@@ -28,7 +29,8 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
 
     Raises:
         CheckpointError: a write is not what its branch returns.
-        ProbeError: the sites do not fire as they are named.
+        ProbeError: the model does not run, the sites do not fire as they are named, or the stream
+            overflows.
     """
     outputs: dict[nn.Module, Tensor] = {}
 
@@ -39,7 +41,7 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
     watched = {b.output for b in branches} | {b.gate for b in branches if b.gate is not None}
     handles = [module.register_forward_hook(keep) for module in watched]
     try:
-        with Recorder(subject) as recorder:
+        with Recorder(subject) as recorder, blamed(does_not_run):
             subject.model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -54,6 +56,12 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
         own = sum(reader.view.take(_output(branch, outputs)) for branch in reader.branches)
         error, size = (found - own).float().norm(), found.float().norm()
         rounding = ROUNDINGS * torch.finfo(read.dtype).eps * read.float().norm()
+        if not bool(torch.isfinite(error + size + rounding)):
+            raise ProbeError(
+                f"the stream of {shown} overflows {str(read.dtype).removeprefix('torch.')} at "
+                f"{reader.name!r}",
+                hint="try --dtype float64, or an earlier checkpoint: the run may have diverged",
+            )
         if not bool(error <= AGREE * size + rounding):
             raise CheckpointError(
                 f"{shown} cannot be probed: what {reader.name!r} adds to the stream differs by "

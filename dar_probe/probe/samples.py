@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar_probe.errors import UsageError
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files import write_atomically
 from dar_probe.loading import Loaded
 from dar_probe.train import data as datasets
@@ -74,6 +75,11 @@ def own(loaded: Loaded, count: int, *, seed: int) -> Data:
     drawn = _stored(path, (count, *found.shape))
     if drawn is None:
         drawn = loaded.draw(count, seed=seed)
+        if not bool(torch.isfinite(drawn[0]).all()):
+            raise ProbeError(
+                f"the samples that {quote(loaded.file['name'])} draws are NaN or infinite",
+                hint="give samples with --data, or another --objective",
+            )
         _store(path, *drawn)
     latents, description = drawn
     return Data(
@@ -106,7 +112,7 @@ def _stored(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None  # not there, or damaged: drawn anew
     fits = latents.shape == shape and latents.dtype == np.float32
-    return (torch.from_numpy(latents), description) if fits else None
+    return (torch.from_numpy(latents), description) if fits and np.isfinite(latents).all() else None
 
 
 def _store(path: Path, latents: Tensor, description: str) -> None:

@@ -1,0 +1,85 @@
+"""Files of known families with weights that cannot be measured, and forwards that fail."""
+
+import numpy as np
+import pytest
+import torch
+
+import dar_probe as dp
+from dar_probe import objective
+from dar_probe.errors import CheckpointError, ProbeError
+from dar_probe.probe.denoising import Denoising, contradiction
+from dar_probe.survey import survey
+from tests import tiny
+from tests.families import files, test_own
+
+GRID = {"noise_levels": [0.5], "samples": 2}
+folder = test_own.folder
+
+
+@pytest.fixture
+def spoil(tmp_path):
+    """Return a function to the words for a case's file with one tensor changed."""
+
+    def change(case, key, to):
+        file = files.write(case, tmp_path)
+        content = torch.load(file.path, weights_only=False)
+        state = content.get("ema", content)
+        state[key] = to(state[key])
+        torch.save(content, file.path)
+        return {"path": file.path, "heads": file.heads}, {"data": file.data, **GRID}
+
+    return change
+
+
+@pytest.mark.parametrize("case", ["SiT", "MDTv2"])
+def test_quantised_weights_are_refused_by_name(spoil, case):
+    key = "final_layer.linear.weight"
+    where, how = spoil(case, key, lambda t: t.to(torch.int8))
+    with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
+        survey(**where)
+    with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
+        dp.analyze(**where, **how)
+
+
+@pytest.mark.parametrize("case", ["SiT", "LightningDiT"])
+def test_a_stream_that_overflows_is_no_variant(spoil, case):
+    where, how = spoil(case, "blocks.1.attn.proj.weight", lambda t: t * 1e30)
+    with pytest.raises(ProbeError, match="overflows float32 at"):
+        dp.analyze(**where, **how)
+
+
+def test_a_forward_of_a_family_of_one_s_own_that_fails_is_one_sentence(folder):
+    code = (folder / "mine.py").read_text().replace("return self.out(", "return self.outside(")
+    (folder / "fails.py").write_text(code, encoding="utf-8")
+    for data in ([], ["--data", "latents:data.npz"]):
+        done = test_own.type_in(
+            folder, "analyze", *data, *test_own.GRID, "--out", "no", family="fails:FAMILY"
+        )
+        assert done.returncode == (4 if data else 3), done.stderr
+        assert "AttributeError" in done.stderr and "'outside'" in done.stderr
+
+
+def test_weights_that_predict_nothing_contradict_nothing():
+    model = tiny.model(dtype=torch.float32)
+    for parameter in model.final_layer.parameters():
+        torch.nn.init.normal_(parameter, std=9.0)
+    data, problem = tiny.problem(model, samples=8, dtype=torch.float32)
+    other = Denoising(
+        objective.get("dit"), data, seed=0, device=problem.device, dtype=torch.float32
+    )
+    for assumed in (problem, other):
+        assert contradiction(model, assumed, data, seed=0) is None
+
+
+def test_samples_that_are_not_finite_are_neither_kept_nor_measured(spoil, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    where, _ = spoil("SiT", "final_layer.linear.bias", lambda t: t + 3e38)
+    with pytest.raises(ProbeError, match="draws are NaN or infinite"):
+        dp.analyze(**where, **GRID)
+    where, _ = spoil("SiT", "final_layer.linear.bias", lambda t: t)
+    right = dp.analyze(**where, **GRID).dataset["rms"].values
+    (kept,) = (tmp_path / "cache/dar-probe/samples").iterdir()
+    with np.load(kept) as arrays:
+        changed = {**arrays, "latents": arrays["latents"] * np.float32("nan")}
+    np.savez(kept, **changed)
+    np.testing.assert_array_equal(dp.analyze(**where, **GRID).dataset["rms"].values, right)
