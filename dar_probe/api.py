@@ -74,7 +74,8 @@ def analyze(
         seed: of the noise, and of drawn samples.
         device: "auto", "cpu", "cuda", ...
         dtype: "float32", "float64" or "bfloat16".
-        objective: "sit", "repa" or "dit" where the file cannot tell.
+        objective: where the file cannot tell: "sit", "repa", "dit", "uvit", "vp", or
+            "ddpm:SCHEDULE:PREDICTION" such as "ddpm:cosine:v".
         heads: attention heads where the file cannot tell.
         weights: "auto" prefers the averaged weights, "ema" or "model" insists.
         family: of the checkpoint, where its names mislead; or "package.module:FAMILY".

@@ -287,12 +287,19 @@ def plan(
             read.class_name, read.config, shape=shape, given=given, seed=seed,
             labelled=shape is not None,  # it is that of a file of latents, which has labels
         )  # fmt: skip
-        if objective_name is not None:
-            return call, *choose_objective(objective_name, objective_name)
         try:
-            return call, *clock.choose(read.class_name, read.config, read.scheduler)
-        except UsageError as error:  # nobody typed what a scheduler was saved with
+            usual, assumed = clock.choose(read.class_name, read.config, read.scheduler)
+        except (UsageError, CheckpointError) as error:
+            if objective_name is not None:
+                return call, *choose_objective(objective_name, objective_name)
+            # Nobody typed what a scheduler was saved with.
             raise CheckpointError(f"{read.shown}: {error}", hint=error.hint) from error
+        if objective_name is None:
+            return call, usual, assumed
+        # Another prediction, or time the other way, on the scheduler's own steps.
+        known = objective.candidates(usual).get(objective_name)
+        chosen, asked = choose_objective(objective_name, objective_name, known)
+        return call, chosen, asked
 
 
 def _digest(given: Mapping[str, Tensor]) -> str:
@@ -350,8 +357,13 @@ def check_weights(weights: str) -> Weights:
     raise UsageError(f"unknown weights {weights!r}", hint="--weights takes auto, ema or model")
 
 
-def choose_objective(usual: str, name: str | None) -> tuple[Objective, list[str]]:
-    """Return the objective called ``usual``, or the one asked for, and what that assumes."""
+def choose_objective(
+    usual: str, name: str | None, known: Objective | None = None
+) -> tuple[Objective, list[str]]:
+    """Return the objective called ``usual``, or the one asked for, and what that assumes.
+
+    ``known`` is the one asked for where the name alone does not tell its steps.
+    """
     if name is not None:
-        return objective.get(name), [f"objective {name!r}, as asked for"]
+        return known or objective.get(name), [f"objective {name!r}, as asked for"]
     return objective.get(usual), []

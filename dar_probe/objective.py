@@ -270,10 +270,14 @@ def get(name: str) -> Objective:
 def candidates(assumed: Objective) -> dict[str, Objective]:
     """Return the conventions, by name, that a model assumed to follow ``assumed`` may really have.
 
-    Where that is a DDPM, its other predictions on the same steps are among them.
+    Where that is a DDPM, its other predictions on the same steps are among them; where it is a flow
+    with a clock in other units, the same with time running the other way.
     """
     found = {name: OBJECTIVES[name] for name in ("sit", "repa", "dit")}
     found[assumed.name] = assumed
+    if isinstance(assumed, Flow) and assumed.scale != 1:
+        name = f"{assumed.name}:reversed"
+        found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)
     if isinstance(assumed, DDPM):
         base = assumed.name.removesuffix(f":{assumed.prediction}")
         others = (p for p in PREDICTIONS if p != assumed.prediction)

@@ -14,6 +14,7 @@ from dar_probe.checkpoints import room
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import DarProbeError, UsageError, out_of_memory
+from dar_probe.hub.model import dtype_of
 from dar_probe.loading import Loaded, load
 from dar_probe.output import OutputFolder
 from dar_probe.probe import ablation, trace
@@ -221,7 +222,7 @@ def _plan(
     reached = torch.from_numpy(wanted)
     reached = torch.unique(objective.reached(reached))
     problem = Denoising(
-        objective, rows, seed=seed, device=parameter.device, dtype=parameter.dtype, call=loaded.call
+        objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
     )
     with untouched(model):
         one = problem.batch(rows.ids[:1], reached[len(reached) // 2].reshape(1))
@@ -230,7 +231,7 @@ def _plan(
         if subject is None:
             subject = _discover(loaded, one)
             found = subject.assumptions
-        prove(subject, *one, shown=quote(loaded.file["name"]))
+        found += prove(subject, *one, shown=quote(loaded.file["name"]))
     grid = Grid(
         levels=tuple(reached.tolist()),
         ids=tuple(rows.ids.tolist()),
@@ -284,7 +285,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the manifest of a task, see ``schema.MANIFEST``."""
     parameter = next(subject.model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
+    dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {
         "checkpoint": checkpoint,
         "model": {"name": name, "dtype": dtype, **subject.facts},

@@ -102,12 +102,14 @@ def _policy(scripts: list[str]) -> str:
 def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
+    objective = (manifest.get("config") or {}).get("objective")
     named_routing = {"residual": "plain residuals", "dar": "DAR", "none": "no pre-norm stack"}
     routing = named_routing.get(style.routing_of(ds), style.routing_of(ds))
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [
         style.clean(str(model["name"])) if named else "",
         f"routing: {style.clean(routing)}",
+        f"objective: {style.clean(str(objective))}" if objective else "",
         f"{model['parameters']:,} parameters" if model.get("parameters") else "",
         _count(ds.sizes["block"] - 1, "block"),
         _count(ds.sizes["noise_level"], "noise level"),
@@ -220,7 +222,7 @@ def _figures(ds: xr.Dataset, name: str) -> list[dict[str, Any]]:
     drawn: list[tuple[str, str, bool, go.Figure]] = [
         (
             "Depth",
-            words.depth_caption(router, ds.sizes["sample"]),
+            words.depth_caption(router, ds.sizes["sample"], stream=style.routing_of(ds) != "none"),
             False,
             interactive.dilution([(name, ds)]),
         )

@@ -83,12 +83,12 @@ MAP_CAPTIONS = {
 }
 
 
-def depth_caption(router: bool, samples: int) -> str:
-    """Return the caption of the figure over depth."""
+def depth_caption(router: bool, samples: int, *, stream: bool = True) -> str:
+    """Return the caption of the figure over depth; without a ``stream`` states are all there is."""
     gradient = (
         "The gradient is that of one reader, because this model has a router."
         if router
-        else "The gradient is that of the whole residual stream."
+        else f"The gradient is that of the whole {'residual stream' if stream else 'state'}."
     )
     bands = "Bands: 95 % intervals over samples. " if samples > 1 else ""
     return (

@@ -15,7 +15,9 @@ ROUNDINGS = 4  # of the stream, in units of its type's precision: differences of
 
 
 @torch.no_grad()
-def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown: str) -> None:
+def prove(
+    subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown: str
+) -> tuple[str, ...]:
     """Compare what each branch returns, times its gate, with the difference of reads around it.
 
     A family's file names sites from outside; a site that is named wrongly, or a term that it
@@ -27,6 +29,9 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
         kwargs: inputs by name.
         shown: the file, for the message.
 
+    Returns:
+        A sentence where rounding hides what was to be compared.
+
     Raises:
         CheckpointError: a write is not what its branch returns.
         ProbeError: the model does not run, the sites do not fire as they are named, or the stream
@@ -37,6 +42,7 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         outputs[module] = output
 
+    unproven = 0
     branches = [branch for reader in subject.readers for branch in reader.branches]
     watched = {b.output for b in branches} | {b.gate for b in branches if b.gate is not None}
     handles = [module.register_forward_hook(keep) for module in watched]
@@ -62,12 +68,20 @@ def prove(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown
                 f"{reader.name!r}",
                 hint="try --dtype float64, or an earlier checkpoint: the run may have diverged",
             )
+        unproven += bool(0 < size < 2 * rounding)
         if not bool(error <= AGREE * size + rounding):
             raise CheckpointError(
                 f"{shown} cannot be probed: what {reader.name!r} adds to the stream differs by "
                 f"{float(error / size):.2g} from what its branch returns",
                 hint="the file is of a variant that dar-probe does not know; audit measures it",
             )
+    if not unproven:
+        return ()
+    dtype = str(recorder.reads[0].dtype).removeprefix("torch.")
+    return (
+        f"{unproven} of {len(written)} writes are too small beside the stream to be compared in "
+        f"{dtype} with what their branches return: --dtype float32 does",
+    )
 
 
 def _output(branch: Branch, outputs: dict[nn.Module, Tensor]) -> Tensor:

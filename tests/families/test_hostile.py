@@ -83,3 +83,17 @@ def test_samples_that_are_not_finite_are_neither_kept_nor_measured(spoil, tmp_pa
         changed = {**arrays, "latents": arrays["latents"] * np.float32("nan")}
     np.savez(kept, **changed)
     np.testing.assert_array_equal(dp.analyze(**where, **GRID).dataset["rms"].values, right)
+
+
+def test_a_proof_that_rounding_hides_is_said(tmp_path):
+    model = tiny.model(depth=2, dtype=torch.float32, size=8)
+    for block in model.blocks:
+        block.adaLN_modulation[1].weight.data.mul_(1e-3)
+        block.adaLN_modulation[1].bias.data.mul_(1e-3)
+    torch.save(model.state_dict(), tmp_path / "quiet.pt")
+    said = {}
+    for dtype in ("float32", "bfloat16"):
+        found = dp.analyze(tmp_path / "quiet.pt", heads=2, dtype=dtype, **GRID)
+        said[dtype] = [s for s in found.manifest["assumptions"] if "too small beside" in s]
+    assert said["float32"] == []
+    assert said["bfloat16"][0].startswith("4 of 4 writes are too small beside the stream")

@@ -125,3 +125,19 @@ def test_without_diffusers_one_sentence_says_what_to_install(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "pip install 'dar-probe[diffusers]'" in done.stderr
+
+
+def test_another_prediction_keeps_the_schedulers_own_steps(tmp_path):
+    home = tiny.save("hunyuan-dit", tmp_path / "hy")
+    latents(tmp_path / "x.npz", (4, 8, 8))
+    options = {"data": f"latents:{tmp_path / 'x.npz'}", "noise_levels": [0.5], "samples": 2}
+    usual = dp.analyze(home, **options).dataset
+    other = dp.analyze(home, **options, objective="ddpm:scaled-linear:eps").dataset
+    np.testing.assert_array_equal(usual["noise_level"], other["noise_level"])
+    np.testing.assert_array_equal(usual["timestep"], other["timestep"])
+    assert not np.allclose(usual["loss"], other["loss"])
+    sd3 = tiny.save("sd3", tmp_path / "sd3")
+    turned = dp.analyze(sd3, **options, objective="flow:t=1000s:reversed").dataset
+    assert turned["timestep"].values == pytest.approx(500)
+    with pytest.raises(dp.UsageError, match="unknown objective 'flow:t=2s'"):
+        dp.analyze(sd3, **options, objective="flow:t=2s")
