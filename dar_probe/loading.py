@@ -187,6 +187,7 @@ def _load_file(
     kind = subjects.family_of(header, family)
     found = kind.identify(header, heads)
     model = blank(header, kind, found)
+    check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
     converted = {k: shape for k, shape in header.shapes.items() if header.dtypes[k] != dtype}
     room.require(header.stored + room.needed(converted, dtype))
@@ -316,15 +317,24 @@ def of_weights(header: Header) -> list[str]:
     return ["the file does not say whether its weights are averaged (EMA)"] if flat else []
 
 
-def blank(header: Peek, family: subjects.Family, found: Identified) -> nn.Module:
+def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:
     """Build the model without memory for weights, and hold the file to its names and shapes.
 
     Raises:
-        CheckpointError: a weight is missing, left over, of another shape, or an integer.
+        CheckpointError: a weight is missing, left over, or of another shape.
     """
     with torch.device("meta"):
         model = family.build(found)
     header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    return model
+
+
+def check_real(header: Peek, model: nn.Module) -> None:
+    """Require weights that have gradients.
+
+    Raises:
+        CheckpointError: one of them is an integer.
+    """
     for key, _ in model.named_parameters():
         if not header.dtypes[key].is_floating_point:
             kind = str(header.dtypes[key]).removeprefix("torch.")
@@ -333,7 +343,6 @@ def blank(header: Peek, family: subjects.Family, found: Identified) -> nn.Module
                 f"{quote(key)} is {kind}",
                 hint="give the file in bfloat16 or float32",
             )
-    return model
 
 
 def make_tables(model: nn.Module) -> None:

@@ -16,7 +16,15 @@ from dar_probe.checkpoints import peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.hub import folder
 from dar_probe.hub import model as hub_model
-from dar_probe.loading import blank, check_weights, choose_objective, hub_home, of_weights, plan
+from dar_probe.loading import (
+    blank,
+    check_real,
+    check_weights,
+    choose_objective,
+    hub_home,
+    of_weights,
+    plan,
+)
 from dar_probe.subjects import Subject
 from dar_probe.subjects.blocks import members
 
@@ -74,6 +82,7 @@ def survey(
     kind = subjects.family_of(header, family)
     identified = kind.identify(header, heads)
     model = blank(header, kind, identified)
+    check_real(header, model)
     chosen, assumed = choose_objective(identified.objective, objective_name)
     subject = kind.subject(model.eval(), identified)
     x = torch.zeros(1, *identified.shape, device="meta")
