@@ -257,15 +257,8 @@ def audit(
         seed=seed,
         on_step=tell,
     )
-    again = module_task.of_module(
-        twin,
-        batch=planned.batch,
-        loss=planned.loss,
-        noise_levels=noise_levels,
-        samples=samples,
-        batch_size=batch_size,
-        blocks=blocks,
-        readers=readers,
+    subject = module_task.find_sites(
+        twin, planned.batch, planned.grid.levels, blocks=blocks, readers=readers
     )
     training = {
         "steps": train_steps,
@@ -275,8 +268,8 @@ def audit(
         "first_loss": losses[0],
         "final_loss": losses[-1],
     }
-    own = {"model": again.manifest["model"], "training": training}
-    trained = replace(again, manifest={**planned.manifest, **own})
+    own = {"model": {**planned.manifest["model"], **subject.facts}, "training": training}
+    trained = replace(planned, subject=subject, manifest={**planned.manifest, **own})
     return Analysis(trained.measure(on_cells=on_cells), fail_on=fail_on, before=before)
 
 

@@ -16,7 +16,7 @@ from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.selection import Weights
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.errors import CheckpointError, UsageError, blamed
+from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.hub import clock, conditioning, folder, inputs, sampling
 from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective
@@ -48,8 +48,16 @@ class ByClass:
         return (x, time, labels), {}
 
     def prediction(self, output: Any) -> Tensor:
-        """Return the output as it is."""
-        assert isinstance(output, Tensor)
+        """Return the output as it is.
+
+        Raises:
+            ProbeError: a family of the user's own returns something else.
+        """
+        if not isinstance(output, Tensor):
+            raise ProbeError(
+                f"the model returns a {type(output).__name__}, not the prediction",
+                hint="a family's model returns one tensor, shaped like its samples",
+            )
         return output
 
 
@@ -154,7 +162,7 @@ def load(
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    if (home := hub_home(path)) is not None:
+    if (home := folder.home_of(path)) is not None:
         for name, given in (("heads", heads), ("family", family)):
             if given is not None:
                 raise UsageError(
@@ -166,13 +174,6 @@ def load(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
     return _load_file(Path(path), check_weights(weights), heads, objective_name, family, dtype)
-
-
-def hub_home(path: str | Path) -> Path | None:
-    """Return the diffusers folder that a path is, or whose weights it is; None for other files."""
-    path = Path(path)
-    home = path.parent if path.suffix == ".safetensors" else path
-    return home if folder.is_folder(home) else None
 
 
 def _load_file(

@@ -1,6 +1,7 @@
 """A module that somebody brings, turned into a task: its inputs, its loss and its sites."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import subjects, task
-from dar_probe.errors import UsageError
+from dar_probe.errors import UsageError, blamed
 from dar_probe.objective import Objective
 from dar_probe.probe import from_config
 from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
+from dar_probe.subjects import Subject
 from dar_probe.subjects.sites import is_fresh
 from dar_probe.subjects.traced import innermost
 from dar_probe.train import data as datasets
@@ -60,17 +62,14 @@ def of_module(
         log_snr = objective.log_snr(s).numpy()
     else:
         levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
-    with untouched(module):
-        # What a level scales may well vanish at the lowest one.
-        first = _first_inputs(module, batch, levels[len(levels) // 2 :][:1])
-        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
-        if loss is None:
+    subject = find_sites(module, batch, levels.tolist(), blocks=blocks, readers=readers)
+    if loss is None:
+        with untouched(module):
             loss = stand_in(module, batch, float(levels[0]))
-            what = "the mean square of the output"
-            if loss is random_target:
-                what += " less a random target, one of each sample's own,"
-            assumptions.append(f"no loss was given: {what} stands in")
-    subject = replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
+        what = "the mean square of the output"
+        if loss is random_target:
+            what += " less a random target, one of each sample's own,"
+        assumptions.append(f"no loss was given: {what} stands in")
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return task.Task(
@@ -88,6 +87,22 @@ def of_module(
             assumptions=[*assumptions, *subject.assumptions],
         ),
     )
+
+
+def find_sites(
+    module: nn.Module,
+    batch: Batch,
+    levels: Sequence[float],
+    *,
+    blocks: str | None = None,
+    readers: str | None = None,
+) -> Subject:
+    """Name the sites of a module without wrappers, and tell whether it is as it was made."""
+    with untouched(module):
+        # What a level scales may well vanish at the lowest one.
+        first = _first_inputs(module, batch, levels[len(levels) // 2])
+        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
+    return replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
 
 
 @torch.no_grad()
@@ -139,24 +154,23 @@ def _own_inputs(module: nn.Module) -> from_config.Inputs:
 
 
 def _first_inputs(
-    module: nn.Module, batch: Batch, level: np.ndarray
+    module: nn.Module, batch: Batch, level: float
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs of sample 0, on which the module is known to run."""
     if next(module.parameters(), None) is None:
         raise UsageError("the module has no parameters")
-    made = batch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(level))
+    made = batch(torch.zeros(1, dtype=torch.int64), torch.tensor([level], dtype=torch.float64))
     kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
     if kinds != (tuple, dict):
         raise UsageError(
             f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
             hint="return (x,), {} for a module that is called as module(x)",
         )
-    try:
-        with torch.no_grad():
-            module(*made[0], **made[1])
-    except Exception as error:  # somebody else's code fails in any way it likes
-        raise UsageError(
-            f"the module does not run on its inputs: {type(error).__name__}: {error}",
-            hint="check the batch function or --input",
-        ) from error
+
+    def refuse(why: str) -> UsageError:
+        hint = "check the batch function or --input"
+        return UsageError(f"the module does not run on its inputs: {why}", hint=hint)
+
+    with blamed(refuse), torch.no_grad():
+        module(*made[0], **made[1])
     return made

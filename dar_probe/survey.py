@@ -21,7 +21,6 @@ from dar_probe.loading import (
     check_real,
     check_weights,
     choose_objective,
-    hub_home,
     of_weights,
     plan,
 )
@@ -76,7 +75,7 @@ def survey(
         UsageError: an option does not fit.
     """
     path = Path(path)
-    if (home := hub_home(path)) is not None:
+    if (home := folder.home_of(path)) is not None:
         return _of_folder(home, objective_name)
     header = peek.peek(path, weights=check_weights(weights))
     kind = subjects.family_of(header, family)

@@ -13,7 +13,7 @@ from dar_probe import dataset, subjects
 from dar_probe.checkpoints import room
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device, find_dtype
-from dar_probe.errors import DarProbeError, UsageError, out_of_memory
+from dar_probe.errors import UsageError, blamed
 from dar_probe.hub.model import dtype_of
 from dar_probe.loading import Loaded, load
 from dar_probe.output import OutputFolder
@@ -156,16 +156,10 @@ class _Tell:
 
 def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any) -> Any:
-        try:
+        ids = args[-2].tolist()
+        hint = f"it was called with the sample ids {ids[0]} to {ids[-1]}"
+        with blamed(lambda why: UsageError(f"the {name} function fails: {why}", hint=hint)):
             return call(*args)
-        except Exception as error:  # somebody else's code fails in any way it likes
-            if isinstance(error, DarProbeError) or out_of_memory(error):
-                raise
-            ids = args[-2].tolist()
-            raise UsageError(
-                f"the {name} function fails: {type(error).__name__}: {error}",
-                hint=f"it was called with the sample ids {ids[0]} to {ids[-1]}",
-            ) from error
 
     return guarded
 
@@ -255,7 +249,11 @@ def _plan(
             name=loaded.file["name"],
             data={"name": rows.name, "description": rows.description},
             checkpoint=loaded.file,
-            config={"data_sha256": rows_of.digest(rows), "objective": objective.name},
+            config={
+                "data_sha256": rows_of.digest(rows),
+                "objective": objective.name,
+                "conditions": loaded.conditions,
+            },
             seed=seed,
             assumptions=[*loaded.assumptions, *assumed, *found],
             warnings=[warning] if warning else [],

@@ -78,16 +78,24 @@ def is_folder(path: str | Path) -> bool:
     return any(os.path.isfile(Path(path, name)) for name in ("model_index.json", "config.json"))
 
 
+def home_of(path: str | Path) -> Path | None:
+    """Return the diffusers folder that a path is, or whose weights it is; None for other files."""
+    path = Path(path)
+    own = path.name.startswith(_WEIGHTS) and path.suffix == ".safetensors"
+    home = path.parent if own else path
+    return home if is_folder(home) else None
+
+
 def name_of(path: str | Path) -> str:
     """Return what a checkpoint is called: a file's name, or that of a folder's model.
 
     "transformer" tells nothing, nor does the hash that the hub's cache names a snapshot after.
     """
     path = Path(path)
-    beside = path.suffix == ".safetensors" and is_folder(path.parent)
-    if not beside and not os.path.isdir(path):
+    folder = home_of(path) or path
+    if not os.path.isdir(folder):
         return path.stem
-    home = _transformer(path.parent if beside else path)
+    home = _transformer(folder)
     home = home.parent if home.name == "transformer" else home
     cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
     return cache.removeprefix("models--") if cache.startswith("models--") else home.name

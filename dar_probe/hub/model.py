@@ -46,17 +46,10 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
             )
         except Exception as error:  # a constructor may raise anything on settings that do not fit
             blank(folder)  # says in one sentence which weight does not fit, where one does not
-            raise CheckpointError(
-                f"{folder.shown} is no {folder.class_name} that diffusers can build: "
-                f"{quote(error)}",
-                hint="try the diffusers version in its config.json under _diffusers_version",
-            ) from error
+            raise _misfit(folder, f" that diffusers can build: {quote(error)}") from error
     for what in ("missing", "unexpected", "mismatched"):
         if culprits := sorted(map(str, report[f"{what}_keys"])):
-            raise CheckpointError(
-                f"{folder.shown} is no {folder.class_name}: {quote(culprits[0])} is {what}",
-                hint="try the diffusers version in its config.json under _diffusers_version",
-            )
+            raise _misfit(folder, f": {quote(culprits[0])} is {what}")
     check_finite(model.state_dict())
     built: nn.Module = model.eval()
     return built
@@ -75,11 +68,7 @@ def blank(folder: Folder) -> nn.Module:
         try:
             built: nn.Module = kind.from_config(folder.config).eval()
         except Exception as error:  # a constructor may raise anything on settings that do not fit
-            raise CheckpointError(
-                f"{folder.shown} is no {folder.class_name} that diffusers can build: "
-                f"{quote(error)}",
-                hint="try the diffusers version in its config.json under _diffusers_version",
-            ) from error
+            raise _misfit(folder, f" that diffusers can build: {quote(error)}") from error
     _compare(folder, built)
     return built
 
@@ -97,10 +86,14 @@ def _compare(folder: Folder, model: nn.Module) -> None:
             continue
         else:
             what = "unexpected"
-        raise CheckpointError(
-            f"{folder.shown} is no {folder.class_name}: {quote(name)} is {what}",
-            hint="try the diffusers version in its config.json under _diffusers_version",
-        )
+        raise _misfit(folder, f": {quote(name)} is {what}")
+
+
+def _misfit(folder: Folder, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder.shown} is no {folder.class_name}{why}",
+        hint="try the diffusers version in its config.json under _diffusers_version",
+    )
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import DarProbeError, UsageError
+from dar_probe.errors import UsageError, blamed
 from dar_probe.models.sit import SiT
 from dar_probe.subjects import discover, lightningdit, mdt, sit, told, udit, uvit
 from dar_probe.subjects.family import Family, Identified
@@ -55,13 +55,11 @@ def family_of(header: Header, name: str | None = None) -> Family:
                 hint=f"known: {', '.join(known)}; or package.module:FAMILY for one of your own",
             )
         return known[name]
-    try:
+    hint = "the current directory is on the import path"
+    with blamed(
+        lambda why: UsageError(f"the family {name!r} cannot be imported: {why}", hint=hint)
+    ):
         found = getattr(importlib.import_module(home), attribute)
-    except Exception as error:  # somebody else's code fails in any way it likes
-        raise UsageError(
-            f"the family {name!r} cannot be imported: {type(error).__name__}: {error}",
-            hint="the current directory is on the import path",
-        ) from error
     if not isinstance(found, Family):
         raise UsageError(f"{name!r} is a {type(found).__name__}, not a dar_probe Family")
     return replace(
@@ -73,16 +71,13 @@ def family_of(header: Header, name: str | None = None) -> Family:
 
 
 def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:
+    def refuse(why: str) -> UsageError:
+        hint = "see the README, Add a family"
+        return UsageError(f"{step!r} of the family {name!r} failed: {why}", hint=hint)
+
     def run(*args: Any) -> Any:
-        try:
+        with blamed(refuse):
             return call(*args)
-        except DarProbeError:
-            raise
-        except Exception as error:  # somebody else's code fails in any way it likes
-            raise UsageError(
-                f"{step!r} of the family {name!r} failed: {type(error).__name__}: {error}",
-                hint="see the README, Add a family",
-            ) from error
 
     return run
 

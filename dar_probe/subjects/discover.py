@@ -174,14 +174,13 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
         return None
     if not came.fresh and torch.equal(came.value, link.read.value[:, link.tokens]):
         return None
-    what = "head" if link.block == before.block + 1 and link.read.home is None else "block"
-    name = "head fusion" if what == "head" else f"block {link.block} fusion"
+    at_head = link.read.home is None
     gave = came.passed.gave[came.item]
     return Source(
-        name=name,
+        name="head fusion" if at_head else f"block {link.block} fusion",
         kind="fusion",
         # A fusion before the head is no block's: it is counted to the last one.
-        block=before.block if what == "head" else link.block,
+        block=before.block if at_head else link.block,
         before=Passage(
             module=came.passed.home[0],
             when="output",
@@ -280,7 +279,7 @@ def _assumed(
             f"{many} could not be confirmed to be their branch's own output times a factor per "
             "channel: whatever else is added within the block is counted to them"
         )
-    if any(link.read is not None and len(link.read.value[0]) > _count(link) for link in links):
+    if any(r.view.tokens is not None for r in readers):
         found.append(
             "a sequence holds other tokens too, such as text: only those that run through all "
             "blocks are measured"
@@ -294,7 +293,3 @@ def _assumed(
     if raw:
         found.append(f"{len(raw)} readers, such as {raw[0]!r}, have no norm of their own")
     return found
-
-
-def _count(link: Link) -> int:
-    return int(link.tokens.stop - link.tokens.start)

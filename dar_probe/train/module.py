@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dar_probe.errors import DarProbeError, ProbeError, UsageError, out_of_memory
+from dar_probe.errors import ProbeError, UsageError, blamed
 
 if TYPE_CHECKING:
     from dar_probe.probe.measure import Batch, Loss
@@ -102,15 +102,11 @@ def check(*, steps: int, lr: float, batch_size: int, seed: int) -> None:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    try:
+    hint = "it must not keep tensors of an earlier forward, or open files"
+    with blamed(
+        lambda why: UsageError(f"the module cannot be copied for training: {why}", hint=hint)
+    ):
         twin = copy.deepcopy(module)
-    except Exception as error:  # somebody else's objects fail to copy in any way they like
-        if out_of_memory(error):
-            raise
-        raise UsageError(
-            f"the module cannot be copied for training: {type(error).__name__}: {error}",
-            hint="it must not keep tensors of an earlier forward, or open files",
-        ) from error
     for parameter in twin.parameters():
         parameter.grad = None  # the caller's are copied too
     return twin
@@ -126,21 +122,21 @@ def _step(
     step: int,
 ) -> float:
     """Give ``free`` the clipped gradients of one batch, and return its loss."""
-    try:
+
+    def refuse(why: str) -> UsageError:
+        return UsageError(
+            f"the module does not train: step {step}: {why}",
+            hint=f"training asks the batch function for fresh sample ids, here {int(ids[0])} to "
+            f"{int(ids[-1])}; take a table's rows by id modulo its length",
+        )
+
+    with blamed(refuse):
         args, kwargs = batch(ids, levels)
         losses = loss(twin(*args, **kwargs), ids, levels)
         _check_losses(losses, ids, step)
         mean = losses.mean()
         # Not backward(): a loss that holds parts of the caller's module must not fill their grad.
         found = torch.autograd.grad(mean, free, allow_unused=True)
-    except Exception as error:  # somebody else's code fails in any way it likes
-        if isinstance(error, DarProbeError) or out_of_memory(error):
-            raise
-        raise UsageError(
-            f"the module does not train: step {step}: {type(error).__name__}: {error}",
-            hint=f"training asks the batch function for fresh sample ids, here {int(ids[0])} to "
-            f"{int(ids[-1])}; take a table's rows by id modulo its length",
-        ) from error
     if all(grad is None for grad in found):
         raise ProbeError(
             "the loss does not depend on the trainable parameters of the module's copy",

@@ -97,3 +97,19 @@ def test_a_proof_that_rounding_hides_is_said(tmp_path):
         said[dtype] = [s for s in found.manifest["assumptions"] if "too small beside" in s]
     assert said["float32"] == []
     assert said["bfloat16"][0].startswith("4 of 4 writes are too small beside the stream")
+
+
+def test_a_file_beside_somebody_s_config_json_is_a_file(tmp_path):
+    file = files.write("U-ViT latent", tmp_path)  # .safetensors
+    (tmp_path / "config.json").write_text('{"model": "U-ViT"}')
+    analysis = dp.analyze(file.path, heads=file.heads, data=file.data, **GRID)
+    assert analysis.manifest["model"]["family"] == "uvit"
+    assert survey(file.path, heads=file.heads).family == "uvit"
+
+
+def test_a_model_of_one_s_own_that_returns_more_than_its_prediction(folder):
+    code = (folder / "mine.py").read_text().replace("reshape(x.shape)", "reshape(x.shape), None")
+    (folder / "twice.py").write_text(code, encoding="utf-8")
+    options = ["--data", "latents:data.npz", *test_own.GRID, "--out", "no"]
+    done = test_own.type_in(folder, "analyze", *options, family="twice:FAMILY")
+    assert done.returncode == 4 and "the model returns a tuple" in done.stderr

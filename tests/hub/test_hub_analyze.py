@@ -141,3 +141,27 @@ def test_another_prediction_keeps_the_schedulers_own_steps(tmp_path):
     assert turned["timestep"].values == pytest.approx(500)
     with pytest.raises(dp.UsageError, match="unknown objective 'flow:t=2s'"):
         dp.analyze(sd3, **options, objective="flow:t=2s")
+
+
+def test_resuming_with_another_text_measures_again(tmp_path):
+    home = tiny.save("sd3", tmp_path / "sd3")
+    latents(tmp_path / "x.npz", (4, 8, 8))
+    options = {"data": f"latents:{tmp_path / 'x.npz'}", "noise_levels": [0.5], "samples": 2}
+    options |= {"out": tmp_path / "out", "resume": True}
+    text = np.random.default_rng(1).standard_normal((1, 5, 12)).astype(np.float32)
+    np.savez(tmp_path / "text.npz", encoder_hidden_states=text)
+    first = dp.analyze(home, **options, text=tmp_path / "text.npz").dataset
+    again = dp.analyze(home, **options, text=tmp_path / "text.npz").dataset
+    assert again.attrs["manifest"] == first.attrs["manifest"]  # it was there
+    np.savez(tmp_path / "text.npz", encoder_hidden_states=2 * text)
+    other = dp.analyze(home, **options, text=tmp_path / "text.npz").dataset
+    assert not np.array_equal(other["gate"], first["gate"], equal_nan=True)
+
+
+def test_a_trained_copy_is_measured_at_the_levels_of_the_bare_transformer():
+    audit = dp.audit(tiny.build("sd3"), samples=3, train_steps=2)
+    before, after = audit.before.dataset, audit.dataset
+    assert before.sizes["noise_level"] == 5
+    for coord in ("noise_level", "timestep", "log_snr"):
+        np.testing.assert_array_equal(after[coord], before[coord])
+    assert not np.array_equal(after["rms"], before["rms"])
