@@ -1,5 +1,6 @@
 """The states between blocks: all that can be measured where there is no pre-norm stack."""
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,40 +8,22 @@ from torch import Tensor, nn
 from dar_probe.errors import ProbeError
 from dar_probe.subjects import chain
 from dar_probe.subjects.subject import Reader, Source, Subject
-from dar_probe.subjects.traced import Trace
+from dar_probe.subjects.traced import Passed, Trace
 
 
 def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
     """Name the states between blocks of the commonest kind: all there is without a stream."""
     main = found.main()
     passed = [p for p in found.passed if type(p.home[0]) is main]
-    firsts = [p.given[0] if p.given else None for p in passed]
-    states = [v if v is not None and v.ndim == 3 and len(v) == 1 else None for v in firsts]
     last = passed[-1]
     item = next(iter(last.gave), None)
-    if len(passed) < 2 or any(state is None for state in states) or not last.gave:
+    taken = all(p.given and p.given[0].ndim == 3 and len(p.given[0]) == 1 for p in passed)
+    if len(passed) < 2 or not taken or not last.gave:
         raise ProbeError(
             f"nothing can be measured between the blocks: {why}",
             hint="the probe needs two or more blocks that first take, and return, (N, T, D)",
         )
-    following = zip(passed, states, states[1:], strict=False)
-    for call, state, after in following:
-        assert state is not None and after is not None
-        kind = type(call.home[0]).__name__
-        if not chain.comes_from(found, after, call):
-            raise ProbeError(
-                f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
-                "does not come from the one before",
-                hint="a block's first tensor must be the state; name blocks of one stack with "
-                "--blocks",
-            )
-        if chain.returns_what_is_added(call, state, after):
-            raise ProbeError(
-                f"nothing can be measured between the blocks: {why}, and what it returns is added "
-                "to the stream outside of it",
-                hint="let each block return x + f(norm(x)), or end in a norm",
-            )
-    shapes = [*(state.shape for state in states if state is not None), last.gave[item].shape]
+    _check_linked(found, passed, why)
     readers = [
         Reader(
             name=f"block {k}",
@@ -62,17 +45,10 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         normed=False,
         call=found.call_of(last),
     )
-    if len(set(shapes)) > 1:
-        raise ProbeError(
-            f"nothing can be compared between the blocks: {why}, and states change their shape",
-            hint="name blocks of one shape with --blocks",
-        )
     sources = [
         Source(name="embedding", kind="embedding", block=0),
         *(Source(name=r.name, kind="block", block=r.block) for r in readers),
     ]
-    first = states[0]
-    assert first is not None
     return Subject(
         model=model,
         family="module",
@@ -81,12 +57,43 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         sources=tuple(sources),
         offered=((),) * (len(readers) + 1),
         entrance=passed[0].home[0],
-        facts={**facts(model, len(passed), first), "routing": "none"},
+        facts={**facts(model, len(passed), passed[0].given[0]), "routing": "none"},
         assumptions=(
             f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
             "measured, gates, routes and writes are not measurable",
         ),
     )
+
+
+def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
+    """Require that every block takes what the one before returned, all of one shape.
+
+    Raises:
+        ProbeError: one does not.
+    """
+    for call, following in pairwise(passed):
+        state, after = call.given[0], following.given[0]
+        kind = type(call.home[0]).__name__
+        if not chain.comes_from(found, after, call):
+            raise ProbeError(
+                f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
+                "does not come from the one before",
+                hint="a block's first tensor must be the state; name blocks of one stack with "
+                "--blocks",
+            )
+        if chain.returns_what_is_added(call, state, after):
+            raise ProbeError(
+                f"nothing can be measured between the blocks: {why}, and what it returns is added "
+                "to the stream outside of it",
+                hint="let each block return x + f(norm(x)), or end in a norm",
+            )
+    shapes = {call.given[0].shape for call in passed}
+    shapes.add(next(iter(passed[-1].gave.values())).shape)
+    if len(shapes) > 1:
+        raise ProbeError(
+            f"nothing can be compared between the blocks: {why}, and states change their shape",
+            hint="name blocks of one shape with --blocks",
+        )
 
 
 def facts(model: nn.Module, depth: int, state: Tensor) -> dict[str, Any]:

@@ -109,77 +109,93 @@ def trace(
     are all norms, and within blocks the outermost modules that no norm inside reads for.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
-    begins = unnormed if wanted is None else wanted
-    found = Trace()
+    watch = _Watch(blocks, unnormed if wanted is None else wanted, wanted is None, len(expected))
     if not expected:
-        return found
-    homes: list[Home] = []
-    count: Counter[nn.Module] = Counter()
-    open_calls: list[int] = []
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        value = first_tensor((*args, *kwargs.values()))
-        count[module] += 1
-        if module in blocks:
-            homes.append((module, count[module] - 1))
-            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            found.passed.append(Passed(home=homes[-1], entered=len(found.calls), given=given))
-        home = homes[-1] if homes else None
-        open_calls.append(len(found.calls))
-        if any(_is_sequence(v) and v is not value for v in (*args, *kwargs.values())):
-            found.crossed.add(len(found.calls))
-        found.calls.append((module, home))
-        may = module in begins or (wanted is None and is_norm(module))
-        if not may or value is None or value.ndim != 3 or len(value) != 1:
-            return None
-        # After the last block nothing is cut: behind the head may come one more norm.
-        over = home is None and len(found.passed) == len(expected)
-        cut = value.view_as(value) if over else value.detach().requires_grad_()
-        found.reads.append(
-            Read(
-                module=module,
-                value=value,
-                normed=is_norm(module),
-                home=home,
-                at=open_calls[-1],
-                cut=cut,
-                call=count[module] - 1,
-                version=value._version,
-            )
-        )
-        return replace_first(args, kwargs, value, cut)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        at = open_calls.pop()
-        outputs = output if isinstance(output, tuple | list) else (output,)
-        first = first_tensor(outputs)
-        if sum(map(_is_sequence, outputs)) != 1:
-            found.crossed.discard(at)
-        if homes and first is not None and first.ndim >= 3:
-            width = next((v.shape[-1] for v in found.passed[-1].given if v.ndim == 3), None)
-            if first.ndim > 3 and first.shape[1] == width:
-                first = first.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
-            if first.ndim == 3 and first.shape[-1] == width:
-                found.outputs[at] = first.detach()
-        if module in blocks:
-            home = homes.pop()
-            passed = next(p for p in reversed(found.passed) if p.home == home)
-            passed.left = len(found.calls)
-            single = not isinstance(output, tuple | list)
-            passed.gave = {
-                None if single else item: value
-                for item, value in enumerate(outputs)
-                if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
-            }
-            passed.versions = {item: value._version for item, value in passed.gave.items()}
-
+        return watch.found
     with ExitStack() as stack:
-        stack.enter_context(_hooked(model, enter, leave))
+        stack.enter_context(_hooked(model, watch.enter, watch.leave))
         for block in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(block))
         output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    found.output = innermost(output)
-    return found
+    watch.found.output = innermost(output)
+    return watch.found
+
+
+class _Watch:
+    """Meets every module as it begins and ends, and writes down what ``trace`` returns.
+
+    Args:
+        blocks: the modules that count as blocks.
+        begins: modules that are cut off where they begin.
+        norms: whether norms are, too.
+        expected: how many calls of blocks there will be.
+    """
+
+    def __init__(
+        self, blocks: set[nn.Module], begins: set[nn.Module], norms: bool, expected: int
+    ) -> None:
+        self.blocks, self.begins, self.norms, self.expected = blocks, begins, norms, expected
+        self.found = Trace()
+        self._homes: list[Home] = []
+        self._count: Counter[nn.Module] = Counter()
+        self._open: list[int] = []  # calls that have not ended
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        found, at = self.found, len(self.found.calls)
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        value = given[0] if given else None
+        number = self._count[module]
+        self._count[module] += 1
+        if module in self.blocks:
+            self._homes.append((module, number))
+            found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
+        home = self._homes[-1] if self._homes else None
+        self._open.append(at)
+        if any(_is_sequence(v) and v is not value for v in given):
+            found.crossed.add(at)
+        found.calls.append((module, home))
+        normed = is_norm(module)
+        may = module in self.begins or (self.norms and normed)
+        if not may or value is None or value.ndim != 3 or len(value) != 1:
+            return None
+        # After the last block nothing is cut: behind the head may come one more norm.
+        over = home is None and len(found.passed) == self.expected
+        cut = value.view_as(value) if over else value.detach().requires_grad_()
+        found.reads.append(
+            Read(
+                module=module, value=value, normed=normed, home=home, at=at, cut=cut,
+                call=number, version=value._version,
+            )
+        )  # fmt: skip
+        return _replace(args, kwargs, value, cut)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        found, at = self.found, self._open.pop()
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        if sum(map(_is_sequence, outputs)) != 1:
+            found.crossed.discard(at)
+        if self._homes and (state := self._as_wide(first_tensor(outputs))) is not None:
+            found.outputs[at] = state.detach()
+        if module not in self.blocks:
+            return
+        home = self._homes.pop()
+        passed = next(p for p in reversed(found.passed) if p.home == home)
+        passed.left = len(found.calls)
+        single = not isinstance(output, tuple | list)
+        passed.gave = {
+            None if single else item: value
+            for item, value in enumerate(outputs)
+            if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
+        }
+        passed.versions = {item: value._version for item, value in passed.gave.items()}
+
+    def _as_wide(self, value: Tensor | None) -> Tensor | None:
+        """Return an output as (1, T, D) if it is as wide as the stream, else None."""
+        width = next((v.shape[-1] for v in self.found.passed[-1].given if v.ndim == 3), None)
+        if value is not None and value.ndim > 3 and value.shape[1] == width:
+            value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
+        fits = value is not None and value.ndim == 3 and value.shape[-1] == width
+        return value if fits else None
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -217,7 +233,7 @@ def _is_sequence(value: Any) -> bool:
     )
 
 
-def replace_first(
+def _replace(
     args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments with ``new`` in the place of ``old``."""
