@@ -244,8 +244,8 @@ def test_what_is_no_pre_norm_stack_is_measured_between_its_blocks(kind):
     expected = by_hooks(model)
     analysis = dp.audit(model, batch=batch, loss=loss, samples=2)
     ds = analysis.dataset
-    np.testing.assert_allclose(ds["rms"][0], expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(ds["grad_rms"][0], expected[:, 1], rtol=1e-4)
+    np.testing.assert_allclose(ds["rms"][0], expected[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(ds["grad_rms"][0], expected[:, 1], rtol=2e-6)
     assert np.isfinite(ds["cosine"][0, :, 1:]).all()
     for name in ("gate", "route", "write_rms", "gate_conservation", "route_entropy"):
         assert ds[name].isnull().all(), name
@@ -271,9 +271,9 @@ def test_a_head_without_a_norm_reads_what_the_last_block_returns():
     torch.manual_seed(0)
     model = Stack(head=False)
     ds = dp.audit(model, batch=batch, loss=loss, samples=2).dataset
-    np.testing.assert_allclose(ds["grad_rms"][0], by_hooks(model)[:, 1], rtol=1e-4)
+    np.testing.assert_allclose(ds["grad_rms"][0], by_hooks(model)[:, 1], rtol=2e-6)
     conservation = ds["gate_conservation"][0].values
-    assert np.isnan(conservation[:, -1]).all() and (conservation[:, 1:-1] < 1e-3).all()
+    assert np.isnan(conservation[:, -1]).all() and (conservation[:, 1:-1] < 1e-4).all()
     assert np.isfinite(ds["gate"][0, :, -1]).all()  # its gates need no law
 
 
@@ -351,8 +351,8 @@ def test_what_is_added_between_blocks_is_a_source_and_no_sublayers_write(how):
             "after": ["head fusion"],
         }[how]
     )
-    np.testing.assert_allclose(ds["write_rms"][0], expected, rtol=1e-4)
-    assert float(ds["gate_conservation"].max()) < 1e-3  # every reader's sources add up
+    np.testing.assert_allclose(ds["write_rms"][0], expected, rtol=1e-6)
+    assert float(ds["gate_conservation"].max()) < 3e-4  # every reader's sources add up
 
 
 class Within(Block):
@@ -512,8 +512,8 @@ def test_blocks_and_readers_may_be_named():
     assert [k for k in half["source_kind"].values if k == "fusion"] == ["fusion"] * 3
     whole = found.dataset["gate"].values[0, :, -1]  # of the head
     merged = half["gate"].values[0, :, -1]
-    np.testing.assert_allclose(merged[:, 0], whole[:, 0] + whole[:, 1], rtol=1e-4)
-    np.testing.assert_allclose(merged[:, 1::2], whole[:, 2::2], rtol=1e-4)
+    np.testing.assert_allclose(merged[:, 0], whole[:, 0] + whole[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(merged[:, 1::2], whole[:, 2::2], rtol=1e-6)
 
 
 def test_a_part_of_the_blocks_may_be_chosen():
@@ -522,5 +522,5 @@ def test_a_part_of_the_blocks_may_be_chosen():
     whole = dp.audit(model, batch=batch, loss=loss, samples=2).dataset
     part = dp.audit(model, batch=batch, loss=loss, samples=2, blocks="blocks.[2345]").dataset
     assert part.sizes["block"] == 5
-    np.testing.assert_allclose(part["rms"][0], whole["rms"][0, :, 2:], rtol=1e-6)
-    np.testing.assert_allclose(part["grad_rms"][0], whole["grad_rms"][0, :, 2:], rtol=1e-5)
+    for name in ("rms", "grad_rms"):
+        np.testing.assert_array_equal(part[name][0], whole[name][0, :, 2:])

@@ -72,7 +72,7 @@ def test_writes_that_are_added_outside_of_the_blocks():
     within.blocks = nn.ModuleList(Whole(block) for block in model.blocks)
     expected = audited(within).dataset
     for name in ("rms", "grad_rms", "cosine", "write_rms", "gate", "write_ratio"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-8)
     assert "fusion" not in found["source_kind"].values
 
 

@@ -55,9 +55,9 @@ def test_a_gate_at_zero_is_what_is_done_by_hand(case, tmp_path):
             expected = by_hand(subject, inputs, loss, reader, source)
             found = torch.from_numpy(ds["gate_ablated"].values[row, :, column])
             assert float(expected.abs().min()) > 1e-6  # something happens
-            assert check.each(found, expected) < 1e-10  # measured: 3e-12
+            assert check.each(found, expected) < 3e-11  # measured: 3e-12
             linear = -ds["gate"].values[row, :, reader, source]
-            np.testing.assert_allclose(ds["gate_linear"].values[row, :, column], linear, rtol=1e-10)
+            np.testing.assert_allclose(ds["gate_linear"].values[row, :, column], linear, rtol=1e-13)
 
 
 @pytest.mark.parametrize("case", ["U-ViT latent", "U-DiT"])

@@ -58,7 +58,8 @@ def test_a_folder_is_analysed_from_disk_to_dataset(tmp_path, name):
         for variable in ("rms", "grad_rms", "cosine", "gate", "loss"):
             found = torch.from_numpy(ds[variable].values[row]).to(dtype)
             error = check.relative(found, expected[variable])
-            assert error < (1e-12 if dtype == torch.float64 else 2e-5), (variable, error)
+            # Measured: 5e-15 and 5e-7.
+            assert error < (4e-14 if dtype == torch.float64 else 4e-6), (variable, error)
     manifest = json.loads(ds.attrs["manifest"])
     assert manifest["model"]["family"] == read.class_name
     assert manifest["checkpoint"]["sha256"] == read.sha256
