@@ -271,6 +271,7 @@ MANIFEST: dict[str, type] = {
     "assumptions": list,
     "warnings": list,
 }
+STEP_TEXT = "training step of the checkpoint"
 COORD_TEXT = {
     "noise_level": "noise level s: 0 = data, 1 = pure noise",
     "timestep": "the model's own clock at this noise level; NaN where it has none",
@@ -325,6 +326,9 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
 def validate(ds: xr.Dataset) -> xr.Dataset:
     """Return ``ds`` unchanged if it is a whole analysis of this schema version.
 
+    A trajectory is whole analyses of several training steps: every variable has a first dim
+    ``step`` more.
+
     Raises:
         CheckpointError: naming the first attribute, coord or variable that is wrong.
     """
@@ -338,7 +342,10 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     for name, kind in MANIFEST.items():
         if not isinstance(provenance.get(name), kind):
             raise CheckpointError(f"the dataset's manifest has no sound entry {name!r}")
-    for dim in INDEX_DIMS:
+    steps = ("step",) if "step" in ds.dims else ()
+    if steps and len(provenance.get("steps") or ()) != ds.sizes["step"]:
+        raise CheckpointError("the dataset's manifest does not tell its steps apart")
+    for dim in (*steps, *INDEX_DIMS):
         if dim not in ds.coords or ds[dim].dims != (dim,):
             raise CheckpointError(f"the dataset has no index coordinate {dim!r}")
         if not np.issubdtype(ds[dim].dtype, np.number) or ds[dim].size == 0:
@@ -346,6 +353,8 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     level = ds["noise_level"].values
     if not (np.all(np.diff(level) > 0) and level[0] >= 0 and level[-1] <= 1):
         raise CheckpointError("noise_level must rise strictly within [0, 1]")
+    if steps and not np.all(np.diff(ds["step"].values) > 0):
+        raise CheckpointError("step must rise")
     sublayers = ds.sizes["sublayer"]
     if ds.sizes["reader"] != sublayers + 1 or ds.sizes["source"] < sublayers + 1:
         raise CheckpointError(
@@ -368,13 +377,15 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     for name, spec in expected.items():
         if name not in ds:
             raise CheckpointError(f"variable {name!r} is missing")
-        _validate_variable(name, spec, ds[name])
+        _validate_variable(name, spec, ds[name], (*steps, *spec.all_dims))
     return ds
 
 
-def _validate_variable(name: str, spec: Variable, array: xr.DataArray) -> None:
-    if array.dims != spec.all_dims:
-        raise CheckpointError(f"variable {name!r} has dims {array.dims}, expected {spec.all_dims}")
+def _validate_variable(
+    name: str, spec: Variable, array: xr.DataArray, dims: tuple[str, ...]
+) -> None:
+    if array.dims != dims:
+        raise CheckpointError(f"variable {name!r} has dims {array.dims}, expected {dims}")
     if not np.issubdtype(array.dtype, np.floating):
         raise CheckpointError(f"variable {name!r} is not floating point")
     values = array.values

@@ -1,22 +1,17 @@
 """One self-contained HTML page: the verdict, the figures, and what they rest on."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.offline import get_plotlyjs
 
 from dar_probe import schema
 from dar_probe.importance import signs_can_tell
 from dar_probe.metrics import Metric
-from dar_probe.reports import interactive, interventions, maps, style, words
+from dar_probe.reports import document, interactive, interventions, maps, style, words
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
@@ -43,13 +38,8 @@ def render(
         CheckpointError: the dataset carries no readable manifest.
     """
     manifest = schema.manifest(ds)
-    scripts = {"plotly_js": get_plotlyjs(), "page_js": _template("report.js")}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_template("report.html.j2")).render(
-        policy=_policy(list(scripts.values())),
-        css=_template("style.css"),
+    return document.render(
+        "report.html.j2",
         name=style.clean(name_of(manifest), 120),
         facts=_facts(ds, manifest),
         warnings=[style.clean(str(text), LONG) for text in manifest.get("warnings") or []],
@@ -69,7 +59,6 @@ def render(
         provenance=_provenance(manifest),
         config=json.dumps(manifest.get("config") or {}, indent=2, sort_keys=True),
         bibtex=words.BIBTEX,
-        **scripts,
     )
 
 
@@ -80,23 +69,6 @@ def name_of(manifest: Mapping[str, Any]) -> str:
         if name:
             return str(name)
     return "unnamed model"
-
-
-def _template(name: str) -> str:
-    return (files("dar_probe.reports") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: list[str]) -> str:
-    """Return a content security policy under which nothing but our own scripts runs."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-        for script in scripts
-    ]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:

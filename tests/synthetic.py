@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe import schema
+from dar_probe import schema, trajectory
 
 Routing = Literal["residual", "dar"]
 
@@ -92,6 +92,22 @@ def dataset(
     text = _manifest(name=name, blocks=blocks, routing=routing, chunk_size=chunk_size, seed=seed)
     ds.attrs["manifest"] = json.dumps(text)
     return schema.validate(schema.describe(ds))
+
+
+def trained(*, steps: int = 4, **settings: Any) -> xr.Dataset:
+    """Return a trajectory in which the symptoms of ``dataset`` grow to their planted sizes."""
+    plan = PLANTED[settings.get("routing", "residual")]
+    pairs = []
+    for at in range(1, steps + 1):
+        share = at / steps
+        planted = {
+            "inflation": plan["inflation"] ** share,
+            "decay": plan["decay"] ** share,
+            "cosine": plan["cosine"] * share,
+        }
+        name = f"step-{100 * at:07d}.pt"
+        pairs.append((100 * at, dataset(**{**planted, "seed": at, "name": name, **settings})))
+    return trajectory.join(pairs)
 
 
 def offered_pairs(sublayers: int, chunk_size: int | None) -> np.ndarray:

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dar_probe import metrics, schema
 from dar_probe.errors import CheckpointError
-from dar_probe.reports import page, words
+from dar_probe.reports import document, page, words
 from dar_probe.rule import apply_rule, parse_rule
 from dar_probe.verdict import Thresholds, judge
 from tests.synthetic import dataset
@@ -121,13 +121,13 @@ def test_nothing_is_loaded_from_anywhere(parsed):
         if "href" in attrs:
             assert tag == "a"
             assert attrs["href"] == "https://arxiv.org/abs/2605.20708"
-    assert "url(" not in page._template("style.css")
-    assert "@import" not in page._template("style.css")
+    assert "url(" not in document.template("style.css")
+    assert "@import" not in document.template("style.css")
 
 
 def test_only_our_scripts_and_the_policy_names_them(parsed):
     code = [text for attrs, text in parsed.scripts if attrs.get("type") != "application/json"]
-    assert code == [get_plotlyjs(), page._template("report.js")]
+    assert code == [get_plotlyjs(), document.template("report.js")]
     policy = next(a["content"] for _, a in parsed.tags if "http-equiv" in a)
     for text in code:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -276,7 +276,7 @@ def test_the_template_trusts_only_our_own_files():
     ]
     assert template.count("safe") == 3
     assert "autoescape" not in template
-    source = Path(page.__file__).read_text(encoding="utf-8")
+    source = Path(document.__file__).read_text(encoding="utf-8")
     assert source.count("Environment(") == 1
     assert "autoescape=True, undefined=jinja2.StrictUndefined" in source
     assert "Markup" not in source
@@ -329,7 +329,7 @@ def test_chromium_draws_every_figure_without_an_error(hostile_page, tmp_path):
 
 
 def test_chromium_refuses_a_foreign_script(tmp_path):
-    policy = page._policy([page._template("report.js")])
+    policy = document._policy([document.template("report.js")])
     text = (
         '<!doctype html><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

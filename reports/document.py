@@ -1,0 +1,44 @@
+"""One self-contained HTML document: a template, our own scripts, and a policy that names them."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+
+def render(source: str, /, **values: Any) -> str:
+    """Return the template ``source`` filled in; it loads nothing, and nothing else runs in it.
+
+    The template gets ``css``, ``plotly_js``, ``page_js`` and ``policy`` besides ``values``, all
+    of which it escapes.
+    """
+    scripts = {"plotly_js": get_plotlyjs(), "page_js": template("report.js")}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    policy = _policy(list(scripts.values()))
+    css = template("style.css")
+    return environment.from_string(template(source)).render(
+        policy=policy, css=css, **scripts, **values
+    )
+
+
+def template(name: str) -> str:
+    """Return the text of one of our own files."""
+    return (files("dar_probe.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Return a content security policy under which nothing but our own scripts runs."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        for script in scripts
+    ]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+    )
