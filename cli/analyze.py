@@ -9,7 +9,15 @@ from dar_probe.cli import options
 
 
 def analyze(
-    checkpoint: options.Checkpoint,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A .pt or .safetensors file, or a diffusers folder; or several checkpoints of "
+            "one training run, told apart by the last number in their names.",
+            metavar="CHECKPOINT...",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the analysis; default dar-probe-out/<checkpoint name>."),
@@ -39,21 +47,23 @@ def analyze(
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
 
+    Several checkpoints give one trajectory over the training steps; the verdict is the last one's.
+
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
     from dar_probe.cli import terminal
 
-    options.check_first(checkpoint)
+    for checkpoint in checkpoints:
+        options.check_first(checkpoint)
     from dar_probe import api
-    from dar_probe.hub.folder import name_of
     from dar_probe.rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)
-    folder = out or Path("dar-probe-out") / name_of(checkpoint)
+    folder = out or Path("dar-probe-out") / _name(checkpoints)
     with terminal.progress("measuring") as tell:
         analysis = api.analyze(
-            checkpoint,
+            checkpoints,
             data=data,
             noise_levels=noise_levels,
             samples=samples,
@@ -75,3 +85,13 @@ def analyze(
     terminal.show(analysis, folder, as_json=as_json)
     if fail_on is not None and analysis.verdict.status == "fail":
         raise typer.Exit(1)
+
+
+def _name(checkpoints: list[Path]) -> str:
+    """Return a folder's name: the checkpoint's, or that of the run which several come from."""
+    from dar_probe.hub.folder import name_of
+
+    if len(checkpoints) == 1:
+        return name_of(checkpoints[0])
+    home = checkpoints[-1].resolve().parent
+    return (home.parent if home.name == "checkpoints" else home).name or "trajectory"

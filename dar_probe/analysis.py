@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from dar_probe import metrics, rule, schema, store, verdict
+from dar_probe import metrics, rule, schema, store, trajectory, verdict
 from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 from dar_probe.metrics import Metric
@@ -27,6 +27,8 @@ class Analysis:
         thresholds: where a symptom becomes a warning and where it fails.
         rule: replaces that judgement where set, e.g. "inflation > 8".
         before: the same module untrained, where this is the analysis of a trained copy.
+        trajectory: the dataset with its dim ``step``, where several training steps were analysed;
+            ``dataset``, metrics and verdict are those of the last one.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Analysis:
         fail_on: str | None = None,
         before: "Analysis | None" = None,
     ) -> None:
-        self.dataset = schema.validate(dataset)
+        whole = schema.validate(dataset)
+        self.trajectory = whole if "step" in whole.dims else None
+        self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
         self.thresholds = thresholds or Thresholds()
         self.rule = rule.parse_rule(fail_on) if fail_on is not None else None
         self.before = before
@@ -53,6 +57,15 @@ class Analysis:
         found = verdict.judge(self.dataset, self.metrics, self.thresholds)
         return rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
 
+    @cached_property
+    def steps(self) -> list[tuple[int, "Analysis"]]:
+        """Every (training step, analysis) of a trajectory; empty for a single checkpoint."""
+        if self.trajectory is None:
+            return []
+        pairs = trajectory.split(self.trajectory)
+        earlier = [(step, Analysis(ds, thresholds=self.thresholds)) for step, ds in pairs[:-1]]
+        return [*earlier, (pairs[-1][0], self)]
+
     @property
     def manifest(self) -> dict[str, Any]:
         """Provenance: versions, checkpoint, model, config, seed, assumptions, warnings."""
@@ -67,10 +80,17 @@ class Analysis:
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds: verdict, findings, metrics, assumptions, warnings.
 
-        After training also "training", the mean "loss", and "before": verdict, sentence, metrics
+        Of a trajectory also "steps": step, verdict and metrics of each. After training also
+        "training", the mean "loss", and "before": verdict, sentence, metrics
         and loss of the untrained module.
         """
         found = verdict.summary(self.dataset, self.metrics, self.verdict)
+        if self.steps:
+            parts = [
+                (step, verdict.summary(a.dataset, a.metrics, a.verdict)) for step, a in self.steps
+            ]
+            keys = ("verdict", "metrics")
+            found["steps"] = [{"step": at, **{key: one[key] for key in keys}} for at, one in parts]
         if self.before is None:
             return found
         earlier = self.before.summary
@@ -119,7 +139,8 @@ class Analysis:
         """Write the files of one analysis into an existing folder."""
         from dar_probe.reports import figures, page
 
-        store.write(self.dataset, folder / "analysis.nc")
+        whole = self.dataset if self.trajectory is None else self.trajectory
+        store.write(whole, folder / "analysis.nc")
         if self.before is not None:
             store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"

@@ -1,6 +1,6 @@
 """The Python face: build a model, analyse a checkpoint, intervene in it, audit a module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import xarray as xr
 from torch import nn
 
-from dar_probe import module_task, store, task
+from dar_probe import module_task, task
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
+from dar_probe.making import made, made_over_steps
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
 from dar_probe.probe.ablation import KINDS, can_skip
@@ -38,7 +39,7 @@ def build(name: str, **changes: Any) -> SiT:
 
 
 def analyze(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     data: str | None = None,
     noise_levels: Levels | None = None,
@@ -63,7 +64,8 @@ def analyze(
     Under torchrun the ranks share the work, and each of them returns the whole analysis.
 
     Args:
-        path: a checkpoint of a family that is known, or a folder of diffusers.
+        path: a checkpoint of a family that is known, or a folder of diffusers; or several
+            checkpoints of one training run, which give one trajectory over the training steps.
         data: "digits", "images:DIR" or "latents:FILE"; left out: the digits' held-out rows where
             they fit the model, else the model's own samples.
         noise_levels: a count (evenly from 0.01 to 0.99) or the levels, 0 = data, 1 = noise; 10,
@@ -90,18 +92,29 @@ def analyze(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
+    settings: dict[str, Any] = {
+        "data": data, "noise_levels": noise_levels, "samples": samples, "batch_size": batch_size,
+        "seed": seed, "device": device, "dtype": dtype, "objective": objective, "heads": heads,
+        "weights": weights, "family": family, "text": text, "engine": engine,
+    }  # fmt: skip
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    if not paths:
+        raise UsageError("there is no checkpoint to analyse")
     with joined() as ranks:
-        planned = _plan(
-            ranks, out, path, data=data, noise_levels=noise_levels, samples=samples,
-            batch_size=batch_size, seed=seed, device=device, dtype=dtype, objective=objective,
-            heads=heads, weights=weights, family=family, text=text,
-            engine=engine,
-        )  # fmt: skip
+
+        def plan(one: str | Path) -> Task:
+            return _plan(ranks, out, one, **settings)
+
+        if len(paths) > 1:
+            return made_over_steps(
+                paths, plan, out, resume=resume, fail_on=fail_on, ranks=ranks, on_cells=on_cells
+            )
+        planned = plan(paths[0])
 
         def measure(shards: OutputFolder | None) -> xr.Dataset:
             return planned.measure(shards=shards, ranks=ranks, on_cells=on_cells)
 
-        return _made(measure, planned.key, out, resume=resume, fail_on=fail_on, ranks=ranks)
+        return made(measure, planned.key, out, resume=resume, fail_on=fail_on, ranks=ranks)
 
 
 def ablate(
@@ -169,7 +182,7 @@ def ablate(
             return planned.ablate(ds, wanted, shards=shards, ranks=ranks, on_cells=on_cells)
 
         key = {**planned.key, "ablation": wanted}
-        return _made(measure, key, out, resume=resume, fail_on=None, ranks=ranks)
+        return made(measure, key, out, resume=resume, fail_on=None, ranks=ranks)
 
 
 def audit(
@@ -278,36 +291,3 @@ def _plan(ranks: Ranks, out: str | Path | None, path: str | Path, **settings: An
         check_target(Path(out))
     with ranks.leader_first():  # it may draw samples, which the others then find
         return task.of_checkpoint(path, **settings)
-
-
-def _made(
-    measure: Callable[[OutputFolder | None], xr.Dataset],
-    key: dict[str, Any],
-    out: str | Path | None,
-    *,
-    resume: bool,
-    fail_on: str | None,
-    ranks: Ranks,
-) -> Analysis:
-    """Measure, or find what was measured before, and let the leader write it to ``out``."""
-    if out is None:
-        return Analysis(measure(None), fail_on=fail_on)
-    if resume:
-        found = ranks.from_leader(_finished(Path(out), key) if ranks.leads else None)
-        if found is not None:
-            return Analysis(found, fail_on=fail_on)
-    if not ranks.leads:
-        return Analysis(measure(None), fail_on=fail_on)
-    with OutputFolder(Path(out), key=key, resume=resume) as output:
-        analysis = Analysis(measure(output), fail_on=fail_on)
-        output.publish(analysis.write)
-    return analysis
-
-
-def _finished(out: Path, key: dict[str, Any]) -> xr.Dataset | None:
-    path = out / "analysis.nc"
-    if not path.is_file():
-        return None
-    ds = store.read(path)
-    manifest = Analysis(ds).manifest
-    return ds if all(manifest.get(name) == value for name, value in key.items()) else None

@@ -101,6 +101,10 @@ class OutputFolder:
             _exchange(fresh, self.path)
         else:
             fresh.rename(self.path)
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop what was kept for ``resume``; the target stays as it is."""
         shutil.rmtree(self.work)
 
     def _lock(self, stack: ExitStack) -> None:

@@ -20,18 +20,7 @@ def join(analyses: Sequence[tuple[int, xr.Dataset]]) -> xr.Dataset:
         UsageError: two analyses of one step, or analyses of unlike models, samples or levels.
     """
     ordered = sorted(analyses, key=lambda pair: pair[0])
-    for (earlier, first), (later, second) in zip(ordered, ordered[1:], strict=False):
-        if earlier == later:
-            raise UsageError(
-                f"two of the checkpoints are of step {later}",
-                hint="a checkpoint's step is the last number in its name",
-            )
-        for name in SAME:
-            if not first[name].identical(second[name]):
-                raise UsageError(
-                    f"steps {earlier} and {later} cannot be joined: they differ in {name}",
-                    hint="give the checkpoints of one training run",
-                )
+    check(*ordered)
     manifests = [schema.manifest(ds) for _, ds in ordered]
     last = manifests[-1]
     own = [{key: m[key] for key in m if m[key] != last.get(key)} for m in manifests]
@@ -39,6 +28,19 @@ def join(analyses: Sequence[tuple[int, xr.Dataset]]) -> xr.Dataset:
     joined = xr.concat([ds for _, ds in ordered], step, data_vars="all", join="exact")
     joined.attrs = {**ordered[-1][1].attrs, "manifest": json.dumps({**last, "steps": own})}
     return schema.validate(schema.describe(joined))
+
+
+def check(*pairs: tuple[int, xr.Dataset]) -> None:
+    """Raise UsageError where two (training step, analysis) pairs cannot be joined."""
+    for (earlier, first), (later, second) in zip(pairs, pairs[1:], strict=False):
+        if earlier == later:
+            raise UsageError(f"two of the analyses are of step {later}")
+        for name in SAME:
+            if not first[name].identical(second[name]):
+                raise UsageError(
+                    f"steps {earlier} and {later} cannot be joined: they differ in {name}",
+                    hint="give the checkpoints of one training run",
+                )
 
 
 def split(ds: xr.Dataset) -> list[tuple[int, xr.Dataset]]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
     {"dar_probe.probe", "dar_probe.analysis", "dar_probe.survey"},
     {"dar_probe.task"},
-    {"dar_probe.module_task"},
+    {"dar_probe.module_task", "dar_probe.making"},
     {"dar_probe.api", "dar_probe.handle"},
     {"dar_probe.bench"},
     {"dar_probe.cli"},
