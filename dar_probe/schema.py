@@ -199,9 +199,10 @@ VARIABLES: dict[str, Variable] = {
     ),
     "loss": Variable(
         dims=(),
-        long_name="denoising loss",
+        long_name="loss",
         units="loss",
-        definition="mean over one sample's elements of the squared error",
+        definition="one sample's loss: the mean over its elements of the squared error of the "
+        "denoising target, or the loss that was given",
         source="arXiv 2605.20708, section 3",
     ),
 }
