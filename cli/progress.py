@@ -12,6 +12,7 @@ from dar_probe import ranks
 from dar_probe.cli.console import console_on
 
 HOUR = 3600.0
+ROOMY = 78  # columns: below, a note would crowd out the numbers
 
 
 @contextmanager
@@ -41,7 +42,10 @@ def progress(what: str, unit: str = "cells") -> Iterator[Callable[..., None]]:
         if done < last:  # another walk over as many cells: its own rate, its own time
             bar.reset(task, total=total)
         last = done
-        note = note if done < total else "writing"
+        if done >= total:
+            note = "writing"
+        elif console.width < ROOMY:
+            note = ""
         bar.update(task, completed=done, total=total, note=note, unit=unit)
 
     with bar:

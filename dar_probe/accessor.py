@@ -71,7 +71,10 @@ class DatasetAccessor:
 
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
         """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
-        return self.analysis.to_dataframe(*names, per=per)
+        from dar_probe import tidy
+
+        assert self.analysis  # or it says what is missing
+        return tidy.to_dataframe(self._ds, *names, per=per)
 
     def __repr__(self) -> str:
         return "<ds.dar: analysis, metrics, verdict, manifest, plot, to_dataframe>"

@@ -100,6 +100,7 @@ def test_meaning_and_reports_run_without_torch():
     code = (
         "import dar_probe, dar_probe.metrics, dar_probe.verdict, dar_probe.store\n"
         "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
+        "import dar_probe.tidy, dar_probe.reports.notebook\n"
         "dar_probe.open_analysis"
     )
     done = python(code, "torch", "nnsight")
