@@ -87,7 +87,9 @@ def audit(
             seed=seed,
             fail_on=fail_on,
             on_cells=tell,
-            on_step=lambda step, steps, value: tell(step, steps, f"training, loss {value:.4f}"),
+            on_step=lambda step, steps, value: tell(
+                step, steps, f"training, loss {value:.4f}", "steps"
+            ),
         )
     folder = out or Path("dar-probe-out") / analysis.name
     analysis.save(folder)

@@ -55,7 +55,7 @@ def train(
 
     place = str(find_device(device))
     settings = configs.from_toml(config, flags) if config else configs.from_dict(flags)
-    with terminal.progress("training") as tell:
+    with terminal.progress("training", "steps") as tell:
 
         def on_step(step: loop.Progress) -> None:
             tell(step.step, step.steps, f"loss {step.loss:.4f}")

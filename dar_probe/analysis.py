@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe import metrics, rule, schema, store, trajectory, verdict
 from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
@@ -16,7 +17,10 @@ from dar_probe.output import BEFORE, OutputFolder
 from dar_probe.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
+
+    from dar_probe.tidy import Per
 
 
 class Analysis:
@@ -125,6 +129,12 @@ class Analysis:
         """The paper's figures and heatmaps as matplotlib figures."""
         return Plots(self)
 
+    def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
+        """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
+        from dar_probe import tidy
+
+        return tidy.to_dataframe(self.dataset, *names, per=per)
+
     def save(self, folder: str | Path) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
 
@@ -156,11 +166,15 @@ class Analysis:
         figures.write_all(self.dataset, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
-        sizes = self.dataset.sizes
-        return (
-            f"<dar_probe.Analysis of {self.name!r}: {sizes['noise_level']} noise levels x "
-            f"{sizes['sample']} samples, {sizes['block'] - 1} blocks; {self.verdict.status}>\n"
-            f"{self.verdict.sentence}"
+        from dar_probe.reports import notebook
+
+        return notebook.text(self.dataset, self.metrics, self.verdict, name=self.name)
+
+    def _repr_html_(self) -> str:
+        from dar_probe.reports import notebook
+
+        return notebook.html(
+            self.dataset, self.metrics, self.verdict, name=self.name, changes=self.changes
         )
 
 

@@ -55,6 +55,10 @@ class Metric:
     high: float
     definition: str
 
+    def __repr__(self) -> str:
+        """Return "<inflation 1.892 [1.879, 1.907]>"; the attributes hold every digit."""
+        return f"<{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}]>"
+
 
 def compute(
     ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95

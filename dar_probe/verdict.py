@@ -56,6 +56,11 @@ class Verdict:
     sentence: str
     findings: list[Finding]
 
+    def __repr__(self) -> str:
+        """Return the status, the sentence, and one line for each finding."""
+        found = "".join(f"\n- {item.status}: {item.sentence}" for item in self.findings)
+        return f"<Verdict {self.status}> {self.sentence}{found}"
+
 
 def judge(
     ds: xr.Dataset, metrics: Mapping[str, Metric], thresholds: Thresholds | None = None

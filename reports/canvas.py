@@ -1,11 +1,13 @@
 """Matplotlib's part of a printed figure: style, scales, cells, ticks; pyplot takes no part."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -37,9 +39,21 @@ def paper() -> Iterator[None]:
         yield
 
 
+class PaperFigure(Figure):
+    """A figure that a notebook shows by itself, without pyplot and whatever its backend is."""
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
+        """Return a PNG, sharp on a fine screen, and the size in pixels that it is shown at."""
+        buffer = io.BytesIO()
+        with paper():
+            self.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+        width, height = (round(96 * side) for side in self.get_size_inches())
+        return {"image/png": buffer.getvalue()}, {"image/png": {"width": width, "height": height}}
+
+
 def figure(width: float, height: float) -> Figure:
     """Return an empty figure, sizes in inches, that draws itself without a window."""
-    empty = Figure(figsize=(width, height), layout="constrained")
+    empty = PaperFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(empty)
     return empty
 

@@ -16,11 +16,11 @@ LAYERS = [
     {"dar_probe.schema", "dar_probe.pooling", "dar_probe.files", "dar_probe.devices",
      "dar_probe.routing", "dar_probe.objective", "dar_probe.digits", "dar_probe.ranks"},
     {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.importance",
-     "dar_probe.models", "dar_probe.checkpoints", "dar_probe.trajectory"},
+     "dar_probe.models", "dar_probe.checkpoints", "dar_probe.trajectory", "dar_probe.tidy"},
     {"dar_probe.verdict", "dar_probe.effects", "dar_probe.compare", "dar_probe.subjects",
      "dar_probe.train", "dar_probe.hub"},
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
-    {"dar_probe.probe", "dar_probe.analysis", "dar_probe.survey"},
+    {"dar_probe.probe", "dar_probe.analysis", "dar_probe.accessor", "dar_probe.survey"},
     {"dar_probe.task"},
     {"dar_probe.module_task", "dar_probe.making"},
     {"dar_probe.api", "dar_probe.handle"},
@@ -100,6 +100,7 @@ def test_meaning_and_reports_run_without_torch():
     code = (
         "import dar_probe, dar_probe.metrics, dar_probe.verdict, dar_probe.store\n"
         "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
+        "import dar_probe.tidy, dar_probe.reports.notebook\n"
         "dar_probe.open_analysis"
     )
     done = python(code, "torch", "nnsight")

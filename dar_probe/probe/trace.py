@@ -7,6 +7,7 @@ the user imported nnsight before, everything stays as they have it.
 
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -28,8 +29,10 @@ def load() -> ModuleType:
     if "nnsight" in sys.modules:
         return sys.modules["nnsight"]
     backward = torch.Tensor.backward
-    import nnsight
-    import nnsight._c
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook
+        import nnsight
+        import nnsight._c
 
     # Else any one-line ``with context: loss.backward()`` would do nothing, without a word.
     torch.Tensor.backward = backward  # type: ignore[method-assign]

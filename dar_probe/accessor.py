@@ -1,0 +1,110 @@
+"""What xarray's objects can do by themselves: ``ds.dar.plot.dilution()``, ``ds["rms"].dar.plot()``.
+
+Importing this module registers the accessors; ``dar_probe.analysis`` does so.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.schema import VARIABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from dar_probe.analysis import Analysis, Plots
+    from dar_probe.metrics import Metric
+    from dar_probe.tidy import Per
+    from dar_probe.verdict import Verdict
+
+
+@xr.register_dataset_accessor("dar")  # type: ignore[no-untyped-call]
+class DatasetAccessor:
+    """``ds.dar``: the analysis that a dataset is, also after levels or samples were selected.
+
+    Select with lists or slices, so that every dim stays: ``ds.isel(noise_level=[0]).dar.verdict``.
+    Numbers are those of the dataset when they were first asked for.
+
+    Raises:
+        UsageError: by every attribute, where the dataset is no whole analysis.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    @cached_property
+    def analysis(self) -> "Analysis":
+        """The ``Analysis`` of the dataset, with the default thresholds."""
+        from dar_probe.analysis import Analysis  # it registers this accessor
+
+        try:
+            return Analysis(self._ds)
+        except CheckpointError as error:
+            raise UsageError(
+                f"this dataset is no whole analysis: {error}",
+                hint="keep every variable and every dim: ds.isel(noise_level=[0]) does, "
+                "ds.isel(noise_level=0) does not",
+            ) from error
+
+    @property
+    def metrics(self) -> "dict[str, Metric]":
+        """Inflation, gradient decay, redundancy and the rest, see ``Analysis.metrics``."""
+        return self.analysis.metrics
+
+    @property
+    def verdict(self) -> "Verdict":
+        """The judgement by the default thresholds."""
+        return self.analysis.verdict
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Provenance, see ``Analysis.manifest``."""
+        return self.analysis.manifest
+
+    @property
+    def plot(self) -> "Plots":
+        """The figures, see ``Plots``."""
+        return self.analysis.plot
+
+    def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
+        """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
+        from dar_probe import tidy
+
+        assert self.analysis  # or it says what is missing
+        return tidy.to_dataframe(self._ds, *names, per=per)
+
+    def __repr__(self) -> str:
+        return "<ds.dar: analysis, metrics, verdict, manifest, plot, to_dataframe>"
+
+
+@xr.register_dataarray_accessor("dar")  # type: ignore[no-untyped-call]
+class DataArrayAccessor:
+    """``ds["rms"].dar``: what one variable over blocks or readers can show by itself."""
+
+    def __init__(self, array: xr.DataArray) -> None:
+        self._array = array
+
+    def plot(self) -> "Figure":
+        """Return the depth x noise level map, as ``ds.dar.plot.heatmap`` does.
+
+        Raises:
+            UsageError: the array is none of the variables that have such a map, or lacks a dim.
+        """
+        from dar_probe.reports import figures, style
+
+        name = str(self._array.name)
+        if style.depth_dim(name) == "sublayer":
+            raise UsageError(
+                f"{name!r} alone does not know the names of its sublayers",
+                hint=f"ds.dar.plot.heatmap({name!r})",
+            )
+        if self._array.dims != VARIABLES[name].all_dims:
+            raise UsageError(
+                f"a map of {name!r} takes the dims {', '.join(VARIABLES[name].all_dims)}, not "
+                f"{', '.join(map(str, self._array.dims)) or 'none'}",
+                hint="select with lists or slices, so that every dim stays",
+            )
+        return figures.heatmap(self._array.to_dataset(), name)

@@ -1,0 +1,101 @@
+"""What the terminal and the notebook both say of an analysis: model, grid, the three symptoms."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the command line imports this module before anything heavy
+    import xarray as xr
+
+    from dar_probe.metrics import Metric
+    from dar_probe.verdict import Status, Verdict
+
+SYMPTOMS = {  # label, variable over blocks, unit
+    "inflation": ("RMS inflation", "rms", "x"),
+    "gradient_decay": ("gradient decay", "grad_rms", "x"),
+    "redundancy": ("redundancy", "cosine", ""),
+}
+
+
+class Symptom(NamedTuple):
+    """One symptom as it is printed.
+
+    Attributes:
+        label: its name in words.
+        value: three digits and the unit, "n/a" where it is not measurable.
+        interval: "1.88x to 1.91x", "one sample" without an interval, or empty without a value.
+        status: of its finding.
+        curve: its variable at the blocks 1..B, pooled over samples and noise levels.
+    """
+
+    label: str
+    value: str
+    interval: str
+    status: "Status"
+    curve: list[float]
+
+
+def symptoms(
+    ds: "xr.Dataset", metrics: "Mapping[str, Metric]", verdict: "Verdict"
+) -> list[Symptom]:
+    """Return the three symptoms in the order of the paper."""
+    from dar_probe.metrics import profile
+
+    status = {finding.name: finding.status for finding in verdict.findings}
+    found = []
+    for name, (label, variable, unit) in SYMPTOMS.items():
+        curve = profile(ds, variable, resamples=1)["value"].values[1:].tolist()
+        value = number(metrics[name].value, unit)
+        found.append(Symptom(label, value, interval(metrics[name], unit), status[name], curve))
+    return found
+
+
+def number(value: float, unit: str = "") -> str:
+    """Return three significant digits and the unit, or "n/a" for NaN."""
+    if value != value:
+        return "n/a"
+    return f"{value:#.3g}".rstrip(".") + unit if unit else f"{value:.3f}"
+
+
+def interval(metric: "Metric", unit: str = "") -> str:
+    """Return "low to high", or what stands in for it."""
+    if metric.value != metric.value:
+        return ""
+    if metric.low != metric.low:
+        return "one sample"
+    return f"{number(metric.low, unit)} to {number(metric.high, unit)}"
+
+
+def model(found: Mapping[str, Any]) -> str:
+    """Return "28 blocks x 64, plain residuals, 2.1 M parameters" of a manifest's ``model``.
+
+    What the manifest does not tell is left out.
+    """
+    routing = str(found.get("routing", ""))
+    if routing == "dar":
+        routing = f"DAR {found.get('query')}, chunks of {found.get('chunk_size')}"
+    else:
+        named = {"residual": "plain residuals", "none": "no pre-norm stack"}
+        routing = named.get(routing, routing)
+    size = f"{found['depth']} blocks" if "depth" in found else ""
+    if size and "width" in found:
+        size = f"{size} x {found['width']}"
+    count = found.get("parameters")
+    many = ""
+    if isinstance(count, int):
+        many = f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
+        many += " parameters"
+    return ", ".join(part for part in (size, routing, many) if part)
+
+
+def grid(ds: "xr.Dataset", data: str) -> str:
+    """Return "10 noise levels from 0.01 to 0.99 x 64 samples of digits"."""
+    levels = ds["noise_level"].values
+    many = f"{counted(len(levels), 'noise level')} from {levels[0]:.2f} to {levels[-1]:.2f}"
+    if len(levels) == 1:
+        many = f"noise level {levels[0]:.2f}"
+    return f"{many} x {counted(ds.sizes['sample'], 'sample')} of {data}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 sample" or "2 samples"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
