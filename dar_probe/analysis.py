@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from dar_probe import metrics, rule, schema, store, verdict
+from dar_probe import metrics, rule, schema, store, trajectory, verdict
 from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 from dar_probe.metrics import Metric
@@ -27,6 +27,8 @@ class Analysis:
         thresholds: where a symptom becomes a warning and where it fails.
         rule: replaces that judgement where set, e.g. "inflation > 8".
         before: the same module untrained, where this is the analysis of a trained copy.
+        trajectory: the dataset with its dim ``step``, where several training steps were analysed;
+            ``dataset``, metrics and verdict are those of the last one.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Analysis:
         fail_on: str | None = None,
         before: "Analysis | None" = None,
     ) -> None:
-        self.dataset = schema.validate(dataset)
+        whole = schema.validate(dataset)
+        self.trajectory = whole if "step" in whole.dims else None
+        self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
         self.thresholds = thresholds or Thresholds()
         self.rule = rule.parse_rule(fail_on) if fail_on is not None else None
         self.before = before
@@ -89,7 +93,7 @@ class Analysis:
         """The mean loss over samples and noise levels, with a bootstrap interval."""
         found = metrics.profile(self.dataset, "loss")
         value, low, high = (float(found[key]) for key in ("value", "low", "high"))
-        text = "mean loss over samples and noise levels"
+        text = metrics.LOSS_TEXT
         return Metric(name="loss", value=value, low=low, high=high, definition=text)
 
     @property

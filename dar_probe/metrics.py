@@ -37,13 +37,15 @@ DEFINITIONS = {
     "write_lost": "largest sublayer's average share of a write lost to rounding",
 }
 
+LOSS_TEXT = "mean loss over samples and noise levels"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number with its interval; NaN where it is not measurable.
 
     Attributes:
-        name: a key of ``DEFINITIONS``.
+        name: a key of ``DEFINITIONS``, or "loss".
         value: the estimate from all samples.
         low, high: bootstrap interval over samples; NaN with fewer than two samples.
         definition: the formula in words.
@@ -147,10 +149,7 @@ def profile(
     if name == "decodability":
         known = np.isfinite(ds["decoded_level"].values).any(axis=(0, 2))
         ds = ds.isel(sample=known | ~known.any())
-        weights = bootstrap(ds.sizes["sample"], resamples, seed)
-        pooled = decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
-    else:
-        pooled = _pooled(ds, name, bootstrap(ds.sizes["sample"], resamples, seed))
+    pooled = profile_draws(ds, name, resamples=resamples, seed=seed)
     low, high = interval(pooled, ds.sizes["sample"], confidence)
     parts = {"value": pooled[0], "low": low, "high": high}
     return xr.Dataset(
@@ -158,6 +157,17 @@ def profile(
         coords=coords_of(ds, spec.dims),
         attrs={"variable": name, "confidence": confidence},
     )
+
+
+def profile_draws(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> Array:
+    """Pool one variable as ``profile`` does, on all samples (row 0) and on each bootstrap resample.
+
+    Returns (1 + R, *depth). Datasets of the same samples are resampled alike, row by row.
+    """
+    spec, weights = _spec(name), bootstrap(ds.sizes["sample"], resamples, seed)
+    if name == "decodability":
+        return decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
+    return pool(values_of(ds[name]), weights, spec.average)
 
 
 def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
