@@ -1,5 +1,6 @@
 """What the measurements mean: pooled numbers with bootstrap intervals over samples."""
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -72,6 +73,12 @@ def compute(
             name=name, value=float(values[0]), low=low, high=high, definition=DEFINITIONS[name]
         )
     return metrics
+
+
+def numbers(metric: Metric) -> dict[str, float | None]:
+    """Return value, low and high as JSON has them: None in place of NaN."""
+    values = {"value": metric.value, "low": metric.low, "high": metric.high}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, Array]:
@@ -157,6 +164,13 @@ def profile(
         coords=coords_of(ds, spec.dims),
         attrs={"variable": name, "confidence": confidence},
     )
+
+
+def mean_loss(ds: xr.Dataset) -> Metric:
+    """Return the mean loss over samples and noise levels, with its bootstrap interval."""
+    found = profile(ds, "loss")
+    value, low, high = (float(found[key]) for key in ("value", "low", "high"))
+    return Metric(name="loss", value=value, low=low, high=high, definition=LOSS_TEXT)
 
 
 def profile_draws(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe.metrics import Metric, chance, profile, staged
+from dar_probe.metrics import Metric, chance, numbers, profile, staged
 from dar_probe.schema import manifest
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
@@ -109,13 +109,7 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
             {key: getattr(item, key) for key in ("name", "status", "sentence")}
             for item in verdict.findings
         ],
-        "metrics": {
-            name: {
-                key: number if math.isfinite(number := getattr(metric, key)) else None
-                for key in ("value", "low", "high")
-            }
-            for name, metric in metrics.items()
-        },
+        "metrics": {name: numbers(metric) for name, metric in metrics.items()},
         "assumptions": list(provenance.get("assumptions", [])),
         "warnings": list(provenance.get("warnings", [])),
     }
