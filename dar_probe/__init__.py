@@ -8,6 +8,7 @@ from dar_probe.errors import CheckpointError, DarProbeError, ProbeError, UsageEr
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
     from dar_probe.api import ablate, analyze, audit, build
+    from dar_probe.comparison import Comparison, compare
     from dar_probe.handle import Probe
     from dar_probe.verdict import Thresholds
 
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "CheckpointError",
+    "Comparison",
     "DarProbeError",
     "Probe",
     "ProbeError",
@@ -24,6 +26,7 @@ __all__ = [
     "analyze",
     "audit",
     "build",
+    "compare",
     "open_analysis",
 ]
 
@@ -35,6 +38,8 @@ _HOMES = {
     "analyze": "dar_probe.api",
     "audit": "dar_probe.api",
     "build": "dar_probe.api",
+    "Comparison": "dar_probe.comparison",
+    "compare": "dar_probe.comparison",
     "Probe": "dar_probe.handle",
     "Thresholds": "dar_probe.verdict",
 }

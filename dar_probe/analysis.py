@@ -1,7 +1,6 @@
 """One finished analysis: its dataset, metrics, verdict, pictures and files. Runs without torch."""
 
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import xarray as xr
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe import metrics, rule, schema, store, trajectory, verdict
 from dar_probe.errors import UsageError
-from dar_probe.files import write_atomically
+from dar_probe.files import write_text
 from dar_probe.metrics import Metric
 from dar_probe.output import BEFORE, OutputFolder
 from dar_probe.verdict import Thresholds, Verdict
@@ -100,21 +99,18 @@ class Analysis:
         earlier = self.before.summary
         return {
             **found,
-            "loss": _plain(self.loss),
+            "loss": metrics.numbers(self.loss),
             "training": self.manifest.get("training"),
             "before": {
                 **{key: earlier[key] for key in ("verdict", "sentence", "metrics")},
-                "loss": _plain(self.before.loss),
+                "loss": metrics.numbers(self.before.loss),
             },
         }
 
     @property
     def loss(self) -> Metric:
         """The mean loss over samples and noise levels, with a bootstrap interval."""
-        found = metrics.profile(self.dataset, "loss")
-        value, low, high = (float(found[key]) for key in ("value", "low", "high"))
-        text = "mean loss over samples and noise levels"
-        return Metric(name="loss", value=value, low=low, high=high, definition=text)
+        return metrics.mean_loss(self.dataset)
 
     @property
     def changes(self) -> dict[str, tuple[Metric, Metric]]:
@@ -154,7 +150,7 @@ class Analysis:
         if self.before is not None:
             store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
-        _write_text(folder / "summary.json", text)
+        write_text(folder / "summary.json", text)
         html = page.render(
             self.dataset,
             self.metrics,
@@ -162,7 +158,7 @@ class Analysis:
             thresholds=self.thresholds,
             changes=self.changes,
         )
-        _write_text(folder / "report.html", html)
+        write_text(folder / "report.html", html)
         figures.write_all(self.dataset, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
@@ -227,15 +223,3 @@ def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> 
     if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():
         before = Analysis(store.read(earlier), thresholds=thresholds)
     return Analysis(ds, thresholds=thresholds, before=before)
-
-
-def _plain(metric: Metric) -> dict[str, float | None]:
-    values = {"value": metric.value, "low": metric.low, "high": metric.high}
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(target: Path) -> None:
-        target.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)

@@ -1,5 +1,6 @@
 """What the measurements mean: pooled numbers with bootstrap intervals over samples."""
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -37,13 +38,15 @@ DEFINITIONS = {
     "write_lost": "largest sublayer's average share of a write lost to rounding",
 }
 
+LOSS_TEXT = "mean loss over samples and noise levels"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number with its interval; NaN where it is not measurable.
 
     Attributes:
-        name: a key of ``DEFINITIONS``.
+        name: a key of ``DEFINITIONS``, or "loss".
         value: the estimate from all samples.
         low, high: bootstrap interval over samples; NaN with fewer than two samples.
         definition: the formula in words.
@@ -74,6 +77,12 @@ def compute(
             name=name, value=float(values[0]), low=low, high=high, definition=DEFINITIONS[name]
         )
     return metrics
+
+
+def numbers(metric: Metric) -> dict[str, float | None]:
+    """Return value, low and high as JSON has them: None in place of NaN."""
+    values = {"value": metric.value, "low": metric.low, "high": metric.high}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, Array]:
@@ -151,10 +160,7 @@ def profile(
     if name == "decodability":
         known = np.isfinite(ds["decoded_level"].values).any(axis=(0, 2))
         ds = ds.isel(sample=known | ~known.any())
-        weights = bootstrap(ds.sizes["sample"], resamples, seed)
-        pooled = decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
-    else:
-        pooled = _pooled(ds, name, bootstrap(ds.sizes["sample"], resamples, seed))
+    pooled = profile_draws(ds, name, resamples=resamples, seed=seed)
     low, high = interval(pooled, ds.sizes["sample"], confidence)
     parts = {"value": pooled[0], "low": low, "high": high}
     return xr.Dataset(
@@ -162,6 +168,24 @@ def profile(
         coords=coords_of(ds, spec.dims),
         attrs={"variable": name, "confidence": confidence},
     )
+
+
+def mean_loss(ds: xr.Dataset) -> Metric:
+    """Return the mean loss over samples and noise levels, with its bootstrap interval."""
+    found = profile(ds, "loss")
+    value, low, high = (float(found[key]) for key in ("value", "low", "high"))
+    return Metric(name="loss", value=value, low=low, high=high, definition=LOSS_TEXT)
+
+
+def profile_draws(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> Array:
+    """Pool one variable as ``profile`` does, on all samples (row 0) and on each bootstrap resample.
+
+    Returns (1 + R, *depth). Datasets of the same samples are resampled alike, row by row.
+    """
+    spec, weights = _spec(name), bootstrap(ds.sizes["sample"], resamples, seed)
+    if name == "decodability":
+        return decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
+    return pool(values_of(ds[name]), weights, spec.average)
 
 
 def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dar_probe import subjects, task
 from dar_probe.errors import UsageError, blamed
+from dar_probe.matching import STAND_IN
 from dar_probe.objective import Objective
 from dar_probe.probe import from_config
 from dar_probe.probe.levels import parse_levels
@@ -69,7 +70,7 @@ def of_module(
         what = "the mean square of the output"
         if loss is random_target:
             what += " less a random target, one of each sample's own,"
-        assumptions.append(f"no loss was given: {what} stands in")
+        assumptions.append(f"{STAND_IN}: {what} stands in")
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return task.Task(

@@ -18,7 +18,10 @@ from dar_probe.errors import UsageError
 from dar_probe.files import write_atomically
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
-CONTENTS = {"analysis.nc", BEFORE, "report.html", "summary.json", "figures"}
+CONTENTS = {  # what a folder may hold, by what it is the folder of
+    "analysis": {"analysis.nc", BEFORE, "report.html", "summary.json", "figures"},
+    "comparison": {"comparison.html", "comparison.json", "comparison.csv", "figures"},
+}
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -29,27 +32,34 @@ class OutputFolder:
     process leaves none). Finished shards stay there after a crash, for ``resume``.
 
     Args:
-        path: the analysis folder; missing, empty, or holding an earlier analysis alone.
+        path: the folder; missing, empty, or holding an earlier one of its kind alone.
         key: what the numbers depend on; shards of another key are not continued. None where
             there are no shards, so that an unfinished analysis of the folder stays what it is.
         resume: keep shards that are there.
+        kind: what it is the folder of, see ``CONTENTS``.
 
     Raises:
         UsageError: the folder holds something else, is in use, or cannot be written.
     """
 
     def __init__(
-        self, path: Path, *, key: dict[str, Any] | None = None, resume: bool = False
+        self,
+        path: Path,
+        *,
+        key: dict[str, Any] | None = None,
+        resume: bool = False,
+        kind: str = "analysis",
     ) -> None:
         self.path = Path(os.path.abspath(path))
-        kind = "saving" if key is None else "partial"
-        self.work = self.path.with_name(f".{self.path.name}.{kind}")
+        self.kind = kind
+        state = "saving" if key is None else "partial"
+        self.work = self.path.with_name(f".{self.path.name}.{state}")
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.resume = resume
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        check_target(self.path)
+        check_target(self.path, self.kind)
         with ExitStack() as stack:
             self._lock(stack)
             self._begin()
@@ -144,16 +154,17 @@ class OutputFolder:
         return self.work / f"{index:06d}.npz"
 
 
-def check_target(path: Path) -> None:
-    """Raise UsageError where ``path`` holds anything that is no earlier analysis."""
+def check_target(path: Path, kind: str = "analysis") -> None:
+    """Raise UsageError where ``path`` holds anything that is no earlier folder of its kind."""
     if not path.exists():
         return
     if not path.is_dir():
         raise UsageError(f"{str(path)!r} is a file", hint="--out takes a folder")
-    others = sorted({entry.name for entry in path.iterdir()} - CONTENTS)
+    others = sorted({entry.name for entry in path.iterdir()} - CONTENTS[kind])
     if others:
         raise UsageError(
-            f"{str(path)!r} holds {others[0]!r}, which is no part of an analysis",
+            f"{str(path)!r} holds {others[0]!r}, which is no part of "
+            f"{'an' if kind == 'analysis' else 'a'} {kind}",
             hint="choose an empty or new folder with --out",
         )
 

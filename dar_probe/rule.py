@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
 
@@ -15,8 +15,8 @@ RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}
 TOKEN = re.compile(r"\s*([<>]=?|[^\s<>]+)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+# What follows a name, in turn.
 GRAMMAR: tuple[tuple[Callable[[str], bool], str], ...] = (
-    (lambda word: word in RULE_NAMES, "the name of a metric"),
     (lambda word: word in OPERATORS, "one of > >= < <="),
     (lambda word: bool(NUMBER.fullmatch(word)) and math.isfinite(float(word)), "a number"),
     (lambda word: word in ("and", "or", ""), "and, or, or the end"),
@@ -30,6 +30,11 @@ class Rule:
     text: str
     groups: tuple[tuple[tuple[str, str, float], ...], ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The numbers that it compares, each once."""
+        return tuple(dict.fromkeys(name for group in self.groups for name, _, _ in group))
+
     def evaluate(self, metrics: Mapping[str, Metric]) -> bool:
         """Say whether the rule is met, i.e. the model fails; false where a metric is NaN."""
         return any(
@@ -38,19 +43,20 @@ class Rule:
         )
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str, names: Sequence[str] = RULE_NAMES) -> Rule:
     """Read ``NAME OP NUMBER`` joined by ``and`` and ``or``; ``and`` binds tighter.
 
     Raises UsageError naming the first word that does not fit, and the names there are.
     """
     words = TOKEN.findall(text)
+    grammar = ((names.__contains__, "the name of a metric"), *GRAMMAR)
     for position, word in enumerate([*words, ""]):
-        fits, expected = GRAMMAR[position % 4]
+        fits, expected = grammar[position % 4]
         if not fits(word):
             raise UsageError(
                 f"the rule {text!r} has {repr(word) if word else 'its end'} where {expected} "
                 "should stand",
-                hint=f"write NAME OP NUMBER joined by and/or; names: {', '.join(RULE_NAMES)}",
+                hint=f"write NAME OP NUMBER joined by and/or; names: {', '.join(names)}",
             )
     groups: list[list[tuple[str, str, float]]] = [[]]
     for start in range(0, len(words), 4):
@@ -63,8 +69,7 @@ def parse_rule(text: str) -> Rule:
 def apply_rule(verdict: Verdict, rule: Rule, metrics: Mapping[str, Metric]) -> Verdict:
     """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``."""
     failed = rule.evaluate(metrics)
-    used = dict.fromkeys(name for group in rule.groups for name, _, _ in group)
-    values = "; ".join(f"{plain(name)} {quote(metrics[name])}" for name in used)
+    values = "; ".join(f"{plain(name)} {quote(metrics[name])}" for name in rule.names)
     note = " The model is untrained." if verdict.status == "untrained" else ""
     sentence = f"{'Meets' if failed else 'Does not meet'} the rule to fail on {rule.text}: {values}"
     return dataclasses.replace(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe.metrics import Metric, chance, profile, staged
+from dar_probe.metrics import Metric, chance, numbers, profile, staged
 from dar_probe.schema import manifest
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
@@ -78,13 +78,14 @@ def judge(
     median = float(np.median(known)) if known.size else math.nan
     silent = median < limits.untrained_write_ratio
     untrained = silent or bool(manifest(ds)["model"].get("fresh"))
-    unknown = "the stream changes its shape over depth" if staged(ds) else FEW
-    symptoms = [_symptom(metrics[name], limits, untrained, unknown) for name in SYMPTOMS]
     findings = [
-        *symptoms,
+        *(
+            _symptom(metrics[name], limits, untrained, unmeasured(ds, metrics[name]))
+            for name in SYMPTOMS
+        ),
         _selectivity(ds, metrics["selectivity"]),
-        _shift(ds, metrics["selectivity_shift"], "Routes", _no_router(ds)),
-        _shift(ds, metrics["importance_shift"], "Importances", ""),
+        _shift(ds, metrics["selectivity_shift"], "Routes"),
+        _shift(ds, metrics["importance_shift"], "Importances"),
         _measurement(metrics),
         *([] if untrained else _useless_blocks(ds, limits)),
     ]
@@ -113,16 +114,25 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
             {key: getattr(item, key) for key in ("name", "status", "sentence")}
             for item in verdict.findings
         ],
-        "metrics": {
-            name: {
-                key: number if math.isfinite(number := getattr(metric, key)) else None
-                for key in ("value", "low", "high")
-            }
-            for name, metric in metrics.items()
-        },
+        "metrics": {name: numbers(metric) for name, metric in metrics.items()},
         "assumptions": list(provenance.get("assumptions", [])),
         "warnings": list(provenance.get("warnings", [])),
     }
+
+
+def unmeasured(ds: xr.Dataset, metric: Metric) -> str:
+    """Say why a number says nothing about ``ds``; empty where it does."""
+    if metric.name in ("selectivity", "selectivity_shift") and (reason := _no_router(ds)):
+        return reason
+    if not math.isnan(metric.value):
+        return ""
+    if metric.name == "selectivity":
+        return "no reader has two sources"
+    if metric.name in ("selectivity_shift", "importance_shift"):
+        return "it takes two noise levels and two sources that matter"
+    if metric.name == "loss":
+        return "no loss was measured"
+    return "the stream changes its shape over depth" if staged(ds) else FEW
 
 
 def _symptom(metric: Metric, limits: Thresholds, untrained: bool, unknown: str = FEW) -> Finding:
@@ -146,8 +156,7 @@ def _symptom(metric: Metric, limits: Thresholds, untrained: bool, unknown: str =
 
 
 def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
-    reason = _no_router(ds) or ("no reader has two sources" if math.isnan(metric.value) else "")
-    if reason:
+    if reason := unmeasured(ds, metric):
         return _unmeasured(metric, reason)
     offered = np.isfinite(ds["route"].values).any(axis=(0, 1)).sum(axis=1)
     entropy = profile(ds, "route_entropy", resamples=1)["value"].values
@@ -159,10 +168,8 @@ def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
     return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
 
 
-def _shift(ds: xr.Dataset, metric: Metric, what: str, reason: str) -> Finding:
-    if not reason and math.isnan(metric.value):
-        reason = "it takes two noise levels and two sources that matter"
-    if reason:
+def _shift(ds: xr.Dataset, metric: Metric, what: str) -> Finding:
+    if reason := unmeasured(ds, metric):
         return _unmeasured(metric, reason)
     level = ds["noise_level"].values
     odds = chance(ds, metric.name)

@@ -19,7 +19,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm, Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from dar_probe.reports import style
@@ -191,6 +192,15 @@ def colour_bar(
     else:
         bar.ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     bar.ax.yaxis.set_major_formatter(PLAIN)
+
+
+def legend(drawn: Figure, handles: Sequence[Line2D | Patch], labels: Sequence[str]) -> None:
+    """Put one legend above the panels; the labels are names of anybody's, and are cleaned."""
+    texts = [printable(label) for label in labels]
+    columns = len(texts) if sum(len(text) + 8 for text in texts) < 125 else 2
+    box = drawn.legend(handles, texts, loc="outside upper left", ncols=columns)
+    for text in box.get_texts():
+        text.set_parse_math(False)
 
 
 def note(drawn: Figure, sentences: Sequence[str]) -> None:

@@ -175,14 +175,11 @@ def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
 def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], bands: bool) -> None:
     """Put one legend above the panels; it explains the bands where there are any."""
     handles: list[Line2D | Patch] = list(lines)
-    labels = [canvas.printable(name) for name in names]
+    labels = list(names)
     if bands:
         handles.append(Patch(facecolor="#333333", alpha=0.22, linewidth=0))
         labels.append("95 % interval over samples")
-    columns = len(labels) if sum(len(label) + 8 for label in labels) < 125 else 2
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=columns)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    canvas.legend(figure, handles, labels)
 
 
 def _level_ticks(axis: Axes, ds: xr.Dataset) -> None:

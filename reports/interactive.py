@@ -39,7 +39,7 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
                 x=block,
                 y=value,
                 name=screen.text(name),
-                customdata=_intervals(low, high),
+                customdata=intervals(low, high),
                 hovertemplate="%{y:.4~g} %{customdata}",
                 mode="lines+markers",
                 line={"color": colours[line], "dash": DASHES[style.DASHES[line % 4]]},
@@ -131,7 +131,7 @@ def decodability(ds: xr.Dataset) -> go.Figure:
             y=value,
             name=screen.text(kind.replace("_", " ")),
             text=[screen.text(names[at]) for at in own],
-            customdata=_intervals(low, high),
+            customdata=intervals(low, high),
             hovertemplate="%{text}<br>R2 %{y:.3f} %{customdata}<extra></extra>",
             mode="lines+markers" if len(own) > 1 else "markers",
             line={"color": colour, "dash": DASHES[style.DASHES[line % 4]]},
@@ -173,7 +173,7 @@ def heatmap(ds: xr.Dataset, name: str) -> go.Figure:
         names = [f"block {name}" for name in names]
     hover = [
         [f"{style.number(v, 4)} {interval}" for v, interval in zip(row, bounds, strict=True)]
-        for row, bounds in zip(value, map(_intervals, low, high), strict=True)
+        for row, bounds in zip(value, map(intervals, low, high), strict=True)
     ]
     log = style.spans(value, 20)
     drawn = screen.figure()
@@ -249,7 +249,7 @@ def _whisker(value: Array, low: Array, high: Array) -> dict[str, Any]:
     return {"array": high - value, "arrayminus": value - low, "thickness": 1.5, "width": 3}
 
 
-def _intervals(low: Array, high: Array) -> list[str]:
+def intervals(low: Array, high: Array) -> list[str]:
     """Return "[low, high]" for every position, empty where there is no interval."""
     return [
         f"[{style.number(a, 4)}, {style.number(b, 4)}]" if np.isfinite(a) and np.isfinite(b) else ""

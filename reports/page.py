@@ -56,7 +56,7 @@ def render(
         metrics=list(metrics.values()),
         variables=schema.VARIABLES,
         axes=schema.COORD_TEXT,
-        provenance=_provenance(manifest),
+        provenance=provenance(manifest),
         config=json.dumps(manifest.get("config") or {}, indent=2, sort_keys=True),
         bibtex=words.BIBTEX,
     )
@@ -172,7 +172,7 @@ def _trust(metric: Metric) -> dict[str, str]:
     }
 
 
-def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (label, value) rows; what the manifest does not know is left out."""
     rows: list[tuple[str, Any]] = []
     for part in ("checkpoint", "model", "data", "training"):

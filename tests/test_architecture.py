@@ -17,11 +17,11 @@ LAYERS = [
      "dar_probe.routing", "dar_probe.objective", "dar_probe.digits", "dar_probe.ranks"},
     {"dar_probe.store", "dar_probe.output", "dar_probe.metrics", "dar_probe.importance",
      "dar_probe.models", "dar_probe.checkpoints", "dar_probe.trajectory", "dar_probe.tidy"},
-    {"dar_probe.verdict", "dar_probe.effects", "dar_probe.compare", "dar_probe.subjects",
-     "dar_probe.train", "dar_probe.hub"},
+    {"dar_probe.verdict", "dar_probe.effects", "dar_probe.matching", "dar_probe.pairs",
+     "dar_probe.subjects", "dar_probe.train", "dar_probe.hub"},
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
     {"dar_probe.probe", "dar_probe.analysis", "dar_probe.accessor", "dar_probe.survey"},
-    {"dar_probe.task"},
+    {"dar_probe.task", "dar_probe.comparison"},
     {"dar_probe.module_task", "dar_probe.making"},
     {"dar_probe.api", "dar_probe.handle"},
     {"dar_probe.bench"},
@@ -101,7 +101,8 @@ def test_meaning_and_reports_run_without_torch():
         "import dar_probe, dar_probe.metrics, dar_probe.verdict, dar_probe.store\n"
         "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
         "import dar_probe.tidy, dar_probe.reports.notebook\n"
-        "dar_probe.open_analysis"
+        "import dar_probe.reports.comparison_page, dar_probe.reports.differences\n"
+        "dar_probe.open_analysis, dar_probe.Comparison, dar_probe.compare"
     )
     done = python(code, "torch", "nnsight")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,148 @@
+"""``dar-probe compare``: what differs between models, paired over the same samples and noise."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dar_probe.comparison import Comparison
+    from dar_probe.pairs import Pair
+    from dar_probe.rule import Rule
+
+NOT_COMPARED = 4
+
+
+def compare(
+    analyses: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two or more analysis.nc, or their folders; the first is the reference.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page, the tables and the figures.")
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(help="Of other minus reference, e.g. 'inflation > 0.5 or loss > 0.01'."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
+) -> None:
+    """Compare analyses with the first one, over the same samples and noise.
+
+    Exit code 1: a pair meets --fail-on. Exit code 4: something cannot be compared.
+
+    Example: dar-probe compare dar-probe-out/digits-residual dar-probe-out/digits-dar-static
+    """
+    from dar_probe.cli.terminal import say
+    from dar_probe.comparison import compare as open_and_compare
+    from dar_probe.output import check_target
+    from dar_probe.pairs import NUMBERS
+    from dar_probe.rule import parse_rule
+
+    rule = parse_rule(fail_on, NUMBERS) if fail_on is not None else None
+    if out is not None:
+        check_target(out, "comparison")
+    found = open_and_compare(*analyses)
+    if out is not None:
+        found.save(out)
+    if as_json:
+        sys.stdout.write(json.dumps(found.summary, indent=2) + "\n")
+        for pair in found.pairs:
+            if pair.reason:
+                say(pair.sentence)
+    else:
+        _show(found, analyses, out)
+    code = _judge(found, rule)
+    if code:
+        raise typer.Exit(code)
+
+
+def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
+    """Print the models, the table and the sentences of every pair, and where the files are."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from dar_probe.cli.terminal import COLOURS, printable
+
+    console = Console(highlight=False)
+    for analysis, name, path in zip(found.analyses, found.names, paths, strict=True):
+        status = analysis.verdict.status
+        badge = Text(f" {status.upper()} ", style=f"bold reverse {COLOURS.get(status, 'cyan')}")
+        console.print(badge, Text(printable(name), style="bold"), end=" ")
+        console.print(Text(printable(str(path)), style="dim", overflow="fold"))
+        for warning in analysis.manifest["warnings"]:
+            console.print(Text(f"WARNING  {printable(str(warning))}", style="bold red"))
+    for pair in found.pairs:
+        console.print()
+        _show_pair(console, pair)
+    if out is not None:
+        console.print()
+        where = printable(str(out / "comparison.html"))
+        console.print(Text(f"Report   {where}", overflow="fold"))
+
+
+def _show_pair(console: "Console", pair: "Pair") -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from dar_probe.cli.terminal import printable
+    from dar_probe.pairs import amount, signed
+    from dar_probe.verdict import plain
+
+    if pair.reason:
+        console.print(Text(printable(pair.sentence), style="bold red"))
+        return
+    console.print(Text(printable(pair.sentence)))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("number", no_wrap=True)
+    for head in ("reference", "other"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("difference, 95 % interval", no_wrap=True)
+    for change in pair.changes:
+        gap = change.difference.value
+        cells = [_short(amount(metric, gap)) for metric in (change.reference, change.other)]
+        table.add_row(plain(change.name), *cells, _short(signed(change.difference)))
+    console.print(table)
+    for sentence in [*(change.sentence for change in pair.changes), *pair.notes]:
+        console.print(Padding(Text(printable(sentence)), (0, 0, 0, 2), expand=False))
+
+
+def _short(text: str) -> str:
+    return "n/a" if text == "not measurable" else text
+
+
+def _judge(found: "Comparison", rule: "Rule | None") -> int:
+    """Say on stderr what a rule finds, and return the exit code."""
+    from dar_probe.cli.terminal import say
+    from dar_probe.pairs import signed
+    from dar_probe.verdict import plain
+
+    code = NOT_COMPARED if any(pair.reason for pair in found.pairs) else 0
+    if rule is None:
+        return code
+    for pair, unknown in found.undecided(rule):
+        code = NOT_COMPARED
+        names = " and ".join(map(plain, unknown))
+        say(
+            f"The rule cannot judge {pair.other} against {pair.reference}: no difference in {names}."
+        )
+    for pair in found.meeting(rule):
+        code = 1
+        gaps = [
+            f"{plain(change.name)} {signed(change.difference)}"
+            for change in pair.changes
+            if change.name in rule.names
+        ]
+        say(
+            f"{pair.other} against {pair.reference} meets the rule to fail on {rule.text}: "
+            f"{'; '.join(gaps)}."
+        )
+    return code

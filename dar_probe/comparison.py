@@ -1,0 +1,234 @@
+"""Several analyses of the same samples side by side: differences, pictures, files. No torch."""
+
+import json
+import math
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dar_probe import pairs
+from dar_probe.analysis import Analysis, open_analysis
+from dar_probe.errors import UsageError
+from dar_probe.files import write_text
+from dar_probe.metrics import Metric, numbers
+from dar_probe.output import OutputFolder
+from dar_probe.pairs import NUMBERS, Pair
+from dar_probe.reports import style
+from dar_probe.rule import Rule
+from dar_probe.verdict import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+PARTS = ("reference", "other", "difference")
+
+
+class Comparison:
+    """Analyses of the same samples and noise, each against the first one.
+
+    Attributes:
+        analyses: the first is the reference.
+        names: what they are called here; equal names are numbered.
+        pairs: one for every other analysis, with a ``reason`` where it cannot be compared.
+    """
+
+    def __init__(self, *analyses: Analysis) -> None:
+        _require_two(len(analyses))
+        self.analyses = list(analyses)
+        self.names = pairs.distinct([style.clean(analysis.name) for analysis in analyses])
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Every other analysis against the first, paired over samples, with intervals."""
+        # A trajectory goes in whole, so that a note tells which step was compared.
+        whole = [a.dataset if a.trajectory is None else a.trajectory for a in self.analyses]
+        return pairs.compare(list(zip(self.names, whole, strict=True)))
+
+    @property
+    def sentences(self) -> list[str]:
+        """What differs, one sentence for each pair."""
+        return [pair.sentence for pair in self.pairs]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``comparison.json`` holds: the models, and their differences with intervals."""
+        models = zip(self.names, self.analyses, strict=True)
+        return {
+            "reference": self.names[0],
+            "models": [{"name": name, **_model(analysis)} for name, analysis in models],
+            "pairs": [_pair(pair) for pair in self.pairs],
+        }
+
+    @property
+    def plot(self) -> "Plots":
+        """The overlay and the differences over depth as matplotlib figures."""
+        return Plots(self)
+
+    def meeting(self, rule: Rule) -> list[Pair]:
+        """Return the pairs whose differences, other minus reference, meet a rule to fail on."""
+        return [pair for pair in self.pairs if pair.changes and rule.evaluate(_differences(pair))]
+
+    def undecided(self, rule: Rule) -> list[tuple[Pair, list[str]]]:
+        """Return the pairs that do not meet a rule, but with numbers that it names unknown."""
+        found = []
+        for pair in self.pairs:
+            unknown = [
+                c.name for c in pair.changes if c.name in rule.names and c.direction == "unknown"
+            ]
+            if unknown and not rule.evaluate(_differences(pair)):
+                found.append((pair, unknown))
+        return found
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return one row for each pair and number, NaN where it cannot be compared."""
+        import pandas as pd
+
+        rows = []
+        for pair in self.pairs:
+            known = {change.name: change for change in pair.changes}
+            for name in NUMBERS:
+                change = known.get(name)
+                row: dict[str, Any] = {"reference": pair.reference, "other": pair.other}
+                row["number"] = name
+                for part in PARTS:
+                    for key in ("value", "low", "high"):
+                        metric = getattr(change, part, None)
+                        row[f"{part}_{key}"] = getattr(metric, key, math.nan)
+                row["sentence"] = change.sentence if change else pair.sentence
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write comparison.html, .json, .csv and figures/ to ``folder``, all or nothing.
+
+        Raises:
+            UsageError: the folder holds something else or cannot be written.
+        """
+        with OutputFolder(Path(folder), kind="comparison") as output:
+            output.publish(self.write)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a comparison into an existing folder."""
+        from dar_probe.reports import comparison_page, differences, figures
+
+        text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
+        write_text(folder / "comparison.json", text)
+        write_text(folder / "comparison.csv", self.to_dataframe().to_csv(index=False))
+        verdicts = [analysis.verdict for analysis in self.analyses]
+        html = comparison_page.render(self.named, self.pairs, verdicts=verdicts)
+        write_text(folder / "comparison.html", html)
+        (folder / "figures").mkdir()
+        drawn = {"dilution": self.plot.dilution()}
+        if differences.drawable(self.named):
+            drawn["differences"] = self.plot.differences()
+        for stem, figure in drawn.items():
+            for suffix in ("png", "pdf"):
+                figures.save(figure, folder / "figures" / f"{stem}.{suffix}")
+                figure.set_layout_engine("none")  # keep the places that the first file has
+
+    @property
+    def named(self) -> list[tuple[str, "xr.Dataset"]]:
+        """The (name, dataset) pairs; of a trajectory the last step."""
+        return [(name, a.dataset) for name, a in zip(self.names, self.analyses, strict=True)]
+
+    def __repr__(self) -> str:
+        head = f"<dar_probe.Comparison of {len(self.analyses)} models with {self.names[0]!r}>"
+        return "\n".join([head, *self.sentences])
+
+    def _repr_html_(self) -> str:
+        """Return a table of the differences for notebooks; pandas escapes every text."""
+        import pandas as pd
+
+        parts = []
+        for pair in self.pairs:
+            rows = [[plain(c.name), pairs.signed(c.difference), c.sentence] for c in pair.changes]
+            columns = ["number", "difference, 95 % interval", "in words"]
+            table = pd.DataFrame(rows or [["", "", pair.sentence]], columns=columns)
+            with pd.option_context("display.max_colwidth", None):
+                text = table.to_html(index=False, border=0)
+            parts.append(f"<p>{escape(pair.other)} minus {escape(pair.reference)}</p>\n{text}")
+        return "\n".join(parts)
+
+
+class Plots:
+    """Matplotlib figures of a comparison."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def dilution(self) -> "Figure":
+        """RMS, gradient and cosine over the block index, one line per model."""
+        from dar_probe.reports import figures
+
+        return figures.dilution(self._comparison.named)
+
+    def differences(self) -> "Figure":
+        """The same, each other model minus the reference, with paired intervals.
+
+        Raises:
+            UsageError: no model has the reference's samples and depth.
+        """
+        from dar_probe.reports import differences
+
+        return differences.figure(self._comparison.named)
+
+
+def compare(*analyses: Analysis | str | Path) -> Comparison:
+    """Compare analyses with the first one, paired over the same samples and noise.
+
+    Args:
+        analyses: analyses, or paths of an ``analysis.nc`` or of its folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or no analysis of this version.
+        UsageError: fewer than two analyses.
+    """
+    _require_two(len(analyses))
+    opened = [a if isinstance(a, Analysis) else open_analysis(a) for a in analyses]
+    return Comparison(*opened)
+
+
+def _require_two(count: int) -> None:
+    if count < 2:
+        raise UsageError(
+            f"{count} analys{'i' if count == 1 else 'e'}s cannot be compared with anything",
+            hint="give two or more analysis.nc, or their folders, the reference first",
+        )
+
+
+def _differences(pair: Pair) -> dict[str, Metric]:
+    return {change.name: change.difference for change in pair.changes}
+
+
+def _model(analysis: Analysis) -> dict[str, Any]:
+    manifest, sizes, summary = analysis.manifest, analysis.dataset.sizes, analysis.summary
+    return {
+        "model": manifest["model"],
+        "checkpoint": manifest.get("checkpoint"),
+        "noise_levels": sizes["noise_level"],
+        "samples": sizes["sample"],
+        **{key: summary[key] for key in ("verdict", "sentence", "warnings")},
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    return {
+        "reference": pair.reference,
+        "other": pair.other,
+        "comparable": not pair.reason,
+        "sentence": pair.sentence,
+        "notes": list(pair.notes),
+        "changes": [
+            {
+                "name": change.name,
+                **{part: numbers(getattr(change, part)) for part in PARTS},
+                "direction": change.direction,
+                "sentence": change.sentence,
+            }
+            for change in pair.changes
+        ],
+    }

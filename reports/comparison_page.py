@@ -1,0 +1,155 @@
+"""One self-contained HTML page of a comparison: what differs, and how far that can be told."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from dar_probe import metrics, schema
+from dar_probe.matching import last_step
+from dar_probe.metrics import Metric
+from dar_probe.pairs import NUMBERS, Pair, amount, signed
+from dar_probe.reports import differences, document, interactive, maps, page, style, words
+from dar_probe.verdict import Verdict, judge, plain, unmeasured
+
+LONG = 600  # characters of a sentence
+
+DILUTION_CAPTION = (
+    "Hidden-state RMS, gradient RMS and cosine between neighbouring blocks of every model, pooled "
+    "over samples and noise levels."
+)
+DIFFERENCE_CAPTION = (
+    "Every other model minus {}, block by block, over the same samples and noise. Where a band "
+    "leaves zero, the models differ by more than the choice of samples explains."
+)
+BAND_CAPTION = " Bands: 95 % intervals over samples."
+
+
+def render(
+    analyses: Sequence[tuple[str, xr.Dataset]],
+    pairs: Sequence[Pair],
+    *,
+    verdicts: Sequence[Verdict] | None = None,
+) -> str:
+    """Return the whole page; it loads nothing, and equal arguments give an equal page.
+
+    Args:
+        analyses: (name, dataset) pairs, the names those of ``pairs``; the first is the reference.
+        pairs: what ``pairs.compare`` gave for them.
+        verdicts: one for each analysis; left out, by the default thresholds.
+    """
+    datasets = [last_step(ds) for _, ds in analyses]
+    found = [metrics.compute(ds) for ds in datasets]
+    judged = verdicts or [judge(ds, own) for ds, own in zip(datasets, found, strict=True)]
+    manifests = [schema.manifest(ds) for ds in datasets]
+    names = [style.clean(name, 120) for name, _ in analyses]
+    shown = list(zip([name for name, _ in analyses], datasets, strict=True))
+    return document.render(
+        "comparison.html.j2",
+        reference=names[0],
+        others=names[1:],
+        facts=_facts(datasets[0], manifests[0]),
+        warnings=_warnings(names, manifests, pairs),
+        pairs=[_pair(pair) for pair in pairs if not pair.reason],
+        models=list(zip(names, judged, strict=True)),
+        words=words.STATUS_WORDS,
+        figures=_figures(shown),
+        numbers=[_numbers(name, datasets, found) for name in NUMBERS],
+        intervals=_intervals(datasets[0].sizes["sample"]),
+        definitions=[(name, metrics.DEFINITIONS.get(name, metrics.LOSS_TEXT)) for name in NUMBERS],
+        provenance=[
+            (name, page.provenance(manifest), _texts(manifest.get("assumptions")))
+            for name, manifest in zip(names, manifests, strict=True)
+        ],
+        bibtex=words.BIBTEX,
+    )
+
+
+def _facts(ds: xr.Dataset, manifest: dict[str, Any]) -> list[str]:
+    counts = {"noise level": ds.sizes["noise_level"], "sample": ds.sizes["sample"]}
+    data = (manifest.get("data") or {}).get("name")
+    facts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
+    return [*facts, *([f"data: {style.clean(str(data))}"] if data else [])]
+
+
+def _warnings(
+    names: Sequence[str], manifests: Sequence[dict[str, Any]], pairs: Sequence[Pair]
+) -> list[str]:
+    own = [
+        f"{name}: {text}"
+        for name, manifest in zip(names, manifests, strict=True)
+        for text in _texts(manifest.get("warnings"))
+    ]
+    return [style.clean(pair.sentence, LONG) for pair in pairs if pair.reason] + own
+
+
+def _texts(values: Any) -> list[str]:
+    return [style.clean(str(text), LONG) for text in values or []]
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    return {
+        "reference": style.clean(pair.reference, 120),
+        "other": style.clean(pair.other, 120),
+        "sentence": style.clean(pair.sentence, LONG),
+        "notes": [style.clean(note, LONG) for note in pair.notes],
+        "rows": [
+            (plain(change.name), signed(change.difference), style.clean(change.sentence, LONG))
+            for change in pair.changes
+        ],
+    }
+
+
+def _numbers(
+    name: str, datasets: Sequence[xr.Dataset], found: Sequence[dict[str, Metric]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return a row of the table of all models: its title, and (value, interval) of each."""
+    cells = []
+    for ds, own in zip(datasets, found, strict=True):
+        metric = own[name] if name in own else metrics.mean_loss(ds)
+        if unmeasured(ds, metric):
+            cells.append(("not measurable", ""))
+            continue
+        low, high = style.number(metric.low), style.number(metric.high)
+        known = metric.low == metric.low
+        cells.append((amount(metric), f"[{low}, {high}]" if known else "one sample"))
+    return plain(name), cells
+
+
+def _intervals(samples: int) -> str:
+    if samples == 1:
+        return "One sample was measured, so no difference has an interval, and none is certain."
+    few = " That is few: read the intervals as a lower bound." if samples < 8 else ""
+    return (
+        f"Every difference has a 95 % interval from 1,000 draws of the {samples} samples.{few} It "
+        "is paired: each draw takes the same samples and the same noise of both models, so what "
+        "samples do to both alike cancels. Intervals cover the choice of samples and their noise, "
+        "not the choice of checkpoint, data or training run."
+    )
+
+
+def _figures(analyses: Sequence[tuple[str, xr.Dataset]]) -> list[dict[str, Any]]:
+    """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
+    bands = BAND_CAPTION if any(ds.sizes["sample"] > 1 for _, ds in analyses) else ""
+    gradient = f" {style.GRADIENT_NOTE}" if any(maps.has_router(ds) for _, ds in analyses) else ""
+    drawn: list[tuple[str, str, go.Figure]] = [
+        (
+            "All models over depth",
+            DILUTION_CAPTION + bands + gradient,
+            interactive.dilution(analyses),
+        )
+    ]
+    if differences.drawable(analyses):
+        caption = DIFFERENCE_CAPTION.format(style.clean(analyses[0][0])) + bands + gradient
+        drawn.append(("Differences over depth", caption, differences.interactive(analyses)))
+    return [
+        {
+            "id": f"fig-{at:02d}",
+            "title": title,
+            "caption": caption,
+            "spec": json.loads(figure.to_json(engine="json")),
+        }
+        for at, (title, caption, figure) in enumerate(drawn, start=1)
+    ]

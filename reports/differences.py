@@ -1,0 +1,176 @@
+"""Paired differences over depth, other models minus the first: printed and for the screen."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from dar_probe.errors import UsageError
+from dar_probe.matching import last_step, obstacle, unlike_depth
+from dar_probe.pairs import over_depth
+from dar_probe.pooling import Array
+from dar_probe.reports import canvas, maps, screen, style
+from dar_probe.reports.interactive import DASHES, intervals
+from dar_probe.schema import VARIABLES
+
+Named = Sequence[tuple[str, xr.Dataset]]
+
+NOTHING = "no model has the samples and the depth of the first, so nothing differs over depth"
+BAND = "95 % paired interval"
+ZERO_NOTE = "Zero: as in {}."
+
+
+class Line(NamedTuple):
+    """One other model: its look, as in the overlay of all models, and its differences."""
+
+    name: str
+    colour: str
+    dashes: str
+    gaps: dict[str, tuple[Array, Array, Array, Array]]  # block, value, low, high of a variable
+
+
+def figure(analyses: Named) -> Figure:
+    """Draw other minus reference of RMS, gradient RMS and neighbour cosine over depth.
+
+    Args:
+        analyses: (name, dataset) pairs; the first is the reference. Those that cannot be compared
+            with it, or are of another depth, are left out.
+
+    Raises:
+        UsageError: none is left.
+    """
+    lines, last = _lines(analyses), _last(analyses)
+    with canvas.paper():
+        drawn = canvas.figure(7.0, 2.6)
+        axes = drawn.subplots(1, 3)
+        for letter, axis, panel in zip("abc", axes, style.PANELS, strict=True):
+            axis.axhline(0, color="#303030", linewidth=0.8, zorder=1)
+            handles = []
+            for line in lines:
+                canvas.draw_line(axis, line.gaps[panel.variable], line.colour, line.dashes)
+                handles.append(axis.get_lines()[-1])
+            axis.set_title(f"({letter}) {panel.title}")
+            axis.set(xlabel="block", ylabel=_label(panel), xlim=(0.5, last + 0.5))
+            axis.set_xticks(style.block_ticks(last))
+            canvas.value_axis(axis, np.concatenate(list(_seen(lines, panel))), may_log=False)
+        names = [line.name for line in lines]
+        if _has_bands(lines):
+            handles.append(Patch(facecolor="#333333", alpha=0.22, linewidth=0))
+            names.append(BAND)
+        canvas.legend(drawn, handles, names)
+        gradient = [style.GRADIENT_NOTE] if any(maps.has_router(ds) for _, ds in analyses) else []
+        canvas.note(drawn, [ZERO_NOTE.format(canvas.printable(analyses[0][0])), *gradient])
+    return drawn
+
+
+def interactive(analyses: Named) -> go.Figure:
+    """Draw the same for the screen, as ``figure``."""
+    lines, last = _lines(analyses), _last(analyses)
+    drawn = screen.figure()
+    for at, panel in enumerate(style.PANELS):
+        drawn.add_shape(
+            type="line",
+            xref=f"{screen.numbered('x', at)} domain",
+            yref=screen.numbered("y", at),
+            x0=0,
+            x1=1,
+            y0=0,
+            y1=0,
+            line={"color": screen.INK, "width": 1},
+        )
+        for line in lines:
+            block, value, low, high = line.gaps[panel.variable]
+            shared = {**screen.axes(at), "legendgroup": line.name}
+            screen.band(drawn, block, low, high, line.colour, **shared)
+            drawn.add_scatter(
+                x=block,
+                y=value,
+                name=screen.text(line.name),
+                customdata=intervals(low, high),
+                hovertemplate="%{y:+.4~g} %{customdata}",
+                mode="lines+markers",
+                line={"color": line.colour, "dash": DASHES[line.dashes]},
+                marker={"size": 5},
+                showlegend=at == 0,
+                **shared,
+            )
+        screen.title(drawn, at, f"({'abc'[at]}) {panel.title}")
+        blocks = {"tickvals": style.block_ticks(last), "range": [0.5, last + 0.5]}
+        screen.axis(drawn, "x", at, title={"text": "block", "standoff": 6}, **blocks)
+        label = {"text": _label(panel), "standoff": 4}
+        screen.axis(drawn, "y", at, title=label, **_range(np.concatenate([*_seen(lines, panel)])))
+        screen.link(drawn, at, last, x=("block", None))
+    drawn.update_layout(hovermode="x unified", showlegend=True)
+    return screen.placed(drawn, 3, columns=3, row=240, room=760, gap=0.085)
+
+
+def drawable(analyses: Named) -> list[int]:
+    """Return the positions of the analyses that differ from the first over a common depth."""
+    (_, reference), *others = [(name, last_step(ds)) for name, ds in analyses]
+    return [
+        at
+        for at, (_, ds) in enumerate(others, start=1)
+        if not (obstacle(reference, ds) or unlike_depth(reference, ds))
+    ]
+
+
+def _lines(analyses: Named) -> list[Line]:
+    kept = drawable(analyses)
+    if not kept:
+        raise UsageError(NOTHING)
+    colours = style.colours([ds for _, ds in analyses])
+    reference = analyses[0][1]
+    return [
+        Line(
+            name=analyses[at][0],
+            colour=colours[at],
+            dashes=style.DASHES[at % len(style.DASHES)],
+            gaps={p.variable: _gap(reference, analyses[at][1], p.variable) for p in style.PANELS},
+        )
+        for at in kept
+    ]
+
+
+def _gap(reference: xr.Dataset, other: xr.Dataset, name: str) -> tuple[Array, Array, Array, Array]:
+    found = over_depth(reference, other, name).sel(block=slice(1, None))
+    return (
+        found["block"].values,
+        found["value"].values,
+        found["low"].values,
+        found["high"].values,
+    )
+
+
+def _last(analyses: Named) -> int:
+    return int(analyses[0][1]["block"].values[-1])
+
+
+def _label(panel: style.Panel) -> str:
+    units = VARIABLES[panel.variable].units.replace("/", " / ")
+    return "difference" if units == "1" else f"difference ({units})"
+
+
+def _seen(lines: Sequence[Line], panel: style.Panel) -> Iterator[Array]:
+    """Yield every number of a panel; the line at zero belongs to it where there is any."""
+    for line in lines:
+        yield from line.gaps[panel.variable][1:]
+    if any(np.isfinite(line.gaps[panel.variable][1]).any() for line in lines):
+        yield np.zeros(1)
+
+
+def _range(values: Array) -> dict[str, object]:
+    """Return a y axis that shows every number and zero, however small they are."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return {"range": [-1, 1], "showticklabels": False}
+    low, high = float(known.min()), float(known.max())
+    pad = 0.08 * (high - low) or 1.0
+    return {"range": [low - pad, high + pad], "nticks": 6}
+
+
+def _has_bands(lines: Sequence[Line]) -> bool:
+    return any(np.isfinite(low).any() for line in lines for _, _, low, _ in line.gaps.values())
