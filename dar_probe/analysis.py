@@ -60,6 +60,10 @@ class Analysis:
         found = verdict.judge(self.dataset, self.metrics, self.thresholds)
         return rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
 
+    @property
+    def _whole(self) -> xr.Dataset:
+        return self.dataset if self.trajectory is None else self.trajectory
+
     @cached_property
     def steps(self) -> list[tuple[int, "Analysis"]]:
         """Every (training step, analysis) of a trajectory; empty for a single checkpoint."""
@@ -129,7 +133,7 @@ class Analysis:
         """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
         from dar_probe import tidy
 
-        return tidy.to_dataframe(self.dataset, *names, per=per)
+        return tidy.to_dataframe(self._whole, *names, per=per)
 
     def save(self, folder: str | Path) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
@@ -145,8 +149,7 @@ class Analysis:
         """Write the files of one analysis into an existing folder."""
         from dar_probe.reports import figures, page
 
-        whole = self.dataset if self.trajectory is None else self.trajectory
-        store.write(whole, folder / "analysis.nc")
+        store.write(self._whole, folder / "analysis.nc")
         if self.before is not None:
             store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
