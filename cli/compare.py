@@ -74,9 +74,9 @@ def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
     console = Console(highlight=False)
     for analysis, name, path in zip(found.analyses, found.names, paths, strict=True):
         status = analysis.verdict.status
-        badge = Text(f" {status.upper()} ", style=f"bold reverse {COLOURS.get(status, 'cyan')}")
-        console.print(badge, Text(printable(name), style="bold"), end=" ")
-        console.print(Text(printable(str(path)), style="dim", overflow="fold"))
+        badge = (f" {status.upper()} ", f"bold reverse {COLOURS.get(status, 'cyan')}")
+        shown = badge, "  ", (printable(name), "bold"), "  ", (printable(str(path)), "dim")
+        console.print(Text.assemble(*shown, overflow="fold"))
         for warning in analysis.manifest["warnings"]:
             console.print(Text(f"WARNING  {printable(str(warning))}", style="bold red"))
     for pair in found.pairs:
@@ -131,9 +131,8 @@ def _judge(found: "Comparison", rule: "Rule | None") -> int:
     for pair, unknown in found.undecided(rule):
         code = NOT_COMPARED
         names = " and ".join(map(plain, unknown))
-        say(
-            f"The rule cannot judge {pair.other} against {pair.reference}: no difference in {names}."
-        )
+        what = f"{pair.other} against {pair.reference}"
+        say(f"The rule cannot judge {what}: {names} cannot be compared.")
     for pair in found.meeting(rule):
         code = 1
         gaps = [

@@ -147,6 +147,24 @@ def chance(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -
     return float((1 + as_large.sum()) / (1 + resamples)) if value == value else value
 
 
+def mean_loss(ds: xr.Dataset) -> Metric:
+    """Return the mean loss over samples and noise levels, with its bootstrap interval."""
+    found = profile(ds, "loss")
+    value, low, high = (float(found[key]) for key in ("value", "low", "high"))
+    return Metric(name="loss", value=value, low=low, high=high, definition=LOSS_TEXT)
+
+
+def profile_draws(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> Array:
+    """Pool one variable as ``profile`` does, on all samples (row 0) and on each bootstrap resample.
+
+    Returns (1 + R, *depth). Datasets of the same samples are resampled alike, row by row.
+    """
+    spec, weights = _spec(name), bootstrap(ds.sizes["sample"], resamples, seed)
+    if name == "decodability":
+        return decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
+    return pool(values_of(ds[name]), weights, spec.average)
+
+
 def profile(
     ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> xr.Dataset:
@@ -168,24 +186,6 @@ def profile(
         coords=coords_of(ds, spec.dims),
         attrs={"variable": name, "confidence": confidence},
     )
-
-
-def mean_loss(ds: xr.Dataset) -> Metric:
-    """Return the mean loss over samples and noise levels, with its bootstrap interval."""
-    found = profile(ds, "loss")
-    value, low, high = (float(found[key]) for key in ("value", "low", "high"))
-    return Metric(name="loss", value=value, low=low, high=high, definition=LOSS_TEXT)
-
-
-def profile_draws(ds: xr.Dataset, name: str, *, resamples: int = 1000, seed: int = 0) -> Array:
-    """Pool one variable as ``profile`` does, on all samples (row 0) and on each bootstrap resample.
-
-    Returns (1 + R, *depth). Datasets of the same samples are resampled alike, row by row.
-    """
-    spec, weights = _spec(name), bootstrap(ds.sizes["sample"], resamples, seed)
-    if name == "decodability":
-        return decodability(values_of(ds["decoded_level"]), ds["noise_level"].values, weights)
-    return pool(values_of(ds[name]), weights, spec.average)
 
 
 def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:

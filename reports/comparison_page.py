@@ -1,6 +1,8 @@
 """One self-contained HTML page of a comparison: what differs, and how far that can be told."""
 
+import html
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +12,13 @@ import xarray as xr
 from dar_probe import metrics, schema
 from dar_probe.matching import last_step
 from dar_probe.metrics import Metric
-from dar_probe.pairs import NUMBERS, Pair, amount, signed
-from dar_probe.reports import differences, document, interactive, maps, page, style, words
+from dar_probe.pairs import NUMBERS, Pair, amount, distinct, signed
+from dar_probe.reports import differences, document, interactive, maps, page, screen, style, words
 from dar_probe.verdict import Verdict, judge, plain, unmeasured
 
 LONG = 600  # characters of a sentence
+# Pixels of a plotly legend: a row, a line's mark with its gaps, a letter, and the narrowest page.
+LEGEND_ROW, LEGEND_MARK, LEGEND_LETTER, NARROW = 28, 50, 7, 320
 
 DILUTION_CAPTION = (
     "Hidden-state RMS, gradient RMS and cosine between neighbouring blocks of every model, pooled "
@@ -51,11 +55,16 @@ def render(
         reference=names[0],
         others=names[1:],
         facts=_facts(datasets[0], manifests[0]),
-        warnings=_warnings(names, manifests, pairs),
+        apart=[style.clean(pair.sentence, LONG) for pair in pairs if pair.reason],
+        warnings=[
+            (name, text)
+            for name, manifest in zip(names, manifests, strict=True)
+            for text in _texts(manifest.get("warnings"))
+        ],
         pairs=[_pair(pair) for pair in pairs if not pair.reason],
         models=list(zip(names, judged, strict=True)),
         words=words.STATUS_WORDS,
-        figures=_figures(shown),
+        figures=_figures(shown, pairs),
         numbers=[_numbers(name, datasets, found) for name in NUMBERS],
         intervals=_intervals(datasets[0].sizes["sample"]),
         definitions=[(name, metrics.DEFINITIONS.get(name, metrics.LOSS_TEXT)) for name in NUMBERS],
@@ -72,17 +81,6 @@ def _facts(ds: xr.Dataset, manifest: dict[str, Any]) -> list[str]:
     data = (manifest.get("data") or {}).get("name")
     facts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
     return [*facts, *([f"data: {style.clean(str(data))}"] if data else [])]
-
-
-def _warnings(
-    names: Sequence[str], manifests: Sequence[dict[str, Any]], pairs: Sequence[Pair]
-) -> list[str]:
-    own = [
-        f"{name}: {text}"
-        for name, manifest in zip(names, manifests, strict=True)
-        for text in _texts(manifest.get("warnings"))
-    ]
-    return [style.clean(pair.sentence, LONG) for pair in pairs if pair.reason] + own
 
 
 def _texts(values: Any) -> list[str]:
@@ -130,26 +128,59 @@ def _intervals(samples: int) -> str:
     )
 
 
-def _figures(analyses: Sequence[tuple[str, xr.Dataset]]) -> list[dict[str, Any]]:
+def _figures(
+    analyses: Sequence[tuple[str, xr.Dataset]], pairs: Sequence[Pair]
+) -> list[dict[str, Any]]:
     """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
+    # Short enough for the legend of a narrow page.
+    names = distinct([style.clean(name, 40) for name, _ in analyses])
+    analyses = [(name, ds) for name, (_, ds) in zip(names, analyses, strict=True)]
+    apart = [name for name, pair in zip(names[1:], pairs, strict=True) if pair.reason]
+    alien = f" Not of the reference's samples or levels: {', '.join(apart)}." if apart else ""
     bands = BAND_CAPTION if any(ds.sizes["sample"] > 1 for _, ds in analyses) else ""
     gradient = f" {style.GRADIENT_NOTE}" if any(maps.has_router(ds) for _, ds in analyses) else ""
+    overlay = DILUTION_CAPTION + alien + bands + gradient
     drawn: list[tuple[str, str, go.Figure]] = [
-        (
-            "All models over depth",
-            DILUTION_CAPTION + bands + gradient,
-            interactive.dilution(analyses),
-        )
+        ("All models over depth", overlay, interactive.dilution(analyses))
     ]
     if differences.drawable(analyses):
-        caption = DIFFERENCE_CAPTION.format(style.clean(analyses[0][0])) + bands + gradient
+        caption = DIFFERENCE_CAPTION.format(names[0]) + bands + gradient
         drawn.append(("Differences over depth", caption, differences.interactive(analyses)))
     return [
         {
             "id": f"fig-{at:02d}",
             "title": title,
             "caption": caption,
-            "spec": json.loads(figure.to_json(engine="json")),
+            "alt": _alt(figure),
+            "spec": json.loads(_with_room(figure).to_json(engine="json")),
         }
         for at, (title, caption, figure) in enumerate(drawn, start=1)
     ]
+
+
+def _alt(drawn: go.Figure) -> str:
+    """Say where every line of a figure starts and ends, to those who do not see it."""
+    parts = []
+    for at, panel in enumerate(style.PANELS):
+        axis = screen.axes(at)["xaxis"]
+        for trace in drawn.data:
+            if trace.name and trace.xaxis == axis:
+                first, last = style.number(float(trace.y[0])), style.number(float(trace.y[-1]))
+                span = f"from {first} at block {trace.x[0]} to {last} at block {trace.x[-1]}"
+                parts.append(f"{panel.title}, {html.unescape(trace.name)}: {span}.")
+    return " ".join(parts)
+
+
+def _with_room(drawn: go.Figure) -> go.Figure:
+    """Move the panels down by as many rows as the legend has, on a wide and on a narrow page."""
+    meta = dict(drawn.layout.meta)
+    names = [trace.name for trace in drawn.data if trace.showlegend]
+    entry = LEGEND_MARK + LEGEND_LETTER * max(map(len, names))
+    for shape, width in (("wide", meta["room"]), ("narrow", NARROW)):
+        rows = math.ceil(len(names) / max(1, width // entry))
+        top = max(drawn.layout.margin.t, LEGEND_ROW * (rows + 1))
+        taller = meta[shape]["height"] + top - drawn.layout.margin.t
+        meta[shape] = {**meta[shape], "margin.t": top, "height": taller}
+    drawn.update_layout(meta=meta, height=meta["wide"]["height"])
+    drawn.update_layout(margin={"t": meta["wide"]["margin.t"]})
+    return drawn

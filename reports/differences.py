@@ -169,7 +169,7 @@ def _range(values: Array) -> dict[str, object]:
         return {"range": [-1, 1], "showticklabels": False}
     low, high = float(known.min()), float(known.max())
     pad = 0.08 * (high - low) or 1.0
-    return {"range": [low - pad, high + pad], "nticks": 6}
+    return {"range": [low - pad, high + pad], "nticks": 6, "exponentformat": "e"}
 
 
 def _has_bands(lines: Sequence[Line]) -> bool:
