@@ -199,35 +199,30 @@ def colour_axis(
     )
 
 
-def slider(drawn: go.Figure, levels: Sequence[str], maps: int) -> None:
-    """Add a slider that shows one level of every map; traces lie level within map."""
-    steps = [
-        {
-            "label": level,
-            "method": "restyle",
-            "args": [{"visible": [other == at for other in range(len(levels))] * maps}],
-        }
-        for at, level in enumerate(levels)
-    ]
-    drawn.update_layout(
-        sliders=[
-            {
-                "active": 0,
-                "steps": steps,
-                "currentvalue": {"prefix": f"{style.NOISE}: "},
-                "x": 0,
-                "y": 1,
-                "yanchor": "bottom",
-                "pad": {"b": 34, "t": 0},
-                "bgcolor": FAINT,
-                "activebgcolor": style.BLUE,
-                "bordercolor": CLEAR,
-                "tickcolor": FAINT,
-                "font": {"size": 11},
-                "minorticklen": 0,
-            }
-        ]
-    )
+def link(
+    drawn: go.Figure, panel: int, last: int, **axes: tuple[str, Sequence[float] | None]
+) -> None:
+    """Say which axes of a panel run over blocks or noise levels, so that the page links them.
+
+    Args:
+        drawn: the figure; its ``layout.meta`` is changed.
+        panel: 0, 1, ...
+        last: the number of the last block; larger ones are the head's.
+        axes: for "x" and "y" the dim, "block" or "noise_level", and what each position along a
+            named axis is; None for an axis of block numbers.
+    """
+    meta = dict(drawn.layout.meta or {})
+    entry: dict[str, Any] = {**axes_of_layout(panel), "last": last}
+    for letter, (dim, values) in axes.items():
+        listed = None if values is None else [float(f"{value:.12g}") for value in values]
+        entry[letter] = {"dim": dim, "values": listed}
+    meta["panels"] = [*meta.get("panels", []), entry]
+    drawn.update_layout(meta=meta)
+
+
+def axes_of_layout(panel: int) -> dict[str, str]:
+    """Return what the axes of a panel are called in the layout."""
+    return {f"{letter}axis": numbered(f"{letter}axis", panel) for letter in "xy"}
 
 
 def placed(
@@ -255,7 +250,8 @@ def placed(
     """
     wide = _places(drawn, panels, columns, row, gap, bars, False)
     narrow = _places(drawn, panels, 1, row, gap, bars, names_across)
-    drawn.update_layout(meta={"wide": wide, "narrow": narrow, "room": room}, autosize=True)
+    meta = {**(drawn.layout.meta or {}), "wide": wide, "narrow": narrow, "room": room}
+    drawn.update_layout(meta=meta, autosize=True)
     for key, value in wide.items():
         drawn.layout[key] = value
     return drawn
