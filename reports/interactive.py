@@ -104,7 +104,7 @@ def sources(
         for column, (place, values) in enumerate(zip(places, shown, strict=True)):
             at = row * len(places) + column
             even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
-            dot, dots = screen.dots(marked[column], 20)
+            dot, dots = screen.dots(drawn, at, marked[column])
             drawn.add_heatmap(
                 z=values.astype(np.float32),
                 x=style.levels(ds),

@@ -34,7 +34,8 @@ def matrix(ds: xr.Dataset, every: Sequence[maps.SourceMap] | None = None) -> go.
     drawn = screen.figure()
     drawn.update_layout(margin={"t": 30})
     for at, shown in enumerate(rows):
-        dot, dots = _dots(shown, 0, 12)
+        every_mark = shown.marked.values
+        dot, dots = screen.dots(drawn, at, every_mark[0], other=bool(every_mark.any()))
         drawn.add_heatmap(
             z=shown.values.values[0].astype(np.float32),
             x=offered,
@@ -97,17 +98,13 @@ def reader(
     for at, shown in enumerate(rows):
         values = shown.values.values[:, at_reader][:, offered].T
         marked = shown.marked.values[:, at_reader][:, offered].T
-        dots = _dots(shown, 0, 20)[1] and {
-            "text": np.where(marked, screen.DOT, "").tolist(),
-            "texttemplate": "%{text}",
-            "textfont": {"size": 16},
-        }
+        dot, dots = screen.dots(drawn, at, marked, other=bool(shown.marked.values.any()))
         drawn.add_heatmap(
             z=values.astype(np.float32),
             x=style.levels(ds),
             y=up,
             hovertemplate=f"reads %{{y}}<br>noise level %{{x}}<br>{shown.quantity} %{{z:.3f}}"
-            f"{' %{text}' if dots else ''}<extra></extra>",
+            f"{dot}<extra></extra>",
             coloraxis=screen.numbered("coloraxis", at),
             hoverongaps=False,
             **dots,
@@ -138,15 +135,6 @@ def _rows(ds: xr.Dataset, every: Sequence[maps.SourceMap] | None) -> Sequence[ma
     if not rows:
         raise UsageError(maps.NOTHING)
     return rows
-
-
-def _dots(shown: maps.SourceMap, level: int, size: int) -> tuple[str, dict[str, Any]]:
-    """Return what ``screen.dots`` does for one level, also where only other levels have dots."""
-    if not shown.marked.values.any():
-        return "", {}
-    dot, settings = screen.dots(np.ones((1, 1), dtype=np.bool_), size)
-    text = np.where(shown.marked.values[level], screen.DOT, "").tolist()
-    return dot, {**settings, "text": text}
 
 
 def _frames(ds: xr.Dataset, rows: Sequence[maps.SourceMap]) -> dict[str, Any]:

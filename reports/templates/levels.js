@@ -32,14 +32,27 @@ const showLevel = (figure) => {
   if (!figure.drawn || level < 0 || level === figure.level) return;
   figure.level = level;
   const [readers, sources] = [upTo(data.readers.length), upTo(data.sources.length)];
-  data.maps.forEach(({ value, dot }, at) => {
-    const patch = {
-      z: [grid(readers, sources, (reader, source) => value(level, reader, source))],
-      meta: [data.levels[level]],
-    };
-    if (dot) patch.text = [grid(readers, sources, (reader, source) => dot(level, reader, source))];
-    Plotly.restyle(figure.node, patch, [at]);
+  const cells = (cell) => grid(readers, sources, (...at) => cell(level, ...at));
+  const traces = { z: data.maps.map(({ value }) => cells(value)), meta: data.levels[level] };
+  const layout = {};
+  putDots(data, traces, layout, (dot) => cells(dot));
+  Plotly.update(figure.node, traces, layout, upTo(data.maps.length));
+};
+
+// Dots are text for the pointer, and one shape of diamonds for each map that has them: plotly
+// takes a second to write a thousand texts. screen.dots draws the same.
+const putDots = (data, traces, layout, cells) => {
+  if (!data.maps.some(({ dot }) => dot)) return;
+  traces.text = data.maps.map(({ dot }) => (dot ? cells(dot) : ""));
+  traces.text.filter(Boolean).forEach((rows, at) => {
+    layout[`shapes[${at}].path`] = rows.flatMap((row, y) =>
+      row.flatMap((text, x) => (text ? [diamond(x, y)] : []))).join(" ") || "M-9,-9L-9,-9Z";
   });
+};
+
+const diamond = (x, y) => {
+  const size = 0.1;
+  return `M${x - size},${y}L${x},${y + size}L${x + size},${y}L${x},${y - size}Z`;
 };
 
 // A slider over the levels and a button that plays them.
@@ -95,13 +108,15 @@ const showReader = (slice, data, reader) => {
   const names = rows.map((source) => data.sources[source]);
   const layout = {};
   const columns = { z: [], y: [] };
-  if (data.maps.some(({ dot }) => dot)) columns.text = [];
-  data.maps.forEach(({ value, dot }, at) => {
+  putDots(data, columns, layout, (dot) =>
+    grid(rows, levels, (source, level) => dot(level, reader, source)));
+  data.maps.forEach(({ value }, at) => {
     const z = grid(rows, levels, (source, level) => value(level, reader, source));
     columns.z.push(z);
     columns.y.push(names);
-    columns.text?.push(dot ? grid(rows, levels, (source, level) => dot(level, reader, source)) : "");
     const number = at ? at + 1 : "";
+    // Plotly guesses the types of axes anew whenever y changes; noise levels look like numbers.
+    layout[`xaxis${number}.type`] = layout[`yaxis${number}.type`] = "category";
     layout[`yaxis${number}.range`] = [-0.5, Math.max(rows.length, 1) - 0.5];
     layout[`yaxis${number}.categoryarray`] = names;
     layout[`coloraxis${number}.cmin`] = 0;
