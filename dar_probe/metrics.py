@@ -188,6 +188,20 @@ def profile(
     )
 
 
+def per_sample(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """Pool one variable over noise levels only, as ``profile`` does: (sample, depth dim).
+
+    Raises UsageError for a variable that is unknown or has no noise_level axis.
+    """
+    if not _spec(name).grid:
+        raise UsageError(f"{name!r} is one number for all noise levels")
+    dims = ("sample", *_spec(name).dims)
+    pooled = _pooled(ds, name, np.eye(ds.sizes["sample"]))
+    return xr.DataArray(
+        pooled, dims=dims, coords=coords_of(ds, dims), name=name, attrs=ds[name].attrs
+    )
+
+
 def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
     """Pool one variable over samples only: (depth dim, noise_level).
 

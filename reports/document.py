@@ -8,6 +8,9 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+# Together they are the one script besides plotly.js; each uses those before it.
+SCRIPTS = ("figures.js", "marks.js", "levels.js", "tables.js", "report.js")
+
 
 def render(source: str, /, **values: Any) -> str:
     """Return the template ``source`` filled in; it loads nothing, and nothing else runs in it.
@@ -15,15 +18,23 @@ def render(source: str, /, **values: Any) -> str:
     The template gets ``css``, ``plotly_js``, ``page_js`` and ``policy`` besides ``values``, all
     of which it escapes.
     """
-    scripts = {"plotly_js": get_plotlyjs(), "page_js": template("report.js")}
+    scripts = {"plotly_js": get_plotlyjs(), "page_js": page_script()}
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(template),
     )
     policy = _policy(list(scripts.values()))
     css = template("style.css")
-    return environment.from_string(template(source)).render(
-        policy=policy, css=css, **scripts, **values
-    )
+    return environment.get_template(source).render(policy=policy, css=css, **scripts, **values)
+
+
+def page_script() -> str:
+    """Return our own script: its files in one scope of their own."""
+    parts = [template(name) for name in SCRIPTS]
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();"])
 
 
 def template(name: str) -> str:

@@ -11,6 +11,7 @@ import xarray as xr
 from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import maps, screen, style
+from dar_probe.reports.spread import Spread, middle
 
 Array = npt.NDArray[np.floating]
 
@@ -26,14 +27,20 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
     drawn = screen.figure()
     colours = style.colours([ds for _, ds in analyses])
     last = max(int(ds["block"].values[-1]) for _, ds in analyses)
+    spread = Spread()
     for at, panel in enumerate(style.PANELS):
         seen: list[Array] = []
+        wide: list[Array] = []
         for line, (name, ds) in enumerate(analyses):
             profile = metrics.profile(ds, panel.variable).sel(block=slice(1, None))
             parts = (profile[key].values for key in ("block", "value", "low", "high"))
             block, value, low, high = parts
             seen += [value, low, high]
             shared = {**screen.axes(at), "legendgroup": str(line)}
+            if ds.sizes["sample"] > 1:
+                ends = middle(ds, panel.variable)[:, 1:]
+                wide += list(ends)
+                spread.add(drawn, block, ends, colours[line], **shared)
             screen.band(drawn, block, low, high, colours[line], **shared)
             drawn.add_scatter(
                 x=block,
@@ -52,25 +59,38 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
         screen.axis(drawn, "x", at, title={"text": "block", "standoff": 6}, **blocks)
         values = screen.value_axis(np.concatenate(seen), panel.may_log)
         screen.axis(drawn, "y", at, title={"text": panel.label, "standoff": 4}, **values)
+        if values.get("type") == "log":
+            spread.rescale(at, values, screen.value_axis(np.concatenate(seen + wide), True))
+        screen.link(drawn, at, last, x=("block", None))
     drawn.update_layout(hovermode="x unified", showlegend=True)
+    if spread.traces:
+        drawn.update_layout(meta={**drawn.layout.meta, "spread": spread.meta})
     return screen.placed(drawn, 3, columns=3, row=240, room=760, gap=0.085)
 
 
-def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = None) -> go.Figure:
+def sources(
+    ds: xr.Dataset,
+    rows: Sequence[maps.SourceMap] | None = None,
+    *,
+    shallow: int | None = None,
+    deep: int | None = None,
+) -> go.Figure:
     """Draw what a shallow and a deep block take from which block, as ``figures.sources``.
 
     Args:
         ds: an analysis.
+        rows: what ``maps.block_maps`` gave for it; left out, it is asked.
         shallow: a block number, B+1 for the head; left out, about B/4.
         deep: the same, about 3B/4.
 
     Raises:
         UsageError: a block that has no reader, or nothing to draw.
     """
-    rows = maps.block_maps(ds)
+    rows = maps.block_maps(ds) if rows is None else rows
     if not rows:
         raise UsageError(maps.NOTHING)
     places = maps.locations(rows[0].values, shallow, deep)
+    last = int(ds["block"].values[-1])
     drawn = screen.figure()
     drawn.update_layout(margin={"t": 30})
     for row, (quantity, label, colours, *arrays) in enumerate(rows):
@@ -84,7 +104,7 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
         for column, (place, values) in enumerate(zip(places, shown, strict=True)):
             at = row * len(places) + column
             even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
-            dot, dots = screen.dots(marked[column], 20)
+            dot, dots = screen.dots(drawn, at, marked[column])
             drawn.add_heatmap(
                 z=values.astype(np.float32),
                 x=style.levels(ds),
@@ -99,6 +119,8 @@ def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = No
             screen.title(drawn, at, f"({'abcd'[at]}) {quantity}, {screen.text(place.title)}")
             words = ("noise level", "source" if column == 0 else "")
             screen.map_axes(drawn, at, style.levels(ds), place.names, words)
+            blocks = rows[0].values["source_block"].values[: len(place.names)]
+            screen.link(drawn, at, last, x=noise_axis(ds), y=("block", blocks))
         every = np.concatenate([np.zeros(1), *(values.ravel() for values in shown)])
         screen.colour_axis(drawn, row, every, colours, label)
     columns = len(places)
@@ -150,6 +172,7 @@ def decodability(ds: xr.Dataset) -> go.Figure:
         range=[0.5, last + 1.5],
     )
     screen.axis(drawn, "y", 0, title={"text": "R2", "standoff": 4}, nticks=6)
+    screen.link(drawn, 0, last, x=("block", None))
     drawn.update_layout(showlegend=True)
     return screen.placed(drawn, 1, columns=1, row=270)
 
@@ -160,9 +183,31 @@ def heatmap(ds: xr.Dataset, name: str) -> go.Figure:
     Raises:
         UsageError: a variable that is unknown or has not exactly one depth dim.
     """
-    dim = style.depth_dim(name)
+    style.depth_dim(name)
     levels = range(ds.sizes["noise_level"])
     profiles = [metrics.profile(ds.isel(noise_level=[level]), name) for level in levels]
+    return depth_map(ds, name, profiles, style.levels(ds), "noise level", x=noise_axis(ds))
+
+
+def depth_map(
+    ds: xr.Dataset,
+    name: str,
+    profiles: Sequence[xr.Dataset],
+    across: Sequence[str],
+    words: str,
+    **link: tuple[str, Sequence[float] | None],
+) -> go.Figure:
+    """Draw one column for each profile over depth.
+
+    Args:
+        ds: an analysis of the same depth, whose names the rows get.
+        name: the variable.
+        profiles: what ``metrics.profile`` gave.
+        across: the name of every column.
+        words: what the columns are.
+        link: what the x axis runs over, if the page links it.
+    """
+    dim = style.depth_dim(name)
     first = 1 if name.startswith("cosine") else 0  # block 0 has no neighbour below it
     value, low, high = (
         np.stack([profile[key].values for profile in profiles], axis=1)[first:]
@@ -180,68 +225,25 @@ def heatmap(ds: xr.Dataset, name: str) -> go.Figure:
     drawn.update_layout(margin={"t": 30})
     drawn.add_heatmap(
         z=(np.log10(value) if log else value).astype(np.float32),
-        x=style.levels(ds),
+        x=list(across),
         y=names,
         customdata=hover,
-        hovertemplate="%{y}<br>noise level %{x}<br>%{customdata}<extra></extra>",
+        hovertemplate=f"%{{y}}<br>{words} %{{x}}<br>%{{customdata}}<extra></extra>",
         coloraxis="coloraxis",
         hoverongaps=False,
         **screen.axes(0),
     )
-    screen.map_axes(drawn, 0, style.levels(ds), names, ("noise level", ""))
+    screen.map_axes(drawn, 0, across, names, (words, ""))
+    blocks = style.depth_blocks(ds, dim)[first:]
+    screen.link(drawn, 0, int(ds["block"].values[-1]), **link, y=("block", blocks))
     screen.title(drawn, 0, style.axis_label(name))
     screen.colour_axis(drawn, 0, value, "mako_r", "", log=log)
     return screen.placed(drawn, 1, columns=1, row=270, bars=[[0]])
 
 
-def matrix(ds: xr.Dataset) -> go.Figure:
-    """Draw reader x source maps of importance, and of routes where there is a router.
-
-    A slider walks over the noise levels; every level lies in the figure, so it works offline.
-
-    Raises:
-        UsageError: nothing to draw.
-    """
-    rows = maps.sublayer_maps(ds)
-    if not rows:
-        raise UsageError(maps.NOTHING)
-    readers = screen.unique(style.depth_names(ds, "reader"))
-    offered = screen.unique(style.depth_names(ds, "source"))
-    drawn = screen.figure()
-    for at, (quantity, label, colours, shares, marked) in enumerate(rows):
-        values = shares.values
-        for level, text in enumerate(style.levels(ds)):
-            dot, dots = screen.dots(marked.values[level], 12)
-            drawn.add_heatmap(
-                z=values[level].astype(np.float32),
-                x=offered,
-                y=readers,
-                visible=level == 0,
-                hovertemplate=f"%{{y}} reads %{{x}}<br>noise level {text}"
-                f"<br>{quantity} %{{z:.3f}}{dot}<extra></extra>",
-                coloraxis=screen.numbered("coloraxis", at),
-                hoverongaps=False,
-                **dots,
-                **screen.axes(at),
-            )
-        screen.title(drawn, at, f"({'ab'[at]}) {quantity}")
-        words = ("source (deeper to the right)", "reader" if at == 0 else "")
-        screen.map_axes(drawn, at, offered, readers, words)
-        every = np.concatenate([np.zeros(1), values.ravel()])
-        screen.colour_axis(drawn, at, every, colours, label)
-    if ds.sizes["noise_level"] > 1:
-        screen.slider(drawn, style.levels(ds), len(rows))
-    bars = [[at] for at in range(len(rows))]
-    return screen.placed(
-        drawn,
-        len(rows),
-        columns=len(rows),
-        row=460,
-        room=900 if len(rows) > 1 else 680,
-        gap=0.3,
-        bars=bars,
-        names_across=True,
-    )
+def noise_axis(ds: xr.Dataset) -> tuple[str, list[float]]:
+    """Return what ``screen.link`` takes for an axis over the noise levels."""
+    return "noise_level", [float(f"{level:.12g}") for level in ds["noise_level"].values]
 
 
 def _whisker(value: Array, low: Array, high: Array) -> dict[str, Any]:

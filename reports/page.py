@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
 from dar_probe import schema
-from dar_probe.importance import signs_can_tell
 from dar_probe.metrics import Metric
-from dar_probe.reports import document, interactive, interventions, maps, style, words
+from dar_probe.reports import definitions, document, maps, page_figures, style, tables, words
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
@@ -24,6 +22,7 @@ def render(
     *,
     thresholds: Thresholds | None = None,
     changes: Mapping[str, tuple[Metric, Metric]] | None = None,
+    trajectory: xr.Dataset | None = None,
 ) -> str:
     """Return the whole page; it loads nothing, and equal arguments give an equal page.
 
@@ -33,11 +32,16 @@ def render(
         verdict: what ``verdict.judge`` gave for it.
         thresholds: those that ``judge`` was given; left out, its own.
         changes: numbers before and after training, where ``ds`` is of a trained copy.
+        trajectory: the analyses of a whole training run, where ``ds`` is of its last step.
 
     Raises:
         CheckpointError: the dataset carries no readable manifest.
     """
     manifest = schema.manifest(ds)
+    limits = thresholds or Thresholds()
+    every = maps.sublayer_maps(ds)
+    figures = page_figures.numbered(page_figures.of_analysis(ds, name_of(manifest), every))
+    shown = page_figures.of_training(trajectory, limits) if trajectory is not None else []
     return document.render(
         "report.html.j2",
         name=style.clean(name_of(manifest), 120),
@@ -46,11 +50,14 @@ def render(
         assumptions=[style.clean(str(text), LONG) for text in manifest.get("assumptions") or []],
         verdict=verdict,
         words=words.STATUS_WORDS,
-        cards=_cards(verdict, metrics, thresholds or Thresholds()),
+        cards=_cards(verdict, metrics, limits),
         training=manifest.get("training") or {},
         changes=_changes(changes or {}),
-        figures=_figures(ds, name_of(manifest)),
-        findings=verdict.findings,
+        figures=figures,
+        over_training=page_figures.numbered(shown, first=len(figures) + 1),
+        tables=[tables.blocks(ds), tables.readers(ds, every)],
+        define=definitions.definitions(),
+        findings=[(finding, _meaning(finding.name)) for finding in verdict.findings],
         intervals=_intervals(ds),
         trust=[_trust(metrics[name]) for name in words.TRUST_TEXT],
         metrics=list(metrics.values()),
@@ -71,7 +78,8 @@ def name_of(manifest: Mapping[str, Any]) -> str:
     return "unnamed model"
 
 
-def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:
+def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (text, key of its definition or nothing) of what was measured."""
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
     objective = (manifest.get("config") or {}).get("objective")
@@ -79,16 +87,16 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[str]:
     routing = named_routing.get(style.routing_of(ds), style.routing_of(ds))
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [
-        style.clean(str(model["name"])) if named else "",
-        f"routing: {style.clean(routing)}",
-        f"objective: {style.clean(str(objective))}" if objective else "",
-        f"{model['parameters']:,} parameters" if model.get("parameters") else "",
-        _count(ds.sizes["block"] - 1, "block"),
-        _count(ds.sizes["noise_level"], "noise level"),
-        _count(ds.sizes["sample"], "sample"),
-        f"data: {style.clean(str(data))}" if data else "",
+        (style.clean(str(model["name"])) if named else "", ""),
+        (f"routing: {style.clean(routing)}", ""),
+        (f"objective: {style.clean(str(objective))}" if objective else "", ""),
+        (f"{model['parameters']:,} parameters" if model.get("parameters") else "", "parameters"),
+        (_count(ds.sizes["block"] - 1, "block"), "axis:block"),
+        (_count(ds.sizes["noise_level"], "noise level"), "axis:noise_level"),
+        (_count(ds.sizes["sample"], "sample"), "axis:sample"),
+        (f"data: {style.clean(str(data))}" if data else "", ""),
     ]
-    return [part for part in parts if part]
+    return [(text, key) for text, key in parts if text]
 
 
 def _count(count: int, noun: str) -> str:
@@ -107,6 +115,7 @@ def _cards(
         cards.append(
             {
                 "title": title,
+                "define": f"metric:{name}",
                 "about": about,
                 "status": status[name],
                 "value": _with_unit(metric.value, unit),
@@ -125,10 +134,23 @@ def _changes(changes: Mapping[str, tuple[Metric, Metric]]) -> list[dict[str, Any
     rows = []
     for name, pair in changes.items():
         unit = "x" if name in ("inflation", "gradient_decay") else ""
-        cells = [(_with_unit(m.value, unit), _interval(m, unit)) for m in pair]
+        cells = [
+            {
+                "text": _with_unit(m.value, unit),
+                "interval": _interval(m, unit),
+                "cell": tables.number_cell(m.value, m.low, m.high),
+            }
+            for m in pair
+        ]
         title = words.SYMPTOM_TEXT[name][0] if name in SYMPTOMS else name.capitalize()
-        rows.append({"title": title, "cells": cells})
+        define = f"metric:{name}" if name in SYMPTOMS else name
+        rows.append({"title": title, "cells": cells, "define": define})
     return rows
+
+
+def _meaning(finding: str) -> str:
+    """Return the key of what a finding's numbers mean."""
+    return finding if finding in words.MEANINGS else f"metric:{finding}"
 
 
 def _gauge(name: str, value: float) -> float | None:
@@ -162,12 +184,14 @@ def _intervals(ds: xr.Dataset) -> str:
     )
 
 
-def _trust(metric: Metric) -> dict[str, str]:
+def _trust(metric: Metric) -> dict[str, Any]:
     title, about = words.TRUST_TEXT[metric.name]
     return {
         "title": title,
         "value": style.number(metric.value, 2) if np.isfinite(metric.value) else "n/a",
         "interval": _interval(metric).removeprefix("95 % interval "),
+        "cell": tables.number_cell(metric.value, metric.low, metric.high),
+        "define": f"metric:{metric.name}",
         "about": about,
     }
 
@@ -185,48 +209,4 @@ def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         (style.clean(label), style.clean(str(value), LONG))
         for label, value in rows
         if value not in (None, "")
-    ]
-
-
-def _figures(ds: xr.Dataset, name: str) -> list[dict[str, Any]]:
-    """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
-    router = maps.has_router(ds)
-    drawn: list[tuple[str, str, bool, go.Figure]] = [
-        (
-            "Depth",
-            words.depth_caption(router, ds.sizes["sample"], stream=style.routing_of(ds) != "none"),
-            False,
-            interactive.dilution([(name, ds)]),
-        )
-    ]
-    dots = ""
-    every = maps.sublayer_maps(ds)
-    if every and every[0].quantity == "importance":
-        dots = words.dot_caption(signs_can_tell(ds.sizes["sample"]))
-    if maps.block_maps(ds):
-        caption = words.source_caption(router) + dots
-        drawn.append(("Sources over noise levels", caption, False, interactive.sources(ds)))
-    if every:
-        caption = words.MATRIX_CAPTION + dots
-        drawn.append(("Every reader and every source", caption, False, interactive.matrix(ds)))
-    if np.isfinite(ds["decodability"].values).any():
-        title = "Where the noise level can be read"
-        drawn.append((title, words.DECODING_CAPTION, True, interactive.decodability(ds)))
-    if "ablation" in ds.dims:
-        drawn.append(
-            ("What interventions did", words.EFFECT_CAPTION, False, interventions.interactive(ds))
-        )
-    for variable, (title, caption) in words.MAP_CAPTIONS.items():
-        measured = np.isfinite(ds[variable].values).any()
-        if measured and (router or variable != "route_entropy"):
-            drawn.append((title, caption, True, interactive.heatmap(ds, variable)))
-    return [
-        {
-            "id": f"fig-{at:02d}",
-            "title": title,
-            "caption": caption,
-            "small": small,
-            "spec": json.loads(figure.to_json(engine="json")),
-        }
-        for at, (title, caption, small, figure) in enumerate(drawn, start=1)
     ]

@@ -136,15 +136,43 @@ def band(
         )
 
 
-def dots(marked: npt.NDArray[np.bool_], size: int) -> tuple[str, dict[str, Any]]:
-    """Return what puts a dot into the marked cells: the end of a hover line, trace settings.
+def dots(
+    drawn: go.Figure, panel: int, marked: npt.NDArray[np.bool_], *, other: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """Put a dot into the marked cells of a map, and return the end of a hover line, and trace data.
 
-    Plotly chooses a colour that contrasts with each cell; ``size`` is the font's, pixels.
+    The dots are one shape: plotly takes a second to write a thousand texts.
+
+    Args:
+        drawn: the figure; changed.
+        panel: the map's.
+        marked: its cells (up, across).
+        other: whether cells are marked that are shown later, so that there must be a shape.
     """
-    if not marked.any():
+    if not (marked.any() or other):
         return "", {}
-    text = np.where(marked, DOT, "").tolist()
-    return " %{text}", {"text": text, "texttemplate": "%{text}", "textfont": {"size": size}}
+    drawn.add_shape(
+        type="path",
+        path=dot_path(marked),
+        xref=numbered("x", panel),
+        yref=numbered("y", panel),
+        fillcolor="#ffffff",
+        line={"color": "#1b2430", "width": 0.6},
+        name="dots",
+    )
+    return " %{text}", {"text": np.where(marked, DOT, "").tolist()}
+
+
+def dot_path(marked: npt.NDArray[np.bool_]) -> str:
+    """Return a small diamond at every marked cell, in units of cells."""
+    up, across, size = *np.nonzero(marked), 0.1
+    return (
+        " ".join(
+            f"M{x - size:.2f},{y}L{x},{y + size:.2f}L{x + size:.2f},{y}L{x},{y - size:.2f}Z"
+            for y, x in zip(up, across, strict=True)
+        )
+        or "M-9,-9L-9,-9Z"
+    )  # a shape without a path is none
 
 
 def value_axis(values: Array, may_log: bool) -> dict[str, Any]:
@@ -199,35 +227,30 @@ def colour_axis(
     )
 
 
-def slider(drawn: go.Figure, levels: Sequence[str], maps: int) -> None:
-    """Add a slider that shows one level of every map; traces lie level within map."""
-    steps = [
-        {
-            "label": level,
-            "method": "restyle",
-            "args": [{"visible": [other == at for other in range(len(levels))] * maps}],
-        }
-        for at, level in enumerate(levels)
-    ]
-    drawn.update_layout(
-        sliders=[
-            {
-                "active": 0,
-                "steps": steps,
-                "currentvalue": {"prefix": f"{style.NOISE}: "},
-                "x": 0,
-                "y": 1,
-                "yanchor": "bottom",
-                "pad": {"b": 34, "t": 0},
-                "bgcolor": FAINT,
-                "activebgcolor": style.BLUE,
-                "bordercolor": CLEAR,
-                "tickcolor": FAINT,
-                "font": {"size": 11},
-                "minorticklen": 0,
-            }
-        ]
-    )
+def link(
+    drawn: go.Figure, panel: int, last: int, **axes: tuple[str, Sequence[float] | None]
+) -> None:
+    """Say which axes of a panel run over blocks or noise levels, so that the page links them.
+
+    Args:
+        drawn: the figure; its ``layout.meta`` is changed.
+        panel: 0, 1, ...
+        last: the number of the last block; larger ones are the head's.
+        axes: for "x" and "y" the dim, "block" or "noise_level", and what each position along a
+            named axis is; None for an axis of block numbers.
+    """
+    meta = dict(drawn.layout.meta or {})
+    entry: dict[str, Any] = {**axes_of_layout(panel), "last": last}
+    for letter, (dim, values) in axes.items():
+        listed = None if values is None else [float(f"{value:.12g}") for value in values]
+        entry[letter] = {"dim": dim, "values": listed}
+    meta["panels"] = [*meta.get("panels", []), entry]
+    drawn.update_layout(meta=meta)
+
+
+def axes_of_layout(panel: int) -> dict[str, str]:
+    """Return what the axes of a panel are called in the layout."""
+    return {f"{letter}axis": numbered(f"{letter}axis", panel) for letter in "xy"}
 
 
 def link(

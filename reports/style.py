@@ -214,6 +214,14 @@ def depth_names(ds: xr.Dataset, dim: str) -> list[str]:
     return [clean(str(name), 40) for name in coord.values[: ds.sizes[dim]]]
 
 
+def depth_blocks(ds: xr.Dataset, dim: str) -> list[int]:
+    """Return the block of every position along a depth dim; B+1 for the head."""
+    if dim == "block":
+        return [int(block) for block in ds["block"].values]
+    coord = ds["source_block"] if dim == "source" else ds["reader_block"]
+    return [int(block) for block in coord.values[: ds.sizes[dim]]]
+
+
 def levels(ds: xr.Dataset) -> list[str]:
     """Return the noise levels as tick labels, with as many digits as tell them apart."""
     values = [float(level) for level in ds["noise_level"].values]

@@ -37,6 +37,77 @@ TRUST_TEXT = {
         "Share of a sublayer's result that was lost when it was added to a much larger stream.",
     ),
 }
+# Where the formulas of metrics.DEFINITIONS come from, other than from here.
+METRIC_SOURCES = {
+    name: "arXiv 2605.20708, section 3" for name in ("inflation", "gradient_decay", "redundancy")
+}
+# What is neither a measured variable nor one of the numbers of the verdict: title, text, source.
+MEANINGS = {
+    "importance": (
+        "Importance",
+        "sqrt of the mean over samples of gate squared, divided by its sum over the sources of "
+        "that reader and noise level; gate is dLoss/dg, g multiplying one source as one reader "
+        "reads it. For a block the gates of its sublayers are summed first.",
+        "arXiv 2605.20708, section 3",
+    ),
+    "sign": (
+        "Consistent sign",
+        "A dot marks a cell where the size of the mean over samples of the gate is below the 95 % "
+        "quantile of the same under random signs per sample.",
+        "Fisher 1935, The Design of Experiments, section 21",
+    ),
+    "interval": (
+        "95 % interval",
+        "Expanded percentile bootstrap over whole samples, 1,000 resamples, the same draw at "
+        "every noise level. It covers the choice of samples and their noise, not the choice of "
+        "checkpoint, data or training run.",
+        "Hesterberg 2015, What Teachers Should Know About the Bootstrap",
+    ),
+    "spread": (
+        "Spread over samples",
+        "Each sample's own value, pooled over the noise levels; between the 5 % and the 95 % "
+        "quantile of these lie the middle 90 % of the samples. It shows how samples differ, not "
+        "how well their mean is known: more samples do not narrow it.",
+        "dar-probe",
+    ),
+    "limits": (
+        "Limits",
+        "A symptom fails when its whole interval lies beyond the failure limit, and is a warning "
+        "when its value lies beyond the warning limit or its interval reaches the failure limit. "
+        "By default failures are the paper's figures for a plain SiT-XL/2; warnings are "
+        "dar-probe's.",
+        "arXiv 2605.20708, section 3",
+    ),
+    "rule": (
+        "Rule",
+        "A comparison of the numbers of the verdict, given by the user in place of the limits.",
+        "--fail-on",
+    ),
+    "measurement": (
+        "Error bars of the measurement",
+        "Three quantities that theory sets to zero, measured in this run: what is left of the "
+        "sum of a reader's gates, the distance between a read and its weighted sources, and the "
+        "share of a write lost to rounding; each of the worst reader or sublayer.",
+        "dar-probe",
+    ),
+    "dead_blocks": (
+        "Blocks that write nothing",
+        "Every sublayer of the block writes less than the limit, as a share of what it reads.",
+        "dar-probe",
+    ),
+    "idle_blocks": (
+        "Idle blocks",
+        "The cosine between what the block reads and what it hands on is above the limit.",
+        "dar-probe",
+    ),
+    "largest_source": (
+        "Most important source",
+        "The source with the largest importance for this reader at this noise level, and its "
+        "share. Not shown for a reader of one source.",
+        "dar-probe",
+    ),
+    "parameters": ("Parameters", "The count of all numbers in the model's weights.", ""),
+}
 PAPER = "Rethinking Cross-Layer Information Routing in Diffusion Transformers"
 BIBTEX = f"""@misc{{dar2026,
   title         = {{{PAPER}}},
@@ -49,7 +120,16 @@ BIBTEX = f"""@misc{{dar2026,
 MATRIX_CAPTION = (
     "Each row is one reader, each column one source that it may be offered; the slider walks over "
     "the noise levels. A row's importances sum to 1; a reader of two sources shows one half for "
-    "each in every model, because their gates cancel. Grey: not offered, or not measurable."
+    "each in every model, because their gates cancel. Grey: not offered, or not measurable. "
+    "Click a row to see that reader over all noise levels, below."
+)
+READER_CAPTION = (
+    "One row of the maps above at every noise level: where this reader reads from. The colour "
+    "scale is its own. Grey: not measurable."
+)
+STEPS_CAPTION = (
+    "The three symptoms at every checkpoint of the run, pooled over samples and noise levels. "
+    "Bands: 95 % intervals over samples. Dashed: warning limit; dotted: failure limit."
 )
 EFFECT_CAPTION = (
     "Every point is one intervention by a real forward: a gate set to zero, a block skipped, a "

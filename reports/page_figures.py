@@ -1,0 +1,168 @@
+"""The figures of the page, each with its title, caption, definitions and what is said of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from dar_probe import effects, metrics, trajectory
+from dar_probe.importance import signs_can_tell
+from dar_probe.reports import alts, interactive, interventions, maps, matrix, steps, style, words
+from dar_probe.verdict import Thresholds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One figure of the page.
+
+    Attributes:
+        title, caption: above it.
+        figure: for plotly.
+        alt: what it shows in words, with its main numbers.
+        define: keys of the definitions of what is drawn.
+        small: whether two of them stand side by side.
+    """
+
+    title: str
+    caption: str
+    figure: go.Figure
+    alt: str
+    define: tuple[str, ...]
+    small: bool = False
+
+
+def of_analysis(ds: xr.Dataset, name: str, every: Sequence[maps.SourceMap]) -> list[Shown]:
+    """Return the figures of one analysis; those of which nothing was measured are left out.
+
+    Args:
+        ds: an analysis.
+        name: what it is called.
+        every: what ``maps.sublayer_maps`` gave for it.
+    """
+    return list(_of_analysis(ds, name, every))
+
+
+def of_training(joined: xr.Dataset, limits: Thresholds) -> list[Shown]:
+    """Return the figures of a trajectory: the symptoms over its steps, and step x depth maps."""
+    pairs = trajectory.split(joined)
+    found = [(step, metrics.compute(ds)) for step, ds in pairs]
+    shown = [
+        Shown(
+            title="Symptoms over training",
+            caption=words.STEPS_CAPTION,
+            figure=steps.symptoms(found, limits),
+            alt=steps.describe(found),
+            define=("metric:inflation", "metric:gradient_decay", "metric:redundancy", "limits"),
+        )
+    ]
+    for name in steps.MAPS:
+        if np.isfinite(joined[name].values).any():
+            shown.append(
+                Shown(
+                    title=f"{words.MAP_CAPTIONS[name][0]} over training",
+                    caption="Shallow at the bottom, later steps to the right.",
+                    figure=steps.heatmap(pairs, name),
+                    alt=steps.describe_map(pairs, name),
+                    define=(name,),
+                    small=True,
+                )
+            )
+    return shown
+
+
+def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:
+    """Return the figures as the template wants them, each with a fixed id and its JSON."""
+    return [
+        {
+            **{field.name: getattr(one, field.name) for field in fields(one)},
+            "id": f"fig-{at:02d}",
+            "spec": json.loads(one.figure.to_json(engine="json")),
+        }
+        for at, one in enumerate(shown, start=first)
+    ]
+
+
+def _of_analysis(ds: xr.Dataset, name: str, every: Sequence[maps.SourceMap]) -> Iterator[Shown]:
+    router = maps.has_router(ds)
+    stream = style.routing_of(ds) != "none"
+    many = ds.sizes["sample"] > 1
+    yield Shown(
+        title="Depth",
+        caption=words.depth_caption(router, ds.sizes["sample"], stream=stream),
+        figure=interactive.dilution([(name, ds)]),
+        alt=alts.depth(ds),
+        define=("rms", "grad_rms", "cosine", *(("interval", "spread") if many else ())),
+    )
+    yield from _sources(ds, every, router)
+    if np.isfinite(ds["decodability"].values).any():
+        yield Shown(
+            title="Where the noise level can be read",
+            caption=words.DECODING_CAPTION,
+            figure=interactive.decodability(ds),
+            alt=alts.decodability(ds),
+            define=("decodability", "decoded_level"),
+            small=True,
+        )
+    if "ablation" in ds.dims:
+        yield Shown(
+            title="What interventions did",
+            caption=words.EFFECT_CAPTION,
+            figure=interventions.interactive(ds),
+            alt=_said_of_interventions(ds),
+            define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
+        )
+    for variable, (title, caption) in words.MAP_CAPTIONS.items():
+        measured = np.isfinite(ds[variable].values).any()
+        if measured and (router or variable != "route_entropy"):
+            yield Shown(
+                title=title,
+                caption=caption,
+                figure=interactive.heatmap(ds, variable),
+                alt=alts.heatmap(ds, variable),
+                define=(variable,),
+                small=True,
+            )
+
+
+def _sources(ds: xr.Dataset, every: Sequence[maps.SourceMap], router: bool) -> Iterator[Shown]:
+    define = ("importance", "gate", "sign", *(("route",) if router else ()))
+    dots = ""
+    if every and every[0].quantity == "importance":
+        dots = words.dot_caption(signs_can_tell(ds.sizes["sample"]))
+    rows = maps.block_maps(ds)
+    if rows:
+        yield Shown(
+            title="Sources over noise levels",
+            caption=words.source_caption(router) + dots,
+            figure=interactive.sources(ds, rows),
+            alt=alts.sources(ds, rows),
+            define=define,
+        )
+    if every:
+        yield Shown(
+            title="Every reader and every source",
+            caption=words.MATRIX_CAPTION + dots,
+            figure=matrix.matrix(ds, every),
+            alt=alts.every_reader(ds, every),
+            define=define,
+        )
+        yield Shown(
+            title="One reader over noise levels",
+            caption=words.READER_CAPTION,
+            figure=matrix.reader(ds, every),
+            alt=alts.reader(ds, every),
+            define=define,
+        )
+
+
+def _said_of_interventions(ds: xr.Dataset) -> str:
+    kinds = [
+        f"{interventions.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
+        f"{style.number(found.rank.value, 2)}"
+        for found in effects.agreement(ds, resamples=1)
+    ]
+    return f"Scatter of true against predicted changes of the loss. {'; '.join(kinds)}."

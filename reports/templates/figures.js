@@ -1,0 +1,118 @@
+// Draws the figures, and keeps them right for light, dark, narrow and printed pages.
+// A figure is {id, node, frame, meta, spec, narrow, drawn}; layout.meta is all it says of itself.
+
+// A printed figure is laid out this wide and then shrunk by the style sheet.
+const PRINTED = { large: 960, small: 465 };
+const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] };
+const figures = [];
+const whenDrawn = []; // called with each figure once it is drawn
+
+// Make an element: its attributes, then its children.
+const element = (tag, attributes = {}, ...children) => {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+};
+
+// The page's own colours, so that a figure never disagrees with the text around it.
+const theme = () => {
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(name).trim();
+  return {
+    "font.color": colour("--ink"),
+    "hoverlabel.bgcolor": colour("--surface"),
+    "hoverlabel.bordercolor": colour("--line"),
+    "hoverlabel.font.color": colour("--ink"),
+  };
+};
+
+const isNarrow = (figure, width) => width < figure.meta.room;
+const shape = (figure, width) => (isNarrow(figure, width) ? figure.meta.narrow : figure.meta.wide);
+
+// Set "a.b.c" in a layout that has not been drawn yet, as relayout would.
+const put = (layout, patch) => {
+  for (const [path, value] of Object.entries(patch)) {
+    const keys = path.split(".");
+    const last = keys.pop();
+    let at = layout;
+    for (const key of keys) at = at[key] ??= {};
+    at[last] = value;
+  }
+};
+
+// Read a figure's JSON, and keep its place so that the page does not jump when it is drawn.
+const find = (source) => {
+  const node = document.getElementById(source.dataset.figure);
+  const spec = JSON.parse(source.textContent);
+  const frame = element("div", { class: "frame" });
+  node.replaceWith(frame);
+  frame.append(node);
+  const figure = { id: node.id, node, frame, meta: spec.layout.meta, spec, drawn: false };
+  delete spec.layout.meta; // plotly would copy it at every change
+  node.style.height = `${shape(figure, node.clientWidth).height}px`;
+  figures.push(figure);
+};
+
+const draw = (figure) => {
+  if (figure.drawn) return;
+  const { node, spec } = figure;
+  figure.narrow = isNarrow(figure, node.clientWidth);
+  put(spec.layout, { ...shape(figure, node.clientWidth), ...theme() });
+  const displayModeBar = figure.narrow ? false : "hover"; // a narrow figure's title is in its way
+  node.style.height = "";
+  Plotly.newPlot(node, spec.data, spec.layout, { ...config, displayModeBar });
+  figure.drawn = true;
+  for (const call of whenDrawn) call(figure);
+};
+
+// Draw what is in view at once, then one figure at a time, so that the page stays awake.
+const drawAll = () => {
+  const far = (figure) => {
+    const { top, bottom } = figure.frame.getBoundingClientRect();
+    return Math.max(top - window.innerHeight, -bottom, 0);
+  };
+  const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 0));
+  const next = () => {
+    const open = figures.filter((figure) => !figure.drawn);
+    if (!open.length) return;
+    draw(open.reduce((best, figure) => (far(figure) < far(best) ? figure : best)));
+    idle(next, { timeout: 200 });
+  };
+  next();
+};
+
+const repaint = () => {
+  for (const { node, drawn } of figures) if (drawn) Plotly.relayout(node, theme());
+};
+
+const resize = () => {
+  for (const figure of figures) {
+    const narrow = isNarrow(figure, figure.node.clientWidth);
+    if (!figure.drawn || narrow === figure.narrow) continue;
+    figure.narrow = narrow;
+    Plotly.relayout(figure.node, shape(figure, figure.node.clientWidth));
+  }
+};
+
+// Plotly draws in pixels of the screen, so paper needs its own width and the light colours.
+let opened = [];
+const print = () => {
+  document.documentElement.classList.add("printed");
+  opened = [...document.querySelectorAll("details:not([open])")];
+  for (const detail of opened) detail.open = true;
+  for (const figure of figures) {
+    draw(figure);
+    const width = figure.node.closest(".small") ? PRINTED.small : PRINTED.large;
+    Plotly.relayout(figure.node, { ...shape(figure, width), ...theme(), width, autosize: false });
+  }
+};
+
+const restore = () => {
+  document.documentElement.classList.remove("printed");
+  for (const detail of opened) detail.open = false;
+  for (const figure of figures) {
+    const patch = { ...shape(figure, figure.node.clientWidth), ...theme() };
+    Plotly.relayout(figure.node, { ...patch, width: null, autosize: true });
+  }
+};

@@ -1,0 +1,196 @@
+// The noise level of the reader x source maps, and one reader over all noise levels.
+// layout.meta.frames holds every level as bytes; one trace for each map shows one of them.
+
+const PLAY_MS = 450; // between two levels
+
+const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+// Return {levels, readers, sources, maps: [{quantity, at(level, reader, source), dots(...)}]}.
+const unpack = (figure) => {
+  const { frames } = figure.meta;
+  const [{ x: sources, y: readers }] = figure.spec.data;
+  const index = (level, reader, source) =>
+    (level * readers.length + reader) * sources.length + source;
+  const maps = frames.maps.map((map) => {
+    const z = new Float32Array(bytesOf(map.z).buffer);
+    const marks = map.marks ? bytesOf(map.marks) : null;
+    const bit = (at) => (marks[at >> 3] >> (7 - (at & 7))) & 1;
+    const value = (...at) => z[index(...at)];
+    const dot = marks ? (...at) => (bit(index(...at)) ? frames.dot : "") : null;
+    return { quantity: map.quantity, value, dot };
+  });
+  return { ...frames, maps, readers, sources };
+};
+
+// Evaluate a cell for every row and column.
+const grid = (rows, columns, cell) => rows.map((row) => columns.map((column) => cell(row, column)));
+const upTo = (count) => Array.from({ length: count }, (_, at) => at);
+
+const showLevel = (figure) => {
+  const { data } = figure;
+  const level = data.values.indexOf(marked.level);
+  if (!figure.drawn || level < 0 || level === figure.level) return;
+  figure.level = level;
+  const [readers, sources] = [upTo(data.readers.length), upTo(data.sources.length)];
+  const cells = (cell) => grid(readers, sources, (...at) => cell(level, ...at));
+  const traces = { z: data.maps.map(({ value }) => cells(value)), meta: data.levels[level] };
+  const layout = {};
+  putDots(data, traces, layout, (dot) => cells(dot));
+  Plotly.update(figure.node, traces, layout, upTo(data.maps.length));
+};
+
+// Dots are text for the pointer, and one shape of diamonds for each map that has them: plotly
+// takes a second to write a thousand texts. screen.dots draws the same.
+const putDots = (data, traces, layout, cells) => {
+  if (!data.maps.some(({ dot }) => dot)) return;
+  traces.text = data.maps.map(({ dot }) => (dot ? cells(dot) : ""));
+  traces.text.filter(Boolean).forEach((rows, at) => {
+    layout[`shapes[${at}].path`] = rows.flatMap((row, y) =>
+      row.flatMap((text, x) => (text ? [diamond(x, y)] : []))).join(" ") || "M-9,-9L-9,-9Z";
+  });
+};
+
+const diamond = (x, y) => {
+  const size = 0.1;
+  return `M${x - size},${y}L${x},${y + size}L${x + size},${y}L${x},${y - size}Z`;
+};
+
+// A slider over the levels and a button that plays them.
+const addSlider = (figure) => {
+  const { data, id } = figure;
+  if (data.levels.length < 2) return;
+  const range = element("input", {
+    type: "range", id: `${id}-level`, min: 0, max: data.levels.length - 1, step: 1, value: 0,
+  });
+  const output = element("output", { for: `${id}-level` });
+  const play = element("button", { type: "button", class: "play" }, "Play");
+  const label = element("label", { for: `${id}-level` }, "Noise level (0 = data, 1 = noise)");
+  const csv = element("button", { type: "button" }, "Export CSV");
+  csv.addEventListener("click", () => download(`${id}-maps`, matrixLines(data)));
+  figure.controls = element("div", { class: "controls" }, label, range, output, play, csv);
+  figure.frame.before(figure.controls);
+  let timer = null;
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    play.textContent = "Play";
+  };
+  const start = () => {
+    if (range.valueAsNumber === data.levels.length - 1) go(0);
+    timer = setInterval(() => {
+      if (range.valueAsNumber === data.levels.length - 1) stop();
+      else go(range.valueAsNumber + 1);
+    }, PLAY_MS);
+    play.textContent = "Pause";
+  };
+  const go = (at) => setMark("noise_level", data.values[at]);
+  range.addEventListener("input", () => { stop(); go(range.valueAsNumber); });
+  play.addEventListener("click", () => (timer === null ? start() : stop()));
+  const show = () => {
+    const at = Math.max(data.values.indexOf(marked.level), 0);
+    range.value = at;
+    output.textContent = data.levels[at];
+    range.setAttribute("aria-valuetext", `noise level ${data.levels[at]}`);
+    showLevel(figure);
+  };
+  whenMarked.push((dim) => { if (dim === "noise_level") show(); });
+  show();
+};
+
+// Draw one reader of a matrix into the figure that follows it.
+const showReader = (slice, data, reader) => {
+  slice.reader = reader;
+  slice.select.value = reader;
+  const levels = upTo(data.levels.length);
+  const known = (source) =>
+    data.maps.some(({ value }) => levels.some((level) => Number.isFinite(value(level, reader, source))));
+  const rows = upTo(data.sources.length).filter(known);
+  const names = rows.map((source) => data.sources[source]);
+  const layout = {};
+  const columns = { z: [], y: [] };
+  putDots(data, columns, layout, (dot) =>
+    grid(rows, levels, (source, level) => dot(level, reader, source)));
+  data.maps.forEach(({ value }, at) => {
+    const z = grid(rows, levels, (source, level) => value(level, reader, source));
+    columns.z.push(z);
+    columns.y.push(names);
+    const number = at ? at + 1 : "";
+    // Plotly guesses the types of axes anew whenever y changes; noise levels look like numbers.
+    layout[`xaxis${number}.type`] = layout[`yaxis${number}.type`] = "category";
+    layout[`yaxis${number}.range`] = [-0.5, Math.max(rows.length, 1) - 0.5];
+    layout[`yaxis${number}.categoryarray`] = names;
+    layout[`coloraxis${number}.cmin`] = 0;
+    layout[`coloraxis${number}.cmax`] = Math.max(1e-9, ...z.flat().filter(Number.isFinite));
+    slice.meta.panels[at].y.values = rows.map((source) => slice.homes[source]);
+  });
+  const said = largest(data, reader, rows);
+  slice.node.setAttribute("aria-label", `One reader over noise levels: ${said}`);
+  slice.said.textContent = said;
+  if (slice.drawn) Plotly.update(slice.node, columns, layout, upTo(data.maps.length));
+};
+
+// Say where a reader reads most from, at the lowest and the highest level.
+const largest = (data, reader, rows) => {
+  const [{ quantity, value }] = data.maps;
+  const ends = [...new Set([0, data.levels.length - 1])].flatMap((level) => {
+    const ranked = rows
+      .map((source) => [value(level, reader, source), source])
+      .filter(([share]) => Number.isFinite(share))
+      .sort((one, other) => other[0] - one[0]);
+    if (!ranked.length) return [];
+    const [share, source] = ranked[0];
+    return [`${asText(data.sources[source])} (${share.toFixed(3)}) at noise level ${data.levels[level]}`];
+  });
+  const name = asText(data.readers[reader]);
+  return ends.length ? `${name}: largest ${quantity} ${ends.join(", ")}.` : `${name}: not measurable.`;
+};
+
+// Choose the reader by a list, or by its row in the matrix.
+const addReaders = (matrix, slice) => {
+  const { data } = matrix;
+  const select = element("select", { id: `${slice.id}-reader` });
+  data.readers.forEach((name, at) => {
+    select.append(element("option", { value: at }, asText(name)));
+  });
+  slice.select = select;
+  slice.said = element("output", { for: select.id });
+  slice.homes = matrix.meta.panels[0].x.values;
+  const label = element("label", { for: select.id }, "Reader");
+  slice.frame.before(element("div", { class: "controls" }, label, select, slice.said));
+  select.addEventListener("change", () => showReader(slice, data, Number(select.value)));
+  select.addEventListener("input", () => setMark("block", matrix.meta.panels[0].y.values[select.value]));
+  matrix.tapped = ({ y }) => showReader(slice, data, y.at);
+  showReader(slice, data, slice.meta.reader);
+  whenDrawn.push((figure) => {
+    if (figure === slice && slice.reader !== slice.meta.reader) showReader(slice, data, slice.reader);
+  });
+};
+
+// Every cell of a matrix: reader, source, noise level, each map, and whether its sign is chance.
+const matrixLines = (data) => {
+  const [readers, sources] = [data.readers.map(asText), data.sources.map(asText)];
+  const dots = data.maps.filter(({ dot }) => dot);
+  const head = ["noise_level", "reader", "source", ...data.maps.map(({ quantity }) => quantity)];
+  if (dots.length) head.push("sign_is_chance");
+  const lines = [head.map(quoted)];
+  data.values.forEach((level, l) => readers.forEach((reader, r) => sources.forEach((source, s) => {
+    const values = data.maps.map(({ value }) => value(l, r, s));
+    if (!values.some(Number.isFinite)) return;
+    const chance = dots.map(({ dot }) => (dot(l, r, s) ? 1 : 0));
+    lines.push([level, quoted(reader), quoted(source), ...values.map(plain), ...chance]);
+  })));
+  return lines;
+};
+
+const addLevels = () => {
+  let matrix = null;
+  for (const figure of figures) {
+    if (figure.meta.frames) {
+      matrix = figure;
+      figure.data = unpack(figure);
+      addSlider(figure);
+    } else if (figure.meta.reader !== undefined && matrix) addReaders(matrix, figure);
+  }
+  whenDrawn.push((figure) => { if (figure.data) showLevel(figure); });
+  if (matrix?.data.values.length > 1) setMark("noise_level", matrix.data.values[0]);
+};
