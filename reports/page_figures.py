@@ -161,7 +161,7 @@ def _sources(ds: xr.Dataset, every: Sequence[maps.SourceMap], router: bool) -> I
 
 def _said_of_interventions(ds: xr.Dataset) -> str:
     kinds = [
-        f"{interventions.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
+        f"{effects.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
         f"{style.number(found.rank.value, 2)}"
         for found in effects.agreement(ds, resamples=1)
     ]
