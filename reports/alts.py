@@ -80,7 +80,7 @@ def of_map(what: str, values: Array, rows: Sequence[str], across: Sequence[str])
         return f"{size}: nothing was measurable."
     ends = []
     for word, find in (("smallest", np.nanargmin), ("largest", np.nanargmax)):
-        row, column = np.unravel_index(find(values), values.shape)
+        row, column = (int(at) for at in np.unravel_index(find(values), values.shape))
         number = style.number(float(values[row, column]))
         ends.append(f"{word} {number} at {rows[row]}, {across[column]}")
     return f"{size}: {'; '.join(ends)}."

@@ -119,7 +119,7 @@ def sources(
             screen.title(drawn, at, f"({'abcd'[at]}) {quantity}, {screen.text(place.title)}")
             words = ("noise level", "source" if column == 0 else "")
             screen.map_axes(drawn, at, style.levels(ds), place.names, words)
-            blocks = rows[0].values["source_block"].values[: len(place.names)]
+            blocks = rows[0].values["source_block"].values[: len(place.names)].tolist()
             screen.link(drawn, at, last, x=noise_axis(ds), y=("block", blocks))
         every = np.concatenate([np.zeros(1), *(values.ravel() for values in shown)])
         screen.colour_axis(drawn, row, every, colours, label)

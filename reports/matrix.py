@@ -52,8 +52,8 @@ def matrix(ds: xr.Dataset, every: Sequence[maps.SourceMap] | None = None) -> go.
         words = ("source (deeper to the right)", "reader" if at == 0 else "")
         screen.map_axes(drawn, at, offered, readers, words)
         screen.link(drawn, at, last, x=homes["source"], y=homes["reader"])
-        every = np.concatenate([np.zeros(1), shown.values.values.ravel()])
-        screen.colour_axis(drawn, at, every, shown.colours, shown.label)
+        scale = np.concatenate([np.zeros(1), shown.values.values.ravel()])
+        screen.colour_axis(drawn, at, scale, shown.colours, shown.label)
     drawn.update_layout(meta={**drawn.layout.meta, "frames": _frames(ds, rows)})
     bars = [[at] for at in range(len(rows))]
     return screen.placed(
@@ -116,8 +116,8 @@ def reader(
         linked = ("block", [blocks[at] for at in offered])
         last = int(ds["block"].values[-1])
         screen.link(drawn, at, last, x=interactive.noise_axis(ds), y=linked)
-        every = np.concatenate([np.zeros(1), values.ravel()])
-        screen.colour_axis(drawn, at, every, shown.colours, shown.label)
+        scale = np.concatenate([np.zeros(1), values.ravel()])
+        screen.colour_axis(drawn, at, scale, shown.colours, shown.label)
     drawn.update_layout(meta={**drawn.layout.meta, "reader": at_reader})
     bars = [[at] for at in range(len(rows))]
     return screen.placed(drawn, len(rows), columns=len(rows), row=400, room=680, gap=0.3, bars=bars)

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 
 from dar_probe import schema
-from dar_probe.metrics import Metric
+from dar_probe.metrics import Metric, compute
 from dar_probe.reports import definitions, document, maps, page_figures, style, tables, words
+from dar_probe.trajectory import split
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
@@ -41,7 +42,8 @@ def render(
     limits = thresholds or Thresholds()
     every = maps.sublayer_maps(ds)
     figures = page_figures.numbered(page_figures.of_analysis(ds, name_of(manifest), every))
-    shown = page_figures.of_training(trajectory, limits) if trajectory is not None else []
+    steps = [] if trajectory is None else [(step, compute(one)) for step, one in split(trajectory)]
+    shown = [] if trajectory is None else page_figures.of_training(trajectory, steps, limits)
     return document.render(
         "report.html.j2",
         name=style.clean(name_of(manifest), 120),
@@ -55,7 +57,11 @@ def render(
         changes=_changes(changes or {}),
         figures=figures,
         over_training=page_figures.numbered(shown, first=len(figures) + 1),
-        tables=[tables.blocks(ds), tables.readers(ds, every)],
+        tables=[
+            tables.blocks(ds),
+            tables.readers(ds, every),
+            *([tables.steps(steps)] if steps else []),
+        ],
         define=definitions.definitions(),
         findings=[(finding, _meaning(finding.name)) for finding in verdict.findings],
         intervals=_intervals(ds),

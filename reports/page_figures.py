@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import effects, metrics, trajectory
+from dar_probe import effects, trajectory
 from dar_probe.importance import signs_can_tell
 from dar_probe.reports import alts, interactive, interventions, maps, matrix, steps, style, words
 from dar_probe.verdict import Thresholds
@@ -46,10 +46,15 @@ def of_analysis(ds: xr.Dataset, name: str, every: Sequence[maps.SourceMap]) -> l
     return list(_of_analysis(ds, name, every))
 
 
-def of_training(joined: xr.Dataset, limits: Thresholds) -> list[Shown]:
-    """Return the figures of a trajectory: the symptoms over its steps, and step x depth maps."""
+def of_training(joined: xr.Dataset, found: Sequence[steps.Step], limits: Thresholds) -> list[Shown]:
+    """Return the figures of a trajectory: the symptoms over its steps, and step x depth maps.
+
+    Args:
+        joined: the trajectory.
+        found: what ``metrics.compute`` gave for each of its steps.
+        limits: where a symptom is a warning and a failure.
+    """
     pairs = trajectory.split(joined)
-    found = [(step, metrics.compute(ds)) for step, ds in pairs]
     shown = [
         Shown(
             title="Symptoms over training",
@@ -161,7 +166,7 @@ def _sources(ds: xr.Dataset, every: Sequence[maps.SourceMap], router: bool) -> I
 
 def _said_of_interventions(ds: xr.Dataset) -> str:
     kinds = [
-        f"{interventions.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
+        f"{effects.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
         f"{style.number(found.rank.value, 2)}"
         for found in effects.agreement(ds, resamples=1)
     ]

@@ -1,14 +1,16 @@
 """The numbers behind the figures as tables: every block, and every reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
 
 from dar_probe import metrics
-from dar_probe.reports import maps, style
+from dar_probe.metrics import Metric
+from dar_probe.reports import maps, style, words
 from dar_probe.reports.spread import middle
+from dar_probe.verdict import SYMPTOMS
 
 # What a marked block is said to have: the paper's three symptoms.
 SHORT = {"rms": "RMS", "grad_rms": "gradient", "cosine": "cosine"}
@@ -61,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the page; ``blocks`` has the block of every row."""
+    """A table of the page; ``blocks`` has the block of every row, where rows are of blocks."""
 
     id: str
     caption: str
@@ -130,6 +132,23 @@ def readers(ds: xr.Dataset, every: Sequence[maps.SourceMap]) -> Table:
     rows = [list(row) for row in zip(*parts, strict=True)]
     caption = "Every reader, pooled over samples and noise levels, with 95 % intervals"
     return Table(id="readers", caption=caption, columns=columns, rows=rows, blocks=homes)
+
+
+def steps(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> Table:
+    """Return one row per training step: the three symptoms, from what ``metrics.compute`` gave."""
+    columns = [Column(name="step", title="Training step", define="step", kind="number")]
+    for name in SYMPTOMS:
+        title = words.SYMPTOM_TEXT[name][0]
+        columns.append(Column(name=name, title=title, define=f"metric:{name}"))
+    rows = [
+        [
+            Cell(text=f"{step:,}", value=str(step)),
+            *(number_cell(m[name].value, m[name].low, m[name].high) for name in SYMPTOMS),
+        ]
+        for step, m in found
+    ]
+    caption = "The three symptoms at every checkpoint of the run, with 95 % intervals"
+    return Table(id="steps", caption=caption, columns=columns, rows=rows)
 
 
 def number_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:

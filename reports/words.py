@@ -1,5 +1,7 @@
 """Every sentence of the page that does not depend on the numbers."""
 
+from dar_probe import schema
+
 STATUS_WORDS = {
     "pass": "pass",
     "warn": "warning",
@@ -106,6 +108,7 @@ MEANINGS = {
         "share. Not shown for a reader of one source.",
         "dar-probe",
     ),
+    "step": ("Training step", schema.STEP_TEXT, ""),
     "parameters": ("Parameters", "The count of all numbers in the model's weights.", ""),
 }
 PAPER = "Rethinking Cross-Layer Information Routing in Diffusion Transformers"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import interactive, screen
+from dar_probe.reports import interactive, maps, matrix, screen, style
 from tests.synthetic import dataset
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"
@@ -44,7 +44,7 @@ def axis_of(trace: dict, layout: dict, letter: str) -> dict:
 def test_equal_datasets_give_equal_json(dar):
     for draw in (
         lambda: interactive.dilution([("a", dar)]),
-        lambda: interactive.matrix(dar),
+        lambda: matrix.matrix(dar),
     ):
         assert draw().to_json(engine="json") == draw().to_json(engine="json")
 
@@ -53,7 +53,8 @@ def test_dilution_hovers_hold_value_and_interval(residual):
     lines = [t for t in spec(interactive.dilution([("a", residual)]))["data"] if "name" in t]
     assert len(lines) == 3
     profile = metrics.profile(residual, "rms").sel(block=slice(1, None))
-    np.testing.assert_allclose(interactive.dilution([("a", residual)]).data[1].y, profile["value"])
+    drawn = [t for t in interactive.dilution([("a", residual)]).data if t.name]
+    np.testing.assert_allclose(drawn[0].y, profile["value"])
     low, high = map(float, re.findall(r"[\d.]+", lines[0]["customdata"][0]))
     assert low == pytest.approx(float(profile["low"][0]), rel=1e-3)
     assert high == pytest.approx(float(profile["high"][0]), rel=1e-3)
@@ -89,15 +90,29 @@ def test_sources_hold_the_block_maps_on_separate_scales(dar):
         interactive.sources(dar, deep=9)
 
 
-def test_matrix_shows_one_level_of_every_map(dar):
-    drawn = spec(interactive.matrix(dar))
-    assert len(drawn["data"]) == 2 * 3
-    assert [trace["visible"] for trace in drawn["data"]] == [True, False, False] * 2
-    steps = drawn["layout"]["sliders"][0]["steps"]
-    assert [step["label"] for step in steps] == ["0.01", "0.5", "0.99"]
-    assert steps[1]["args"] == [{"visible": [False, True, False] * 2}]
+def frames(figure) -> dict:
+    """Read the levels of a matrix as the page's script does."""
+    drawn = spec(figure)
+    found = drawn["layout"]["meta"]["frames"]
+    shape = (len(found["levels"]), len(drawn["data"][0]["y"]), len(drawn["data"][0]["x"]))
+    for one in found["maps"]:
+        one["z"] = np.frombuffer(base64.b64decode(one["z"]), dtype="<f4").reshape(shape)
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(one["marks"]), dtype=np.uint8))
+        one["marks"] = bits[: np.prod(shape)].reshape(shape).astype(bool) if bits.size else None
+    return found
+
+
+def test_matrix_shows_one_level_and_keeps_all(dar):
+    drawn = spec(matrix.matrix(dar))
+    assert len(drawn["data"]) == 2
+    assert "sliders" not in drawn["layout"]
+    found = frames(matrix.matrix(dar))
+    assert found["levels"] == ["0.01", "0.5", "0.99"]
+    assert found["values"] == pytest.approx(dar["noise_level"].values)
+    assert [one["quantity"] for one in found["maps"]] == ["importance", "route"]
     route = metrics.over_noise(dar, "route").transpose("noise_level", "reader", "source").values
-    np.testing.assert_allclose(decoded(drawn["data"][5]["z"]), route[2], rtol=1e-6)
+    np.testing.assert_allclose(found["maps"][1]["z"], route, rtol=1e-6)
+    np.testing.assert_allclose(decoded(drawn["data"][1]["z"]), route[0], rtol=1e-6)
     assert np.isnan(decoded(drawn["data"][0]["z"])[0, 1:]).all()  # nothing comes from later
 
 
@@ -105,22 +120,94 @@ def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
     below = importance.below_null(ds).values
     below[:, 0] = False  # the share of an only source is not shown, and not marked
-    traces = spec(interactive.matrix(ds))["data"]
-    for level in range(3):
-        marks = np.array(traces[level]["text"]) != ""
-        np.testing.assert_array_equal(marks, below[level])
-        assert set(np.ravel(traces[level]["text"])) == {"", screen.DOT}
-        assert "%{text}" in traces[level]["hovertemplate"]
-        assert "text" not in traces[3 + level]  # a route
-        assert "%{text}" not in traces[3 + level]["hovertemplate"]
+    drawn = spec(matrix.matrix(ds))
+    marks = np.array(drawn["data"][0]["text"])
+    np.testing.assert_array_equal(marks != "", below[0])
+    assert set(np.ravel(marks)) == {"", screen.DOT}
+    assert "%{text}" in drawn["data"][0]["hovertemplate"]
+    assert "text" not in drawn["data"][1]  # a route
+    assert "%{text}" not in drawn["data"][1]["hovertemplate"]
+    (shape,) = drawn["layout"]["shapes"]
+    places = re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),", shape["path"])
+    shown = {(int(up), int(across)) for _, up, across in places}
+    assert shown == {(up, across) for up, across in zip(*np.nonzero(below[0]), strict=True)}
+    first, second = frames(matrix.matrix(ds))["maps"]
+    np.testing.assert_array_equal(first["marks"], below)
+    assert second["marks"] is None
     shown = spec(interactive.sources(ds, shallow=3, deep=7))["data"]
     expected = importance.block_below_null(ds).values[:, 2, :3].T
     np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
 
 
+def test_a_reader_is_one_row_of_the_matrix_over_the_levels(dar):
+    for position in (0, 7, 12):
+        drawn = spec(matrix.reader(dar, position=position))
+        offered = np.isfinite(dar["route"].values[:, :, position]).any(axis=(0, 1))
+        for trace, one in zip(drawn["data"], maps.sublayer_maps(dar), strict=True):
+            expected = one.values.values[:, position, offered].T
+            np.testing.assert_allclose(decoded(trace["z"]), expected, rtol=1e-6)
+            assert len(trace["y"]) == offered.sum()
+        assert drawn["layout"]["meta"]["reader"] == position
+
+
+def test_panels_say_what_their_axes_run_over(dar):
+    levels = dar["noise_level"].values
+    home = {
+        "reader": dar["reader_block"].values,
+        "source": dar["source_block"].values,
+        "sublayer": dar["reader_block"].values[:-1],
+        "block": dar["block"].values,
+    }
+    every = spec(matrix.matrix(dar))["layout"]["meta"]["panels"]
+    assert len(every) == 2
+    for panel, axes in zip(every, (("xaxis", "yaxis"), ("xaxis2", "yaxis2")), strict=True):
+        assert (panel["xaxis"], panel["yaxis"]) == axes
+        assert panel["x"] == {"dim": "block", "values": home["source"].tolist()}
+        assert panel["y"] == {"dim": "block", "values": home["reader"].tolist()}
+        assert panel["last"] == 6
+    for name in ("rms", "cosine", "write_rms", "gate_conservation"):
+        drawn = spec(interactive.heatmap(dar, name))
+        (panel,) = drawn["layout"]["meta"]["panels"]
+        dim = style.depth_dim(name)
+        assert panel["y"]["values"] == home[dim][-len(drawn["data"][0]["y"]) :].tolist()
+        assert panel["x"]["dim"] == "noise_level"
+        assert panel["x"]["values"] == pytest.approx(levels)
+    for figure in (interactive.dilution([("a", dar)]), interactive.decodability(dar)):
+        for panel in spec(figure)["layout"]["meta"]["panels"]:
+            assert panel["x"] == {"dim": "block", "values": None}
+            assert "y" not in panel
+    for panel, trace in zip(
+        spec(interactive.sources(dar))["layout"]["meta"]["panels"],
+        spec(interactive.sources(dar))["data"],
+        strict=True,
+    ):
+        assert panel["y"]["values"] == list(range(len(trace["y"])))
+
+
+def test_the_spread_is_hidden_and_holds_the_middle_of_the_samples():
+    ds = dataset(blocks=4, samples=40, levels=3, spread=0.5, inflation=100.0)
+    drawn = spec(interactive.dilution([("a", ds)]))
+    meta = drawn["layout"]["meta"]["spread"]
+    assert [drawn["data"][at]["visible"] for at in meta["traces"]] == [False] * 3
+    figure = interactive.dilution([("a", ds)])
+    band = figure.data[meta["traces"][0]]
+    values = np.sqrt(np.square(ds["rms"].values.astype(float)).mean(axis=0))[:, 1:]
+    ends = np.quantile(values, [0.05, 0.95], axis=0)
+    np.testing.assert_allclose(band.y, [*ends[1], *ends[0][::-1]])
+    low, high = (10**end for end in meta["shown"]["yaxis.range"])
+    assert low < ends.min()
+    assert ends.max() < high
+    assert set(meta["shown"]) == set(meta["hidden"])
+    assert meta["hidden"]["yaxis.range"] == drawn["layout"]["yaxis"]["range"]
+    size = [len(interactive.dilution([("a", dataset(blocks=4, samples=n))]).data) for n in (4, 64)]
+    assert size[0] == size[1]
+    assert "spread" not in spec(interactive.dilution([("a", dataset(samples=1))]))["layout"]["meta"]
+
+
 def test_few_samples_have_no_dots(dar):
-    for figure in (interactive.matrix(dar), interactive.sources(dar)):
+    for figure in (matrix.matrix(dar), matrix.reader(dar), interactive.sources(dar)):
         assert not [trace for trace in spec(figure)["data"] if "text" in trace]
+        assert "shapes" not in spec(figure)["layout"]
 
 
 def test_decodability_has_a_line_for_every_kind_of_reader(residual):
@@ -146,19 +233,15 @@ def test_the_share_of_an_only_source_is_not_shown(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
     assert importance.importance(ds).values[0, 0, 0] == 1
-    shown = decoded(spec(interactive.matrix(ds))["data"][0]["z"])
+    shown = decoded(spec(matrix.matrix(ds))["data"][0]["z"])
     assert np.isnan(shown[0]).all()
     assert np.isfinite(shown[1, :2]).all()
-
-
-def test_matrix_of_one_level_has_no_slider(residual):
-    assert "sliders" not in spec(interactive.matrix(residual.isel(noise_level=[0])))["layout"]
 
 
 def test_equal_names_stay_apart(residual):
     ds = residual.copy()
     ds["reader_name"] = ("reader", np.array(["same"] * ds.sizes["reader"]))
-    names = spec(interactive.matrix(ds))["data"][0]["y"]
+    names = spec(matrix.matrix(ds))["data"][0]["y"]
     assert names[:3] == ["same", "same (2)", "same (3)"]
     assert len(set(names)) == ds.sizes["reader"]
 
@@ -177,7 +260,7 @@ def test_heatmap_is_logarithmic_where_it_spans_much():
 def test_a_model_that_shows_nothing_is_refused(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:] = 0
-    for draw in (interactive.sources, interactive.matrix):
+    for draw in (interactive.sources, matrix.matrix, matrix.reader):
         with pytest.raises(UsageError, match="neither"):
             draw(ds)
 
@@ -196,7 +279,7 @@ def test_every_axis_of_the_two_layouts_exists(dar):
 
 
 def test_every_map_has_a_range_and_a_colour_scale(dar):
-    for figure in (interactive.sources(dar), interactive.matrix(dar)):
+    for figure in (interactive.sources(dar), matrix.matrix(dar), matrix.reader(dar)):
         drawn = spec(figure)
         for trace in drawn["data"]:
             for letter in "xy":
@@ -212,7 +295,8 @@ def test_hostile_names_carry_no_markup_and_no_template(residual):
     for figure in (
         interactive.dilution([(SCRIPT, ds)]),
         interactive.sources(ds),
-        interactive.matrix(ds),
+        matrix.matrix(ds),
+        matrix.reader(ds),
         interactive.heatmap(ds, "write_rms"),
         interactive.decodability(ds),
     ):

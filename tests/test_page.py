@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from dar_probe import metrics, schema
+from dar_probe import importance, metrics, schema, trajectory
 from dar_probe.errors import CheckpointError
-from dar_probe.reports import document, page, words
+from dar_probe.reports import document, page, style, words
 from dar_probe.rule import apply_rule, parse_rule
-from dar_probe.verdict import Thresholds, judge
-from tests.synthetic import dataset
+from dar_probe.verdict import SYMPTOMS, Thresholds, judge
+from tests.synthetic import dataset, trained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-EVERY_FIGURE = 4 + len(words.MAP_CAPTIONS)
+EVERY_FIGURE = 5 + len(words.MAP_CAPTIONS)
 
 
 class Parsed(HTMLParser):
@@ -127,7 +127,9 @@ def test_nothing_is_loaded_from_anywhere(parsed):
 
 def test_only_our_scripts_and_the_policy_names_them(parsed):
     code = [text for attrs, text in parsed.scripts if attrs.get("type") != "application/json"]
-    assert code == [get_plotlyjs(), document.template("report.js")]
+    assert code == [get_plotlyjs(), document.page_script()]
+    for name in document.SCRIPTS:
+        assert document.template(name) in code[1]
     policy = next(a["content"] for _, a in parsed.tags if "http-equiv" in a)
     for text in code:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -139,15 +141,34 @@ def test_only_our_scripts_and_the_policy_names_them(parsed):
 
 
 def test_every_figure_has_its_place_and_its_json(parsed):
-    places = [attrs["id"] for tag, attrs in parsed.tags if tag == "div" and "id" in attrs]
+    plots = [attrs for _, attrs in parsed.tags if attrs.get("class") == "plot"]
+    places = [attrs["id"] for attrs in plots]
     data = {a["data-figure"]: json.loads(text) for a, text in parsed.scripts if "data-figure" in a}
     assert places == list(data) == [f"fig-{at:02d}" for at in range(1, len(places) + 1)]
     assert len(places) in (EVERY_FIGURE - 1, EVERY_FIGURE)  # a plain model has no entropy
+    for attrs in plots:
+        assert attrs["role"] == "img"
+        assert re.search(r"\d", attrs["aria-label"])
     for spec in data.values():
         assert spec["data"]
         assert {"wide", "narrow", "room"} <= set(spec["layout"]["meta"])
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
+
+
+def test_every_number_has_a_definition_beside_it(parsed):
+    opened = [attrs["popovertarget"] for _, attrs in parsed.tags if "popovertarget" in attrs]
+    there = {attrs["id"] for _, attrs in parsed.tags if "popover" in attrs}
+    assert set(opened) <= there
+    assert {f"define-metric-{name.replace('_', '-')}" for name in SYMPTOMS} <= set(opened)
+    heads = [at for at, (tag, a) in enumerate(parsed.tags) if tag == "th" and "data-kind" in a]
+    assert len(heads) > 10
+    for at in heads:
+        nearby = parsed.tags[at + 1 : at + 4]
+        in_figures = "data-short" in parsed.tags[at][1] or ("button", "define") in [
+            (tag, attrs.get("class")) for tag, attrs in nearby
+        ]
+        assert in_figures or parsed.tags[at][1]["data-name"] == "value"  # each row has its own
 
 
 def test_hostile_names_are_text_and_nothing_else(hostile_page):
@@ -165,7 +186,7 @@ def test_the_page_is_small_equal_and_has_plotly_once(plain, plain_page, hostile_
 
 
 def test_the_largest_model_stays_below_the_limit():
-    ds = dataset(blocks=28, samples=6, levels=10, routing="dar")  # enough samples for dots
+    ds = dataset(blocks=28, samples=6, levels=20, routing="dar")  # enough samples for dots
     assert len(render(ds).encode()) < 8e6
 
 
@@ -198,6 +219,49 @@ def test_first_screen_says_name_verdict_and_symptoms(plain, plain_page):
         assert spec.definition in words
     for value in ("0" * 64, "torch 2.13.0", "2026-01-01", "eprint = {2605.20708}"):
         assert value in words
+
+
+def test_the_tables_hold_every_number_in_full(plain, plain_page):
+    rows = re.findall(r'<tr data-block="(\d+)">(.*?)</tr>', plain_page, flags=re.DOTALL)
+    of_blocks, of_readers = rows[: plain.sizes["block"]], rows[plain.sizes["block"] :]
+    assert [int(block) for block, _ in of_blocks] == plain["block"].values.tolist()
+    assert [int(block) for block, _ in of_readers] == plain["reader_block"].values.tolist()
+    for name in ("rms", "cosine"):
+        for number in metrics.profile(plain, name)["value"].values[1:]:
+            assert sum(f'data-value="{float(number)!r}"' in row for _, row in of_blocks) == 1
+    shares = importance.importance(plain)
+    for level in (0, -1):
+        largest = shares[level, 5].argmax("source")
+        name, share = plain["source_name"].values[largest], float(shares[level, 5, largest])
+        assert f"{name} ({style.number(share, 2)})" in of_readers[5][1]
+
+
+def test_a_training_run_has_its_own_figures():
+    joined = trained(steps=3, blocks=4, samples=3, levels=2)
+    pairs = trajectory.split(joined)
+    last = pairs[-1][1]
+    found = metrics.compute(last)
+    text = page.render(last, found, judge(last, found), trajectory=joined)
+    words = Parsed(text).words
+    assert words.index("Over training") < words.index("Symptoms over training.")
+    specs = [json.loads(code) for a, code in Parsed(text).scripts if "data-figure" in a]
+    over = next(s for s in specs if s["layout"]["xaxis"]["title"]["text"] == "training step")
+    lines = [trace for trace in over["data"] if trace.get("mode") == "lines+markers"]
+    for line, name in zip(lines, SYMPTOMS, strict=True):
+        y = np.frombuffer(base64.b64decode(line["y"]["bdata"]), dtype=line["y"]["dtype"])
+        np.testing.assert_allclose(y, [metrics.compute(ds)[name].value for _, ds in pairs])
+    limits = [trace["y"] for trace in over["data"] if "limit" in trace.get("name", "")]
+    assert limits == [[3.0] * 2, [10.0] * 2] * 2 + [[0.9] * 2, [0.96] * 2]
+    for title in ("Hidden-state RMS", "Gradient RMS", "Cosine to the block before"):
+        assert f"{title} over training." in words
+    assert "Over training" not in Parsed(render(last)).words
+
+
+def test_many_assumptions_are_folded_but_there(plain):
+    many = [f"assumption number {at}" for at in range(9)]
+    text = render(with_manifest(plain, assumptions=many))
+    assert "and 6 more" in Parsed(text).words
+    assert all(text.count(f">{one}<") == 1 for one in many)
 
 
 def test_warnings_come_before_the_verdict(plain):
@@ -268,7 +332,14 @@ def test_a_bare_manifest_is_enough(plain):
 
 
 def test_the_template_trusts_only_our_own_files():
-    template = (files("dar_probe.reports") / "templates" / "report.html.j2").read_text()
+    folder = files("dar_probe.reports") / "templates"
+    template = (folder / "report.html.j2").read_text()
+    others = [path for path in folder.iterdir() if path.name.endswith(".j2")]
+    assert len(others) >= 2
+    for path in others:
+        assert path.name == "report.html.j2" or not re.search(
+            r"\|\s*safe|autoescape", path.read_text()
+        )
     assert re.findall(r"{{[^}]*\|\s*safe[^}]*}}", template) == [
         "{{ css|safe }}",
         "{{ plotly_js|safe }}",
@@ -278,7 +349,7 @@ def test_the_template_trusts_only_our_own_files():
     assert "autoescape" not in template
     source = Path(document.__file__).read_text(encoding="utf-8")
     assert source.count("Environment(") == 1
-    assert "autoescape=True, undefined=jinja2.StrictUndefined" in source
+    assert re.search(r"autoescape=True,\s+undefined=jinja2.StrictUndefined", source)
     assert "Markup" not in source
 
 
@@ -329,7 +400,7 @@ def test_chromium_draws_every_figure_without_an_error(hostile_page, tmp_path):
 
 
 def test_chromium_refuses_a_foreign_script(tmp_path):
-    policy = document._policy([document.template("report.js")])
+    policy = document._policy([document.page_script()])
     text = (
         '<!doctype html><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
