@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dar_probe import __version__
-from dar_probe.cli import ablate, analyze, audit, bench, guard, inspect, report, train
+from dar_probe.cli import ablate, analyze, audit, bench, figures, guard, inspect, report, train
 
 app = typer.Typer(
     name="dar-probe",
@@ -22,6 +22,7 @@ app.command("analyze")(guard.guarded(analyze.analyze))
 app.command("ablate")(guard.guarded(ablate.ablate))
 app.command("audit")(guard.guarded(audit.audit))
 app.command("bench")(guard.guarded(bench.bench))
+app.command("figures")(guard.guarded(figures.figures))
 app.command("inspect")(guard.guarded(inspect.inspect))
 app.command("report")(guard.guarded(report.report))
 app.command("train")(guard.guarded(train.train))
