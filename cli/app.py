@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from dar_probe import __version__
-from dar_probe.cli import ablate, analyze, audit, bench, compare, guard, inspect, report, train
+from dar_probe.cli import (
+    ablate,
+    analyze,
+    audit,
+    bench,
+    compare,
+    figures,
+    guard,
+    inspect,
+    report,
+    train,
+)
 
 app = typer.Typer(
     name="dar-probe",
@@ -23,6 +34,7 @@ app.command("ablate")(guard.guarded(ablate.ablate))
 app.command("audit")(guard.guarded(audit.audit))
 app.command("bench")(guard.guarded(bench.bench))
 app.command("compare")(guard.guarded(compare.compare))
+app.command("figures")(guard.guarded(figures.figures))
 app.command("inspect")(guard.guarded(inspect.inspect))
 app.command("report")(guard.guarded(report.report))
 app.command("train")(guard.guarded(train.train))

@@ -70,13 +70,16 @@ def compute(
 
     Raises UsageError where ``resamples`` is below 1 or ``confidence`` outside (0, 1).
     """
-    metrics = {}
-    for name, values in draws(ds, resamples=resamples, seed=seed).items():
-        low, high = (float(bound) for bound in interval(values, ds.sizes["sample"], confidence))
-        metrics[name] = Metric(
-            name=name, value=float(values[0]), low=low, high=high, definition=DEFINITIONS[name]
-        )
-    return metrics
+    found = draws(ds, resamples=resamples, seed=seed)
+    return _metrics(found, ds.sizes["sample"], confidence)
+
+
+def means(
+    ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, Metric]:
+    """Return the first four numbers of ``compute`` alone: the others take 30 times as long."""
+    weights = bootstrap(ds.sizes["sample"], resamples, seed)
+    return _metrics(_means(ds, weights), ds.sizes["sample"], confidence)
 
 
 def numbers(metric: Metric) -> dict[str, float | None]:
@@ -236,6 +239,17 @@ def staged(ds: xr.Dataset) -> bool:
     known = np.asarray(np.isfinite(ds["cosine"].values).any(axis=(0, 1)))
     there = np.asarray((ds["rms"].values > 0).all(axis=(0, 1)))
     return bool((there[:-1] & there[1:] & ~known[1:]).any())
+
+
+def _metrics(draws: dict[str, Array], samples: int, confidence: float) -> dict[str, Metric]:
+    """Turn draws, the value in row 0, into values with intervals."""
+    found = {}
+    for name, values in draws.items():
+        low, high = (float(bound) for bound in interval(values, samples, confidence))
+        found[name] = Metric(
+            name=name, value=float(values[0]), low=low, high=high, definition=DEFINITIONS[name]
+        )
+    return found
 
 
 def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:

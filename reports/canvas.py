@@ -6,38 +6,83 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 import seaborn as sns
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm, Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import Formatter, MaxNLocator, NullLocator
 
+from dar_probe.errors import UsageError
 from dar_probe.reports import style
+from dar_probe.reports.lettering import LABEL_SIZE as LABEL_SIZE
+from dar_probe.reports.lettering import TITLE_SIZE as TITLE_SIZE
+from dar_probe.reports.lettering import broken as broken
+from dar_probe.reports.lettering import fitted as fitted
+from dar_probe.reports.lettering import heading as heading
+from dar_probe.reports.lettering import legend as legend
+from dar_probe.reports.lettering import note as note
+from dar_probe.reports.lettering import printable as printable
+from dar_probe.reports.lettering import text_width as text_width
+from dar_probe.reports.lettering import wrapped as wrapped
 
 Array = npt.NDArray[np.floating]
+Width = Literal["one", "two"]
 
-PLAIN = FuncFormatter(lambda value, _: style.tick(value, 6))
+WIDTHS = {"one": 3.25, "two": 6.75}  # inches: a column of ICML or CVPR, and the text width
+UNDATED = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}  # what would change
+FORMATS = tuple(UNDATED)
+MOST_MARKERS = 40
+MANY = 2000  # marks, which are pixels from here on
+
+
+class Plain(Formatter):
+    """Plain decimals, or powers of ten on all ticks of the axis."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Label one tick by itself."""
+        return style.tick(x, 6)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Label all ticks of an axis."""
+        return style.tick_labels(values)
 
 
 @contextmanager
 def paper() -> Iterator[None]:
     """Apply matplotlib's own defaults and the paper style; a user's matplotlibrc says nothing."""
+    with matplotlib.rc_context(_settings()):
+        yield
+
+
+@cache
+def _settings() -> Any:
     with as_file(files("dar_probe.reports") / "templates" / "paper.mplstyle") as path:
         ours = matplotlib.rc_params_from_file(path, use_default_template=False)
     plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
-    with matplotlib.rc_context({**plain, **ours}):
-        yield
+    return plain | dict(ours)
+
+
+def inches(width: Width) -> float:
+    """Return the width of a figure of one or of two columns.
+
+    Raises:
+        UsageError: another width.
+    """
+    if width not in WIDTHS:
+        raise UsageError(f"there is no width {width!r}", hint=f"one of {', '.join(WIDTHS)}")
+    return WIDTHS[width]
 
 
 class PaperFigure(Figure):
@@ -59,34 +104,57 @@ def figure(width: float, height: float) -> Figure:
     return empty
 
 
-def save(drawn: Figure, path: Path) -> None:
-    """Write a figure; the format is the suffix (png, pdf or svg), the bytes carry no date."""
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with paper():
-        drawn.savefig(path, metadata=undated.get(path.suffix[1:]))
+def save(drawn: Figure, path: Path, *, form: str = "") -> None:
+    """Write a figure as png, pdf or svg, by default what the suffix says; no date is in the bytes.
 
+    PDF embeds its fonts (TrueType, type 42). SVG has its text as outlines: matplotlib can embed
+    no font there, and one that is only named looks different wherever it is not installed.
 
-def printable(name: str, limit: int = 60) -> str:
-    """Return ``name`` cleaned and without characters that the figures' font cannot draw."""
-    known = _characters()
-    return "".join(c if ord(c) in known else style.REPLACEMENT for c in style.clean(name, limit))
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties(family=["DejaVu Sans"]))).get_charmap())
+    Raises:
+        UsageError: another format.
+    """
+    form = form or path.suffix[1:]
+    if form not in FORMATS:
+        raise UsageError(f"there is no format {form!r}", hint=f"one of {', '.join(FORMATS)}")
+    dpi = drawn.dpi
+    with paper():  # what savefig does, but without a first drawing into nothing
+        drawn.set_dpi(matplotlib.rcParams["savefig.dpi"])
+        write: Any  # some of the three have no types
+        try:
+            if form == "png":
+                write = FigureCanvasAgg(drawn).print_png
+            elif form == "pdf":
+                write = FigureCanvasPdf(drawn).print_pdf
+            else:
+                write = FigureCanvasSVG(drawn).print_svg
+            write(path, metadata={UNDATED[form]: None})
+        finally:
+            drawn.set_dpi(dpi)
+            FigureCanvasAgg(drawn)
 
 
 def draw_line(
-    axis: Axes, profile: tuple[Array, Array, Array, Array], colour: str, dashes: str
-) -> None:
-    """Draw (position, value, low, high); the band is left out where the interval is NaN."""
+    axis: Axes,
+    profile: tuple[Array, Array, Array, Array],
+    colour: str,
+    dashes: str,
+    marker: str = "o",
+) -> Line2D:
+    """Draw (position, value, low, high); the band is left out where the interval is NaN.
+
+    A line of one point has a whisker in place of a band.
+    """
     position, value, low, high = profile
-    marker = "o" if len(position) <= 40 else ""
-    axis.plot(position, value, marker=marker, color=colour, linestyle=dashes)
+    every = -(-len(position) // MOST_MARKERS)
+    (line,) = axis.plot(
+        position, value, marker=marker, markevery=every, color=colour, linestyle=dashes
+    )
     known = np.isfinite(low) & np.isfinite(high)
-    if known.any():
+    if known.any() and len(position) > 1:
         axis.fill_between(position, low, high, where=known, color=colour, alpha=0.22, linewidth=0)
+    elif known.any():
+        axis.vlines(position, low, high, color=colour, linewidth=1)
+    return line
 
 
 def value_axis(axis: Axes, values: Array, may_log: bool) -> None:
@@ -100,13 +168,14 @@ def value_axis(axis: Axes, values: Array, may_log: bool) -> None:
     if may_log and style.spans(finite, 5):
         axis.set_yscale("log")
         axis.set_ylim(low / 1.15, high * 1.15)
-        axis.yaxis.set_major_locator(FixedLocator(style.log_ticks(low / 1.15, high * 1.15)))
+        marks = style.log_ticks(low / 1.15, high * 1.15)
+        axis.set_yticks(marks, style.tick_labels(marks))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         pad = max(0.08 * (high - low), 0.005 * abs(high), 1e-12)
         axis.set_ylim(low - pad, high + pad)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.yaxis.set_major_formatter(PLAIN)
+        axis.yaxis.set_major_formatter(Plain())
 
 
 def scale(values: Array, *, from_zero: bool = False) -> Normalize:
@@ -137,12 +206,16 @@ def colour_map(norm: Normalize, wanted: str) -> Colormap:
 
 
 def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> None:
-    """Draw (depth, level) cells, shallow at the bottom; NaN cells show the hatched ground."""
+    """Draw (depth, level) cells, shallow at the bottom; NaN cells show the hatched ground.
+
+    Negative cells get a dash where there are both signs, as grey tells the two ends not apart.
+    """
     depth, columns = values.shape
     axis.grid(False)
-    ground = Rectangle((-0.5, -0.5), columns, depth, facecolor=style.MISSING, linewidth=0)
-    ground.set(hatch="////", edgecolor="#9a9a9a")
-    axis.add_patch(ground)
+    if np.isnan(values).any():
+        ground = Rectangle((-0.5, -0.5), columns, depth, facecolor=style.MISSING, linewidth=0)
+        ground.set(hatch="////", edgecolor="#b9b9b9")
+        axis.add_patch(ground)
     axis.pcolormesh(
         np.arange(columns + 1) - 0.5,
         np.arange(depth + 1) - 0.5,
@@ -153,6 +226,8 @@ def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> N
     )
     axis.set_xlim(-0.5, columns - 0.5)
     axis.set_ylim(-0.5, depth - 0.5)
+    if isinstance(norm, CenteredNorm):
+        _draw_marks(axis, values < 0, values, norm, colours, marker="_", s=5, linewidths=0.5)
     sns.despine(ax=axis, left=True, bottom=True)
 
 
@@ -163,48 +238,75 @@ def draw_dots(
     norm: Normalize,
     colours: Colormap,
 ) -> None:
-    """Put a dot into the marked cells of a map (depth, level), light on dark and dark on light."""
+    """Put a dot into the marked cells of a map (depth, level)."""
+    _draw_marks(axis, marked, values, norm, colours, s=2.2, linewidths=0)
+
+
+def _draw_marks(
+    axis: Axes,
+    marked: npt.NDArray[np.bool_],
+    values: Array,
+    norm: Normalize,
+    colours: Colormap,
+    **look: Any,
+) -> None:
+    """Mark cells, light on dark and dark on light."""
     row, column = np.nonzero(marked)
     red, green, blue, _ = np.moveaxis(colours(norm(values[row, column])), -1, 0)
     light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
     ink = np.where(light, "#303030", "#f4f4f4")
-    axis.scatter(column, row, s=2.2, c=ink, linewidths=0)
+    axis.scatter(column, row, c=ink, rasterized=len(row) > MANY, **look)
 
 
-def ticks(axis: Axes, which: str, positions: Sequence[int], names: Sequence[str]) -> None:
-    """Label the cells at ``positions`` of a map along "x" or "y" with their ``names``."""
-    labels = [printable(names[position]) for position in positions]
+def ticks(
+    axis: Axes, which: str, positions: Sequence[int], names: Sequence[str], *, room: float = 9.0
+) -> None:
+    """Label the cells at ``positions`` of a map with their ``names``, each within ``room`` inches.
+
+    Args:
+        axis: the map.
+        which: "x" or "y".
+        positions: of the labelled cells.
+        names: of all cells.
+        room: inches that a label may take.
+    """
+    labels = [fitted(names[position], room) for position in positions]
     getattr(axis, f"set_{which}ticks")(positions, labels, parse_math=False)
 
 
+def level_ticks(axis: Axes, ds: xr.Dataset, most: int = 5) -> None:
+    """Label the noise levels along the columns of a map."""
+    levels = style.levels(ds)
+    ticks(axis, "x", style.spread(len(levels), most), levels)
+
+
+def map_notes(values: Array, norm: Normalize) -> list[str]:
+    """Return what the marks of ``draw_map`` mean, where there are any."""
+    notes = [style.GAP_NOTE] if np.isnan(values).any() else []
+    return [*notes, style.SIGN_NOTE] if isinstance(norm, CenteredNorm) else notes
+
+
 def colour_bar(
-    drawn: Figure, axes: list[Axes], norm: Normalize, colours: Colormap, label: str
+    drawn: Figure,
+    axes: list[Axes],
+    norm: Normalize,
+    colours: Colormap,
+    label: str,
+    *,
+    below: bool = False,
 ) -> None:
-    """Add one labelled colour bar for ``axes``, with plain decimals."""
-    bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02, aspect=22)
+    """Add one labelled colour bar for ``axes``, to the right or below, with plain decimals."""
+    place: dict[str, Any] = {"location": "bottom", "aspect": 26} if below else {"aspect": 22}
+    bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02, **place)
     bar.set_label(label)
     bar.outline.set_visible(False)
     bar.ax.grid(False)
+    axis = bar.ax.xaxis if below else bar.ax.yaxis
     if isinstance(norm, LogNorm):
-        low, high = bar.ax.get_ylim()
-        bar.ax.yaxis.set_major_locator(FixedLocator(style.log_ticks(low, high)))
-        bar.ax.yaxis.set_minor_locator(NullLocator())
+        low, high = bar.ax.get_xlim() if below else bar.ax.get_ylim()
+        marks = style.log_ticks(low, high)
+        axis.set_ticks(marks, labels=style.tick_labels(marks))
+        axis.set_minor_locator(NullLocator())
     else:
-        bar.ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    bar.ax.yaxis.set_major_formatter(PLAIN)
-
-
-def legend(drawn: Figure, handles: Sequence[Line2D | Patch], labels: Sequence[str]) -> None:
-    """Put one legend above the panels; the labels are names of anybody's, and are cleaned."""
-    texts = [printable(label) for label in labels]
-    columns = len(texts) if sum(len(text) + 8 for text in texts) < 125 else 2
-    box = drawn.legend(handles, texts, loc="outside upper left", ncols=columns)
-    for text in box.get_texts():
-        text.set_parse_math(False)
-
-
-def note(drawn: Figure, sentences: Sequence[str]) -> None:
-    """Write under a figure what a reader must know, wrapped to the figure's width."""
-    if sentences:
-        text = fill(" ".join(sentences), round(20 * drawn.get_figwidth()))
-        drawn.supxlabel(text, fontsize=6.5, color="#444444", x=0.01, ha="left")
+        axis.set_major_locator(MaxNLocator(4 if below else 5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(Plain())

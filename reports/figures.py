@@ -1,149 +1,154 @@
-"""The paper's figures 2 and 3 and the depth x noise level heatmaps, for print."""
+"""Every printed figure of an analysis: which there are, which its data allow, and their files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from dar_probe import metrics
-from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, interventions, maps, style
-from dar_probe.reports.canvas import save
+from dar_probe.reports import (
+    canvas,
+    decodability_figure,
+    heatmap_figure,
+    interventions,
+    matrix_figure,
+    sources_figure,
+    spread_figure,
+    style,
+    trajectory_figure,
+)
+from dar_probe.reports.canvas import Width, save
+from dar_probe.reports.decodability_figure import decodability
+from dar_probe.reports.dilution_figure import dilution
+from dar_probe.reports.heatmap_figure import heatmap
+from dar_probe.reports.matrix_figure import matrix
+from dar_probe.reports.sources_figure import sources
+from dar_probe.reports.spread_figure import spread
+from dar_probe.reports.trajectory_figure import trajectory
+from dar_probe.trajectory import split
 
-__all__ = ["dilution", "heatmap", "save", "sources", "write_all"]
+__all__ = [
+    "FIGURES",
+    "HEATMAP",
+    "Options",
+    "decodability",
+    "dilution",
+    "draw",
+    "heatmap",
+    "lacks",
+    "last_step",
+    "matrix",
+    "save",
+    "sources",
+    "spread",
+    "stems",
+    "trajectory",
+    "write_all",
+]
 
-WIDTH = 7.0  # inches, the text width of a two-column paper
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a reader may choose; every figure takes what concerns it.
 
-def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> Figure:
-    """Draw arXiv 2605.20708, figure 2: RMS, gradient RMS and neighbour cosine over depth.
-
-    Args:
-        analyses: (name, dataset) pairs, one line each; bands are 95 % bootstrap intervals over
-            samples, left out where one sample gives none.
+    Attributes:
+        width: "one" column (3.25 in) or "two" (6.75 in).
+        noise_level: of the matrix; the middle one where there is none.
+        shallow, deep: blocks of the sources figure, B+1 for the head.
+        kind: readers of one kind alone, in the figures that keep kinds apart.
+        variables: those with a heatmap; where there are none, those of ``style.HEATMAPS``.
     """
-    colours = style.colours([ds for _, ds in analyses])
-    last = max(int(ds["block"].values[-1]) for _, ds in analyses)
-    bands = False
-    with canvas.paper():
-        figure = canvas.figure(WIDTH, 2.6)
-        axes = figure.subplots(1, 3)
-        for letter, axis, panel in zip("abc", axes, style.PANELS, strict=True):
-            seen = []
-            for line, (_, ds) in enumerate(analyses):
-                profile = metrics.profile(ds, panel.variable).sel(block=slice(1, None))
-                value, low, high = (profile[key].values for key in ("value", "low", "high"))
-                drawn = (profile["block"].values, value, low, high)
-                canvas.draw_line(axis, drawn, colours[line], style.DASHES[line % 4])
-                seen += [value, low, high]
-                bands = bands or bool(np.isfinite(low).any())
-            axis.set_title(f"({letter}) {panel.title}")
-            axis.set(xlabel="block", ylabel=panel.label, xlim=(0.5, last + 0.5))
-            axis.set_xticks(style.block_ticks(last))
-            canvas.value_axis(axis, np.concatenate(seen), panel.may_log)
-        _legend(figure, axes[0].get_lines(), [name for name, _ in analyses], bands)
-        canvas.note(figure, [style.GRADIENT_NOTE] if _any_router(analyses) else [])
-    return figure
+
+    width: Width = "two"
+    noise_level: float | None = None
+    shallow: int | None = None
+    deep: int | None = None
+    kind: str | None = None
+    variables: tuple[str, ...] = ()
 
 
-def sources(ds: xr.Dataset, *, shallow: int | None = None, deep: int | None = None) -> Figure:
-    """Draw arXiv 2605.20708, figure 3: what a shallow and a deep block take from which block.
+FIGURES = (
+    "dilution",
+    "sources",
+    "matrix",
+    "spread",
+    "decodability",
+    "trajectory",
+    "interventions",
+    "heatmap",
+)
+HEATMAP = "heatmap_"
 
-    Top row: counterfactual importance from the gates, with a dot in the cells of
-    ``importance.block_below_null``. Bottom row, only where there is a router:
-    its routes. The two are different quantities and have their own colour scales.
 
-    Args:
-        ds: an analysis.
-        shallow: a block number, B+1 for the head; left out, about B/4.
-        deep: the same, about 3B/4.
+def stems(only: Sequence[str], options: Options) -> list[str]:
+    """Return the names of the files for some of ``FIGURES``: one heatmap for each variable."""
+    heatmaps = [HEATMAP + name for name in options.variables or style.HEATMAPS]
+    return [stem for name in only for stem in (heatmaps if name == "heatmap" else [name])]
+
+
+def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
+    """Say why an analysis or a trajectory cannot give the figure of this name; empty if it can.
 
     Raises:
-        UsageError: a block that has no reader, or nothing to draw.
+        UsageError: a variable without a heatmap, a noise level outside [0, 1].
     """
-    rows = maps.block_maps(ds)
-    if not rows:
-        raise UsageError(maps.NOTHING)
-    places = maps.locations(rows[0].values, shallow, deep)
-    notes = [style.NOTES[row.quantity] for row in rows]
-    if rows[0].quantity == "importance":
-        notes.insert(1, style.dot_note(ds))
-    if min(place.sources for place in places) < 3:
-        notes.append(style.HALVES_NOTE)
-    with canvas.paper():
-        figure = canvas.figure(WIDTH, 0.6 + 2.2 * len(rows))
-        grid = figure.subplots(len(rows), len(places), squeeze=False)
-        for row, (quantity, label, wanted, *arrays) in enumerate(rows):
-            shown, marked = (
-                [
-                    array.isel(
-                        reader=place.position, source_block=slice(0, len(place.names))
-                    ).values.T
-                    for place in places
-                ]
-                for array in arrays
-            )
-            every = np.concatenate([values.ravel() for values in shown])
-            norm = canvas.scale(every, from_zero=True)
-            colours = canvas.colour_map(norm, wanted)
-            if np.isnan(every).any() and style.GAP_NOTE not in notes:
-                notes.append(style.GAP_NOTE)
-            for column, (place, values) in enumerate(zip(places, shown, strict=True)):
-                axis = grid[row, column]
-                canvas.draw_map(axis, values, norm, colours)
-                canvas.draw_dots(axis, marked[column], values, norm, colours)
-                _level_ticks(axis, ds)
-                _source_ticks(axis, place)
-                letter = "abcd"[row * len(places) + column]
-                text = f"({letter}) {quantity}, {place.title}"
-                axis.set_title(canvas.printable(text), parse_math=False)
-                axis.set_xlabel(style.NOISE if row + 1 == len(rows) else "")
-            grid[row, 0].set_ylabel("source block (0 = embedding)")
-            canvas.colour_bar(figure, list(grid[row]), norm, colours, label)
-        canvas.note(figure, notes)
-    return figure
+    ds = ds if stem == "trajectory" else last_step(ds)
+    if options.kind is not None and stem in ("matrix", "spread", "decodability"):
+        if options.kind not in ds["reader_kind"].values:
+            return f"no reader is of kind {options.kind!r}"
+    if stem.startswith(HEATMAP):
+        return heatmap_figure.lacks(ds, stem.removeprefix(HEATMAP))
+    checks: dict[str, Callable[[xr.Dataset], str]] = {
+        "sources": sources_figure.lacks,
+        "matrix": lambda one: matrix_figure.lacks(one, options.noise_level),
+        "spread": spread_figure.lacks,
+        "decodability": decodability_figure.lacks,
+        "trajectory": trajectory_figure.lacks,
+        "interventions": interventions.lacks,
+    }
+    return checks[stem](ds) if stem in checks else ""
 
 
-def heatmap(ds: xr.Dataset, name: str) -> Figure:
-    """Draw one variable over depth and noise level, pooled over samples.
+def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
+    """Draw the figure of this name, with what it is of above it.
 
-    The colour scale is logarithmic where all values are positive and span more than 20x.
+    Of a trajectory all but the figure of that name show the last step.
 
     Raises:
-        UsageError: a variable that is unknown or has not exactly one depth dim.
+        UsageError: the data cannot give it, or the options do not fit them.
     """
-    dim = style.depth_dim(name)
-    values = metrics.over_noise(ds, name).values
-    names = style.depth_names(ds, dim)
-    if name.startswith("cosine"):  # block 0 has no neighbour below it
-        values, names = values[1:], names[1:]
-    with canvas.paper():
-        figure = canvas.figure(4.4, 3.4)
-        axis = figure.subplots()
-        norm = canvas.scale(values)
-        colours = canvas.colour_map(norm, "mako_r")
-        canvas.draw_map(axis, values, norm, colours)
-        _level_ticks(axis, ds)
-        canvas.ticks(axis, "y", style.thinned(len(names), 15), names)
-        axis.set_xlabel(style.NOISE)
-        axis.set_ylabel(f"{dim} (deeper upwards)")
-        canvas.colour_bar(figure, [axis], norm, colours, style.axis_label(name))
-        canvas.note(figure, [style.GAP_NOTE] if np.isnan(values).any() else [])
-    return figure
+    width, kind = options.width, options.kind
+    ds = ds if stem == "trajectory" else last_step(ds)
+    if stem == "dilution":
+        return dilution([(name, ds)], width=width)
+    if stem == "interventions":
+        return interventions.figure(ds, name=name, width=width)
+    calls: dict[str, Callable[[], Figure]] = {
+        "sources": lambda: sources(ds, shallow=options.shallow, deep=options.deep, width=width),
+        "matrix": lambda: matrix(ds, noise_level=options.noise_level, kind=kind, width=width),
+        "spread": lambda: spread(ds, kind=kind, width=width),
+        "decodability": lambda: decodability(ds, kind=kind, width=width),
+        "trajectory": lambda: trajectory(ds, width=width),
+    }
+    heat = stem.removeprefix(HEATMAP)
+    drawn = calls[stem]() if stem in calls else heatmap(ds, heat, width=width)
+    canvas.heading(drawn, name)
+    return drawn
+
+
+def last_step(ds: xr.Dataset) -> xr.Dataset:
+    """Return the last step of a trajectory, and an analysis as it is."""
+    return split(ds)[-1][1] if "step" in ds.dims else ds
 
 
 def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
     """Write every figure of one analysis as PNG (200 dpi) and PDF into ``folder``.
 
-    Variables that were measured nowhere are skipped. Equal datasets give equal bytes.
+    What was measured nowhere is skipped. Equal datasets give equal bytes.
 
     Args:
-        ds: an analysis.
+        ds: an analysis, or a trajectory.
         folder: made if it is missing.
         name: what to call the analysis; drawn, never used in a file name.
 
@@ -151,48 +156,14 @@ def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
         The paths written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = [key for key in style.HEATMAPS if np.isfinite(ds[key].values).any()]
-    paths = []
-    stems = ["dilution", *(["sources"] if maps.block_maps(ds) else [])]
-    stems += ["interventions"] if "ablation" in ds.dims else []
-    for stem in [*stems, *(f"heatmap_{key}" for key in measured)]:
-        if stem == "dilution":
-            figure = dilution([(name, ds)])
-        elif stem == "interventions":
-            figure = interventions.figure(ds, name=name)
-        else:
-            figure = sources(ds) if stem == "sources" else heatmap(ds, stem[len("heatmap_") :])
-            with canvas.paper():
-                figure.suptitle(canvas.printable(name), parse_math=False, x=0.01, ha="left")
+    paths, options = [], Options()
+    for stem in stems(FIGURES, options):
+        if lacks(ds, stem, options):
+            continue
+        figure = draw(ds, stem, options, name=name)
         for suffix in ("png", "pdf"):
             paths.append(folder / f"{stem}.{suffix}")
             save(figure, paths[-1])
             figure.set_layout_engine("none")  # keep the places that the first file has
         figure.clear()
     return paths
-
-
-def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], bands: bool) -> None:
-    """Put one legend above the panels; it explains the bands where there are any."""
-    handles: list[Line2D | Patch] = list(lines)
-    labels = list(names)
-    if bands:
-        handles.append(Patch(facecolor="#333333", alpha=0.22, linewidth=0))
-        labels.append("95 % interval over samples")
-    canvas.legend(figure, handles, labels)
-
-
-def _level_ticks(axis: Axes, ds: xr.Dataset) -> None:
-    levels = style.levels(ds)
-    canvas.ticks(axis, "x", style.spread(len(levels), 5), levels)
-
-
-def _source_ticks(axis: Axes, place: maps.Location) -> None:
-    numbers = [str(block) for block in range(place.block)]
-    at, fusion = style.thinned(place.block, 8), place.names[place.block :]
-    at += range(place.block, len(place.names))
-    canvas.ticks(axis, "y", at, [*numbers, *fusion])
-
-
-def _any_router(analyses: Sequence[tuple[str, xr.Dataset]]) -> bool:
-    return any(maps.has_router(ds) for _, ds in analyses)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dar_probe import effects
 from dar_probe.effects import KIND_TEXT
+from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, screen, style
 
 Array = npt.NDArray[np.floating]
@@ -44,19 +45,29 @@ class Scale(NamedTuple):
         return np.asarray(np.arcsinh(values / self.width))
 
 
-def figure(ds: xr.Dataset, *, name: str) -> Figure:
+def figure(ds: xr.Dataset, *, name: str, width: canvas.Width = "two") -> Figure:
     """Draw true against predicted loss changes, and the largest ones by name.
 
     Args:
         ds: an analysis that ``dar-probe ablate`` made.
         name: what to call it.
+        width: "one" column (3.25 in, panels stacked) or "two" (6.75 in, side by side).
+
+    Raises:
+        UsageError: nothing was intervened on, another width.
     """
+    inches = canvas.inches(width)
+    if lacks(ds):
+        raise UsageError(lacks(ds), hint="dar-probe ablate measures them")
     table = effects.effects(ds)
     at = _scale(np.concatenate([table["low"], table["high"], table["true"], table["linear"]]))
     legend = dict(zip(effects.kinds_of(ds), _legend(ds), strict=True))
     with canvas.paper():
-        drawn = canvas.figure(7.0, 4.0)
-        left, right = drawn.subplots(1, 2, width_ratios=[1, 0.9])
+        stacked = width == "one"
+        drawn = canvas.figure(inches, 5.2 if stacked else 2.9)
+        left, right = (
+            drawn.subplots(2, 1) if stacked else drawn.subplots(1, 2, width_ratios=[1, 0.9])
+        )
         for kind in legend:
             rows = table[table["kind"] == kind]
             colour, marker, _ = LOOKS[kind]
@@ -71,7 +82,7 @@ def figure(ds: xr.Dataset, *, name: str) -> Figure:
         left.set_title("(a) every intervention")
         _ticks(left, "x", at)
         _ticks(left, "y", at)
-        top = table.head(LARGEST).iloc[::-1]
+        top = table.head(8 if stacked else LARGEST).iloc[::-1]
         for row, effect in enumerate(top.itertuples()):
             colour, marker, _ = LOOKS[str(effect.kind)]
             right.plot(at(np.array([effect.low, effect.high])), [row, row], color=colour)
@@ -80,17 +91,20 @@ def figure(ds: xr.Dataset, *, name: str) -> Figure:
                 at(np.array([effect.linear])), [row], marker="x", markersize=4, color="#555555"
             )
         right.axvline(0, color="#777777", linewidth=0.8)
-        right.set_title("(b) the largest; cross: predicted")
+        right.set_title("(b) the largest (cross: predicted)")
         right.set_xlabel(TRUE)
         _ticks(right, "x", at)
-        names = [canvas.printable(str(name), 40) for name in top["name"]]
+        names = [canvas.broken(str(effect), 1.1 if stacked else 1.7, 40) for effect in top["name"]]
         right.set_yticks(range(len(top)), names, parse_math=False)
-        legend_box = drawn.legend(
-            loc="outside upper left", title=canvas.printable(name), alignment="left"
-        )
-        legend_box.get_title().set_parse_math(False)
+        lines = left.get_lines()[: len(legend)]
+        canvas.legend(drawn, lines, list(legend.values()), title=name)
         canvas.note(drawn, [NOTE])
     return drawn
+
+
+def lacks(ds: xr.Dataset) -> str:
+    """Say why there is nothing to draw; empty where there is something."""
+    return "" if "ablation" in ds.dims else "this analysis has no interventions"
 
 
 def interactive(ds: xr.Dataset) -> go.Figure:

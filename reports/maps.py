@@ -55,22 +55,38 @@ def block_maps(ds: xr.Dataset) -> list[SourceMap]:
     return _measured_maps(ds, importance.block_importance(ds), below, importance.block_routes(ds))
 
 
-def sublayer_maps(ds: xr.Dataset) -> list[SourceMap]:
-    """Return the same with every reader and every source."""
+def sublayer_maps(ds: xr.Dataset, *, dots: bool = True) -> list[SourceMap]:
+    """Return the same with every reader and every source, without ``dots`` in half the time."""
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source")
-    return _measured_maps(ds, importance.importance(ds), importance.below_null(ds), route)
+    shares = importance.importance(ds)
+    below = importance.below_null(ds) if dots else xr.zeros_like(shares, bool)
+    return _measured_maps(ds, shares, below, route)
+
+
+def lacks(ds: xr.Dataset, shares: xr.DataArray) -> str:
+    """Say why there is no map of sources at all; empty where there is one.
+
+    Args:
+        ds: an analysis.
+        shares: its ``importance`` or ``block_importance``.
+    """
+    return "" if has_router(ds) or bool(_telling(shares).notnull().any()) else NOTHING
 
 
 def _measured_maps(
     ds: xr.Dataset, shares: xr.DataArray, below: xr.DataArray, route: xr.DataArray
 ) -> list[SourceMap]:
-    # The only source of a reader has a gate of zero: its share of 1 is a ratio of roundings.
-    shares = shares.where(shares.notnull().sum(str(shares.dims[-1])) >= 2)
+    shares = _telling(shares)
     marked = below & shares.notnull()
     maps = [SourceMap("importance", "share of importance", "mako_r", shares, marked)]
     if has_router(ds):
         maps.append(SourceMap("route", "route", "rocket_r", route, xr.zeros_like(route, bool)))
     return [found for found in maps if np.isfinite(found.values.values).any()]
+
+
+def _telling(shares: xr.DataArray) -> xr.DataArray:
+    # The only source of a reader has a gate of zero: its share of 1 is a ratio of roundings.
+    return shares.where(shares.notnull().sum(str(shares.dims[-1])) >= 2)
 
 
 def locations(

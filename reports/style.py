@@ -16,6 +16,7 @@ from dar_probe.schema import VARIABLES, manifest
 BLUE, ORANGE = "#0173b2", "#de8f05"
 OTHERS = ("#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 and 4 have no common factor: 28 pairs
 MISSING = "#e3e3e3"
 
 # seaborn's mako_r and rocket_r without their nearly black tenth, and vlag, at nine even steps.
@@ -83,15 +84,17 @@ HEATMAPS = (
     "route_entropy",
 )
 NOISE = "noise level (0 = data, 1 = noise)"
+NOISE_NOTE = "Noise level: 0 is data, 1 is noise."
 GRADIENT_NOTE = "Gradient: of the whole stream under plain residuals, of one reader under a router."
 NOTES = {
     "importance": "Importance: root mean square of the gate over samples; each column sums to 1.",
-    "route": "Route: mean over samples and tokens, summed within a block.",
+    "route": "Route: mean over samples and tokens, summed within a block, {}.",
 }
 HALVES_NOTE = "The gates of two sources cancel, so each share is one half in every model."
 DOT_NOTE = "Dot: over the samples the sign of this gate cannot be told from chance."
 FEW_NOTE = "Too few samples to tell whether the sign of a gate is consistent: that takes six."
 GAP_NOTE = "Hatched: not offered, or not measurable."
+SIGN_NOTE = "Dash in a cell: negative."
 ELLIPSIS = "\u2026"
 REPLACEMENT = "\ufffd"
 
@@ -137,6 +140,16 @@ def tick(value: float, digits: int = 3) -> str:
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
     return mantissa + mark + power
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return tick labels in one notation: with powers on all of them where one of them has one."""
+    labels = [tick(value, 6) for value in values]
+    if any("e" in label for label in labels):
+        parts = [f"{value:.5e}".split("e") for value in values]
+        powers = [f"{m.rstrip('0').rstrip('.')}e{int(power)}" for m, power in parts]
+        labels = [text if value else "0" for text, value in zip(powers, values, strict=True)]
+    return labels
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -230,6 +243,11 @@ def levels(ds: xr.Dataset) -> list[str]:
         if len(set(labels)) == len(labels):
             break
     return labels
+
+
+def look(line: int) -> tuple[str, str]:
+    """Return the dashes and the marker of a line: no two of 28 lines share both, also in grey."""
+    return DASHES[line % len(DASHES)], MARKERS[line % len(MARKERS)]
 
 
 def colours(datasets: Sequence[xr.Dataset]) -> list[str]:

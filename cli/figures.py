@@ -1,0 +1,167 @@
+"""``dar-probe figures``: the figures of finished analyses, for a paper. Runs without torch."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from dar_probe.reports.figures import Options
+
+    Named = tuple[str, xr.Dataset]
+
+DATASET = "analysis.nc"
+
+
+def figures(
+    analyses: Annotated[
+        list[Path], typer.Argument(help="Each an analysis.nc, or its folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; other files in it stay.")] = Path(
+        "dar-probe-out/figures"
+    ),
+    formats: Annotated[str, typer.Option("--format", help="Some of png,pdf,svg.")] = "png,pdf,svg",
+    width: Annotated[
+        Literal["one", "two"],
+        typer.Option(help="One column (3.25 in) or two (6.75 in); text stays the same size."),
+    ] = "two",
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Some, with commas, of dilution, sources, matrix, spread, decodability, "
+            "trajectory, interventions, heatmap; default: all that the data allow."
+        ),
+    ] = None,
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(help="A variable with a heatmap; may be repeated. Default: as analyze."),
+    ] = None,
+    noise_level: Annotated[
+        float | None,
+        typer.Option(help="Of matrix, the nearest measured one; default: the middle."),
+    ] = None,
+    shallow: Annotated[
+        int | None, typer.Option(help="Block of sources, B+1 for the head; default about B/4.")
+    ] = None,
+    deep: Annotated[int | None, typer.Option(help="The same; default about 3B/4.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Only readers of this kind, e.g. attention: matrix, spread, decodability."
+        ),
+    ] = None,
+) -> None:
+    """Write the figures of finished analyses, fonts embedded; equal data give equal bytes.
+
+    dilution shows all analyses in one overlay. The others are written once for each analysis,
+    with its number before their names where there are several.
+
+    Example: dar-probe figures dar-probe-out/digits-residual --only dilution,sources --width one
+    """
+    from dar_probe.cli import terminal
+    from dar_probe.reports import canvas
+    from dar_probe.reports.figures import FIGURES, Options
+
+    suffixes = _some(formats, canvas.FORMATS, "format")
+    wanted = list(FIGURES) if only is None else _some(only, FIGURES, "figure")
+    options = Options(
+        width=width,
+        noise_level=noise_level,
+        shallow=shallow,
+        deep=deep,
+        kind=kind,
+        variables=tuple(name for text in variable or () for name in text.split(",")),
+    )
+    named = _read(analyses)
+    drawn = _draw(named, wanted, options, asked=only is not None)
+    for path in _write(drawn, out, suffixes):
+        typer.echo(terminal.printable(str(path)))
+
+
+def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    """Return the parts of "a,b" that a user asked for, each of them known, in the known order."""
+    from dar_probe.errors import UsageError
+
+    asked = [part.strip() for part in text.split(",")]
+    for part in asked:
+        if part not in known:
+            raise UsageError(f"there is no {what} {part!r}", hint=f"some of {', '.join(known)}")
+    return [part for part in known if part in asked]
+
+
+def _read(paths: list[Path]) -> list["Named"]:
+    """Return (name, dataset) pairs, names numbered where two are equal."""
+    from dar_probe import schema, store
+
+    named: list[Named] = []
+    seen: dict[str, int] = {}
+    for path in paths:
+        ds = store.read(path / DATASET if path.is_dir() else path)
+        name = str(schema.manifest(ds)["model"].get("name", ""))
+        seen[name] = seen.get(name, 0) + 1
+        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", ds))
+    return named
+
+
+def _draw(
+    named: list["Named"], wanted: list[str], options: "Options", *, asked: bool
+) -> list[tuple[str, "Figure"]]:
+    """Draw everything before anything is written: (name of the file without suffix, figure).
+
+    Raises:
+        ProbeError: none of the analyses can give a figure, or a heatmap, that was asked for.
+    """
+    from dar_probe.errors import ProbeError
+    from dar_probe.reports import figures
+
+    _check_kind(named, options)
+    drawn = []
+    for stem in figures.stems(wanted, options):
+        if stem == "dilution":
+            lines = [(name, figures.last_step(ds)) for name, ds in named]
+            drawn.append((stem, figures.dilution(lines, width=options.width)))
+            continue
+        reasons = [figures.lacks(ds, stem, options) for _, ds in named]
+        explicit = asked or (stem.startswith(figures.HEATMAP) and options.variables)
+        if explicit and all(reasons):
+            raise ProbeError(f"no figure {stem!r}: {reasons[0]}")
+        for number, (reason, (name, ds)) in enumerate(zip(reasons, named, strict=True), 1):
+            if not reason:
+                prefix = f"{number:02d}-" if len(named) > 1 else ""
+                drawn.append((prefix + stem, figures.draw(ds, stem, options, name=name)))
+    return drawn
+
+
+def _check_kind(named: list["Named"], options: "Options") -> None:
+    """Raise UsageError where no analysis has a reader of the wanted kind."""
+    from dar_probe.reports import readers
+
+    if options.kind is not None and not any(
+        options.kind in ds["reader_kind"].values for _, ds in named
+    ):
+        readers.kinds(named[0][1], options.kind)
+
+
+def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
+    """Write one file after the other, each at once, and yield its path."""
+    from dar_probe.errors import UsageError
+    from dar_probe.files import write_atomically
+    from dar_probe.reports import canvas
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{str(folder)!r} is no folder to write to: {error.strerror}",
+            hint="choose another --out",
+        ) from error
+    for stem, figure in drawn:
+        for suffix in suffixes:
+            path = folder / f"{stem}.{suffix}"
+            write_atomically(path, partial(canvas.save, figure, form=suffix))
+            yield path
