@@ -97,15 +97,11 @@ def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
 def _read(paths: list[Path]) -> list["Named"]:
     """Return (name, dataset) pairs, names numbered where two are equal."""
     from dar_probe import schema, store
+    from dar_probe.pairs import distinct
 
-    named: list[Named] = []
-    seen: dict[str, int] = {}
-    for path in paths:
-        ds = store.read(path / DATASET if path.is_dir() else path)
-        name = str(schema.manifest(ds)["model"].get("name", ""))
-        seen[name] = seen.get(name, 0) + 1
-        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", ds))
-    return named
+    datasets = [store.read(path / DATASET if path.is_dir() else path) for path in paths]
+    names = [str(schema.manifest(ds)["model"].get("name", "")) for ds in datasets]
+    return list(zip(distinct(names), datasets, strict=True))
 
 
 def _draw(
@@ -118,12 +114,13 @@ def _draw(
     """
     from dar_probe.errors import ProbeError
     from dar_probe.reports import figures
+    from dar_probe.trajectory import last_step
 
     _check_kind(named, options)
     drawn = []
     for stem in figures.stems(wanted, options):
         if stem == "dilution":
-            lines = [(name, figures.last_step(ds)) for name, ds in named]
+            lines = [(name, last_step(ds)) for name, ds in named]
             drawn.append((stem, figures.dilution(lines, width=options.width)))
             continue
         reasons = [figures.lacks(ds, stem, options) for _, ds in named]

@@ -160,9 +160,10 @@ class Analysis:
             self.verdict,
             thresholds=self.thresholds,
             changes=self.changes,
+            trajectory=self.trajectory,
         )
         write_text(folder / "report.html", html)
-        figures.write_all(self.dataset, folder / "figures", name=self.name)
+        figures.write_all(self._whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
         from dar_probe.reports import notebook
@@ -195,6 +196,35 @@ class Plots:
         from dar_probe.reports import figures
 
         return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep)
+
+    def matrix(self, *, noise_level: float | None = None, kind: str | None = None) -> "Figure":
+        """Every reader x source pair at the noise level nearest to the wanted one."""
+        from dar_probe.reports import figures
+
+        return figures.matrix(self._analysis.dataset, noise_level=noise_level, kind=kind)
+
+    def spread(self) -> "Figure":
+        """Routing entropy and effective number of sources over depth, of a router."""
+        from dar_probe.reports import figures
+
+        return figures.spread(self._analysis.dataset)
+
+    def decodability(self) -> "Figure":
+        """How well the noise level can be read off what each sublayer reads."""
+        from dar_probe.reports import figures
+
+        return figures.decodability(self._analysis.dataset)
+
+    def trajectory(self) -> "Figure":
+        """The three symptoms over the training steps, of several checkpoints of one run."""
+        from dar_probe.reports import figures
+
+        if self._analysis.trajectory is None:
+            raise UsageError(
+                "this analysis has no training steps",
+                hint="dar-probe analyze RUN/checkpoints/*.pt makes one that has",
+            )
+        return figures.trajectory(self._analysis.trajectory)
 
     def interventions(self) -> "Figure":
         """True against predicted loss changes, of an analysis that ``ablate`` made."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from dar_probe import trajectory
 from dar_probe.errors import UsageError
 from dar_probe.pooling import Array
 from dar_probe.schema import VARIABLES, manifest
@@ -72,11 +71,6 @@ def unlike_losses(reference: xr.Dataset, other: xr.Dataset) -> str:
 def unknown_samples(reference: xr.Dataset, other: xr.Dataset) -> bool:
     """Tell whether nothing but ids says that the samples are the same."""
     return any(_origin(ds)[1] is None for ds in (reference, other))
-
-
-def last_step(ds: xr.Dataset) -> xr.Dataset:
-    """Return the analysis of a trajectory's last training step; any other as it is."""
-    return trajectory.split(ds)[-1][1] if "step" in ds.dims else ds
 
 
 def in_order_of(reference: xr.Dataset, other: xr.Dataset) -> xr.Dataset:

@@ -13,7 +13,6 @@ from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.matching import (
     in_order_of,
-    last_step,
     obstacle,
     unknown_samples,
     unlike_depth,
@@ -22,6 +21,7 @@ from dar_probe.matching import (
 from dar_probe.metrics import Metric
 from dar_probe.pooling import Array, coords_of
 from dar_probe.schema import VARIABLES
+from dar_probe.trajectory import last_step
 from dar_probe.verdict import SYMPTOMS, plain, unmeasured
 
 NUMBERS = (*SYMPTOMS, "selectivity", "selectivity_shift", "importance_shift", "loss")

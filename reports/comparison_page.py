@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from dar_probe import metrics, schema
-from dar_probe.matching import last_step
 from dar_probe.metrics import Metric
 from dar_probe.pairs import NUMBERS, Pair, amount, distinct, signed
 from dar_probe.reports import differences, document, interactive, maps, page, screen, style, words
+from dar_probe.trajectory import last_step
 from dar_probe.verdict import Verdict, judge, plain, unmeasured
 
 LONG = 600  # characters of a sentence

@@ -7,21 +7,20 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from dar_probe.errors import UsageError
-from dar_probe.matching import last_step, obstacle, unlike_depth
+from dar_probe.matching import obstacle, unlike_depth
 from dar_probe.pairs import over_depth
 from dar_probe.pooling import Array
 from dar_probe.reports import canvas, maps, screen, style
 from dar_probe.reports.interactive import DASHES, intervals
 from dar_probe.schema import VARIABLES
+from dar_probe.trajectory import last_step
 
 Named = Sequence[tuple[str, xr.Dataset]]
 
 NOTHING = "no model has the samples and the depth of the first, so nothing differs over depth"
-BAND = "95 % paired interval"
-ZERO_NOTE = "Zero: as in {}."
+ZERO_NOTE = "Zero: as in {}. Intervals are paired over samples."
 
 
 class Line(NamedTuple):
@@ -29,39 +28,37 @@ class Line(NamedTuple):
 
     name: str
     colour: str
-    dashes: str
+    look: tuple[str, str]  # dashes and marker
     gaps: dict[str, tuple[Array, Array, Array, Array]]  # block, value, low, high of a variable
 
 
-def figure(analyses: Named) -> Figure:
+def figure(analyses: Named, *, width: canvas.Width = "two") -> Figure:
     """Draw other minus reference of RMS, gradient RMS and neighbour cosine over depth.
 
     Args:
         analyses: (name, dataset) pairs; the first is the reference. Those that cannot be compared
             with it, or are of another depth, are left out.
+        width: "one" column (panels stacked) or "two" (side by side).
 
     Raises:
         UsageError: none is left.
     """
     lines, last = _lines(analyses), _last(analyses)
     with canvas.paper():
-        drawn = canvas.figure(7.0, 2.6)
-        axes = drawn.subplots(1, 3)
+        stacked = width == "one"
+        drawn = canvas.figure(canvas.inches(width), 4.8 if stacked else 2.0)
+        axes = drawn.subplots(3, 1) if stacked else drawn.subplots(1, 3)
         for letter, axis, panel in zip("abc", axes, style.PANELS, strict=True):
             axis.axhline(0, color="#303030", linewidth=0.8, zorder=1)
-            handles = []
-            for line in lines:
-                canvas.draw_line(axis, line.gaps[panel.variable], line.colour, line.dashes)
-                handles.append(axis.get_lines()[-1])
+            handles = [
+                canvas.draw_line(axis, line.gaps[panel.variable], line.colour, *line.look)
+                for line in lines
+            ]
             axis.set_title(f"({letter}) {panel.title}")
             axis.set(xlabel="block", ylabel=_label(panel), xlim=(0.5, last + 0.5))
             axis.set_xticks(style.block_ticks(last))
             canvas.value_axis(axis, np.concatenate(list(_seen(lines, panel))), may_log=False)
-        names = [line.name for line in lines]
-        if _has_bands(lines):
-            handles.append(Patch(facecolor="#333333", alpha=0.22, linewidth=0))
-            names.append(BAND)
-        canvas.legend(drawn, handles, names)
+        canvas.legend(drawn, handles, [line.name for line in lines], bands=_has_bands(lines))
         gradient = [style.GRADIENT_NOTE] if any(maps.has_router(ds) for _, ds in analyses) else []
         canvas.note(drawn, [ZERO_NOTE.format(canvas.printable(analyses[0][0])), *gradient])
     return drawn
@@ -93,7 +90,7 @@ def interactive(analyses: Named) -> go.Figure:
                 customdata=intervals(low, high),
                 hovertemplate="%{y:+.4~g} %{customdata}",
                 mode="lines+markers",
-                line={"color": line.colour, "dash": DASHES[line.dashes]},
+                line={"color": line.colour, "dash": DASHES[line.look[0]]},
                 marker={"size": 5},
                 showlegend=at == 0,
                 **shared,
@@ -128,7 +125,7 @@ def _lines(analyses: Named) -> list[Line]:
         Line(
             name=analyses[at][0],
             colour=colours[at],
-            dashes=style.DASHES[at % len(style.DASHES)],
+            look=style.look(at),
             gaps={p.variable: _gap(reference, analyses[at][1], p.variable) for p in style.PANELS},
         )
         for at in kept

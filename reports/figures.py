@@ -26,7 +26,7 @@ from dar_probe.reports.matrix_figure import matrix
 from dar_probe.reports.sources_figure import sources
 from dar_probe.reports.spread_figure import spread
 from dar_probe.reports.trajectory_figure import trajectory
-from dar_probe.trajectory import split
+from dar_probe.trajectory import last_step
 
 __all__ = [
     "FIGURES",
@@ -37,7 +37,6 @@ __all__ = [
     "draw",
     "heatmap",
     "lacks",
-    "last_step",
     "matrix",
     "save",
     "sources",
@@ -135,11 +134,6 @@ def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
     drawn = calls[stem]() if stem in calls else heatmap(ds, heat, width=width)
     canvas.heading(drawn, name)
     return drawn
-
-
-def last_step(ds: xr.Dataset) -> xr.Dataset:
-    """Return the last step of a trajectory, and an analysis as it is."""
-    return split(ds)[-1][1] if "step" in ds.dims else ds
 
 
 def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:

@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dar_probe import matching, metrics, pairs, schema
+from dar_probe import metrics, pairs, schema, trajectory
 from dar_probe.errors import UsageError
 from dar_probe.metrics import Metric
 from dar_probe.pairs import NUMBERS, Pair, compare, over_depth
@@ -286,7 +286,7 @@ def test_unmeasured_and_single_samples_have_sentences(routed, rerouted):
 
 def test_of_a_training_run_the_last_step_is_compared():
     run = trained(**SMALL, steps=2)
-    last = matching.last_step(run)
+    last = trajectory.last_step(run)
     assert schema.manifest(last)["checkpoint"]["name"] == "step-0000200.pt"
     plain = dataset(**SMALL, seed=2)  # the seed of the last step
     pair = one(plain, run)
