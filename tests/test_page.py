@@ -333,11 +333,11 @@ def test_a_bare_manifest_is_enough(plain):
 
 def test_the_template_trusts_only_our_own_files():
     folder = files("dar_probe.reports") / "templates"
-    template = (folder / "report.html.j2").read_text()
+    template = (folder / "document.html.j2").read_text()
     others = [path for path in folder.iterdir() if path.name.endswith(".j2")]
     assert len(others) >= 2
     for path in others:
-        assert path.name == "report.html.j2" or not re.search(
+        assert path.name == "document.html.j2" or not re.search(
             r"\|\s*safe|autoescape", path.read_text()
         )
     assert re.findall(r"{{[^}]*\|\s*safe[^}]*}}", template) == [

@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dar_probe import metrics, pairs, schema, trajectory
+from dar_probe import matching, metrics, pairs, schema, trajectory
 from dar_probe.errors import UsageError
 from dar_probe.metrics import Metric
 from dar_probe.pairs import NUMBERS, Pair, compare, over_depth
