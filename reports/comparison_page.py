@@ -12,7 +12,17 @@ import xarray as xr
 from dar_probe import metrics, schema
 from dar_probe.metrics import Metric
 from dar_probe.pairs import NUMBERS, Pair, amount, distinct, signed
-from dar_probe.reports import differences, document, interactive, maps, page, screen, style, words
+from dar_probe.reports import (
+    definitions,
+    differences,
+    document,
+    interactive,
+    maps,
+    page,
+    screen,
+    style,
+    words,
+)
 from dar_probe.trajectory import last_step
 from dar_probe.verdict import Verdict, judge, plain, unmeasured
 
@@ -67,7 +77,7 @@ def render(
         figures=_figures(shown, pairs),
         numbers=[_numbers(name, datasets, found) for name in NUMBERS],
         intervals=_intervals(datasets[0].sizes["sample"]),
-        definitions=[(name, metrics.DEFINITIONS.get(name, metrics.LOSS_TEXT)) for name in NUMBERS],
+        define=definitions.definitions(),
         provenance=[
             (name, page.provenance(manifest), _texts(manifest.get("assumptions")))
             for name, manifest in zip(names, manifests, strict=True)
@@ -94,7 +104,13 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "sentence": style.clean(pair.sentence, LONG),
         "notes": [style.clean(note, LONG) for note in pair.notes],
         "rows": [
-            (plain(change.name), signed(change.difference), style.clean(change.sentence, LONG))
+            (
+                _key(change.name),
+                plain(change.name),
+                signed(change.difference),
+                _exact(change.difference),
+                style.clean(change.sentence, LONG),
+            )
             for change in pair.changes
         ],
     }
@@ -102,18 +118,29 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 def _numbers(
     name: str, datasets: Sequence[xr.Dataset], found: Sequence[dict[str, Metric]]
-) -> tuple[str, list[tuple[str, str]]]:
-    """Return a row of the table of all models: its title, and (value, interval) of each."""
-    cells = []
+) -> tuple[str, str, list[tuple[str, str, dict[str, float | str]]]]:
+    """Return a row of the table of all models: key, title, (value, interval, numbers) of each."""
+    cells: list[tuple[str, str, dict[str, float | str]]] = []
     for ds, own in zip(datasets, found, strict=True):
         metric = own[name] if name in own else metrics.mean_loss(ds)
         if unmeasured(ds, metric):
-            cells.append(("not measurable", ""))
+            cells.append(("not measurable", "", dict.fromkeys(_exact(metric), "")))
             continue
         low, high = style.number(metric.low), style.number(metric.high)
         known = metric.low == metric.low
-        cells.append((amount(metric), f"[{low}, {high}]" if known else "one sample"))
-    return plain(name), cells
+        interval = f"[{low}, {high}]" if known else "one sample"
+        cells.append((amount(metric), interval, _exact(metric)))
+    return _key(name), plain(name), cells
+
+
+def _exact(metric: Metric) -> dict[str, float | str]:
+    """Return value, low and high for sorting and export; empty where there is none."""
+    return {key: "" if v is None else v for key, v in metrics.numbers(metric).items()}
+
+
+def _key(name: str) -> str:
+    """Return where a number is defined."""
+    return f"metric:{name}" if name in metrics.DEFINITIONS else name
 
 
 def _intervals(samples: int) -> str:
@@ -152,6 +179,8 @@ def _figures(
             "title": title,
             "caption": caption,
             "alt": _alt(figure),
+            "small": False,
+            "define": ("rms", "grad_rms", "cosine", "paired", "spread"),
             "spec": json.loads(_with_room(figure).to_json(engine="json")),
         }
         for at, (title, caption, figure) in enumerate(drawn, start=1)

@@ -65,6 +65,13 @@ MEANINGS = {
         "checkpoint, data or training run.",
         "Hesterberg 2015, What Teachers Should Know About the Bootstrap",
     ),
+    "paired": (
+        "Paired difference",
+        "Other minus reference. Both are resampled with the same draws of samples, whose noise is "
+        "the same in both, so what samples do to both alike cancels: the expanded percentile "
+        "bootstrap of the difference.",
+        "Hesterberg 2015, What Teachers Should Know About the Bootstrap",
+    ),
     "spread": (
         "Spread over samples",
         "Each sample's own value, pooled over the noise levels; between the 5 % and the 95 % "
