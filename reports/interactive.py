@@ -10,7 +10,7 @@ import xarray as xr
 
 from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import maps, screen, style
+from dar_probe.reports import linking, maps, screen, style
 from dar_probe.reports.spread import Spread, middle
 
 Array = npt.NDArray[np.floating]
@@ -61,7 +61,7 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]]) -> go.Figure:
         screen.axis(drawn, "y", at, title={"text": panel.label, "standoff": 4}, **values)
         if values.get("type") == "log":
             spread.rescale(at, values, screen.value_axis(np.concatenate(seen + wide), True))
-        screen.link(drawn, at, last, x=("block", None))
+        linking.link(drawn, at, last, x=("block", None))
     drawn.update_layout(hovermode="x unified", showlegend=True)
     if spread.traces:
         drawn.update_layout(meta={**drawn.layout.meta, "spread": spread.meta})
@@ -120,7 +120,7 @@ def sources(
             words = ("noise level", "source" if column == 0 else "")
             screen.map_axes(drawn, at, style.levels(ds), place.names, words)
             blocks = rows[0].values["source_block"].values[: len(place.names)].tolist()
-            screen.link(drawn, at, last, x=noise_axis(ds), y=("block", blocks))
+            linking.link(drawn, at, last, x=noise_axis(ds), y=("block", blocks))
         every = np.concatenate([np.zeros(1), *(values.ravel() for values in shown)])
         screen.colour_axis(drawn, row, every, colours, label)
     columns = len(places)
@@ -172,7 +172,7 @@ def decodability(ds: xr.Dataset) -> go.Figure:
         range=[0.5, last + 1.5],
     )
     screen.axis(drawn, "y", 0, title={"text": "R2", "standoff": 4}, nticks=6)
-    screen.link(drawn, 0, last, x=("block", None))
+    linking.link(drawn, 0, last, x=("block", None))
     drawn.update_layout(showlegend=True)
     return screen.placed(drawn, 1, columns=1, row=270)
 
@@ -235,14 +235,14 @@ def depth_map(
     )
     screen.map_axes(drawn, 0, across, names, (words, ""))
     blocks = style.depth_blocks(ds, dim)[first:]
-    screen.link(drawn, 0, int(ds["block"].values[-1]), **link, y=("block", blocks))
+    linking.link(drawn, 0, int(ds["block"].values[-1]), **link, y=("block", blocks))
     screen.title(drawn, 0, style.axis_label(name))
     screen.colour_axis(drawn, 0, value, "mako_r", "", log=log)
     return screen.placed(drawn, 1, columns=1, row=270, bars=[[0]])
 
 
 def noise_axis(ds: xr.Dataset) -> tuple[str, list[float]]:
-    """Return what ``screen.link`` takes for an axis over the noise levels."""
+    """Return what ``linking.link`` takes for an axis over the noise levels."""
     return "noise_level", [float(f"{level:.12g}") for level in ds["noise_level"].values]
 
 

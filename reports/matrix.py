@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.reports import interactive, maps, screen, style
+from dar_probe.reports import interactive, linking, maps, screen, style
 
 
 def matrix(ds: xr.Dataset, every: Sequence[maps.SourceMap] | None = None) -> go.Figure:
@@ -51,7 +51,7 @@ def matrix(ds: xr.Dataset, every: Sequence[maps.SourceMap] | None = None) -> go.
         screen.title(drawn, at, f"({'ab'[at]}) {shown.quantity}")
         words = ("source (deeper to the right)", "reader" if at == 0 else "")
         screen.map_axes(drawn, at, offered, readers, words)
-        screen.link(drawn, at, last, x=homes["source"], y=homes["reader"])
+        linking.link(drawn, at, last, x=homes["source"], y=homes["reader"])
         scale = np.concatenate([np.zeros(1), shown.values.values.ravel()])
         screen.colour_axis(drawn, at, scale, shown.colours, shown.label)
     drawn.update_layout(meta={**drawn.layout.meta, "frames": _frames(ds, rows)})
@@ -115,7 +115,7 @@ def reader(
         screen.map_axes(drawn, at, style.levels(ds), up, words)
         linked = ("block", [blocks[at] for at in offered])
         last = int(ds["block"].values[-1])
-        screen.link(drawn, at, last, x=interactive.noise_axis(ds), y=linked)
+        linking.link(drawn, at, last, x=interactive.noise_axis(ds), y=linked)
         scale = np.concatenate([np.zeros(1), values.ravel()])
         screen.colour_axis(drawn, at, scale, shown.colours, shown.label)
     drawn.update_layout(meta={**drawn.layout.meta, "reader": at_reader})

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from dar_probe import metrics
-from dar_probe.reports import screen
+from dar_probe.reports import linking, screen
 
 Array = npt.NDArray[np.floating]
 
@@ -54,7 +54,7 @@ class Spread:
 
     def rescale(self, panel: int, without: dict[str, Any], with_band: dict[str, Any]) -> None:
         """Give a logarithmic axis, which has a fixed range, room for the bands."""
-        axis = screen.axes_of_layout(panel)["yaxis"]
+        axis = linking.axes(panel)["yaxis"]
         for patch, settings in ((self.hidden, without), (self.shown, with_band)):
             patch |= {
                 f"{axis}.{key}": settings[key]

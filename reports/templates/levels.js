@@ -3,20 +3,31 @@
 
 const PLAY_MS = 450; // between two levels
 
-const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const bytesOf = (text) => {
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let at = 0; at < letters.length; at += 1) bytes[at] = letters.charCodeAt(at);
+  return bytes;
+};
 
-// Return {levels, readers, sources, maps: [{quantity, at(level, reader, source), dots(...)}]}.
+// Make something once, when it is first asked for: the first view does not wait for it.
+const once = (make) => {
+  let made = null;
+  return () => (made ??= make());
+};
+
+// Return the frames with names, and maps of {quantity, value(level, reader, source), dot(...)}.
 const unpack = (figure) => {
   const { frames } = figure.meta;
   const [{ x: sources, y: readers }] = figure.spec.data;
   const index = (level, reader, source) =>
     (level * readers.length + reader) * sources.length + source;
   const maps = frames.maps.map((map) => {
-    const z = new Float32Array(bytesOf(map.z).buffer);
-    const marks = map.marks ? bytesOf(map.marks) : null;
-    const bit = (at) => (marks[at >> 3] >> (7 - (at & 7))) & 1;
-    const value = (...at) => z[index(...at)];
-    const dot = marks ? (...at) => (bit(index(...at)) ? frames.dot : "") : null;
+    const z = once(() => new Float32Array(bytesOf(map.z).buffer));
+    const marks = once(() => bytesOf(map.marks));
+    const bit = (at) => (marks()[at >> 3] >> (7 - (at & 7))) & 1;
+    const value = (...at) => z()[index(...at)];
+    const dot = map.marks ? (...at) => (bit(index(...at)) ? frames.dot : "") : null;
     return { quantity: map.quantity, value, dot };
   });
   return { ...frames, maps, readers, sources };
@@ -97,14 +108,19 @@ const addSlider = (figure) => {
   show();
 };
 
+// The sources that a reader is offered, at any level.
+const offered = (data, reader) => {
+  const known = (source) => ({ value }) =>
+    data.levels.some((_, level) => Number.isFinite(value(level, reader, source)));
+  return upTo(data.sources.length).filter((source) => data.maps.some(known(source)));
+};
+
 // Draw one reader of a matrix into the figure that follows it.
 const showReader = (slice, data, reader) => {
-  slice.reader = reader;
   slice.select.value = reader;
+  if (!slice.drawn) return;
   const levels = upTo(data.levels.length);
-  const known = (source) =>
-    data.maps.some(({ value }) => levels.some((level) => Number.isFinite(value(level, reader, source))));
-  const rows = upTo(data.sources.length).filter(known);
+  const rows = offered(data, reader);
   const names = rows.map((source) => data.sources[source]);
   const layout = {};
   const columns = { z: [], y: [] };
@@ -126,7 +142,7 @@ const showReader = (slice, data, reader) => {
   const said = largest(data, reader, rows);
   slice.node.setAttribute("aria-label", `One reader over noise levels: ${said}`);
   slice.said.textContent = said;
-  if (slice.drawn) Plotly.update(slice.node, columns, layout, upTo(data.maps.length));
+  Plotly.update(slice.node, columns, layout, upTo(data.maps.length));
 };
 
 // Say where a reader reads most from, at the lowest and the highest level.
@@ -139,10 +155,12 @@ const largest = (data, reader, rows) => {
       .sort((one, other) => other[0] - one[0]);
     if (!ranked.length) return [];
     const [share, source] = ranked[0];
-    return [`${asText(data.sources[source])} (${share.toFixed(3)}) at noise level ${data.levels[level]}`];
+    const name = asText(data.sources[source]);
+    return [`${name} (${share.toFixed(3)}) at noise level ${data.levels[level]}`];
   });
   const name = asText(data.readers[reader]);
-  return ends.length ? `${name}: largest ${quantity} ${ends.join(", ")}.` : `${name}: not measurable.`;
+  const said = ends.length ? `largest ${quantity} ${ends.join(", ")}` : "not measurable";
+  return `${name}: ${said}.`;
 };
 
 // Choose the reader by a list, or by its row in the matrix.
@@ -158,11 +176,15 @@ const addReaders = (matrix, slice) => {
   const label = element("label", { for: select.id }, "Reader");
   slice.frame.before(element("div", { class: "controls" }, label, select, slice.said));
   select.addEventListener("change", () => showReader(slice, data, Number(select.value)));
-  select.addEventListener("input", () => setMark("block", matrix.meta.panels[0].y.values[select.value]));
+  const homes = matrix.meta.panels[0].y.values;
+  select.addEventListener("input", () => setMark("block", homes[select.value]));
   matrix.tapped = ({ y }) => showReader(slice, data, y.at);
-  showReader(slice, data, slice.meta.reader);
+  select.value = slice.meta.reader;
   whenDrawn.push((figure) => {
-    if (figure === slice && slice.reader !== slice.meta.reader) showReader(slice, data, slice.reader);
+    if (figure !== slice) return;
+    const reader = Number(select.value);
+    if (reader !== slice.meta.reader) showReader(slice, data, reader);
+    else slice.said.textContent = largest(data, reader, offered(data, reader));
   });
 };
 
@@ -188,6 +210,7 @@ const addLevels = () => {
     if (figure.meta.frames) {
       matrix = figure;
       figure.data = unpack(figure);
+      figure.level = 0; // as it was drawn for the page
       addSlider(figure);
     } else if (figure.meta.reader !== undefined && matrix) addReaders(matrix, figure);
   }

@@ -146,7 +146,8 @@ const addBar = () => {
     type: "range", id: "mark-range", min: 0, max: lastBlock() + 1, step: 1, value: 0,
     "aria-valuetext": "no block is marked",
   });
-  const output = element("output", { for: "mark-range" }, "Hover or tap a block, or choose it here");
+  const hint = "Hover or tap a block, or choose it here";
+  const output = element("output", { for: "mark-range" }, hint);
   const clear = element("button", { type: "button" }, "Clear");
   clear.hidden = true;
   const label = element("label", { for: "mark-range" }, "Mark a block");

@@ -10,7 +10,8 @@ const plain = (number) => (Number.isFinite(number) ? String(number) : "");
 // Names for plotly are escaped; this undoes it without making anything of what they say.
 const asText = (html) => new DOMParser().parseFromString(html, "text/html").body.textContent;
 
-const slug = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+const slug = (text) =>
+  text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 60);
 
 const download = (name, lines) => {
   const text = lines.map((cells) => `${cells.join(",")}\r\n`).join("");
@@ -29,8 +30,9 @@ const partsOf = (kind) =>
 
 const linesOf = (table) => {
   const heads = [...table.tHead.rows[0].cells].map(({ dataset }) => dataset);
+  const title = (name, part) => quoted(part === "value" ? name : `${name} ${part}`);
   const titles = heads.flatMap(({ name, kind }) =>
-    (partsOf(kind) ?? ["value"]).map((part) => quoted(part === "value" ? name : `${name} ${part}`)));
+    (partsOf(kind) ?? ["value"]).map((part) => title(name, part)));
   const rows = [...table.tBodies[0].rows].map((row) =>
     [...row.cells].flatMap((cell, at) => {
       const parts = partsOf(heads[at].kind);
