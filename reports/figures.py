@@ -132,7 +132,8 @@ def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
     }
     heat = stem.removeprefix(HEATMAP)
     drawn = calls[stem]() if stem in calls else heatmap(ds, heat, width=width)
-    canvas.heading(drawn, name)
+    with canvas.paper():
+        canvas.heading(drawn, name)
     return drawn
 
 

@@ -97,7 +97,8 @@ def figure(ds: xr.Dataset, *, name: str, width: canvas.Width = "two") -> Figure:
         names = [canvas.broken(str(effect), 1.1 if stacked else 1.7, 40) for effect in top["name"]]
         right.set_yticks(range(len(top)), names, parse_math=False)
         lines = left.get_lines()[: len(legend)]
-        canvas.legend(drawn, lines, list(legend.values()), title=name)
+        canvas.legend(drawn, lines, list(legend.values()))
+        canvas.heading(drawn, name)
         canvas.note(drawn, [NOTE])
     return drawn
 

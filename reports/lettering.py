@@ -58,10 +58,18 @@ def wrapped(text: str, room: float, points: float) -> str:
 
 
 def heading(drawn: Figure, name: str) -> None:
-    """Write what the figure is of above it, and make it so much higher."""
+    """Write what the figure is of above it, over the legend if there is one; it grows as much.
+
+    Like all that writes, it belongs within ``canvas.paper()``: a text takes its font when it is
+    made.
+    """
     _grow(drawn, 1, TITLE_SIZE)
     text = fitted(name, drawn.get_figwidth() - 0.1, TITLE_SIZE)
-    drawn.suptitle(text, parse_math=False, x=0.01, ha="left", fontsize=TITLE_SIZE)
+    if drawn.legends:
+        drawn.legends[0].set_title(text, prop={"size": TITLE_SIZE})
+        drawn.legends[0].get_title().set_parse_math(False)
+    else:
+        drawn.suptitle(text, parse_math=False, x=0.01, ha="left", fontsize=TITLE_SIZE)
 
 
 def legend(
@@ -70,7 +78,6 @@ def legend(
     labels: Sequence[str],
     *,
     bands: bool = False,
-    title: str | None = None,
 ) -> None:
     """Put one legend above the panels, in as many columns as there is room for.
 
@@ -81,7 +88,6 @@ def legend(
         lines: what is labelled.
         labels: names of anybody's; cleaned, and broken or shortened where they do not fit.
         bands: whether there are intervals to explain.
-        title: a name above the legend.
     """
     room, handle, gap = drawn.get_figwidth() - 0.2, 0.33, 0.2  # inches
     texts = [broken(label, room - handle) for label in labels]
@@ -97,16 +103,15 @@ def legend(
         if many == 1 or sum(part.max() for part in np.array_split(sizes, many)) < room + gap
     )
     rows = max("\n".join(part).count("\n") for part in np.array_split(np.array(texts), columns))
-    _grow(drawn, rows + 1 + (title is not None), LABEL_SIZE + 1)
+    _grow(drawn, rows + 1, LABEL_SIZE + 1)
     box = drawn.legend(
         handles,
         texts,
         loc="outside upper left",
         ncols=columns,
-        title=None if title is None else fitted(title, room),
         alignment="left",
     )
-    for text in [*box.get_texts(), box.get_title()]:
+    for text in box.get_texts():
         text.set_parse_math(False)
 
 

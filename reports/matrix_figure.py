@@ -69,7 +69,9 @@ def matrix(
             for row, (axis, group) in enumerate(zip(own, groups, strict=True)):
                 canvas.draw_map(axis, values[group.at], norm, colours)
                 place = row * len(shown) + at if across > 1 else at * len(groups) + row
-                title = f"({LETTERS[place % 26]}) {found.quantity}, {group.name}"
+                title = f"({LETTERS[place % 26]}) {found.quantity}, "
+                room = inches / across - 1 - canvas.text_width(title, canvas.TITLE_SIZE)
+                title += canvas.fitted(group.name, room, canvas.TITLE_SIZE)
                 axis.set_title(title, parse_math=False)
                 _block_ticks(axis, "y", group.blocks, last)
                 _block_ticks(axis, "x", ds["source_block"].values, last)

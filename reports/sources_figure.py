@@ -78,9 +78,13 @@ def sources(
                 _source_ticks(axis, place, kept[at])
                 letter = "abcd"[at * len(shown) + column]
                 lead = _lead(letter, found.quantity, width, across)
-                room = (inches - 0.8) / across - (0 if narrow else canvas.text_width(lead, 8))
+                room = (inches - 0.8) / across - (
+                    0 if narrow else canvas.text_width(lead, canvas.TITLE_SIZE)
+                )
                 title = place.name if narrow else place.title
-                axis.set_title(lead + canvas.fitted(title, room, 8), parse_math=False)
+                axis.set_title(
+                    lead + canvas.fitted(title, room, canvas.TITLE_SIZE), parse_math=False
+                )
                 lowest = axis in grid[-1]
                 axis.set_xlabel(("noise level" if narrow else style.NOISE) if lowest else "")
                 if axis in grid[:, 0]:

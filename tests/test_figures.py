@@ -47,14 +47,44 @@ def residual():
     return dataset(blocks=8, samples=4)
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_equal_datasets_give_equal_bytes(tmp_path, dar, suffix):
-    first, second = (tmp_path / f"{turn}.{suffix}" for turn in (1, 2))
-    figures.save(figures.sources(dar), first)
-    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 50, "axes.grid": True}):
-        figures.save(figures.sources(dar), second)  # a user's own settings change nothing
-    assert first.read_bytes() == second.read_bytes()
-    assert len(first.read_bytes()) > 4000
+@pytest.mark.parametrize("stem", ["dilution", "sources", "matrix", "spread", "heatmap_rms"])
+def test_equal_datasets_give_equal_bytes(tmp_path, dar, stem):
+    users = {"font.size": 30, "font.family": "serif", "savefig.dpi": 50, "svg.hashsalt": "x"}
+    users |= {"axes.grid": True, "text.parse_math": True}
+    for turn, own in enumerate([{}, users]):
+        with matplotlib.rc_context(own):  # a user's own settings change nothing
+            figure = figures.draw(dar, stem, figures.Options(), name="a $b$")
+            for suffix in ("png", "pdf", "svg"):
+                figures.save(figure, tmp_path / f"{turn}.{suffix}")
+    for suffix in ("png", "pdf", "svg"):
+        first, second = ((tmp_path / f"{turn}.{suffix}").read_bytes() for turn in (0, 1))
+        assert first == second
+        assert len(first) > 4000
+
+
+def test_fonts_travel_with_the_file(tmp_path, dar):
+    for suffix in ("pdf", "svg"):
+        figures.save(figures.dilution([("a", dar)]), tmp_path / f"a.{suffix}")
+    pdf = (tmp_path / "a.pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    svg = (tmp_path / "a.svg").read_text()
+    assert "<text" not in svg  # outlines: no font is asked for
+    assert svg.count("<use") > 100
+
+
+@pytest.mark.parametrize("wrong", ["three", "", None])
+def test_other_widths_and_formats_are_refused(tmp_path, dar, wrong):
+    with pytest.raises(UsageError, match="width"):
+        figures.heatmap(dar, "rms", width=wrong)
+    with pytest.raises(UsageError, match="format"):
+        figures.save(figures.heatmap(dar, "rms"), tmp_path / "a", form=wrong or "")
+
+
+@pytest.mark.parametrize("width", ["one", "two"])
+def test_widths_are_those_of_the_columns(dar, width):
+    figure = figures.sources(dar, width=width)
+    assert figure.get_figwidth() == {"one": 3.25, "two": 6.75}[width]
 
 
 def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
@@ -66,6 +96,8 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
     stems = [
         "dilution",
         "sources",
+        "matrix",
+        "decodability",
         "heatmap_rms",
         "heatmap_write_ratio",
         "heatmap_write_lost",
@@ -83,7 +115,7 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
 def test_a_model_without_gates_and_router_gets_no_sources(tmp_path, residual):
     ds = residual.copy(deep=True)
     ds["gate"][:] = 0
-    for name in style.HEATMAPS:
+    for name in (*style.HEATMAPS, "decodability"):
         ds[name][:] = np.nan
     assert [path.name for path in figures.write_all(ds, tmp_path, name="a")] == [
         "dilution.png",
@@ -135,7 +167,7 @@ def test_axes_are_labelled_in_plain_decimals():
     assert not [text for text in texts if "$" in text or "mathdefault" in text]
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "linear"]
     for axis in figure.axes:
-        assert axis.get_xlabel() == "block"
+        assert axis.get_xlabel() == "block index"
         assert axis.get_ylabel()
         labels = [label.get_text() for label in axis.get_yticklabels()]
         assert len(labels) >= 3
@@ -172,17 +204,36 @@ def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
     figure = figures.sources(dar, shallow=3, deep=9)
     maps_ = meshes(figure)
     titles = [mesh.axes.get_title("left") for mesh in maps_]
-    assert titles == [
+    assert sorted(titles) == [
         "(a) importance, shallow: block 3 attention",
-        "(b) importance, deep: head",
-        "(c) route, shallow: block 3 attention",
+        "(b) route, shallow: block 3 attention",
+        "(c) importance, deep: head",
         "(d) route, deep: head",
     ]
-    expected = importance.block_routes(dar).isel(reader=-1).values.T
-    np.testing.assert_array_equal(np.ma.filled(maps_[3].get_array(), np.nan), expected)
-    assert maps_[0].get_cmap() != maps_[2].get_cmap()
-    assert maps_[0].norm is not maps_[2].norm
-    assert any("Hatched" in text for text in drawn_text(figure))
+    whole = importance.block_routes(dar).isel(reader=-1).values.T
+    offered = np.isfinite(whole).any(axis=1)
+    assert not offered.all()  # in chunks of four only every second block is there
+    deep = maps_[titles.index("(d) route, deep: head")]
+    np.testing.assert_array_equal(np.asarray(deep.get_array()), whole[offered])
+    importances, routes = maps_[titles.index("(c) importance, deep: head")], deep
+    assert importances.get_cmap() != routes.get_cmap()
+    assert importances.norm is not routes.norm
+    texts = [" ".join(text.split()) for text in drawn_text(figure)]
+    assert any("not offered are left out" in text for text in texts)
+    assert not any("Hatched" in text for text in texts)
+    labels = [label.get_text() for label in deep.axes.get_yticklabels()]
+    assert [int(label) for label in labels] == np.flatnonzero(offered).tolist()
+
+
+def test_sources_say_how_they_are_normalised(dar):
+    def note(ds):
+        return " ".join(" ".join(drawn_text(figures.sources(ds))).split())
+
+    assert note(dar).count("each column sums to 1") == 2  # a softmax
+    free = dar.copy(deep=True)
+    free["route"][:] = 2 * free["route"]
+    assert note(free).count("each column sums to 1") == 1
+    assert "summed within a block, not normalised" in note(free)
 
 
 def dots(figure: Figure) -> list[set[tuple[int, int]]]:
@@ -197,10 +248,13 @@ def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
     figure = figures.sources(ds, shallow=3, deep=9)
     below = importance.block_below_null(ds).values
+    shares = np.isfinite(importance.block_importance(ds).values).any(axis=0)
     expected = [
-        {(i, k) for k, i in np.argwhere(below[:, at, :size])} for at, size in [(2, 3), (8, 9)]
+        {(int(i), int(k)) for k, i in np.argwhere(below[:, at, shares[at]])} for at in (2, 8)
     ]
-    assert dots(figure) == [*expected, set(), set()]  # routes have none
+    letters = [mesh.axes.get_title("left")[:3] for mesh in meshes(figure)]
+    found = dict(zip(letters, dots(figure), strict=True))
+    assert found == {"(a)": expected[0], "(b)": set(), "(c)": expected[1], "(d)": set()}
     assert expected[1]
     assert any("Dot:" in text for text in drawn_text(figure))
 
@@ -231,8 +285,18 @@ def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
 def test_signed_routes_get_a_diverging_scale(dar):
     ds = dar.copy(deep=True)
     ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
-    kinds = [isinstance(mesh.norm, CenteredNorm) for mesh in meshes(figures.sources(ds))]
-    assert kinds == [False, False, True, True]
+    figure = figures.sources(ds)
+    for mesh in meshes(figure):
+        signed = "route" in mesh.axes.get_title("left")
+        assert isinstance(mesh.norm, CenteredNorm) is signed
+        values = np.asarray(mesh.get_array())
+        marks = [set(map(tuple, np.argwhere(values < 0)))] if signed else []
+        drawn = [
+            {(int(row), int(column)) for column, row in points.get_offsets()}
+            for points in mesh.axes.findobj(PathCollection)
+        ]
+        assert all(mark in drawn for mark in marks)  # grey tells the signs apart no more
+    assert any("Dash in a cell: negative" in text for text in drawn_text(figure))
 
 
 def test_locations_avoid_readers_whose_importance_is_fixed():
@@ -283,6 +347,13 @@ def test_log_ticks_are_few_inside_and_round(low, factor):
     labels = [style.tick(tick) for tick in ticks]
     assert len(set(labels)) == len(labels)
     assert [float(label) for label in labels] == pytest.approx(ticks)
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=6, unique=True))
+def test_ticks_of_one_axis_share_their_notation(values):
+    labels = style.tick_labels(values)
+    assert len({"e" in label for label in labels}) == 1
+    assert [float(label) for label in labels] == pytest.approx(values, rel=1e-4)
 
 
 @given(st.integers(1, 300))
