@@ -12,7 +12,7 @@ from dar_probe.errors import UsageError
 from dar_probe.matching import obstacle, unlike_depth
 from dar_probe.pairs import over_depth
 from dar_probe.pooling import Array
-from dar_probe.reports import canvas, maps, screen, style
+from dar_probe.reports import canvas, linking, maps, screen, style
 from dar_probe.reports.interactive import DASHES, intervals
 from dar_probe.schema import VARIABLES
 from dar_probe.trajectory import last_step
@@ -100,7 +100,7 @@ def interactive(analyses: Named) -> go.Figure:
         screen.axis(drawn, "x", at, title={"text": "block", "standoff": 6}, **blocks)
         label = {"text": _label(panel), "standoff": 4}
         screen.axis(drawn, "y", at, title=label, **_range(np.concatenate([*_seen(lines, panel)])))
-        screen.link(drawn, at, last, x=("block", None))
+        linking.link(drawn, at, last, x=("block", None))
     drawn.update_layout(hovermode="x unified", showlegend=True)
     return screen.placed(drawn, 3, columns=3, row=240, room=760, gap=0.085)
 

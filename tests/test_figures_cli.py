@@ -61,7 +61,7 @@ def test_several_share_one_dilution_and_number_the_rest(tmp_path, analyses):
 def test_equal_names_are_told_apart(analyses):
     names = [name for name, _ in command._read([Path(path) for path in analyses * 2])]
     assert len(set(names)) == 6
-    assert names[:1] == ["SiT-synthetic"]
+    assert names[:1] == ["SiT-synthetic (1)"]
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path, analyses):
