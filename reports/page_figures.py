@@ -11,7 +11,17 @@ import xarray as xr
 
 from dar_probe import effects, trajectory
 from dar_probe.importance import signs_can_tell
-from dar_probe.reports import alts, interactive, interventions, maps, matrix, steps, style, words
+from dar_probe.reports import (
+    alts,
+    interactive,
+    interventions,
+    maps,
+    matrix,
+    preview,
+    steps,
+    style,
+    words,
+)
 from dar_probe.verdict import Thresholds
 
 
@@ -24,6 +34,7 @@ class Shown:
         figure: for plotly.
         alt: what it shows in words, with its main numbers.
         define: keys of the definitions of what is drawn.
+        still: whether it consists of lines and is seen first, so that a still stands in for it.
         small: whether two of them stand side by side.
     """
 
@@ -33,6 +44,7 @@ class Shown:
     alt: str
     define: tuple[str, ...]
     small: bool = False
+    still: bool = False
 
 
 def of_analysis(ds: xr.Dataset, name: str, every: Sequence[maps.SourceMap]) -> list[Shown]:
@@ -85,6 +97,7 @@ def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:
         {
             **{field.name: getattr(one, field.name) for field in fields(one)},
             "id": f"fig-{at:02d}",
+            "still": preview.still(one.figure) if one.still else None,
             "spec": json.loads(one.figure.to_json(engine="json")),
         }
         for at, one in enumerate(shown, start=first)
@@ -101,6 +114,7 @@ def _of_analysis(ds: xr.Dataset, name: str, every: Sequence[maps.SourceMap]) -> 
         figure=interactive.dilution([(name, ds)]),
         alt=alts.depth(ds),
         define=("rms", "grad_rms", "cosine", *(("interval", "spread") if many else ())),
+        still=True,
     )
     yield from _sources(ds, every, router)
     if np.isfinite(ds["decodability"].values).any():

@@ -439,12 +439,35 @@ def test_dark_and_paper_have_their_own_colours(browser, address):
 
 def test_verdict_tables_and_definitions_need_no_script(browser, address):
     opened = Opened(browser, address, java_script_enabled=False)
+    assert opened.page.locator(".still polyline").count() == 3
+    expect(opened.page.locator(".still").first).to_be_visible()
     expect(opened.page.locator(".verdict p")).to_be_visible()
     opened.page.locator(".card .define").first.click()
     expect(opened.page.locator("#define-metric-inflation")).to_be_visible()
     opened.page.keyboard.press("Escape")
     opened.page.locator("summary", has_text="Every block").click()
     expect(opened.page.locator("#table-blocks tbody tr")).to_have_count(BLOCKS + 1)
+    opened.context.close()
+
+
+def test_the_still_is_the_figure_that_follows_it(shown, browser, address):
+    opened = Opened(browser, address, java_script_enabled=False)
+    assert shown.locator(".still").count() == 0
+    plot = figure(shown, "Depth")
+    for at, axes in enumerate(("", "2", "3")):
+        alive = shown.locator(plot).evaluate(
+            """(node, axes) => {
+              const { ["xaxis" + axes]: x, ["yaxis" + axes]: y } = node._fullLayout;
+              const line = node._fullData.find((trace) => trace.mode === "lines+markers"
+                && trace.yaxis === "y" + axes);
+              return Array.from(line.x, (value, at) =>
+                [x._offset + x.d2p(value), y._offset + y.d2p(line.y[at])]);
+            }""",
+            axes,
+        )
+        text = opened.page.locator(".still polyline").nth(at).get_attribute("points")
+        still = [[float(part) for part in pair.split(",")] for pair in text.split()]
+        np.testing.assert_allclose(still, alive, atol=12)
     opened.context.close()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import interactive, maps, matrix, screen, style
+from dar_probe.reports import interactive, maps, matrix, preview, screen, style
 from tests.synthetic import dataset
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"
@@ -64,6 +64,36 @@ def test_one_sample_has_no_band_and_no_interval():
     drawn = spec(interactive.dilution([("a", dataset(samples=1))]))
     assert len(drawn["data"]) == 3
     assert set(drawn["data"][0]["customdata"]) == {""}
+
+
+@pytest.mark.parametrize("inflation", [2.0, 100.0])
+def test_a_still_shows_the_values_between_its_ticks(inflation):
+    ds = dataset(blocks=9, samples=4, levels=2, inflation=inflation)
+    found = preview.still(interactive.dilution([("<b> & co", ds)]))
+    assert [name for _, _, name in found.legend] == ["<b> & co"]
+    assert len(found.panels) == 3
+    for panel, name in zip(found.panels, ("rms", "grad_rms", "cosine"), strict=True):
+        (line,) = [path for path in panel.paths if not path.filled]
+        assert [path.filled for path in panel.paths].count(True) == 1  # no spread over samples
+        places, texts = zip(*panel.y_ticks, strict=True)
+        marks = np.array([float(text) for text in texts])
+        log = panel.title.endswith("RMS") and not np.isclose(*np.diff(marks)[[0, -1]])
+        fit = np.polyfit(places, np.log(marks) if log else marks, 1)
+        values = np.polyval(fit, [y for _, y in line.points])
+        expected = metrics.profile(ds, name)["value"].values[1:]
+        np.testing.assert_allclose(np.exp(values) if log else values, expected, rtol=0.02)
+        for x, y in line.points:
+            assert panel.left <= x <= panel.left + panel.width
+            assert panel.top <= y <= panel.top + panel.height
+
+
+def test_a_still_has_a_gap_where_nothing_was_measurable():
+    ds = dataset(blocks=9, samples=3, levels=2).copy(deep=True)
+    ds["cosine"][:, :, 4:6] = np.nan
+    ds["rms"][:] = np.nan
+    empty, _, gap = preview.still(interactive.dilution([("a", ds)])).panels
+    assert not empty.paths
+    assert sorted(len(path.points) for path in gap.paths if not path.filled) == [3, 4]
 
 
 def test_models_share_one_legend(dar, residual):

@@ -61,6 +61,7 @@ const draw = (figure) => {
   put(spec.layout, { ...shape(figure, node.clientWidth), ...theme() });
   const displayModeBar = figure.narrow ? false : "hover"; // a narrow figure's title is in its way
   node.style.height = "";
+  node.replaceChildren(); // a still stood here
   Plotly.newPlot(node, spec.data, spec.layout, { ...config, displayModeBar });
   figure.drawn = true;
   for (const call of whenDrawn) call(figure);
