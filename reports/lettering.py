@@ -66,7 +66,7 @@ def heading(drawn: Figure, name: str) -> None:
     _grow(drawn, 1, TITLE_SIZE)
     text = fitted(name, drawn.get_figwidth() - 0.1, TITLE_SIZE)
     if drawn.legends:
-        drawn.legends[0].set_title(text, prop={"size": TITLE_SIZE})
+        drawn.legends[0].set_title(text)
         drawn.legends[0].get_title().set_parse_math(False)
     else:
         drawn.suptitle(text, parse_math=False, x=0.01, ha="left", fontsize=TITLE_SIZE)
