@@ -159,6 +159,5 @@ def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
         for suffix in ("png", "pdf"):
             paths.append(folder / f"{stem}.{suffix}")
             save(figure, paths[-1])
-            figure.set_layout_engine("none")  # keep the places that the first file has
         figure.clear()
     return paths

@@ -396,3 +396,11 @@ def test_noise_levels_stay_apart():
 def test_long_names_keep_both_ends():
     assert style.clean("a" * 100 + "step-0400000.pt", 40).endswith("step-0400000.pt"[-13:])
     assert Path(style.clean("runs/x.pt")).name == "x.pt"
+
+
+def test_a_file_does_not_depend_on_what_was_written_before(tmp_path, dar):
+    first, second = (figures.matrix(dar) for _ in range(2))
+    figures.save(first, tmp_path / "a.png")
+    for number, figure in enumerate((first, second)):
+        figures.save(figure, tmp_path / f"{number}.pdf")
+    assert (tmp_path / "0.pdf").read_bytes() == (tmp_path / "1.pdf").read_bytes()
