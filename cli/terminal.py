@@ -41,6 +41,7 @@ __all__ = [
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 SPARK_LEAST = 8
+STEPS_MOST = 8
 
 
 def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
@@ -77,6 +78,9 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
         console.print()
         write(console, _trained(manifest["training"]))
         _changes(console, analysis)
+    if analysis.steps:
+        console.print()
+        _steps(console, analysis)
     for finding in verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in verdict.sentence:
             _bullet(console, finding.sentence, _colour(finding.status))
@@ -160,6 +164,22 @@ def _trained(training: dict[str, Any]) -> Text:
         f"Judged: a copy, trained for {steps} of {training['batch_size']} samples "
         f"(lr {training['lr']:g})."
     )
+
+
+def _steps(console: Console, analysis: "Analysis") -> None:
+    """Print the symptoms at each training step, the first and the last among at most eight."""
+    last = len(analysis.steps) - 1
+    kept = sorted({round(at * last / (STEPS_MOST - 1)) for at in range(STEPS_MOST)})
+    heads = ["step", *(label for label, _, _ in SYMPTOMS.values()), "verdict"]
+    rows = [[Text(head, style="dim") for head in heads]]
+    for step, one in (analysis.steps[at] for at in kept):
+        status = one.verdict.status
+        row = [Text(str(step))]
+        row += [
+            Text(number(one.metrics[name].value, unit)) for name, (_, _, unit) in SYMPTOMS.items()
+        ]
+        rows.append([*row, Text(status, style=_colour(status))])
+    aligned(console, rows, right=(0, 1, 2, 3))
 
 
 def _changes(console: Console, analysis: "Analysis") -> None:

@@ -180,6 +180,7 @@ def _figures(
             "caption": caption,
             "alt": _alt(figure),
             "small": False,
+            "still": None,
             "define": ("rms", "grad_rms", "cosine", "paired", "spread"),
             "spec": json.loads(_with_room(figure).to_json(engine="json")),
         }

@@ -19,6 +19,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.cli import terminal
 from dar_probe.cli.console import SPARK_WIDTH, charset, printable, sparkline
 from dar_probe.reports import facts
+from tests import synthetic
 from tests.shell import ROOT
 from tests.synthetic import dataset
 
@@ -260,3 +261,16 @@ def test_who_says_c_gets_ascii(environment, ascii_only, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert (charset(sys.stdout) == "ascii") == ascii_only
     assert printable("\u00e9") == (r"\xe9" if ascii_only else "\u00e9")
+
+
+def test_a_training_run_shows_its_steps(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = Analysis(synthetic.trained(blocks=4, samples=3, levels=2, steps=20))
+    terminal.show(run, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    start = next(at for at, line in enumerate(lines) if line.split()[:1] == ["step"])
+    rows = [line.split() for line in lines[start + 1 : start + 9]]
+    assert [rows[0][0], rows[-1][0]] == ["100", "2000"]
+    assert rows[-1][1] == terminal.number(run.metrics["inflation"].value, "x")
+    assert rows[-1][-1] == run.verdict.status

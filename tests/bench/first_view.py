@@ -1,6 +1,6 @@
 """How large the page of SiT-XL/2 at 20 noise levels is, and how soon its first view is there.
 
-    python tests/first_view.py
+    python tests/bench/first_view.py
 
 Prints the file's size, then for every opening in Chromium the milliseconds from the start of the
 navigation to the first paint (name, verdict, symptoms), to the still of the first figure, to that
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dar_probe import metrics  # noqa: E402
 from dar_probe.reports import page  # noqa: E402
