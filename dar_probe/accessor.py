@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from dar_probe.analysis import Analysis, Plots
+    from dar_probe.analysis import Analysis
     from dar_probe.metrics import Metric
+    from dar_probe.plots import Plots
     from dar_probe.tidy import Per
     from dar_probe.verdict import Verdict
 

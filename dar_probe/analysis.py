@@ -9,7 +9,6 @@ import xarray as xr
 
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe import metrics, rule, schema, store, trajectory, verdict
-from dar_probe.errors import UsageError
 from dar_probe.files import write_text
 from dar_probe.metrics import Metric
 from dar_probe.output import BEFORE, OutputFolder
@@ -17,8 +16,8 @@ from dar_probe.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
+    from dar_probe.plots import Plots
     from dar_probe.tidy import Per
 
 
@@ -127,6 +126,8 @@ class Analysis:
     @property
     def plot(self) -> "Plots":
         """The paper's figures and heatmaps as matplotlib figures."""
+        from dar_probe.plots import Plots
+
         return Plots(self)
 
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
@@ -176,71 +177,6 @@ class Analysis:
         return notebook.html(
             self.dataset, self.metrics, self.verdict, name=self.name, changes=self.changes
         )
-
-
-class Plots:
-    """Matplotlib figures of one analysis."""
-
-    def __init__(self, analysis: Analysis) -> None:
-        self._analysis = analysis
-
-    def dilution(self, *others: Analysis) -> "Figure":
-        """RMS, gradient and cosine over the block index, one line per analysis."""
-        from dar_probe.reports import figures
-
-        everything = (self._analysis, *others)
-        return figures.dilution([(a.name, a.dataset) for a in everything])
-
-    def sources(self, *, shallow: int | None = None, deep: int | None = None) -> "Figure":
-        """Importance, and routing weights, of every source at a shallow and a deep block."""
-        from dar_probe.reports import figures
-
-        return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep)
-
-    def matrix(self, *, noise_level: float | None = None, kind: str | None = None) -> "Figure":
-        """Every reader x source pair at the noise level nearest to the wanted one."""
-        from dar_probe.reports import figures
-
-        return figures.matrix(self._analysis.dataset, noise_level=noise_level, kind=kind)
-
-    def spread(self) -> "Figure":
-        """Routing entropy and effective number of sources over depth, of a router."""
-        from dar_probe.reports import figures
-
-        return figures.spread(self._analysis.dataset)
-
-    def decodability(self) -> "Figure":
-        """How well the noise level can be read off what each sublayer reads."""
-        from dar_probe.reports import figures
-
-        return figures.decodability(self._analysis.dataset)
-
-    def trajectory(self) -> "Figure":
-        """The three symptoms over the training steps, of several checkpoints of one run."""
-        from dar_probe.reports import figures
-
-        if self._analysis.trajectory is None:
-            raise UsageError(
-                "this analysis has no training steps",
-                hint="dar-probe analyze RUN/checkpoints/*.pt makes one that has",
-            )
-        return figures.trajectory(self._analysis.trajectory)
-
-    def interventions(self) -> "Figure":
-        """True against predicted loss changes, of an analysis that ``ablate`` made."""
-        from dar_probe.reports import interventions
-
-        if "ablation" not in self._analysis.dataset.dims:
-            raise UsageError(
-                "this analysis has no interventions", hint="dar-probe ablate measures them"
-            )
-        return interventions.figure(self._analysis.dataset, name=self._analysis.name)
-
-    def heatmap(self, variable: str) -> "Figure":
-        """Depth x noise level map of one variable."""
-        from dar_probe.reports import figures
-
-        return figures.heatmap(self._analysis.dataset, variable)
 
 
 def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> Analysis:

@@ -87,8 +87,9 @@ def sources(
                 )
                 lowest = axis in grid[-1]
                 axis.set_xlabel(("noise level" if narrow else style.NOISE) if lowest else "")
-                if axis in grid[:, 0]:
-                    axis.set_ylabel("source block")
+                if axis in grid[:, 0]:  # a narrow title has no room for "shallow"
+                    where = place.title.removesuffix(place.name).rstrip(": ") if narrow else ""
+                    axis.set_ylabel(f"{where}\nsource block".strip())
             canvas.colour_bar(figure, list(own), norm, colours, found.label, below=beside)
         if any(len(rows) < len(place.names) for rows, place in zip(kept, places, strict=True)):
             notes.append(LEFT_OUT_NOTE)

@@ -7,6 +7,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from dar_probe import importance, metrics, trajectory
+from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports import figures
 from dar_probe.verdict import SYMPTOMS, Thresholds
@@ -239,3 +240,12 @@ def test_means_are_the_first_numbers_of_compute(dar):
     assert list(means) == list(whole)[:4]
     for name, metric in means.items():
         assert metric == whole[name]
+
+
+def test_an_analysis_plots_every_figure_at_both_widths(dar):
+    plot = Analysis(dar).plot
+    drawn = [plot.dilution(width="one"), plot.sources(shallow=2, width="one")]
+    drawn += [plot.matrix(kind="mlp", width="one"), plot.spread(kind="mlp", width="one")]
+    drawn += [plot.decodability(kind="mlp", width="one"), plot.heatmap("rms", width="one")]
+    assert {figure.get_figwidth() for figure in drawn} == {3.25}
+    assert plot.spread().get_figwidth() == 6.75

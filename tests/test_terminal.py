@@ -263,10 +263,10 @@ def test_who_says_c_gets_ascii(environment, ascii_only, monkeypatch, capsys):
     assert printable("\u00e9") == (r"\xe9" if ascii_only else "\u00e9")
 
 
-def test_a_training_run_shows_its_steps(capsys, tmp_path, monkeypatch):
+def test_a_training_run_shows_its_steps(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     run = Analysis(synthetic.trained(blocks=4, samples=3, levels=2, steps=20))
-    terminal.show(run, tmp_path)
+    terminal.show(run, Path("out"))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     start = next(at for at, line in enumerate(lines) if line.split()[:1] == ["step"])
