@@ -153,18 +153,20 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most ``most`` ticks within [low, high] from 1-2-5, then from decades alone."""
+    """Return at most ``most`` ticks within [low, high]: 1-2-5, closer, or decades alone."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    inside = [
-        float(f"{step}e{decade}")
-        for decade in decades
-        for step in (1, 2, 5)
-        if low <= float(f"{step}e{decade}") <= high
-    ]
-    if len(inside) <= most:
-        return inside
-    tens = [value for value in inside if f"{value:e}".startswith("1.0")]
-    return tens[:: math.ceil(len(tens) / most)]
+
+    def inside(*steps: int) -> list[float]:
+        marks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        return [mark for mark in marks if low <= mark <= high]
+
+    found = inside(1, 2, 5)
+    if len(found) < 3:
+        found = inside(1, 2, 3, 5, 7)
+    if len(found) > most:
+        tens = inside(1)
+        found = tens[:: math.ceil(len(tens) / most)] if len(tens) >= 3 else inside(1, 3)
+    return found
 
 
 def spans(values: np.ndarray, factor: float) -> bool:

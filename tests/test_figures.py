@@ -340,9 +340,11 @@ def test_colour_maps_are_seaborns():
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(1e-9, 1e9), st.floats(5.0, 1e8))
+@example(1.9, 110.0)
+@example(0.115, 5.1)
 def test_log_ticks_are_few_inside_and_round(low, factor):
     ticks = style.log_ticks(low, low * factor)
-    assert 1 <= len(ticks) <= 6
+    assert 3 <= len(ticks) <= 6
     assert all(low <= tick <= low * factor for tick in ticks)
     labels = [style.tick(tick) for tick in ticks]
     assert len(set(labels)) == len(labels)
