@@ -46,7 +46,7 @@ def figure(analyses: Named, *, width: canvas.Width = "two") -> Figure:
     lines, last = _lines(analyses), _last(analyses)
     with canvas.paper():
         stacked = width == "one"
-        drawn = canvas.figure(canvas.inches(width), 4.8 if stacked else 2.0)
+        drawn = canvas.figure(canvas.inches(width), 4.8 if stacked else 2.3)
         axes = drawn.subplots(3, 1) if stacked else drawn.subplots(1, 3)
         for letter, axis, panel in zip("abc", axes, style.PANELS, strict=True):
             axis.axhline(0, color="#303030", linewidth=0.8, zorder=1)
