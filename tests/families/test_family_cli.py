@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dar_probe.analysis import open_analysis
-from dar_probe.reports import interactive, maps, page
+from dar_probe.reports import interactive, maps, page_figures
 from tests.families import files
 from tests.shell import run
 
@@ -70,10 +70,12 @@ def test_stages_are_said_and_not_compared(analysed):
     assert "n/a" in printed.stdout
     assert "one sample" not in printed.stdout  # of what is not measurable there is no interval
     analysis = open_analysis(folder)
-    bands = [t.x for t in interactive.dilution([("", analysis.dataset)]).data if t.fill == "toself"]
-    cosines = [sorted({int(x) for x in band}) for band in bands[2:]]
+    drawn = interactive.dilution([("", analysis.dataset)]).data
+    bands = [t for t in drawn if t.fill == "toself" and t.visible is not False]
+    cosines = [sorted({int(x) for x in t.x}) for t in bands if t.xaxis == "x3"]
     assert cosines == [[2], [6]]  # no band across the stages between
-    titles = [f["title"] for f in page._figures(analysis.dataset, "U-DiT")]
+    every = maps.sublayer_maps(analysis.dataset)
+    titles = [f.title for f in page_figures.of_analysis(analysis.dataset, "U-DiT", every)]
     assert "Every reader and every source" in titles
     # Every stage has one source block: there is nothing to compare among blocks.
     assert "Sources over noise levels" not in titles
