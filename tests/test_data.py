@@ -1,5 +1,7 @@
 """Samples by id: the digits, images, latents and noise; bad data get one clear sentence."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,12 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "a.png")
     found = datasets.load(f"images:{tmp_path}", shape=(1, 8, 8)).latents
     np.testing.assert_allclose(found[0, 0].numpy(), ramp / 65535 * 2 - 1, atol=0.01)
+
+
+def test_an_entry_that_is_no_array_is_not_taken_for_one(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("latents", b"no array")
+        archive.writestr("labels", b"no array")
+    with pytest.raises(UsageError, match="no array called 'latents'"):
+        datasets.latents(path)

@@ -240,7 +240,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # each library has its own zoo of errors for a damaged file
         raise UsageError(f"{file.name!r} cannot be read: {type(error).__name__}") from error
-    missing = [key for key in ("latents", "labels") if key not in arrays]
+    # An entry of an .npz whose name does not end in .npy comes as bytes.
+    missing = [key for key in ("latents", "labels") if not isinstance(arrays.get(key), np.ndarray)]
     if missing:
         raise UsageError(f"{file.name} holds no array called {missing[0]!r}")
     return arrays
