@@ -137,7 +137,7 @@ def _places(size: int, rng: random.Random) -> tuple[int, int]:
     """Two places, more often near the ends, where formats keep their structure."""
     reach = rng.choice([32, 512, size, size])
     start = rng.choice([0, max(0, size - reach)])
-    return tuple(min(size - 1, start + rng.randrange(reach)) for _ in range(2))  # type: ignore[return-value]
+    return tuple(min(size - 1, start + rng.randrange(reach)) for _ in range(2))
 
 
 def _rezipped(good: bytes, rng: random.Random) -> bytes:
@@ -214,7 +214,7 @@ def _reset_peak() -> int:
 def _peak() -> int:
     """Highest resident memory since the reset, KiB."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
+    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1))
 
 
 def fuzz(name: str, seeds: range, folder: Path, keep: Path | None = None) -> Counter[str]:
@@ -239,7 +239,7 @@ def fuzz(name: str, seeds: range, folder: Path, keep: Path | None = None) -> Cou
     return counts
 
 
-def _in_a_worker(kind: Kind, path: Path, good: bytes, other: bytes, seeds: range):  # type: ignore[no-untyped-def]
+def _in_a_worker(kind: Kind, path: Path, good: bytes, other: bytes, seeds: range):
     """Yield (seed, outcome) until the seeds are through or the worker is lost, and say how."""
     read_end, write_end = os.pipe()
     child = os.fork()

@@ -154,7 +154,7 @@ def fork(*arguments: object) -> int:
 
 def valid(out: Path) -> Analysis:
     """Open an analysis folder in which every file is whole."""
-    assert {path.name for path in out.iterdir()} <= CONTENTS
+    assert {path.name for path in out.iterdir()} <= CONTENTS["analysis"]
     assert json.loads((out / "summary.json").read_text())["verdict"]
     for path in out.rglob("*.*"):
         if path.suffix in ENDS:
