@@ -43,7 +43,9 @@ def definitions() -> dict[str, Definition]:
 
 
 def _opened(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Begin with a capital, unless a formula comes first: "rms[B] / rms[1]"."""
+    formula = "[" in text.split(maxsplit=1)[0]
+    return text if formula else text[:1].upper() + text[1:]
 
 
 def _closed(text: str) -> str:
