@@ -26,16 +26,7 @@ from matplotlib.ticker import Formatter, MaxNLocator, NullLocator
 
 from dar_probe.errors import UsageError
 from dar_probe.reports import style
-from dar_probe.reports.lettering import LABEL_SIZE as LABEL_SIZE
-from dar_probe.reports.lettering import TITLE_SIZE as TITLE_SIZE
-from dar_probe.reports.lettering import broken as broken
-from dar_probe.reports.lettering import fitted as fitted
-from dar_probe.reports.lettering import heading as heading
-from dar_probe.reports.lettering import legend as legend
-from dar_probe.reports.lettering import note as note
-from dar_probe.reports.lettering import printable as printable
-from dar_probe.reports.lettering import text_width as text_width
-from dar_probe.reports.lettering import wrapped as wrapped
+from dar_probe.reports.lettering import fitted
 
 Array = npt.NDArray[np.floating]
 Width = Literal["one", "two"]

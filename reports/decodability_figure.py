@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, readers
+from dar_probe.reports import canvas, lettering, readers
 
 NOTHING = "the noise level was not decoded: that takes two noise levels and two samples"
 NOTE = (
@@ -42,10 +42,10 @@ def decodability(ds: xr.Dataset, *, kind: str | None = None, width: canvas.Width
         axis.set_title("noise level decoded from what is read")
         axis.set_ylabel("R2")
         readers.block_axis(axis, ds)
-        canvas.legend(
+        lettering.legend(
             figure, lines, [group.name for group in groups], bands=bool(np.isfinite(low).any())
         )
-        canvas.note(figure, [NOTE])
+        lettering.note(figure, [NOTE])
     return figure
 
 

@@ -12,7 +12,7 @@ from dar_probe.errors import UsageError
 from dar_probe.matching import obstacle, unlike_depth
 from dar_probe.pairs import over_depth
 from dar_probe.pooling import Array
-from dar_probe.reports import canvas, linking, maps, screen, style
+from dar_probe.reports import canvas, lettering, linking, maps, screen, style
 from dar_probe.reports.interactive import DASHES, intervals
 from dar_probe.schema import VARIABLES
 from dar_probe.trajectory import last_step
@@ -58,9 +58,9 @@ def figure(analyses: Named, *, width: canvas.Width = "two") -> Figure:
             axis.set(xlabel="block", ylabel=_label(panel), xlim=(0.5, last + 0.5))
             axis.set_xticks(style.block_ticks(last))
             canvas.value_axis(axis, np.concatenate(list(_seen(lines, panel))), may_log=False)
-        canvas.legend(drawn, handles, [line.name for line in lines], bands=_has_bands(lines))
+        lettering.legend(drawn, handles, [line.name for line in lines], bands=_has_bands(lines))
         gradient = [style.GRADIENT_NOTE] if any(maps.has_router(ds) for _, ds in analyses) else []
-        canvas.note(drawn, [ZERO_NOTE.format(canvas.printable(analyses[0][0])), *gradient])
+        lettering.note(drawn, [ZERO_NOTE.format(lettering.printable(analyses[0][0])), *gradient])
     return drawn
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dar_probe import metrics
-from dar_probe.reports import canvas, maps, style
+from dar_probe.reports import canvas, lettering, maps, style
 
 LABEL = "block index"
 
@@ -48,7 +48,7 @@ def dilution(analyses: Sequence[tuple[str, xr.Dataset]], *, width: canvas.Width 
             axis.set_xlabel("" if stacked and letter != "c" else LABEL)
             axis.set_xticks(style.block_ticks(last))
             canvas.value_axis(axis, np.concatenate(seen), panel.may_log)
-        canvas.legend(figure, lines, [name for name, _ in analyses], bands=bands)
+        lettering.legend(figure, lines, [name for name, _ in analyses], bands=bands)
         routed = any(maps.has_router(ds) for _, ds in analyses)
-        canvas.note(figure, [style.GRADIENT_NOTE] if routed else [])
+        lettering.note(figure, [style.GRADIENT_NOTE] if routed else [])
     return figure

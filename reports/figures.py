@@ -12,6 +12,7 @@ from dar_probe.reports import (
     decodability_figure,
     heatmap_figure,
     interventions,
+    lettering,
     matrix_figure,
     sources_figure,
     spread_figure,
@@ -133,7 +134,7 @@ def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
     heat = stem.removeprefix(HEATMAP)
     drawn = calls[stem]() if stem in calls else heatmap(ds, heat, width=width)
     with canvas.paper():
-        canvas.heading(drawn, name)
+        lettering.heading(drawn, name)
     return drawn
 
 

@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from dar_probe import metrics
-from dar_probe.reports import canvas, style
+from dar_probe.reports import canvas, lettering, style
 
 
 def heatmap(ds: xr.Dataset, name: str, *, width: canvas.Width = "two") -> Figure:
@@ -38,9 +38,9 @@ def heatmap(ds: xr.Dataset, name: str, *, width: canvas.Width = "two") -> Figure
         canvas.ticks(axis, "y", rows, names, room=max(inches / 4, 1.05))
         axis.set_xlabel(style.NOISE)
         axis.set_ylabel(f"{dim} (deeper upwards)")
-        label = canvas.wrapped(style.axis_label(name), 2.3, canvas.LABEL_SIZE)
+        label = lettering.wrapped(style.axis_label(name), 2.3, lettering.LABEL_SIZE)
         canvas.colour_bar(figure, [axis], norm, colours, label)
-        canvas.note(figure, canvas.map_notes(values, norm))
+        lettering.note(figure, canvas.map_notes(values, norm))
     return figure
 
 

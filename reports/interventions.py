@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dar_probe import effects
 from dar_probe.effects import KIND_TEXT
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, screen, style
+from dar_probe.reports import canvas, lettering, screen, style
 
 Array = npt.NDArray[np.floating]
 
@@ -94,12 +94,13 @@ def figure(ds: xr.Dataset, *, name: str, width: canvas.Width = "two") -> Figure:
         right.set_title("(b) the largest (cross: predicted)")
         right.set_xlabel(TRUE)
         _ticks(right, "x", at)
-        names = [canvas.broken(str(effect), 1.1 if stacked else 1.7, 40) for effect in top["name"]]
+        room = 1.1 if stacked else 1.7
+        names = [lettering.broken(str(effect), room, 40) for effect in top["name"]]
         right.set_yticks(range(len(top)), names, parse_math=False)
         lines = left.get_lines()[: len(legend)]
-        canvas.legend(drawn, lines, list(legend.values()))
-        canvas.heading(drawn, name)
-        canvas.note(drawn, [NOTE])
+        lettering.legend(drawn, lines, list(legend.values()))
+        lettering.heading(drawn, name)
+        lettering.note(drawn, [NOTE])
     return drawn
 
 

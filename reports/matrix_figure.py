@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dar_probe import importance
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, maps, readers, style
+from dar_probe.reports import canvas, lettering, maps, readers, style
 
 Array = npt.NDArray[np.floating]
 
@@ -70,8 +70,8 @@ def matrix(
                 canvas.draw_map(axis, values[group.at], norm, colours)
                 place = row * len(shown) + at if across > 1 else at * len(groups) + row
                 title = f"({LETTERS[place % 26]}) {found.quantity}, "
-                room = inches / across - 1 - canvas.text_width(title, canvas.TITLE_SIZE)
-                title += canvas.fitted(group.name, room, canvas.TITLE_SIZE)
+                room = inches / across - 1 - lettering.text_width(title, lettering.TITLE_SIZE)
+                title += lettering.fitted(group.name, room, lettering.TITLE_SIZE)
                 axis.set_title(title, parse_math=False)
                 _block_ticks(axis, "y", group.blocks, last)
                 _block_ticks(axis, "x", ds["source_block"].values, last)
@@ -82,7 +82,7 @@ def matrix(
             canvas.colour_bar(figure, list(own), norm, colours, found.label, below=across > 1)
         gaps = np.isnan(np.concatenate([found.values.values[0] for found in shown])).any()
         notes += [style.GAP_NOTE] if gaps else []
-        canvas.note(figure, [*notes, ORDER_NOTE])
+        lettering.note(figure, [*notes, ORDER_NOTE])
     return figure
 
 

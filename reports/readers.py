@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, style
+from dar_probe.reports import canvas, lettering, style
 
 Array = npt.NDArray[np.floating]
 
@@ -45,7 +45,7 @@ def kinds(ds: xr.Dataset, wanted: str | None = None) -> list[Kind]:
     for kind in dict.fromkeys(every):
         if wanted in (None, kind):
             at = [place for place, other in enumerate(every) if other == kind]
-            name = canvas.printable(kind.replace("_", " "), 24)
+            name = lettering.printable(kind.replace("_", " "), 24)
             found.append(Kind(name, at, ds["reader_block"].values[at]))
     return found
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dar_probe import importance
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, maps, style
+from dar_probe.reports import canvas, lettering, maps, style
 
 Array = npt.NDArray[np.floating]
 
@@ -79,11 +79,11 @@ def sources(
                 letter = "abcd"[at * len(shown) + column]
                 lead = _lead(letter, found.quantity, width, across)
                 room = (inches - 0.8) / across - (
-                    0 if narrow else canvas.text_width(lead, canvas.TITLE_SIZE)
+                    0 if narrow else lettering.text_width(lead, lettering.TITLE_SIZE)
                 )
                 title = place.name if narrow else place.title
                 axis.set_title(
-                    lead + canvas.fitted(title, room, canvas.TITLE_SIZE), parse_math=False
+                    lead + lettering.fitted(title, room, lettering.TITLE_SIZE), parse_math=False
                 )
                 lowest = axis in grid[-1]
                 axis.set_xlabel(("noise level" if narrow else style.NOISE) if lowest else "")
@@ -94,7 +94,7 @@ def sources(
         if any(len(rows) < len(place.names) for rows, place in zip(kept, places, strict=True)):
             notes.append(LEFT_OUT_NOTE)
         opening = ["Source block 0 is the embedding.", *([style.NOISE_NOTE] if narrow else [])]
-        canvas.note(figure, [*opening, *notes])
+        lettering.note(figure, [*opening, *notes])
     return figure
 
 

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, maps, readers
+from dar_probe.reports import canvas, lettering, maps, readers
 
 NO_ROUTER = "there is no router, so routes have no spread to draw"
 GREY = "#777777"
@@ -64,13 +64,13 @@ def spread(ds: xr.Dataset, *, kind: str | None = None, width: canvas.Width = "tw
                 axis.set_xlabel("")
         names = [group.name for group in groups]
         bound_line = Line2D([], [], color=GREY, linewidth=0.9)
-        canvas.legend(
+        lettering.legend(
             figure,
             [*lines, bound_line],
             [*names, "offered"],
             bands=bool(np.isfinite(entropy[1]).any()),
         )
-        canvas.note(figure, [NOTE])
+        lettering.note(figure, [NOTE])
     return figure
 
 

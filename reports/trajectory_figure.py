@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.metrics import Metric
-from dar_probe.reports import canvas, style
+from dar_probe.reports import canvas, lettering, style
 from dar_probe.trajectory import split
 from dar_probe.verdict import SYMPTOMS, Thresholds, plain
 
@@ -85,8 +85,8 @@ def trajectory(
         gaps = np.diff(steps.numbers)
         notes += [UNEVEN_NOTE] if len(set(gaps.tolist())) > 1 else []
         bands = any(np.isfinite(metric.low) for metric in steps.metrics["inflation"])
-        canvas.legend(figure, lines, [text for _, text in LOOKS.values()], bands=bands)
-        canvas.note(figure, notes)
+        lettering.legend(figure, lines, [text for _, text in LOOKS.values()], bands=bands)
+        lettering.note(figure, notes)
     return figure
 
 
@@ -134,7 +134,7 @@ def _draw_metric(axis: Axes, found: list[Metric], limits: Thresholds, colour: st
 def _step_ticks(axis: Axes, numbers: list[int], room: float) -> None:
     """Label as many steps as there is room for in so many inches."""
     labels = [f"{number:,}" for number in numbers]
-    widest = max(canvas.text_width(label, canvas.LABEL_SIZE) for label in labels)
+    widest = max(lettering.text_width(label, lettering.LABEL_SIZE) for label in labels)
     at = style.thinned(len(labels), max(1, int(room / (widest + 0.08))))
     axis.set_xticks(at, [labels[place] for place in at])
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, figures, maps, style
+from dar_probe.reports import canvas, figures, lettering, maps, style
 from tests.synthetic import dataset
 
 HOSTILE = [
@@ -140,7 +140,7 @@ def test_hostile_names_are_drawn(tmp_path, name):
 @example("\u0301" * 200)
 @example("\u202e\u2066\u200d")
 def test_any_name_becomes_one_short_drawable_line(name):
-    text = canvas.printable(name)
+    text = lettering.printable(name)
     assert 0 < len(text) <= 60
     assert "\n" not in text
     figure = canvas.figure(3, 1)
