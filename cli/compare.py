@@ -66,12 +66,12 @@ def compare(
 
 def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
     """Print the models, the table and the sentences of every pair, and where the files are."""
-    from rich.console import Console
     from rich.text import Text
 
+    from dar_probe.cli.console import console_on
     from dar_probe.cli.terminal import COLOURS, printable
 
-    console = Console(highlight=False)
+    console = console_on(sys.stdout)
     for analysis, name, path in zip(found.analyses, found.names, paths, strict=True):
         status = analysis.verdict.status
         badge = (f" {status.upper()} ", f"bold reverse {COLOURS.get(status, 'cyan')}")
@@ -89,30 +89,26 @@ def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
 
 
 def _show_pair(console: "Console", pair: "Pair") -> None:
-    from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    from dar_probe.cli.terminal import printable
+    from dar_probe.cli.console import aligned, printable, write
     from dar_probe.pairs import amount, signed
     from dar_probe.verdict import plain
 
     if pair.reason:
-        console.print(Text(printable(pair.sentence), style="bold red"))
+        write(console, Text(printable(pair.sentence), style="bold red"))
         return
-    console.print(Text(printable(pair.sentence)))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("number", no_wrap=True)
-    for head in ("reference", "other"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("difference, 95 % interval", no_wrap=True)
+    write(console, Text(printable(pair.sentence)))
+    heads = ("number", "reference", "other", "difference, 95 % interval")
+    rows = [[Text(head, style="dim") for head in heads]]
     for change in pair.changes:
         gap = change.difference.value
         cells = [_short(amount(metric, gap)) for metric in (change.reference, change.other)]
-        table.add_row(plain(change.name), *cells, _short(signed(change.difference)))
-    console.print(table)
+        row = [plain(change.name), *cells, _short(signed(change.difference))]
+        rows.append([Text(cell) for cell in row])
+    aligned(console, rows, right=(1, 2))
     for sentence in [*(change.sentence for change in pair.changes), *pair.notes]:
-        console.print(Padding(Text(printable(sentence)), (0, 0, 0, 2), expand=False))
+        write(console, Text(printable(sentence)), Text("  "))
 
 
 def _short(text: str) -> str:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     Named = tuple[str, xr.Dataset]
 
-DATASET = "analysis.nc"
-
 
 def figures(
     analyses: Annotated[
@@ -96,12 +94,11 @@ def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
 
 def _read(paths: list[Path]) -> list["Named"]:
     """Return (name, dataset) pairs, names numbered where two are equal."""
-    from dar_probe import schema, store
+    from dar_probe.analysis import open_analysis
     from dar_probe.pairs import distinct
 
-    datasets = [store.read(path / DATASET if path.is_dir() else path) for path in paths]
-    names = [str(schema.manifest(ds)["model"].get("name", "")) for ds in datasets]
-    return list(zip(distinct(names), datasets, strict=True))
+    opened = [open_analysis(path) for path in paths]
+    return list(zip(distinct([a.name for a in opened]), [a.whole for a in opened], strict=True))
 
 
 def _draw(

@@ -168,11 +168,11 @@ def _trained(training: dict[str, Any]) -> Text:
 
 def _steps(console: Console, analysis: "Analysis") -> None:
     """Print the symptoms at each training step, the first and the last among at most eight."""
-    last = len(analysis.steps) - 1
-    kept = sorted({round(at * last / (STEPS_MOST - 1)) for at in range(STEPS_MOST)})
+    from dar_probe.reports.style import spread
+
     heads = ["step", *(label for label, _, _ in SYMPTOMS.values()), "verdict"]
     rows = [[Text(head, style="dim") for head in heads]]
-    for step, one in (analysis.steps[at] for at in kept):
+    for step, one in (analysis.steps[at] for at in spread(len(analysis.steps), STEPS_MOST)):
         status = one.verdict.status
         row = [Text(str(step))]
         row += [

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
+
 from dar_probe.errors import UsageError
+from dar_probe.reports import figures, interventions
+from dar_probe.reports.canvas import Width
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dar_probe.analysis import Analysis
-    from dar_probe.reports.canvas import Width
 
 
 class Plots:
@@ -17,19 +18,15 @@ class Plots:
     def __init__(self, analysis: "Analysis") -> None:
         self._analysis = analysis
 
-    def dilution(self, *others: "Analysis", width: "Width" = "two") -> "Figure":
+    def dilution(self, *others: "Analysis", width: Width = "two") -> Figure:
         """RMS, gradient and cosine over the block index, one line per analysis."""
-        from dar_probe.reports import figures
-
         everything = (self._analysis, *others)
         return figures.dilution([(a.name, a.dataset) for a in everything], width=width)
 
     def sources(
-        self, *, shallow: int | None = None, deep: int | None = None, width: "Width" = "two"
-    ) -> "Figure":
+        self, *, shallow: int | None = None, deep: int | None = None, width: Width = "two"
+    ) -> Figure:
         """Importance, and routing weights, of every source at a shallow and a deep block."""
-        from dar_probe.reports import figures
-
         return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep, width=width)
 
     def matrix(
@@ -37,35 +34,27 @@ class Plots:
         *,
         noise_level: float | None = None,
         kind: str | None = None,
-        width: "Width" = "two",
-    ) -> "Figure":
+        width: Width = "two",
+    ) -> Figure:
         """Reader x source maps at the nearest noise level, attention and MLP readers apart."""
-        from dar_probe.reports import figures
-
         return figures.matrix(
             self._analysis.dataset, noise_level=noise_level, kind=kind, width=width
         )
 
-    def spread(self, *, kind: str | None = None, width: "Width" = "two") -> "Figure":
+    def spread(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """Routing entropy and effective number of sources over depth, of a model with a router."""
-        from dar_probe.reports import figures
-
         return figures.spread(self._analysis.dataset, kind=kind, width=width)
 
-    def decodability(self, *, kind: str | None = None, width: "Width" = "two") -> "Figure":
+    def decodability(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """How well the noise level is decoded from what each reader reads."""
-        from dar_probe.reports import figures
-
         return figures.decodability(self._analysis.dataset, kind=kind, width=width)
 
-    def trajectory(self, *, width: "Width" = "two") -> "Figure":
+    def trajectory(self, *, width: Width = "two") -> Figure:
         """The three symptoms over the training steps, of several checkpoints of one run.
 
         Raises:
             UsageError: a single checkpoint was analysed.
         """
-        from dar_probe.reports import figures
-
         if self._analysis.trajectory is None:
             raise UsageError(
                 "this analysis has no training steps",
@@ -73,14 +62,10 @@ class Plots:
             )
         return figures.trajectory(self._analysis.trajectory, width=width)
 
-    def interventions(self, *, width: "Width" = "two") -> "Figure":
+    def interventions(self, *, width: Width = "two") -> Figure:
         """True against predicted loss changes, of an analysis that ``ablate`` made."""
-        from dar_probe.reports import interventions
-
         return interventions.figure(self._analysis.dataset, name=self._analysis.name, width=width)
 
-    def heatmap(self, variable: str, *, width: "Width" = "two") -> "Figure":
+    def heatmap(self, variable: str, *, width: Width = "two") -> Figure:
         """Depth x noise level map of one variable."""
-        from dar_probe.reports import figures
-
         return figures.heatmap(self._analysis.dataset, variable, width=width)

@@ -6,7 +6,6 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-from plotly.offline import get_plotlyjs
 
 # Together they are the one script besides plotly.js; each uses those before it.
 SCRIPTS = ("figures.js", "marks.js", "levels.js", "tables.js", "report.js")
@@ -18,17 +17,23 @@ def render(source: str, /, **values: Any) -> str:
     The template gets ``css``, ``plotly_js``, ``page_js`` and ``policy`` besides ``values``, all
     of which it escapes.
     """
+    from plotly.offline import get_plotlyjs  # notebooks need no plotly
+
     scripts = {"plotly_js": get_plotlyjs(), "page_js": page_script()}
-    environment = jinja2.Environment(
+    policy = _policy(list(scripts.values()))
+    css = template("style.css")
+    return environment().get_template(source).render(policy=policy, css=css, **scripts, **values)
+
+
+def environment() -> jinja2.Environment:
+    """Return the only settings under which a template of ours is filled in: all is escaped."""
+    return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(template),
     )
-    policy = _policy(list(scripts.values()))
-    css = template("style.css")
-    return environment.get_template(source).render(policy=policy, css=css, **scripts, **values)
 
 
 def page_script() -> str:

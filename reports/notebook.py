@@ -1,16 +1,14 @@
 """An analysis as the last line of a notebook's cell shows it: HTML, and text for a console."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 
-import jinja2
 import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
 from dar_probe import schema
 from dar_probe.metrics import Metric
-from dar_probe.reports import facts, style, words
+from dar_probe.reports import document, facts, style, words
 from dar_probe.verdict import Verdict, quote
 
 WIDE, HIGH, EDGE = 150, 26, 3  # of a sparkline, pixels
@@ -35,17 +33,14 @@ def html(
         changes: numbers before and after training, where ``ds`` is of a trained copy.
     """
     manifest = schema.manifest(ds)
-    path = files("dar_probe.reports") / "templates" / "notebook.html.j2"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = document.environment()
     environment.filters["plain"] = _plain
     symptoms = facts.symptoms(ds, metrics, verdict)
     before = [
         facts.number(changes[key][0].value, unit) if changes else ""
         for key, (_, _, unit) in facts.SYMPTOMS.items()
     ]
-    return environment.from_string(path.read_text(encoding="utf-8")).render(
+    return environment.get_template("notebook.html.j2").render(
         name=style.clean(name, 120),
         facts=[
             style.clean(facts.model(manifest["model"]), LONG),
