@@ -60,7 +60,8 @@ class Analysis:
         return rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
 
     @property
-    def _whole(self) -> xr.Dataset:
+    def whole(self) -> xr.Dataset:
+        """What ``analysis.nc`` holds: the trajectory where there is one, else the dataset."""
         return self.dataset if self.trajectory is None else self.trajectory
 
     @cached_property
@@ -69,7 +70,11 @@ class Analysis:
         if self.trajectory is None:
             return []
         pairs = trajectory.split(self.trajectory)
-        earlier = [(step, Analysis(ds, thresholds=self.thresholds)) for step, ds in pairs[:-1]]
+        text = self.rule.text if self.rule else None
+        earlier = [
+            (step, Analysis(ds, thresholds=self.thresholds, fail_on=text))
+            for step, ds in pairs[:-1]
+        ]
         return [*earlier, (pairs[-1][0], self)]
 
     @property
@@ -134,7 +139,7 @@ class Analysis:
         """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
         from dar_probe import tidy
 
-        return tidy.to_dataframe(self._whole, *names, per=per)
+        return tidy.to_dataframe(self.whole, *names, per=per)
 
     def save(self, folder: str | Path) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
@@ -150,7 +155,7 @@ class Analysis:
         """Write the files of one analysis into an existing folder."""
         from dar_probe.reports import figures, page
 
-        store.write(self._whole, folder / "analysis.nc")
+        store.write(self.whole, folder / "analysis.nc")
         if self.before is not None:
             store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
@@ -164,7 +169,7 @@ class Analysis:
             trajectory=self.trajectory,
         )
         write_text(folder / "report.html", html)
-        figures.write_all(self._whole, folder / "figures", name=self.name)
+        figures.write_all(self.whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
         from dar_probe.reports import notebook

@@ -44,7 +44,7 @@ class Comparison:
     def pairs(self) -> list[Pair]:
         """Every other analysis against the first, paired over samples, with intervals."""
         # A trajectory goes in whole, so that a note tells which step was compared.
-        whole = [a.dataset if a.trajectory is None else a.trajectory for a in self.analyses]
+        whole = [analysis.whole for analysis in self.analyses]
         return pairs.compare(list(zip(self.names, whole, strict=True)))
 
     @property
@@ -118,8 +118,8 @@ class Comparison:
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         write_text(folder / "comparison.json", text)
         write_text(folder / "comparison.csv", self.to_dataframe().to_csv(index=False))
-        verdicts = [analysis.verdict for analysis in self.analyses]
-        html = comparison_page.render(self.named, self.pairs, verdicts=verdicts)
+        judged = [(analysis.metrics, analysis.verdict) for analysis in self.analyses]
+        html = comparison_page.render(self.named, self.pairs, judged=judged)
         write_text(folder / "comparison.html", html)
         (folder / "figures").mkdir()
         drawn = {"dilution": self.plot.dilution()}
@@ -128,7 +128,6 @@ class Comparison:
         for stem, figure in drawn.items():
             for suffix in ("png", "pdf"):
                 figures.save(figure, folder / "figures" / f"{stem}.{suffix}")
-                figure.set_layout_engine("none")  # keep the places that the first file has
 
     @property
     def named(self) -> list[tuple[str, "xr.Dataset"]]:

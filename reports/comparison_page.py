@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,6 +16,7 @@ from dar_probe.reports import (
     definitions,
     differences,
     document,
+    facts,
     interactive,
     maps,
     page,
@@ -45,18 +46,20 @@ def render(
     analyses: Sequence[tuple[str, xr.Dataset]],
     pairs: Sequence[Pair],
     *,
-    verdicts: Sequence[Verdict] | None = None,
+    judged: Sequence[tuple[Mapping[str, Metric], Verdict]] | None = None,
 ) -> str:
     """Return the whole page; it loads nothing, and equal arguments give an equal page.
 
     Args:
         analyses: (name, dataset) pairs, the names those of ``pairs``; the first is the reference.
         pairs: what ``pairs.compare`` gave for them.
-        verdicts: one for each analysis; left out, by the default thresholds.
+        judged: what ``metrics.compute`` and ``verdict.judge`` gave for each; left out, they are
+            asked, by the default thresholds.
     """
     datasets = [last_step(ds) for _, ds in analyses]
-    found = [metrics.compute(ds) for ds in datasets]
-    judged = verdicts or [judge(ds, own) for ds, own in zip(datasets, found, strict=True)]
+    if judged is None:
+        found = [metrics.compute(ds) for ds in datasets]
+        judged = [(own, judge(ds, own)) for ds, own in zip(datasets, found, strict=True)]
     manifests = [schema.manifest(ds) for ds in datasets]
     names = [style.clean(name, 120) for name, _ in analyses]
     shown = list(zip([name for name, _ in analyses], datasets, strict=True))
@@ -72,10 +75,10 @@ def render(
             for text in _texts(manifest.get("warnings"))
         ],
         pairs=[_pair(pair) for pair in pairs if not pair.reason],
-        models=list(zip(names, judged, strict=True)),
+        models=[(name, verdict) for name, (_, verdict) in zip(names, judged, strict=True)],
         words=words.STATUS_WORDS,
         figures=_figures(shown, pairs),
-        numbers=[_numbers(name, datasets, found) for name in NUMBERS],
+        numbers=[_numbers(name, datasets, [own for own, _ in judged]) for name in NUMBERS],
         intervals=_intervals(datasets[0].sizes["sample"]),
         define=definitions.definitions(),
         provenance=[
@@ -89,8 +92,8 @@ def render(
 def _facts(ds: xr.Dataset, manifest: dict[str, Any]) -> list[str]:
     counts = {"noise level": ds.sizes["noise_level"], "sample": ds.sizes["sample"]}
     data = (manifest.get("data") or {}).get("name")
-    facts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
-    return [*facts, *([f"data: {style.clean(str(data))}"] if data else [])]
+    found = [facts.counted(count, noun) for noun, count in counts.items()]
+    return [*found, *([f"data: {style.clean(str(data))}"] if data else [])]
 
 
 def _texts(values: Any) -> list[str]:
@@ -117,7 +120,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 
 def _numbers(
-    name: str, datasets: Sequence[xr.Dataset], found: Sequence[dict[str, Metric]]
+    name: str, datasets: Sequence[xr.Dataset], found: Sequence[Mapping[str, Metric]]
 ) -> tuple[str, str, list[tuple[str, str, dict[str, float | str]]]]:
     """Return a row of the table of all models: key, title, (value, interval, numbers) of each."""
     cells: list[tuple[str, str, dict[str, float | str]]] = []

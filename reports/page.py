@@ -8,8 +8,17 @@ import numpy as np
 import xarray as xr
 
 from dar_probe import schema
-from dar_probe.metrics import Metric, compute
-from dar_probe.reports import definitions, document, maps, page_figures, style, tables, words
+from dar_probe.metrics import Metric, means
+from dar_probe.reports import (
+    definitions,
+    document,
+    facts,
+    maps,
+    page_figures,
+    style,
+    tables,
+    words,
+)
 from dar_probe.trajectory import split
 from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
 
@@ -42,7 +51,7 @@ def render(
     limits = thresholds or Thresholds()
     every = maps.sublayer_maps(ds)
     figures = page_figures.numbered(page_figures.of_analysis(ds, name_of(manifest), every))
-    steps = [] if trajectory is None else [(step, compute(one)) for step, one in split(trajectory)]
+    steps = [] if trajectory is None else [(step, means(one)) for step, one in split(trajectory)]
     shown = [] if trajectory is None else page_figures.of_training(trajectory, steps, limits)
     return document.render(
         "report.html.j2",
@@ -97,16 +106,12 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
         (f"routing: {style.clean(routing)}", ""),
         (f"objective: {style.clean(str(objective))}" if objective else "", ""),
         (f"{model['parameters']:,} parameters" if model.get("parameters") else "", "parameters"),
-        (_count(ds.sizes["block"] - 1, "block"), "axis:block"),
-        (_count(ds.sizes["noise_level"], "noise level"), "axis:noise_level"),
-        (_count(ds.sizes["sample"], "sample"), "axis:sample"),
+        (facts.counted(ds.sizes["block"] - 1, "block"), "axis:block"),
+        (facts.counted(ds.sizes["noise_level"], "noise level"), "axis:noise_level"),
+        (facts.counted(ds.sizes["sample"], "sample"), "axis:sample"),
         (f"data: {style.clean(str(data))}" if data else "", ""),
     ]
     return [(text, key) for text, key in parts if text]
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _cards(

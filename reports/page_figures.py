@@ -63,7 +63,7 @@ def of_training(joined: xr.Dataset, found: Sequence[steps.Step], limits: Thresho
 
     Args:
         joined: the trajectory.
-        found: what ``metrics.compute`` gave for each of its steps.
+        found: what ``metrics.means`` gave for each of its steps.
         limits: where a symptom is a warning and a failure.
     """
     pairs = trajectory.split(joined)

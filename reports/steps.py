@@ -19,7 +19,7 @@ def symptoms(steps: Sequence[Step], limits: Thresholds) -> go.Figure:
     """Draw the three symptoms over the training steps, with bands and limits.
 
     Args:
-        steps: (training step, what ``metrics.compute`` gave), in order.
+        steps: (training step, what ``metrics.means`` gave), in order.
         limits: drawn as lines where they lie near the values.
     """
     drawn = screen.figure()

@@ -135,7 +135,7 @@ def readers(ds: xr.Dataset, every: Sequence[maps.SourceMap]) -> Table:
 
 
 def steps(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> Table:
-    """Return one row per training step: the three symptoms, from what ``metrics.compute`` gave."""
+    """Return one row per training step: the three symptoms, from what ``metrics.means`` gave."""
     columns = [Column(name="step", title="Training step", define="step", kind="number")]
     for name in SYMPTOMS:
         title = words.SYMPTOM_TEXT[name][0]

@@ -10,6 +10,7 @@ import xarray as xr
 
 import dar_probe as dp
 from dar_probe import schema, store, trajectory
+from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.making import step_of
 from tests import tiny
@@ -161,3 +162,11 @@ def test_an_interrupted_trajectory_goes_on_where_it_was(run, tmp_path):
     assert min(after) >= 6  # the first step and the first half of the second are not repeated
     plain = dp.analyze(paths, **settings)
     assert whole.trajectory.drop_attrs().identical(plain.trajectory.drop_attrs())
+
+
+def test_every_step_is_judged_by_the_users_rule():
+    grown = Analysis(trained(blocks=4, samples=2, levels=2, steps=3), fail_on="inflation > 3")
+    assert [one.verdict.status for _, one in grown.steps] == ["pass", "fail", "fail"]
+    assert all(
+        "the rule to fail on inflation > 3" in one.verdict.sentence for _, one in grown.steps
+    )
