@@ -38,7 +38,7 @@ def train(
     """Train a model on the digits, images or latents; checkpoints in the official layout.
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
-    underscores; ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
+    underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
     validate_every, checkpoint_every and validation_samples can stand only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar

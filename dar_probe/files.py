@@ -1,9 +1,10 @@
 """Writing files so that a reader, or a crash, never meets a half-written one."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dar_probe.errors import UsageError
@@ -17,16 +18,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        _discard(temporary)
-        raise UsageError(
-            f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}",
-            hint="check the folder's permissions and the free space",
-        ) from error
+        with writing(path):
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     except BaseException:
         _discard(temporary)
         raise
@@ -39,6 +35,52 @@ def write_text(path: Path, text: str) -> None:
         target.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+@contextmanager
+def writing(
+    path: Path, hint: str = "check the folder's permissions and the free space"
+) -> Iterator[None]:
+    """Raise UsageError with ``hint`` where the system refuses to write ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}", hint=hint
+        ) from error
+
+
+@contextmanager
+def held(folder: Path, shown: Path) -> Iterator[None]:
+    """Hold a folder against other processes; made where it is missing, called ``shown``.
+
+    The lock is the kernel's, so a killed process leaves none.
+
+    Raises:
+        UsageError: another process holds it, or it cannot be made.
+    """
+    hint = "choose another folder with --out"
+    if "\0" in str(folder):
+        raise UsageError(f"{str(shown)!r} is no name of a folder", hint=hint)
+    with writing(shown, hint):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with writing(shown, hint):
+            _lock(lock, shown)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, shown: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{str(shown)!r} is being written by another process",
+            hint="wait for it, or choose another --out",
+        ) from error
 
 
 def sync(path: Path) -> None:

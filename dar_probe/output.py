@@ -1,7 +1,6 @@
 """The folder of one analysis while it is made: its lock, its finished shards, its last step."""
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from dar_probe.errors import UsageError
-from dar_probe.files import write_atomically
+from dar_probe.files import held, write_atomically
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of
@@ -61,7 +60,7 @@ class OutputFolder:
     def __enter__(self) -> Self:
         check_target(self.path, self.kind)
         with ExitStack() as stack:
-            self._lock(stack)
+            stack.enter_context(held(self.work, self.path))
             self._begin()
             self._held = stack.pop_all()
         return self
@@ -116,23 +115,6 @@ class OutputFolder:
     def discard(self) -> None:
         """Drop what was kept for ``resume``; the target stays as it is."""
         shutil.rmtree(self.work)
-
-    def _lock(self, stack: ExitStack) -> None:
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.work, os.O_RDONLY)
-            stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{str(self.path)!r} is being written by another process",
-                hint="wait for it, or choose another --out",
-            ) from error
-        except OSError as error:
-            raise UsageError(
-                f"{str(self.path)!r} cannot be written: {error.strerror}",
-                hint="choose another folder with --out",
-            ) from error
 
     def _begin(self) -> None:
         marker = self.work / "key"

@@ -1,12 +1,16 @@
 """The processes of one job, started by torchrun; one process alone is a job of its own."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dar_probe.errors import ProbeError
+
+AGAIN = "the message of that process says why; run the job again with --resume"
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,13 @@ class Ranks:
         import torch.distributed as dist  # reports import this module without torch
 
         found: list[Any] = [None] * self.world
-        with _alive():
+        with alive():
             dist.all_gather_object(found, value)
         return found
+
+    def sum(self, value: float) -> float:
+        """Return the sum of every process's ``value``, in order of rank, in every process."""
+        return float(sum(self.gather(value)))
 
     def from_leader(self, value: Any) -> Any:
         """Return the leader's ``value`` in every process."""
@@ -62,12 +70,14 @@ def joined() -> Iterator[Ranks]:
         return
     import torch.distributed as dist
 
-    with _alive():
-        dist.init_process_group("gloo")  # small arrays on the CPU, whatever the device
-    try:
-        yield Ranks(rank=dist.get_rank(), world=dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    with _told_to_end():
+        with alive():
+            # Small arrays cross on the CPU, whatever the device; gradients where they are.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if _nccl() else "gloo")
+        try:
+            yield Ranks(rank=dist.get_rank(), world=dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
 
 
 def leads() -> bool:
@@ -79,12 +89,48 @@ def _in_job() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def _nccl() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.distributed.is_nccl_available()
+
+
 @contextmanager
-def _alive() -> Iterator[None]:
+def _told_to_end() -> Iterator[None]:
+    """Leave with a sentence on SIGTERM: torchrun sends it to what is left of a job."""
+
+    def leave(number: int, frame: object) -> None:
+        raise ProbeError(
+            "this job was told to end, most often because another of its processes has ended",
+            hint=AGAIN,
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread listen
+        return
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
-    except RuntimeError as error:  # gloo's word for a connection that is gone
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alive() -> Iterator[None]:
+    """Raise ProbeError where another process of the job is gone in the middle of a collective."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
         raise ProbeError(
             "another process of this job has ended",
-            hint="its own message says why; run the job again with --resume",
+            hint=AGAIN,
         ) from error
+
+
+def _lost(error: RuntimeError) -> bool:
+    # Gloo raises bare RuntimeErrors, which begin with the place in its source.
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -1,8 +1,5 @@
 """Shards: the same work whatever the ranks, the memory and the interruptions."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from dar_probe.probe.spread import Grid, spread
 from dar_probe.ranks import Ranks, leads
 from dar_probe.subjects import sit
 from tests import tiny
+from tests.shell import torchrun
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 GRID = Grid(levels=(0.2, 0.7), ids=(4, 5, 9), batch_size=4)
@@ -152,15 +150,6 @@ assert analysis.dataset.sizes["sample"] == 5
 if leads():
     print("led")
 """
-
-
-def torchrun(processes, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-         "--standalone", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ class TrainConfig:
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
         ema: longest decay of the weight average.
+        accumulate: parts of a process's share of the batch, one after the other; their gradients
+            are added.
         label_dropout: share of labels replaced by the null class.
         autocast: "none" or "bf16".
         compile: train the compiled model.
@@ -43,6 +45,7 @@ class TrainConfig:
     objective: str = "sit"
     steps: int = 2000
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.0
@@ -59,7 +62,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("depth", "width", "patch", "chunk_size", "steps", "batch_size"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
-        for name in ("validate_every", "checkpoint_every", "validation_samples"):
+        for name in ("accumulate", "validate_every", "checkpoint_every", "validation_samples"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("heads", "warmup", "weight_decay", "clip", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)

@@ -1,10 +1,9 @@
 """The bundled trainer: one resumable loop, bit for bit the same however often it is killed."""
 
 import copy
-import csv
-import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from dar_probe import __version__, files, objective
+from dar_probe import __version__, objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
+from dar_probe.ranks import ALONE, Ranks, alive, joined
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig
+from dar_probe.train.folder import RunFolder
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
@@ -52,27 +54,43 @@ def train(
         UsageError: ``out`` holds another run, or anything while ``resume`` is off.
         ProbeError: the loss is not finite.
     """
-    run = Run(config, out, device=device)
-    start = run.restore() if resume else run.start()
-    began = time.monotonic()
-    for step in range(start + 1, config.steps + 1):
-        loss = run.step(step)
-        last = step == config.steps
-        if last or step % config.validate_every == 0:
-            run.validate(step)
-        if last or step % config.checkpoint_every == 0:
-            run.save(step)
-        if on_step:
-            seconds = time.monotonic() - began
-            on_step(Progress(step=step, steps=config.steps, loss=loss, seconds=seconds))
-    return run.checkpoint_path(config.steps)
+    with joined() as ranks:
+        run = Run(config, out, device=device, ranks=ranks)
+        with run.folder.held() if ranks.leads else nullcontext():
+            start = run.restore() if resume else run.start()
+            began = time.monotonic()
+            for step in range(start + 1, config.steps + 1):
+                loss = run.step(step)
+                last = step == config.steps
+                if ranks.leads:
+                    run.record(step, validated=last or step % config.validate_every == 0)
+                    if last or step % config.checkpoint_every == 0:
+                        run.save(step)
+                if on_step:
+                    seconds = time.monotonic() - began
+                    on_step(Progress(step=step, steps=config.steps, loss=loss, seconds=seconds))
+            ranks.gather(None)  # the last checkpoint is written when any process returns
+    return run.folder.checkpoint(config.steps)
 
 
 class Run:
-    """The state of one training run: model, average, optimiser, data and files."""
+    """The state of one training run: model, average, optimiser, data and folder.
 
-    def __init__(self, config: TrainConfig, out: Path, *, device: str) -> None:
-        self.config, self.out = config, out
+    The leader alone has the folder and keeps the average.
+    """
+
+    def __init__(
+        self, config: TrainConfig, out: Path, *, device: str, ranks: Ranks = ALONE
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.folder = RunFolder(out, COLUMNS)
+        parts = ranks.world * config.accumulate
+        if config.batch_size < parts:
+            raise UsageError(
+                f"a batch of {config.batch_size} cannot be shared by {ranks.world} processes "
+                f"in {config.accumulate} parts each",
+                hint="raise --batch-size, or start fewer processes",
+            )
         self.device = torch.device(device)
         everything = datasets.load(config.data)
         channels, size, *other = everything.latents.shape[1:]
@@ -95,8 +113,12 @@ class Run:
             torch.manual_seed(config.seed)
             self.model = SiT(self.model_config).to(self.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.shared: nn.Module = self.model
+        if ranks.world > 1:
+            place = [self.device] if self.device.type == "cuda" else None
+            self.shared = DistributedDataParallel(self.model, device_ids=place)
         self.predict: Callable[..., Tensor] = (
-            torch.compile(self.model) if config.compile else self.model
+            torch.compile(self.shared) if config.compile else self.shared
         )
         self.optimiser = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -107,93 +129,98 @@ class Run:
         self.row: dict[str, float] = {}
 
     def start(self) -> int:
-        """Begin in an empty or missing folder."""
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UsageError(
-                f"{str(self.out)!r} is not empty",
-                hint="add --resume to continue it, or choose another --out",
-            )
-        try:
-            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{str(self.out)!r} cannot be written: {error.strerror}",
-                hint="choose another folder with --out",
-            ) from error
-        with self.metrics.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(COLUMNS)
+        """Begin in an empty folder."""
+        if self.ranks.leads:
+            self.folder.begin()
         return 0
 
     def restore(self) -> int:
         """Continue from the newest checkpoint, or begin where there is none."""
-        for partial in (self.out / "checkpoints").glob(".*.tmp"):
-            partial.unlink()  # a run was killed while it wrote
-        found = sorted((self.out / "checkpoints").glob("step-" + "[0-9]" * 7 + ".pt"))
-        if not found:
-            self._clear()
+        step: int | None = self.ranks.from_leader(
+            self.folder.newest() if self.ranks.leads else None
+        )
+        if step is None:
             return self.start()
+        state = self.folder.load(step)
+        self._check_settings(state["args"]["train"], step)
         try:
-            state = torch.load(found[-1], map_location="cpu", weights_only=True)
-            self._check_settings(state["args"]["train"], state["step"])
-        except UsageError:
-            raise
-        except Exception as error:  # torch has no common error for damaged files
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["ema"])
+            self.optimiser.load_state_dict(state["opt"])
+        except Exception as error:  # somebody has changed the file
             raise CheckpointError(
-                f"{str(found[-1])!r} cannot be read",
+                f"{str(self.folder.checkpoint(step))!r} does not fit its own settings",
                 hint="remove it to continue from the checkpoint before",
             ) from error
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["ema"])
-        self.optimiser.load_state_dict(state["opt"])
-        step: int = state["step"]
-        if not self.metrics.is_file():
-            raise CheckpointError(f"{str(self.metrics)!r} is missing, the run cannot be continued")
-        self._truncate_metrics(step)
+        if self.ranks.leads:
+            self.folder.rewind(step)
         return step
 
     def _check_settings(self, stored: dict[str, Any], step: int) -> None:
         """Refuse a run with other settings; more steps than it was started with are welcome."""
-        then, now = stored, self.config.to_dict()
+        # A setting that an earlier version did not have is at its default.
+        then, now = {**TrainConfig().to_dict(), **stored}, self.config.to_dict()
         other = [name for name in now if name != "steps" and then.get(name) != now[name]]
         if self.config.steps < step:
             other.append("steps")
         if other:
             name = other[0]
             raise UsageError(
-                f"{str(self.out)!r} holds a run with other settings: {name} is {then.get(name)!r} "
-                f"there and {now[name]!r} here",
+                f"{str(self.folder.path)!r} holds a run with other settings: "
+                f"{name} is {then.get(name)!r} there and {now[name]!r} here",
                 hint="resume with the settings it was started with, or choose another --out",
             )
 
-    def _clear(self) -> None:
-        """Remove what a run that was killed before its first checkpoint left."""
-        entries = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
-        if entries and entries <= {"checkpoints", "metrics.csv"}:
-            self.metrics.unlink(missing_ok=True)
-            (self.out / "checkpoints").rmdir()
-
     def step(self, step: int) -> float:
-        """Do optimiser step ``step`` and return its loss."""
+        """Do optimiser step ``step`` and return the loss of its batch."""
         config = self.config
         lr = config.lr * min(1.0, step / max(1, config.warmup))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        x, noise, s, y = self.batch(step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"):
-            losses = self.losses(self.predict, x, noise, s, y)
-        loss = losses.mean()
-        value = float(loss.detach())
+        self.optimiser.zero_grad(set_to_none=True)
+        with alive():
+            value = self._backward(step)
         if not np.isfinite(value):
             raise ProbeError(f"the loss is {value} at step {step}", hint="try a lower --lr")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         self.optimiser.step()
-        ema.update(self.average, self.model, step=step, decay=config.ema)
+        if self.ranks.leads:
+            ema.update(self.average, self.model, step=step, decay=config.ema)
         self.row = {"step": step, "loss": value, "lr": lr, "grad_norm": float(norm)}
-        if step % config.validate_every and step != config.steps:
-            self._write_row()
         return value
+
+    def _backward(self, step: int) -> float:
+        """Add the gradient of the batch's mean loss, in parts; return that loss."""
+        config, world = self.config, self.ranks.world
+        value = torch.zeros((), dtype=torch.float64)
+        parts = self.parts(step)
+        for part in parts:
+            with self._waits() if part is not parts[-1] else nullcontext():
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"
+                ):
+                    losses = self.losses(self.predict, *part)
+                loss = losses.sum() / config.batch_size
+                (loss * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean
+            value += loss.detach().cpu()
+        return self.ranks.sum(float(value))
+
+    def _waits(self) -> AbstractContextManager[None]:
+        """Keep gradients in this process; they cross the network with a step's last part."""
+        shared = self.shared
+        return shared.no_sync() if isinstance(shared, DistributedDataParallel) else nullcontext()
+
+    def parts(self, step: int) -> list[tuple[Tensor, ...]]:
+        """Return this process's parts of step ``step``: data, noise, noise levels, labels each.
+
+        Rows of the whole batch are dealt out in turn, so every part has some.
+        """
+        world, accumulate = self.ranks.world, self.config.accumulate
+        x, noise, s, y = self.batch(step)
+        return [
+            tuple(t[at :: world * accumulate].to(self.device) for t in (x, noise, s, y))
+            for at in range(self.ranks.rank, world * accumulate, world)
+        ]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return data, noise (N, C, h, w), noise levels (N,) and labels (N,) of step ``step``."""
@@ -204,13 +231,7 @@ class Run:
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
         s = torch.from_numpy(rng.random(size, dtype=np.float32))
         dropped = torch.from_numpy(rng.random(size) < self.config.label_dropout)
-        y = torch.where(dropped, self.model_config.num_classes, y)
-        return (
-            x.to(self.device),
-            noise.to(self.device),
-            s.to(self.device),
-            y.to(self.device),
-        )
+        return x, noise, s, torch.where(dropped, self.model_config.num_classes, y)
 
     def losses(
         self, predict: Callable[..., Tensor], x: Tensor, noise: Tensor, s: Tensor, y: Tensor
@@ -221,60 +242,32 @@ class Run:
         )
         return objective.per_sample_loss(prediction.float(), self.objective.target(x, noise, s))
 
+    def record(self, step: int, *, validated: bool) -> None:
+        """Write the row of ``step``, with the average's validation loss where it is due."""
+        self.folder.add({**self.row, **(self.validation() if validated else {})})
+
     @torch.no_grad()
-    def validate(self, step: int) -> None:
-        """Add the average's loss at ten levels, on held-out samples with fixed noise."""
+    def validation(self) -> dict[str, float]:
+        """Return the average's loss at ten levels, on held-out samples with fixed noise."""
         held = self.held_out
         x, y = held.latents.to(self.device), held.labels.to(self.device)
         noise = datasets.noise(held.ids, x.shape[1:], seed=self.config.seed).to(self.device)
+        found = {}
         for level in VALIDATION_LEVELS:
             s = torch.full((len(held),), level, device=self.device)
-            loss = self.losses(self.average, x, noise, s, y)
-            self.row[f"val_{level}"] = float(loss.mean())
-        self.row["val_loss"] = float(np.mean([self.row[f"val_{s}"] for s in VALIDATION_LEVELS]))
-        self._write_row()
+            found[f"val_{level}"] = float(self.losses(self.average, x, noise, s, y).mean())
+        return {"val_loss": float(np.mean(list(found.values()))), **found}
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of ``step`` atomically, in the official layout."""
+        """Write the checkpoint of ``step``, in the official layout."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.average.state_dict(),
             "opt": self.optimiser.state_dict(),
             "step": step,
-            "args": self.args(),
+            "args": checkpoint_args(self.config, self.model_config.to_dict()),
         }
-        files.write_atomically(self.checkpoint_path(step), lambda path: torch.save(state, path))
-
-    def checkpoint_path(self, step: int) -> Path:
-        """Return out/checkpoints/step-0000000.pt."""
-        return self.out / "checkpoints" / f"step-{step:07d}.pt"
-
-    def args(self) -> dict[str, Any]:
-        """Return all settings as plain data."""
-        return checkpoint_args(self.config, self.model_config.to_dict())
-
-    @property
-    def metrics(self) -> Path:
-        """The table of losses."""
-        return self.out / "metrics.csv"
-
-    def _write_row(self) -> None:
-        with self.metrics.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([self.row.get(name, "") for name in COLUMNS])
-
-    def _truncate_metrics(self, step: int) -> None:
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            header, *rows = [*csv.reader(file)] or [list(COLUMNS)]
-        # A killed run may have written rows, the last one perhaps half, after its checkpoint.
-        kept = [r for r in rows if len(r) == len(header) and r[0].isdecimal() and int(r[0]) <= step]
-
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([header, *kept])
-                file.flush()
-                os.fsync(file.fileno())
-
-        files.write_atomically(self.metrics, write)
+        self.folder.save(step, state)
 
 
 def checkpoint_args(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any]:
