@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
 from dar_probe.routing import Layout, make
-from dar_probe.routing.stream import Stream
+from dar_probe.routing.stream import Stream, options_of
 
 SIZES = {
     "S": {"depth": 12, "width": 384, "heads": 6},
@@ -39,7 +39,7 @@ class SiTConfig:
         qk_norm: LayerNorm on queries and keys.
         projectors: output widths of REPA's projectors, kept so that every weight has its place.
         routing: a name of ``dar_probe.routing.SCHEMES``.
-        query, chunk_size: options of DAR; ignored by plain residuals.
+        query, chunk_size, streams, dilation, period: options of the routings that take them.
     """
 
     depth: int
@@ -57,6 +57,9 @@ class SiTConfig:
     routing: str = "residual"
     query: str = "static+t"
     chunk_size: int = 4
+    streams: int = 4
+    dilation: int = 1
+    period: int = 1
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "SiTConfig":
@@ -295,7 +298,5 @@ def projector(width: int, out: int, hidden: int = 2048) -> nn.Sequential:
 
 
 def routing_options(config: SiTConfig) -> dict[str, Any]:
-    """Return the options that the config's routing takes."""
-    if config.routing == "residual":
-        return {}
-    return {"query": config.query, "chunk_size": config.chunk_size}
+    """Return those of the config's options that its routing takes."""
+    return {name: getattr(config, name) for name in options_of(config.routing)}

@@ -84,7 +84,9 @@ class Recorded:
         """Return the weights w (N, T, R, S) of a router, zero where not offered."""
         subject, state = self.recorder.subject, self.recorder.state
         assert subject.routes is not None and state is not None
-        return statistics.wide(_dense(subject.routes(state), subject.offered))
+        return statistics.wide(
+            _dense(subject.routes(state), subject.offered, like=self.recorder.writes[0])
+        )
 
 
 def record(
@@ -207,10 +209,12 @@ def _stage(recorded: Recorded, readers: slice, sources: slice) -> dict[str, Tens
     }
 
 
-def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Weights over the offered sources, (N, T, n) per reader -> (N, T, R, S), zeros elsewhere."""
-    n, tokens, _ = weights[-1].shape
-    dense = weights[-1].new_zeros(n, tokens, len(offered), len(offered))
+def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
+    """Weights over the offered sources -> (N, T, R, S), zeros elsewhere.
+
+    Each reader's are (N, T, n), or (n,) where they are the same everywhere; ``like`` (N, T, D).
+    """
+    dense = like.new_zeros(*like.shape[:2], len(offered), len(offered))
     for row, ids in enumerate(offered):
         dense[:, :, row, list(ids)] = weights[row]
     return dense

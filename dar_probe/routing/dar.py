@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.routing.stream import Layout, Stream, check_turn, register
+from dar_probe.routing.stream import Layout, Stream, Turns, register
 
 Query = Literal["static", "static+t", "dynamic"]
+Squash = Literal["softmax", "sigmoid"]
 QUERIES: tuple[Query, ...] = ("static", "static+t", "dynamic")
 
 
 @dataclass
-class DARState:
+class History(Turns):
     """One forward: all sources so far, their inverse RMS, and the weights of each read."""
 
     sources: list[Tensor]  # (N, T, D) each
@@ -36,6 +37,7 @@ class DAR(Stream):
     """
 
     dynamic = True
+    squash: Squash = "softmax"
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class DAR(Stream):
         self.chunk_size = chunk_size
         self.eps = eps
         self.readers = nn.ModuleList(
-            Aggregator(width, dynamic=query == "dynamic") for _ in range(len(layout) + 1)
+            Aggregator(width, dynamic=query == "dynamic", squash=self.squash)
+            for _ in range(len(layout) + 1)
         )
 
     def init_host(self, model: nn.Module) -> None:
@@ -68,15 +71,15 @@ class DAR(Stream):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> DARState:
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> History:
         if self.query == "static+t" and t_emb is None:
             raise UsageError("the query static+t needs a timestep embedding")
-        state = DARState(sources=[], inverse_rms=[], t_emb=t_emb)
+        state = History(sources=[], inverse_rms=[], t_emb=t_emb)
         self._append(state, self.writers[0](v_0))
         return state
 
-    def read(self, state: DARState, l: int) -> Tensor:
-        check_turn(l, len(state.weights))
+    def read(self, state: History, l: int) -> Tensor:
+        state.turn(l)
         offered = self.offered(l)
         query_input = {"static": None, "static+t": state.t_emb, "dynamic": state.sources[l - 1]}
         h, weights = self.readers[l - 1](
@@ -87,7 +90,7 @@ class DAR(Stream):
         state.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
-    def write(self, state: DARState, l: int, v_l: Tensor) -> None:
+    def write(self, state: History, l: int, v_l: Tensor) -> None:
         self._append(state, self.writers[l](v_l))
 
     def offered(self, l: int) -> tuple[int, ...]:
@@ -99,21 +102,40 @@ class DAR(Stream):
         chunk = (min(l, len(self.layout)) - 1) // size
         return (*range(0, chunk * size, size), *range(chunk * size, l))
 
-    def routes(self, state: DARState) -> list[Tensor]:
+    def routes(self, state: History) -> list[Tensor]:
         return state.weights
 
-    def _append(self, state: DARState, v: Tensor) -> None:
+    def _append(self, state: History, v: Tensor) -> None:
         state.sources.append(v)
-        # Once per write, not once per reader; its share of the gradient is in Mix.backward.
-        square = v.detach().square().mean(-1, keepdim=True)
-        state.inverse_rms.append(torch.rsqrt(square + self.eps))
+        state.inverse_rms.append(inverse_rms(v, self.eps))
+
+
+@register("sigmoid")
+class Sigmoid(DAR):
+    """DAR with sigmoid(logit_i) in place of the softmax: sources do not compete.
+
+    An ablation of ours: is it the softmax that helps? Queries at zero weigh every source 1/2.
+    """
+
+    squash = "sigmoid"
 
 
 class Aggregator(nn.Module):
-    """One reader: its query (w_l or W_q) and the gain of its key norm."""
+    """One reader: its query (w_l or W_q), the gain of its key norm, and how logits become weights.
 
-    def __init__(self, width: int, *, dynamic: bool) -> None:
+    Logits are divided by sqrt(D), unless ``scale`` says otherwise.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        dynamic: bool,
+        squash: Squash = "softmax",
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
+        self.squash, self.scale = squash, width**-0.5 if scale is None else scale
         self.norm = Vector(width, 1.0)
         self.query: nn.Linear | Vector
         if dynamic:
@@ -138,11 +160,12 @@ class Aggregator(nn.Module):
             query = (self.query.weight + query_input)[:, None]
         # The gain belongs to the keys; k . q is the same with the gain on the query.
         query, inverse = query * self.norm.weight, torch.cat(inverse_rms, -1)
+        settings = self.scale, self.squash
         if not torch.is_grad_enabled():  # torch 2.13 cannot compile the function then
-            h, weights, _ = mix(query, inverse, sources)
+            h, weights, _ = mix(query, inverse, sources, *settings)
             return h, weights
         mixed: tuple[Tensor, Tensor] = Mix.apply(  # type: ignore[no-untyped-call]
-            query, inverse, *sources
+            query, inverse, *settings, *sources
         )
         return mixed
 
@@ -155,14 +178,18 @@ class Vector(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), value))
 
 
+def inverse_rms(v: Tensor, eps: float) -> Tensor:
+    """Return 1 / rms (N, T, 1), once per write; its share of the gradient is in Mix.backward."""
+    return torch.rsqrt(v.detach().square().mean(-1, keepdim=True) + eps)
+
+
 def mix(
-    query: Tensor, inverse_rms: Tensor, sources: Sequence[Tensor]
+    query: Tensor, inverse_rms: Tensor, sources: Sequence[Tensor], scale: float, squash: Squash
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the aggregate h (N, T, D), its weights and their logits (N, T, n)."""
-    scale = sources[0].shape[-1] ** -0.5
     dots = torch.stack([(v * query).sum(-1) for v in sources], -1)
     logits = dots * inverse_rms * scale
-    weights = torch.softmax(logits, -1)
+    weights = torch.softmax(logits, -1) if squash == "softmax" else torch.sigmoid(logits)
     return mixture(weights, sources), weights, logits
 
 
@@ -175,7 +202,7 @@ def mixture(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 
 class Mix(torch.autograd.Function):
-    """Softmax aggregation that keeps no stack of its sources for the backward.
+    """Aggregation that keeps no stack of its sources for the backward.
 
     Autograd of the textbook form would hold a fresh (N, T, n, D) stack for every reader. Here
     the sources are saved by reference and only the weights (N, T, n) are new.
@@ -183,9 +210,15 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, inverse_rms: Tensor, *sources: Tensor
+        ctx: Any,
+        query: Tensor,
+        inverse_rms: Tensor,
+        scale: float,
+        squash: Squash,
+        *sources: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        h, weights, logits = mix(query, inverse_rms, sources)
+        h, weights, logits = mix(query, inverse_rms, sources, scale, squash)
+        ctx.scale, ctx.squash = scale, squash
         ctx.save_for_backward(query, inverse_rms, logits, weights, *sources)
         ctx.mark_non_differentiable(weights)
         return h, weights
@@ -196,8 +229,11 @@ class Mix(torch.autograd.Function):
         query, inverse_rms, logits, weights, *sources = ctx.saved_tensors
         width = query.shape[-1]
         dots = torch.stack([(v * grad_h).sum(-1) for v in sources], -1)
-        grad_logits = weights * (dots - (weights * dots).sum(-1, keepdim=True))
-        by_query = grad_logits * inverse_rms * width**-0.5
+        if ctx.squash == "softmax":
+            grad_logits = weights * (dots - (weights * dots).sum(-1, keepdim=True))
+        else:
+            grad_logits = weights * (1 - weights) * dots
+        by_query = grad_logits * inverse_rms * ctx.scale
         # d(1/rms)/dv = -v / (rms^3 D): the part of the key norm that depends on v's length.
         by_length = grad_logits * logits * inverse_rms.square() / width
         grad_query = torch.zeros_like(grad_h)
@@ -207,4 +243,4 @@ class Mix(torch.autograd.Function):
             grad = grad_h * weights[..., i, None]
             grad.addcmul_(query, by_query[..., i, None])
             grads.append(grad.addcmul_(v, by_length[..., i, None], value=-1))
-        return grad_query.sum_to_size(query.shape), None, *grads
+        return grad_query.sum_to_size(query.shape), None, None, None, *grads

@@ -4,34 +4,35 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dar_probe.routing.stream import Stream, check_turn, register
+from dar_probe.routing.stream import Stream, Turns, register
 
 
 @dataclass
-class ResidualState:
-    """The running sum x (N, T, D) and the number of reads so far."""
+class Sum(Turns):
+    """The running sum x (N, T, D)."""
 
     x: Tensor
-    reads: int = 0
+
+
+class Running(Stream):
+    """One running stream, read as it is; subclasses say how it takes a write."""
+
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Sum:
+        return Sum(x=self.writers[0](v_0))
+
+    def read(self, state: Sum, l: int) -> Tensor:
+        state.turn(l)
+        return self.readers[l - 1](state.x)  # type: ignore[no-any-return]
 
 
 @register("residual")
-class Residual(Stream):
-    """x = x + f(x), as in the original transformer, DiT and SiT (arXiv 2212.09748, 2401.08740)."""
+class Residual(Running):
+    """x = x + v_l, as in the original transformer, DiT and SiT (arXiv 2212.09748, 2401.08740)."""
 
     additive = True
 
-    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> ResidualState:
-        return ResidualState(x=self.writers[0](v_0))
-
-    def read(self, state: ResidualState, l: int) -> Tensor:
-        check_turn(l, state.reads)
-        state.reads += 1
-        h: Tensor = self.readers[l - 1](state.x)
-        return h
-
-    def write(self, state: ResidualState, l: int, v_l: Tensor) -> None:
+    def write(self, state: Sum, l: int, v_l: Tensor) -> None:
         state.x = state.x + self.writers[l](v_l)
 
-    def routes(self, state: ResidualState) -> list[Tensor]:
+    def routes(self, state: Sum) -> list[Tensor]:
         return [state.x.new_ones(l) for l in range(1, len(self.layout) + 2)]

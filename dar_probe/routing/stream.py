@@ -1,9 +1,11 @@
 """The protocol by which the sublayers of a model share their results across depth."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
@@ -43,6 +45,8 @@ class Stream(nn.Module):
 
     additive: ClassVar[bool] = False
     """True where a reader gets the plain sum of all earlier writes."""
+    scalar: ClassVar[bool] = True
+    """True where what a reader reads is a sum of sources with scalar weights: ``routes``."""
     dynamic: ClassVar[bool] = False
     """True where the routes of one reader differ between samples or tokens."""
 
@@ -69,32 +73,55 @@ class Stream(nn.Module):
         """Hand on the output v_l (N, T, D) of sublayer l, its gate multiplied in."""
         raise NotImplementedError
 
+    def fusion(self, l: int) -> nn.Module | None:
+        """Return what rewrites the whole stream before reader l reads it; mostly nothing does.
+
+        Its first input is the stream as it was, its output the stream as it is from then on.
+        """
+        return None
+
     def offered(self, l: int) -> tuple[int, ...]:
         """Return the ids of the sources that reader l may use, in the order of its routes."""
         return tuple(range(l))
 
-    def routes(self, state: Any) -> list[Tensor] | None:
+    def routes(self, state: Any) -> list[Tensor]:
         """Return per reader the weights (N, T, sources) or (sources,) over ``offered(l)``.
 
-        None where the scheme has no scalar routes.
+        Not to be asked where ``scalar`` is False.
         """
         raise NotImplementedError
 
 
-def check_turn(reader: int, reads: int) -> None:
-    """Make sure that ``reader`` is the next one after ``reads`` reads.
+@dataclass
+class Turns:
+    """Base of a state: readers must take their turns.
 
     A block that is run again for its backward (activation checkpointing) would read a stream
     that has moved on, and give wrong gradients without a word.
-
-    Raises:
-        UsageError: it is not.
     """
-    if reader != reads + 1:
-        raise UsageError(
-            f"reader {reader} reads the stream out of turn, expected reader {reads + 1}",
-            hint="checkpoint the branches (attention, MLP), not whole blocks",
-        )
+
+    turns: int = field(default=0, kw_only=True)
+
+    def turn(self, reader: int) -> None:
+        """Take note that ``reader`` reads.
+
+        Raises:
+            UsageError: another reader is the next one.
+        """
+        if reader != self.turns + 1:
+            raise UsageError(
+                f"reader {reader} reads the stream out of turn, expected reader {self.turns + 1}",
+                hint="checkpoint the branches (attention, MLP), not whole blocks",
+            )
+        self.turns += 1
+
+
+@torch.no_grad()
+def open_gates(model: nn.Module) -> None:
+    """Start the adaLN gates of every block at one, for streams that start closed themselves."""
+    for block in model.get_submodule("blocks").children():
+        last: Any = block.get_submodule("adaLN_modulation.1")
+        last.bias.view(6, -1)[[2, 5]] = 1.0  # shift, scale, gate of attention; then of the MLP
 
 
 SCHEMES: dict[str, Callable[..., Stream]] = {}
@@ -108,6 +135,15 @@ def register(name: str) -> Callable[[type[Stream]], type[Stream]]:
         return cls
 
     return enter
+
+
+OPTIONS = ("query", "chunk_size", "streams", "dilation", "period")  # that flags and files name
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """Return which of ``OPTIONS`` the stream called ``name`` takes; none for an unknown name."""
+    taken = inspect.signature(SCHEMES[name]).parameters if name in SCHEMES else {}
+    return tuple(option for option in OPTIONS if option in taken)
 
 
 def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:

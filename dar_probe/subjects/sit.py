@@ -1,15 +1,26 @@
 """The bundled backbone: SiT, DiT and REPA layouts, plain or routed."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
 from dar_probe.checkpoints.header import Header
-from dar_probe.models.sit import SiT, SiTConfig
+from dar_probe.models.sit import SiT, SiTConfig, routing_options
+from dar_probe.routing.stream import OPTIONS, Stream
 from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.sit_layout import read_sizes
-from dar_probe.subjects.subject import Branch, Reader, Source, Subject
+from dar_probe.subjects.subject import (
+    Branch,
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    offered_by_addition,
+)
+
+NO_ROUTES = (
+    "mixes channels or normalises as it adds: it has no scalar routes, so states are measured alone"
+)
 
 
 def identify(header: Header, heads: int | None = None) -> Identified:
@@ -42,63 +53,70 @@ def build(identified: Identified) -> SiT:
 
 def subject(model: SiT, *, family: str = "sit") -> Subject:
     """Name the sites of a bundled model, at sublayer granularity."""
-    stream, layout, depth = model.stream, model.stream.layout, model.config.depth
-    sites = [
-        (block.get_submodule(f"norm{j}"), block.get_submodule(name), block, 3 * j - 1)
-        for block in model.blocks
-        for j, name in ((1, "attn"), (2, "mlp"))
-    ]
+    stream, layout = model.stream, model.stream.layout
     names = [f"block {k} {kind}" for k, kind in zip(layout.blocks, layout.kinds, strict=True)]
-    sublayers = list(zip(names, layout.kinds, layout.blocks, sites, strict=True))
-    routed = not stream.additive
-
-    def routes(arguments: tuple[Any, ...]) -> list[Tensor]:
-        weights = stream.routes(arguments[1])
-        assert weights is not None
-        return weights
-
+    readers = tuple(_readers(model, names))
+    sources = tuple(_sources(stream, names))
+    sites: dict[str, Any] = {}
+    if stream.additive:
+        sites["offered"] = offered_by_addition(sources)
+        # A fusion is known only as a difference of what the stream was before and after.
+        sites["writers"] = tuple(stream.writers) if len(sources) == len(readers) else None
+    elif stream.scalar:
+        sites["offered"] = tuple(stream.offered(l) for l in range(1, len(readers) + 1))
+        sites["writers"] = tuple(stream.writers)
+        sites["routes"] = lambda arguments: stream.routes(arguments[1])
+        sites["state_site"] = model.blocks[0]
+    else:
+        sites["offered"] = tuple(() for _ in readers)
+        sites["granularity"] = "block"
+        sites["assumptions"] = (f"the routing {model.config.routing} {NO_ROUTES}",)
     return Subject(
-        model=model,
-        family=family,
-        readers=(
-            *(
-                Reader(
-                    name=name,
-                    kind=kind,
-                    block=k,
-                    module=norm,
-                    branches=(
-                        Branch(
-                            output=branch,
-                            gate=block.get_submodule("adaLN_modulation"),
-                            chunk=(chunk, 6),
-                        ),
-                    ),
-                )
-                for name, kind, k, (norm, branch, block, chunk) in sublayers
-            ),
-            Reader(name="head", kind="head", block=depth + 1, module=model.final_layer.norm_final),
-        ),
-        sources=(
-            Source(name="embedding", kind="embedding", block=0),
-            *(Source(name=n, kind=kind, block=k) for n, kind, k, _ in sublayers),
-        ),
-        offered=tuple(stream.offered(reader) for reader in range(1, len(layout) + 2)),
-        writers=tuple(stream.writers),
-        routes=routes if routed else None,
-        state_site=model.blocks[0] if routed else None,
+        model=model, family=family, readers=readers, sources=sources, **sites,
         facts=_facts(model, family),
-    )
+    )  # fmt: skip
+
+
+def _readers(model: SiT, names: list[str]) -> Iterator[Reader]:
+    layout = model.stream.layout
+    branches = [(block, j, name) for block in model.blocks for j, name in ((1, "attn"), (2, "mlp"))]
+    for site, name, kind, k in zip(branches, names, layout.kinds, layout.blocks, strict=True):
+        block, j, branch = site
+        yield Reader(
+            name=name,
+            kind=kind,
+            block=k,
+            module=block.get_submodule(f"norm{j}"),
+            branches=(
+                Branch(
+                    output=block.get_submodule(branch),
+                    gate=block.get_submodule("adaLN_modulation"),
+                    chunk=(3 * j - 1, 6),
+                ),
+            ),
+        )
+    head = model.final_layer.norm_final
+    yield Reader(name="head", kind="head", block=model.config.depth + 1, module=head)
+
+
+def _sources(stream: Stream, names: list[str]) -> Iterator[Source]:
+    yield Source(name="embedding", kind="embedding", block=0)
+    layout = stream.layout
+    for l, (name, kind, k) in enumerate(zip(names, layout.kinds, layout.blocks, strict=True), 1):
+        fusion = stream.fusion(l)
+        if fusion is not None:
+            before = Passage(module=fusion)
+            yield Source(name=f"block {k} skip", kind="fusion", block=k, before=before)
+        yield Source(name=name, kind=kind, block=k)
 
 
 def _facts(model: SiT, family: str) -> dict[str, Any]:
     config = model.config
-    routed = config.routing == "dar"
     return {
         "family": family,
         "routing": config.routing,
-        "query": config.query if routed else None,
-        "chunk_size": config.chunk_size if routed else None,
+        **{option: None for option in OPTIONS},
+        **routing_options(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "depth": config.depth,
         "width": config.width,

@@ -1,0 +1,93 @@
+"""Long skips of a U-Net: late blocks begin by fusing the stream with what an early one left."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe.errors import UsageError
+from dar_probe.routing.residual import Residual, Sum
+from dar_probe.routing.stream import Layout, register
+
+
+@dataclass
+class Skips(Sum):
+    """The running sum, and the outputs of early blocks that no late block has taken yet."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+
+class Fusion(nn.Module):
+    """W [x, skip], of both normalised together where ``norm`` is set."""
+
+    def __init__(self, width: int, *, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * width, eps=1e-6) if norm else nn.Identity()
+        self.linear = nn.Linear(2 * width, width)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, T, D), (N, T, D) -> (N, T, D)."""
+        return self.linear(self.norm(torch.cat([x, skip], -1)))  # type: ignore[no-any-return]
+
+
+@register("uvit")
+class UViT(Residual):
+    """Blocks B/2+1..B begin with W [x, skip] of the outputs of blocks B/2..1 (arXiv 2209.12152).
+
+    Between the fusions the stream adds as usual. With an odd number of blocks the middle one
+    neither gives nor takes. W is not zero at the start, so the model does not start as a plain one.
+    """
+
+    norm = False
+
+    def __init__(self, width: int, layout: Layout) -> None:
+        super().__init__(width, layout)
+        self.depth = max(layout.blocks)
+        self.pairs = self.count()
+        if self.pairs < 1:
+            raise UsageError(f"{self.depth} blocks are too few for long skips")
+        self.fusions = nn.ModuleList(Fusion(width, norm=self.norm) for _ in range(self.pairs))
+
+    def count(self) -> int:
+        """Return how many blocks give a skip, the first ones, and how many take one, the last."""
+        return self.depth // 2
+
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Skips:
+        return Skips(x=self.writers[0](v_0))
+
+    def read(self, state: Any, l: int) -> Tensor:
+        ended = self.layout.blocks[l - 2] if l > 1 else 0
+        if l > len(self.layout) or self.layout.blocks[l - 1] != ended:
+            if 0 < ended <= self.pairs:
+                state.kept.append(state.x)
+            fusion = self.fusion(l)
+            if fusion is not None:
+                state.x = fusion(state.x, state.kept.pop())
+        return super().read(state, l)
+
+    def fusion(self, l: int) -> nn.Module | None:
+        blocks = (0, *self.layout.blocks)
+        if (
+            l > len(self.layout)
+            or blocks[l] == blocks[l - 1]
+            or blocks[l] <= self.depth - self.pairs
+        ):
+            return None
+        return self.fusions[blocks[l] - 1 - (self.depth - self.pairs)]
+
+
+@register("hunyuan")
+class Hunyuan(UViT):
+    """U-ViT's skips with a LayerNorm of both operands (HunyuanDiT, arXiv 2405.08748).
+
+    Of B blocks the first B/2 - 1 give and the last B/2 - 1 take a skip, as in diffusers'
+    HunyuanDiT2DModel; the two in the middle take no part.
+    """
+
+    norm = True
+
+    def count(self) -> int:
+        return self.depth // 2 - 1
