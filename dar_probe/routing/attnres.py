@@ -114,12 +114,12 @@ class DeltaAttnRes(Running):
         history.weights.append(weights)
         return self.readers[l - 1](state.x + routed)  # type: ignore[no-any-return]
 
-    def write(self, state: Added, l: int, v_l: Tensor) -> None:  # type: ignore[override]
+    def write(self, state: Added, l: int, v_l: Tensor) -> None:
         v_l = self.writers[l](v_l)
         state.x = state.x + v_l
         self._remember(state, v_l)
 
-    def routes(self, state: Added) -> list[Tensor]:  # type: ignore[override]
+    def routes(self, state: Added) -> list[Tensor]:
         return [1 + weights[..., 1:] for weights in state.history.weights]  # 0: the null source
 
     def _remember(self, state: Added, v: Tensor) -> None:

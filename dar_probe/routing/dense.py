@@ -76,7 +76,7 @@ class DenseFormer(Stream):
         if str(k) not in self.averages:
             return outputs[-1]
         seen = outputs[k % self.dilation :: self.dilation]
-        return sum(w * x for w, x in zip(self.averages[str(k)], seen, strict=True))  # type: ignore[return-value]
+        return sum(w * x for w, x in zip(self.averages[str(k)], seen, strict=True))  # type: ignore[no-any-return]
 
 
 @dataclass

@@ -149,7 +149,7 @@ class ManifoldHyper(Hyper):
 
     def mix(self, logits: Tensor) -> Tensor:
         """Return matrices (..., n, n) for logits (..., n * n): rows and columns sum to one."""
-        matrix = logits.unflatten(-1, (self.streams, self.streams)).exp()
+        matrix = logits.exp().view(*logits.shape[:-1], self.streams, self.streams)
         for _ in range(self.iterations):
             matrix = matrix / matrix.sum(-2, keepdim=True)
             matrix = matrix / matrix.sum(-1, keepdim=True)
@@ -181,4 +181,4 @@ class LiteHyper(ManifoldHyper):
 
     def mix(self, logits: Tensor) -> Tensor:
         shares, permutations = torch.softmax(logits, -1), self.get_buffer("permutations")
-        return torch.tensordot(shares, permutations, dims=1)
+        return torch.tensordot(shares, permutations, dims=1)  # type: ignore[no-any-return]

@@ -80,9 +80,9 @@ class DeepNorm(Running):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("attn.qkv.weight"):
-                    parameter[2 * self.width :] /= divisor  # the rows of the values
+                    parameter[2 * self.width :].div_(divisor)  # the rows of the values
                 elif name.endswith(("attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")):
-                    parameter /= divisor
+                    parameter.div_(divisor)
 
     def write(self, state: Sum, l: int, v_l: Tensor) -> None:
         kept = (2 * self.blocks) ** 0.25 * state.x
