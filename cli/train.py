@@ -8,9 +8,24 @@ import typer
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
-    routing: Annotated[str | None, typer.Option(help="residual or dar.")] = None,
-    query: Annotated[str | None, typer.Option(help="DAR: static, static+t or dynamic.")] = None,
-    chunk_size: Annotated[int | None, typer.Option(help="DAR: sublayers in a chunk.")] = None,
+    routing: Annotated[
+        str | None,
+        typer.Option(
+            help="residual, highway, rezero, layerscale, deepnorm, siamesenorm, uvit, hunyuan, "
+            "densenet, denseformer, hc-static, hc-dynamic, mhc, mhc-lite, attnres, attnres-block, "
+            "delta-attnres, dar, sigmoid or time-mix."
+        ),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(help="Of dar and sigmoid: static, static+t or dynamic.")
+    ] = None,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(help="Of dar, sigmoid, time-mix, attnres-block: sublayers in a chunk."),
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(help="Of hc-static, hc-dynamic, mhc, mhc-lite.")
+    ] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks.")] = None,
     width: Annotated[int | None, typer.Option(help="Features.")] = None,
     heads: Annotated[int | None, typer.Option(help="Default width/32, at least 1.")] = None,

@@ -14,6 +14,29 @@ SYMPTOMS = {  # label, variable over blocks, unit
     "gradient_decay": ("gradient decay", "grad_rms", "x"),
     "redundancy": ("redundancy", "cosine", ""),
 }
+ROUTINGS = {  # in words, where the flag's own name is not what people say
+    "none": "no pre-norm stack",
+    "residual": "plain residuals",
+    "rezero": "ReZero",
+    "layerscale": "LayerScale",
+    "deepnorm": "DeepNorm",
+    "siamesenorm": "SiameseNorm",
+    "highway": "highway gates",
+    "uvit": "U-ViT skips",
+    "hunyuan": "HunyuanDiT skips",
+    "densenet": "DenseNet",
+    "denseformer": "DenseFormer",
+    "hc-static": "static hyper-connections",
+    "hc-dynamic": "dynamic hyper-connections",
+    "mhc": "mHC",
+    "mhc-lite": "mHC-lite",
+    "attnres": "AttnRes",
+    "attnres-block": "block AttnRes",
+    "delta-attnres": "Delta AttnRes",
+    "dar": "DAR",
+    "sigmoid": "sigmoid gates",
+    "time-mix": "time mix",
+}
 
 
 class Symptom(NamedTuple):
@@ -70,12 +93,14 @@ def model(found: Mapping[str, Any]) -> str:
 
     What the manifest does not tell is left out.
     """
-    routing = str(found.get("routing", ""))
-    if routing == "dar":
-        routing = f"DAR {found.get('query')}, chunks of {found.get('chunk_size')}"
-    else:
-        named = {"residual": "plain residuals", "none": "no pre-norm stack"}
-        routing = named.get(routing, routing)
+    name = str(found.get("routing", ""))
+    options = [
+        f"chunks of {found['chunk_size']}" if found.get("chunk_size") else "",
+        counted(found["streams"], "stream") if found.get("streams") else "",
+        *(f"{o} {found[o]}" for o in ("dilation", "period") if found.get(o, 1) != 1),
+    ]
+    named = " ".join(filter(None, (ROUTINGS.get(name, name), str(found.get("query") or ""))))
+    routing = ", ".join(filter(None, (named, *options)))
     size = f"{found['depth']} blocks" if "depth" in found else ""
     if size and "width" in found:
         size = f"{size} x {found['width']}"

@@ -98,8 +98,7 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
     objective = (manifest.get("config") or {}).get("objective")
-    named_routing = {"residual": "plain residuals", "dar": "DAR", "none": "no pre-norm stack"}
-    routing = named_routing.get(style.routing_of(ds), style.routing_of(ds))
+    routing = facts.ROUTINGS.get(style.routing_of(ds), style.routing_of(ds))
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [
         (style.clean(str(model["name"])) if named else "", ""),

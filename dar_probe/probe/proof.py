@@ -86,6 +86,8 @@ def prove(
 
 def _output(branch: Branch, outputs: dict[nn.Module, Tensor]) -> Tensor:
     output = outputs[branch.output]
+    if branch.scale is not None:
+        output = output * branch.scale
     if branch.gate is None:
         return output
     number, of = branch.chunk

@@ -1,6 +1,8 @@
 """Hyper-connections: n streams; a sublayer reads a mixture of them and writes to all of them."""
 
+import functools
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -174,11 +176,17 @@ class LiteHyper(ManifoldHyper):
     most = 5  # 120 permutations
 
     def mix_start(self) -> Tensor:
-        permutations = torch.tensor(list(itertools.permutations(range(self.streams))))
-        table = torch.eye(self.streams)[permutations]  # (n!, n, n), the identity first
-        self.register_buffer("permutations", table, persistent=False)
-        return torch.tensor([0.0] + [-8.0] * (len(table) - 1))
+        # The identity comes first.
+        return torch.tensor([0.0] + [-8.0] * (math.factorial(self.streams) - 1))
 
     def mix(self, logits: Tensor) -> Tensor:
-        shares, permutations = torch.softmax(logits, -1), self.get_buffer("permutations")
-        return torch.tensordot(shares, permutations, dims=1)  # type: ignore[no-any-return]
+        shares = torch.softmax(logits, -1)
+        table = _permutations(self.streams, shares.dtype, shares.device)
+        return torch.tensordot(shares, table, dims=1)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _permutations(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return all permutation matrices (n!, n, n)."""
+    rows = torch.tensor(list(itertools.permutations(range(n))))
+    return torch.eye(n)[rows].to(device, dtype)

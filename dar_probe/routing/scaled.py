@@ -56,6 +56,9 @@ class LayerScale(Running):
     def write(self, state: Sum, l: int, v_l: Tensor) -> None:
         state.x = state.x + self.writers[l](self.scale[l - 1] * v_l)
 
+    def scale_of(self, l: int) -> Tensor:
+        return self.scale[l - 1]
+
     def routes(self, state: Sum) -> list[Tensor]:
         return [state.x.new_ones(l) for l in range(1, len(self.layout) + 2)]
 

@@ -80,6 +80,10 @@ class Stream(nn.Module):
         """
         return None
 
+    def scale_of(self, l: int) -> Tensor | None:
+        """Return a factor (D,) that belongs to what sublayer l writes; mostly there is none."""
+        return None
+
     def offered(self, l: int) -> tuple[int, ...]:
         """Return the ids of the sources that reader l may use, in the order of its routes."""
         return tuple(range(l))

@@ -6,7 +6,7 @@ from typing import Any
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.models.sit import SiT, SiTConfig, routing_options
-from dar_probe.routing.stream import OPTIONS, Stream
+from dar_probe.routing.stream import Stream
 from dar_probe.subjects.family import Family, Identified
 from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.subjects.subject import (
@@ -80,8 +80,8 @@ def subject(model: SiT, *, family: str = "sit") -> Subject:
 def _readers(model: SiT, names: list[str]) -> Iterator[Reader]:
     layout = model.stream.layout
     branches = [(block, j, name) for block in model.blocks for j, name in ((1, "attn"), (2, "mlp"))]
-    for site, name, kind, k in zip(branches, names, layout.kinds, layout.blocks, strict=True):
-        block, j, branch = site
+    for l, name in enumerate(names, 1):
+        kind, k, (block, j, branch) = layout.kinds[l - 1], layout.blocks[l - 1], branches[l - 1]
         yield Reader(
             name=name,
             kind=kind,
@@ -92,8 +92,11 @@ def _readers(model: SiT, names: list[str]) -> Iterator[Reader]:
                     output=block.get_submodule(branch),
                     gate=block.get_submodule("adaLN_modulation"),
                     chunk=(3 * j - 1, 6),
+                    scale=model.stream.scale_of(l),
                 ),
-            ),
+            )
+            if model.stream.scalar  # else the stream holds no write as such
+            else (),
         )
     head = model.final_layer.norm_final
     yield Reader(name="head", kind="head", block=model.config.depth + 1, module=head)
@@ -115,7 +118,8 @@ def _facts(model: SiT, family: str) -> dict[str, Any]:
     return {
         "family": family,
         "routing": config.routing,
-        **{option: None for option in OPTIONS},
+        "query": None,
+        "chunk_size": None,
         **routing_options(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "depth": config.depth,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.sniff import quote
+from dar_probe.routing.stream import OPTIONS
 from dar_probe.subjects import told
 
 Family = Literal["sit", "dit", "repa", "dar-probe"]
@@ -28,7 +29,7 @@ class Sizes:
         mlp_ratio: hidden width of the MLP over the width.
         learn_sigma, qk_norm: the head has 2C channels; queries and keys are normalised.
         projectors: output widths of REPA's projectors.
-        routing: routing, query and chunk_size of a file of our own, else {}.
+        routing: the routing of a file of our own and its options, else {}.
         assumptions: one sentence for each thing that the file could not tell.
     """
 
@@ -114,10 +115,11 @@ def _family(header: Header, projectors: bool) -> Family:
 
 
 def _routing(header: Header) -> dict[str, Any]:
-    names: tuple[str, ...] = ("routing", "query", "chunk_size")
+    names: tuple[str, ...] = ("routing", *OPTIONS)
     routing = {name: header.args[name] for name in names if name in header.args}
     for name, value in routing.items():
-        if not (told.is_count(value) if name == "chunk_size" else isinstance(value, str)):
+        text = name in ("routing", "query")
+        if not (isinstance(value, str) if text else told.is_count(value)):
             raise header.contradiction(f"its {name} is {quote(value, 40)}")
     if "routing" not in routing:
         raise header.contradiction("it says that it is from dar-probe, but names no routing")

@@ -72,11 +72,13 @@ class Branch:
         output: its output is shaped like what the reader reads.
         gate: its output is modulation (N, chunks * D); None where the branch has no gate.
         chunk: which of how many equal chunks of the modulation is the gate.
+        scale: a learned factor (D,) besides.
     """
 
     output: nn.Module
     gate: nn.Module | None = None
     chunk: tuple[int, int] = (0, 1)
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

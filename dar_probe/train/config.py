@@ -14,7 +14,8 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        routing, query, chunk_size: how sublayers share results across depth.
+        routing, query, chunk_size, streams, dilation, period: how sublayers share results across
+            depth; a routing takes those of the options that it knows.
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
         learn_sigma, qk_norm: as in ``SiTConfig``.
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
@@ -35,6 +36,9 @@ class TrainConfig:
     routing: str = "residual"
     query: str = "static+t"
     chunk_size: int = 4
+    streams: int = 4
+    dilation: int = 1
+    period: int = 1
     depth: int = 12
     width: int = 128
     heads: int = 0
@@ -89,6 +93,9 @@ class TrainConfig:
             routing=self.routing,
             query=self.query,
             chunk_size=self.chunk_size,
+            streams=self.streams,
+            dilation=self.dilation,
+            period=self.period,
         )
 
     def to_dict(self) -> dict[str, Any]:
