@@ -128,8 +128,9 @@ def _of_any_block(site: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def say(message: str) -> None:
-    """Print one line on stderr."""
-    console_on(sys.stderr).print(Text(printable(message)))
+    """Print one line on stderr, in one process of a job."""
+    if ranks.leads():
+        console_on(sys.stderr).print(Text(printable(message)))
 
 
 def _colour(status: str) -> str:

@@ -38,6 +38,10 @@ def train(
     objective: Annotated[
         str | None, typer.Option(help="sit (t=0 is noise) or repa (t=1 is noise).")
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),
+    ] = None,
     autocast: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Train the compiled model.")
@@ -66,15 +70,31 @@ def train(
     from dar_probe.cli import terminal
     from dar_probe.devices import find_device
     from dar_probe.train import config as configs
-    from dar_probe.train import loop
+    from dar_probe.train import loop, retrofit
 
     place = str(find_device(device))
-    settings = configs.from_toml(config, flags) if config else configs.from_dict(flags)
+    if config:
+        flags = {**configs.read_toml(config), **flags}
+    if isinstance(flags.get("init_from"), str) and flags["init_from"]:
+        flags = {**retrofit.sizes(flags["init_from"]), **flags}
+    settings = configs.from_dict(flags)
     with terminal.progress("training", "steps") as tell:
 
         def on_step(step: loop.Progress) -> None:
             tell(step.step, step.steps, f"loss {step.loss:.4f}")
 
-        last = loop.train(settings, out, resume=resume, device=place, on_step=on_step)
+        last = loop.train(
+            settings, out, resume=resume, device=place, on_start=_say_origin, on_step=on_step
+        )
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")
+
+
+def _say_origin(origin: dict[str, Any]) -> None:
+    from dar_probe.cli import terminal
+
+    if origin:
+        name, distance = origin["name"], origin["distance"]
+        terminal.say(
+            f"Started from {name}; outputs differed from its by {distance:.2g} of their size"
+        )

@@ -16,7 +16,7 @@ from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
-from dar_probe.train.config import TrainConfig, from_dict, from_toml
+from dar_probe.train.config import TrainConfig, from_dict, read_toml
 from dar_probe.train.loop import COLUMNS, train
 
 SMALL = TrainConfig(
@@ -158,10 +158,10 @@ def test_ema_decay():
     assert average.weight.item() == pytest.approx(expected)
 
 
-def test_settings_from_toml(tmp_path):
+def test_settings_read_toml(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('routing = "dar"\nlr = 1\nsteps = 5\n')
-    config = from_toml(path, {"steps": 7})
+    config = from_dict({**read_toml(path), "steps": 7})
     assert (config.routing, config.lr, config.steps) == ("dar", 1.0, 7)
     assert from_dict(config.to_dict()) == config
 
@@ -187,7 +187,7 @@ def test_bad_settings(settings, sentence):
 
 def test_bad_toml(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
-        from_toml(tmp_path / "nowhere.toml")
+        read_toml(tmp_path / "nowhere.toml")
     (tmp_path / "bad.toml").write_text("steps = = 3")
     with pytest.raises(UsageError, match="no TOML"):
-        from_toml(tmp_path / "bad.toml")
+        read_toml(tmp_path / "bad.toml")

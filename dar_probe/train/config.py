@@ -20,6 +20,7 @@ class TrainConfig:
         learn_sigma, qk_norm: as in ``SiTConfig``.
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
         objective: "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        init_from: a checkpoint to start from, of any routing; "" starts at random.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
         ema: longest decay of the weight average.
@@ -47,6 +48,7 @@ class TrainConfig:
     qk_norm: bool = False
     data: str = "digits"
     objective: str = "sit"
+    init_from: str = ""
     steps: int = 2000
     batch_size: int = 128
     accumulate: int = 1
@@ -103,19 +105,18 @@ class TrainConfig:
         return asdict(self)
 
 
-def from_toml(path: Path, changes: dict[str, Any] | None = None) -> TrainConfig:
-    """Read a TOML file of ``TrainConfig``'s names; ``changes`` win over the file.
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
 
     Raises:
-        UsageError: no such file, no TOML, an unknown name or a value of the wrong type.
+        UsageError: no such file, or no TOML.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the config file {str(path)!r} cannot be read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path.name} is no TOML: {error}") from error
-    return from_dict({**settings, **(changes or {})})
 
 
 def from_dict(settings: dict[str, Any]) -> TrainConfig:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
+from dar_probe.train.retrofit import Original, original
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
@@ -42,9 +43,13 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    on_start: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a model and return the path of its last checkpoint.
+
+    ``on_start`` is told what the run started from: nothing, or name, sha256, weights and
+    ``distance``, the RMS difference of the outputs on held-out samples over their RMS.
 
     Writes out/metrics.csv and out/checkpoints/step-0000000.pt, each with ``model``, ``ema``,
     ``opt``, ``step`` and ``args`` as plain data. Batch k is a function of (seed, k), so a run
@@ -58,6 +63,8 @@ def train(
         run = Run(config, out, device=device, ranks=ranks)
         with run.folder.held() if ranks.leads else nullcontext():
             start = run.restore() if resume else run.start()
+            if on_start:
+                on_start(run.origin)
             began = time.monotonic()
             for step in range(start + 1, config.steps + 1):
                 loss = run.step(step)
@@ -127,12 +134,42 @@ class Run:
             fused=True,
         )
         self.row: dict[str, float] = {}
+        self.origin: dict[str, Any] = {}
 
     def start(self) -> int:
         """Begin in an empty folder."""
+        if self.config.init_from:
+            self._start_from(original(self.config.init_from))
         if self.ranks.leads:
             self.folder.begin()
         return 0
+
+    def _start_from(self, found: Original) -> None:
+        if found.objective != self.config.objective:
+            raise UsageError(
+                f"{found.name!r} has the objective {found.objective}, "
+                f"this run {self.config.objective}",
+                hint=f"add --objective {found.objective}",
+            )
+        found.give(self.model)
+        self.average.load_state_dict(self.model.state_dict())
+        self.origin = {
+            "name": found.name,
+            "sha256": found.sha256,
+            "weights": found.weights,
+            "distance": self._distance(found.model.to(self.device)),
+        }
+
+    @torch.no_grad()
+    def _distance(self, other: nn.Module) -> float:
+        """Return the RMS difference from ``other``'s outputs over their RMS, held out."""
+        squares = torch.zeros(2, dtype=torch.float64)
+        for x, noise, s, y in self._held_out_levels():
+            inputs = self.objective.interpolate(x, noise, s), self.objective.model_time(s), y
+            theirs = other(*inputs).double()
+            difference = self.model(*inputs).double() - theirs
+            squares += torch.stack([difference.square().sum(), theirs.square().sum()]).cpu()
+        return float((squares[0] / squares[1]).sqrt())
 
     def restore(self) -> int:
         """Continue from the newest checkpoint, or begin where there is none."""
@@ -152,6 +189,7 @@ class Run:
                 f"{str(self.folder.checkpoint(step))!r} does not fit its own settings",
                 hint="remove it to continue from the checkpoint before",
             ) from error
+        self.origin = state["args"].get("init_from", {})
         if self.ranks.leads:
             self.folder.rewind(step)
         return step
@@ -249,14 +287,19 @@ class Run:
     @torch.no_grad()
     def validation(self) -> dict[str, float]:
         """Return the average's loss at ten levels, on held-out samples with fixed noise."""
+        losses = [
+            float(self.losses(self.average, *batch).mean()) for batch in self._held_out_levels()
+        ]
+        by_level = {f"val_{s}": loss for s, loss in zip(VALIDATION_LEVELS, losses, strict=True)}
+        return {"val_loss": float(np.mean(losses)), **by_level}
+
+    def _held_out_levels(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield all held-out samples at one validation level after the other, as ``batch`` does."""
         held = self.held_out
         x, y = held.latents.to(self.device), held.labels.to(self.device)
         noise = datasets.noise(held.ids, x.shape[1:], seed=self.config.seed).to(self.device)
-        found = {}
         for level in VALIDATION_LEVELS:
-            s = torch.full((len(held),), level, device=self.device)
-            found[f"val_{level}"] = float(self.losses(self.average, x, noise, s, y).mean())
-        return {"val_loss": float(np.mean(list(found.values()))), **found}
+            yield x, noise, torch.full((len(held),), level, device=self.device), y
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step``, in the official layout."""
@@ -265,7 +308,10 @@ class Run:
             "ema": self.average.state_dict(),
             "opt": self.optimiser.state_dict(),
             "step": step,
-            "args": checkpoint_args(self.config, self.model_config.to_dict()),
+            "args": {
+                **checkpoint_args(self.config, self.model_config.to_dict()),
+                **({"init_from": self.origin} if self.origin else {}),
+            },
         }
         self.folder.save(step, state)
 
