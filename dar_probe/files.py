@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
 
@@ -24,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         _discard(temporary)
         raise UsageError(
-            f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}",
+            f"{str(path)!r} cannot be written: {reason(error)}",
             hint="check the folder's permissions and the free space",
         ) from error
     except BaseException:
@@ -39,6 +40,42 @@ def write_text(path: Path, text: str) -> None:
         target.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no file or folder could be made, before any work for it is done.
+
+    Raises:
+        UsageError: it lies in no folder, or in one without the permission to write.
+    """
+    home, why = os.path.abspath(path), ""
+    while True:
+        try:
+            os.lstat(home)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            home = os.path.dirname(home)
+        except OSError as error:
+            why = reason(error)
+            break
+    if not why and not os.path.exists(home):
+        why = "its link leads nowhere"
+    elif not why and not os.path.isdir(home) and home != os.path.abspath(path):
+        why = os.strerror(errno.ENOTDIR)
+    elif not why and not os.access(home, os.W_OK):
+        why = os.strerror(errno.EACCES)
+    if why:
+        raise UsageError(
+            f"{quote(path)} cannot be written: {why}",
+            hint="check the path, and the permissions of its folder",
+        )
+
+
+def reason(error: OSError | RecursionError) -> str:
+    """Say why a folder, or a file, could not be made."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno or errno.EIO)
+    return "too many folders within each other"  # Python makes them one within the other
 
 
 def sync(path: Path) -> None:

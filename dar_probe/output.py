@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from dar_probe.errors import UsageError
-from dar_probe.files import write_atomically
+from dar_probe.files import check_place, reason, write_atomically
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of
@@ -128,11 +128,8 @@ class OutputFolder:
                 f"{str(self.path)!r} is being written by another process",
                 hint="wait for it, or choose another --out",
             ) from error
-        except OSError as error:
-            raise UsageError(
-                f"{str(self.path)!r} cannot be written: {error.strerror}",
-                hint="choose another folder with --out",
-            ) from error
+        except (OSError, RecursionError) as error:
+            raise _unwritable(self.path, error) from error
 
     def _begin(self) -> None:
         marker = self.work / "key"
@@ -156,17 +153,27 @@ class OutputFolder:
 
 def check_target(path: Path, kind: str = "analysis") -> None:
     """Raise UsageError where ``path`` holds anything that is no earlier folder of its kind."""
-    if not path.exists():
-        return
-    if not path.is_dir():
+    # Not Path's own questions, which raise where a name is too long or a parent is private.
+    if not os.path.lexists(path):
+        return check_place(path)
+    if not os.path.isdir(path):
         raise UsageError(f"{str(path)!r} is a file", hint="--out takes a folder")
-    others = sorted({entry.name for entry in path.iterdir()} - CONTENTS[kind])
+    try:
+        others = sorted({entry.name for entry in path.iterdir()} - CONTENTS[kind])
+    except OSError as error:
+        raise _unwritable(path, error) from error
     if others:
         raise UsageError(
             f"{str(path)!r} holds {others[0]!r}, which is no part of "
             f"{'an' if kind == 'analysis' else 'a'} {kind}",
             hint="choose an empty or new folder with --out",
         )
+
+
+def _unwritable(path: Path, error: OSError | RecursionError) -> UsageError:
+    return UsageError(
+        f"{str(path)!r} cannot be written: {reason(error)}", hint="choose another folder with --out"
+    )
 
 
 def _exchange(fresh: Path, path: Path) -> None:
