@@ -25,6 +25,7 @@ app = typer.Typer(
     "and how that changes with the noise level.",
     epilog="Exit codes: 0 done, 1 the verdict fails, 2 usage, 3 file refused, "
     "4 nothing measurable, 5 internal error, 130 interrupted.",
+    cls=guard.Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +60,9 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; ``--debug`` may stand anywhere."""
+    """Run the command line; ``--debug`` may stand anywhere before ``--``."""
     arguments = sys.argv[1:]
-    guard.DEBUG = "--debug" in arguments
-    app(args=[a for a in arguments if a != "--debug"])
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = arguments[:end], arguments[end:]
+    guard.DEBUG = "--debug" in options
+    app(args=[a for a in options if a != "--debug"] + rest, prog_name="dar-probe")

@@ -1,17 +1,53 @@
 """Turns what went wrong into one sentence, one hint and an exit code."""
 
 import functools
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from dar_probe.errors import DarProbeError, out_of_memory
 
 DEBUG = False
 INTERNAL_ERROR, INTERRUPTED = 5, 130
+LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their arguments is told like every other error."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run one command, and leave by an exit code."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, False, windows_expand_args, **extra
+        )
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except Exception as error:
+            # Typer has brought its own copy of click since 0.27: the class cannot be imported.
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            context = getattr(error, "ctx", None)
+            name = context.command_path if context else self.name
+            if sentence := message():  # none where no command was given: that prints the help
+                _say(f"Error: {sentence}", f"Hint: {name} --help lists what it takes")
+            raise SystemExit(2) from None
+        raise SystemExit(code or 0)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +84,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _say(sentence: str, hint: str) -> None:
+    """Write a sentence in one line and a hint, in which a hostile name can do nothing."""
     if DEBUG:
         traceback.print_exc()
-    for line in filter(None, (sentence, hint)):
-        sys.stderr.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+    if sys.stderr is None:  # closed by who started us
+        return
+    sentence = re.sub(r"\s*\n\s*", " ", sentence.strip())
+    if len(sentence) > LONGEST and not DEBUG:
+        sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
+    for line in (sentence, *hint.splitlines()):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        sys.stderr.write(shown.encode("ascii", "backslashreplace").decode() + "\n")

@@ -1,6 +1,7 @@
 """One finished analysis: its dataset, metrics, verdict, pictures and files. Runs without torch."""
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> 
         CheckpointError: a file is missing, damaged, or no analysis of this version.
     """
     path = Path(path)
-    file = path / "analysis.nc" if path.is_dir() else path
+    file = path / "analysis.nc" if os.path.isdir(path) else path
     ds, earlier = store.read(file), file.with_name(BEFORE)
     before = None
     if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():

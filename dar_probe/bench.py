@@ -307,10 +307,12 @@ def random_workload(
     Raises:
         UsageError: the config makes no model, or there is less than one cell.
     """
+    tasks.check_counts(batch_size=cells)
     device = torch.device(device)
     model = random_model(config, seed=seed).to(device, dtype)
     subject = sit.subject(model)
-    levels = objective.get(objective_name).reached(torch.from_numpy(parse_levels(cells)))
+    spread = torch.from_numpy(parse_levels(min(cells, LEVELS)))
+    levels = objective.get(objective_name).reached(spread[torch.arange(cells) % len(spread)])
     generator = torch.Generator().manual_seed(seed)
     shape = (cells, config.in_channels, config.input_size, config.input_size)
     data = Data(

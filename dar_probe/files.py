@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
 
@@ -45,9 +46,7 @@ def writing(
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"{str(path)!r} cannot be written: {os.strerror(error.errno or errno.EIO)}", hint=hint
-        ) from error
+        raise UsageError(f"{str(path)!r} cannot be written: {reason(error)}", hint=hint) from error
 
 
 @contextmanager
@@ -63,7 +62,10 @@ def held(folder: Path, shown: Path) -> Iterator[None]:
     if "\0" in str(folder):
         raise UsageError(f"{str(shown)!r} is no name of a folder", hint=hint)
     with writing(shown, hint):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except RecursionError as error:  # Python makes them one within the other
+            raise OSError(errno.ENAMETOOLONG, "") from error
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with writing(shown, hint):
@@ -81,6 +83,40 @@ def _lock(descriptor: int, shown: Path) -> None:
             f"{str(shown)!r} is being written by another process",
             hint="wait for it, or choose another --out",
         ) from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no file or folder could be made, before any work for it is done.
+
+    Raises:
+        UsageError: it lies in no folder, or in one without the permission to write.
+    """
+    home, why = os.path.abspath(path), ""
+    while True:
+        try:
+            os.lstat(home)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            home = os.path.dirname(home)
+        except OSError as error:
+            why = reason(error)
+            break
+    if not why and not os.path.exists(home):
+        why = "its link leads nowhere"
+    elif not why and not os.path.isdir(home) and home != os.path.abspath(path):
+        why = os.strerror(errno.ENOTDIR)
+    elif not why and not os.access(home, os.W_OK):
+        why = os.strerror(errno.EACCES)
+    if why:
+        raise UsageError(
+            f"{quote(path)} cannot be written: {why}",
+            hint="check the path, and the permissions of its folder",
+        )
+
+
+def reason(error: OSError) -> str:
+    """Say why a folder, or a file, could not be made."""
+    return os.strerror(error.errno or errno.EIO)
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from dar_probe.errors import UsageError
-from dar_probe.files import held, write_atomically
+from dar_probe.files import check_place, held, write_atomically, writing
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of
@@ -138,11 +138,13 @@ class OutputFolder:
 
 def check_target(path: Path, kind: str = "analysis") -> None:
     """Raise UsageError where ``path`` holds anything that is no earlier folder of its kind."""
-    if not path.exists():
-        return
-    if not path.is_dir():
+    # Not Path's own questions, which raise where a name is too long or a parent is private.
+    if not os.path.lexists(path):
+        return check_place(path)
+    if not os.path.isdir(path):
         raise UsageError(f"{str(path)!r} is a file", hint="--out takes a folder")
-    others = sorted({entry.name for entry in path.iterdir()} - CONTENTS[kind])
+    with writing(path, "choose another folder with --out"):
+        others = sorted({entry.name for entry in path.iterdir()} - CONTENTS[kind])
     if others:
         raise UsageError(
             f"{str(path)!r} holds {others[0]!r}, which is no part of "

@@ -1,11 +1,14 @@
 """Analyses on disk: one NetCDF-4 file each, written atomically, read with suspicion."""
 
+import os
+import stat
 from pathlib import Path
 
 import h5py  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import xarray as xr
 
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import write_atomically
 from dar_probe.schema import validate
@@ -47,7 +50,7 @@ def read(path: str | Path) -> xr.Dataset:
             another schema version.
     """
     source = Path(path)
-    name = repr(str(source))
+    name = quote(source)
     _sniff(source, name)
     try:
         return validate(_load(source))
@@ -64,6 +67,8 @@ def _sniff(source: Path, name: str) -> None:
     """Refuse by the first bytes what HDF5 need not see."""
     hint = "give the analysis.nc that dar-probe analyze or audit wrote"
     try:
+        if not os.path.isdir(source) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise CheckpointError(f"{name} is not a regular file", hint=hint)  # a pipe would block
         with open(source, "rb") as file:
             start = file.read(len(MAGIC))
     except IsADirectoryError as error:
@@ -71,7 +76,8 @@ def _sniff(source: Path, name: str) -> None:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {name}", hint=hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise CheckpointError(f"cannot read {name}: {error}", hint=hint) from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"cannot read {name}: {why}", hint=hint) from error
     if not start:
         raise CheckpointError(f"{name} is empty", hint=hint)
     if start != MAGIC:

@@ -36,18 +36,20 @@ def choose(
         UsageError: the data do not fit the model, or have fewer rows than asked for.
     """
     found = loaded.identified
-    if asked is not None and asked < 1:
-        raise UsageError(f"{asked} samples were asked for; it takes at least 1")
     if spec is None and (found.shape != (1, 8, 8) or found.num_classes != 10):
         rows = own(loaded, asked or default, seed=seed)
         return rows, [f"no data were given: {rows.description}"]
     rows = datasets.load(
-        spec or "digits",
+        "digits" if spec is None else spec,
         split="all" if spec not in (None, "digits") else "held-out",
         shape=found.shape,
         num_classes=found.num_classes or None,
     )
-    assumed = [] if spec else ["no data were given: the held-out rows of the handwritten digits"]
+    assumed = (
+        []
+        if spec is not None
+        else ["no data were given: the held-out rows of the handwritten digits"]
+    )
     return rows.first(asked or min(default, len(rows))), assumed
 
 

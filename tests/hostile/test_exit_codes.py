@@ -1,0 +1,63 @@
+"""Command lines that cannot work: the exit code, one sentence, one hint, and nothing written."""
+
+import random
+import shlex
+
+import pytest
+
+from tests.hostile import arguments, cases
+from tests.hostile.playground import Playground
+
+TABLE = {
+    "no-command": (cases.NO_COMMAND, ""),
+    "analyze": (cases.ANALYZE, ""),
+    "ablate": (cases.ABLATE, ""),
+    "audit": (cases.AUDIT, ""),
+    "bench": (cases.BENCH, ""),
+    "compare": (cases.COMPARE, ""),
+    "figures": (cases.FIGURES, ""),
+    "inspect": (cases.INSPECT, ""),
+    "report": (cases.REPORT, ""),
+    "train": (cases.TRAIN, ""),
+    "analyze-file": (cases.CHECKPOINTS, "analyze"),
+    "ablate-file": (cases.CHECKPOINTS, "ablate"),
+    "bench-file": (cases.CHECKPOINTS, "bench"),
+    "inspect-file": (cases.CHECKPOINTS, "inspect"),
+    "analyze-grid": (cases.GRIDS, "analyze plain.pt"),
+    "ablate-grid": (cases.GRIDS, "ablate plain.pt"),
+    "compare-file": (cases.ANALYSES, "compare"),
+    "figures-file": (cases.ANALYSES, "figures"),
+    "report-file": (cases.ANALYSES, "report"),
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return Playground(tmp_path_factory.mktemp("ground"))
+
+
+def words(line, command):
+    """Return the arguments of a case, with the command in its place."""
+    parts = shlex.split(line) if isinstance(line, str) else line
+    return [word for part in parts for word in (command if part == "{}" else [part])]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_cannot_work_is_refused(ground, name):
+    table, command = TABLE[name]
+    lines = [words(line, command.split()) for line, _, _ in table]
+    if name == "compare-file":
+        lines = [[*line, "other"] for line in lines]
+    wrong = []
+    for (_, code, said), (done, fault) in zip(table, arguments.play(lines, ground), strict=True):
+        if fault or done.returncode != code or said not in done.stderr:
+            shown = " ".join(map(arguments.short, done.arguments))
+            wrong.append(f"{shown}\n{fault}\nexit {done.returncode}: {done.stderr[-400:]}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+def test_the_law(ground):
+    names = list(arguments.USAGES)
+    lines = [arguments.vector(names[n % len(names)], random.Random(n)) for n in range(120)]
+    wrong = {done.arguments: fault for done, fault in arguments.play(lines, ground) if fault}
+    assert not wrong
