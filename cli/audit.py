@@ -121,8 +121,7 @@ def _check_file(path: Path) -> None:
 
 
 def _write_junit(analysis: "Analysis", path: Path) -> None:
-    from dar_probe.errors import UsageError
-    from dar_probe.files import reason, write_atomically
+    from dar_probe.files import make_folder, write_atomically
     from dar_probe.reports import junit
 
     content = junit.render(
@@ -135,10 +134,7 @@ def _write_junit(analysis: "Analysis", path: Path) -> None:
     def write(target: Path) -> None:
         target.write_bytes(content)
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RecursionError) as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {reason(error)}") from error
+    make_folder(path.parent, path)
     write_atomically(path, write)
 
 

@@ -145,17 +145,10 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 
 def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
-    from dar_probe.errors import UsageError
-    from dar_probe.files import reason, write_atomically
+    from dar_probe.files import make_folder, write_atomically
     from dar_probe.reports import canvas
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RecursionError) as error:
-        raise UsageError(
-            f"{str(folder)!r} is no folder to write to: {reason(error)}",
-            hint="choose another --out",
-        ) from error
+    make_folder(folder, folder, "choose another --out")
     for stem, figure in drawn:
         for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"

@@ -10,6 +10,8 @@ from pathlib import Path
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
+CHECK = "check the folder's permissions and the free space"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there.
@@ -39,14 +41,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(
-    path: Path, hint: str = "check the folder's permissions and the free space"
-) -> Iterator[None]:
+def writing(path: Path, hint: str = CHECK) -> Iterator[None]:
     """Raise UsageError with ``hint`` where the system refuses to write ``path``."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {reason(error)}", hint=hint) from error
+        raise UsageError(f"{str(path)!r} cannot be written: {_reason(error)}", hint=hint) from error
+
+
+def make_folder(folder: Path, shown: Path, hint: str = CHECK) -> None:
+    """Make a folder, and those above it, where it is missing; called ``shown``.
+
+    Raises:
+        UsageError: the system refuses it.
+    """
+    with writing(shown, hint):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except RecursionError as error:  # Python makes them one within the other
+            raise OSError(errno.ENAMETOOLONG, "") from error
 
 
 @contextmanager
@@ -61,11 +74,8 @@ def held(folder: Path, shown: Path) -> Iterator[None]:
     hint = "choose another folder with --out"
     if "\0" in str(folder):
         raise UsageError(f"{str(shown)!r} is no name of a folder", hint=hint)
+    make_folder(folder, shown, hint)
     with writing(shown, hint):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except RecursionError as error:  # Python makes them one within the other
-            raise OSError(errno.ENAMETOOLONG, "") from error
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with writing(shown, hint):
@@ -99,7 +109,7 @@ def check_place(path: Path) -> None:
         except (FileNotFoundError, NotADirectoryError):
             home = os.path.dirname(home)
         except OSError as error:
-            why = reason(error)
+            why = _reason(error)
             break
     if not why and not os.path.exists(home):
         why = "its link leads nowhere"
@@ -114,7 +124,7 @@ def check_place(path: Path) -> None:
         )
 
 
-def reason(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     """Say why a folder, or a file, could not be made."""
     return os.strerror(error.errno or errno.EIO)
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dar_probe import arrays
 from dar_probe.errors import UsageError
 from dar_probe.files import check_place, held, write_atomically, writing
 
@@ -83,20 +84,19 @@ class OutputFolder:
         if not path.exists():
             return None
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return dict(archive)
-        except Exception as error:  # numpy and zipfile have no common error for damage
+            return arrays.load(path)
+        except UsageError as error:
             raise UsageError(
                 f"the shard {path.name!r} of {str(self.path)!r} is damaged",
                 hint="run again without --resume to start over",
             ) from error
 
-    def save(self, index: int, arrays: dict[str, np.ndarray]) -> None:
+    def save(self, index: int, part: dict[str, np.ndarray]) -> None:
         """Keep the arrays of shard ``index``."""
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **part)  # type: ignore[arg-type]
 
         write_atomically(self._shard(index), write)
 

@@ -57,6 +57,16 @@ def test_settings_of_the_wrong_kind_are_refused(spoil, name, file, changes):
             call(home)
 
 
+def test_settings_under_which_nothing_can_be_called_are_refused(spoil, tmp_path):
+    home = spoil("flux", CONFIG, axes_dims_rope=[8])
+    rows = np.random.default_rng(0).standard_normal((2, 12, 16)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", latents=rows, labels=np.zeros(2, dtype=np.int64))
+    data = {"data": f"latents:{tmp_path / 'x.npz'}"}
+    for call in (survey, dp.analyze, lambda home: dp.analyze(home, **data, **GRID)):
+        with pytest.raises(CheckpointError, match="called by its settings: 'IndexError"):
+            call(home)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
