@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
 CHECK = "check the folder's permissions and the free space"
@@ -119,7 +118,7 @@ def check_place(path: Path) -> None:
         why = os.strerror(errno.EACCES)
     if why:
         raise UsageError(
-            f"{quote(path)} cannot be written: {why}",
+            f"{str(path)!r} cannot be written: {why}",
             hint="check the path, and the permissions of its folder",
         )
 
