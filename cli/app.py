@@ -1,5 +1,6 @@
 """The Typer app: one small file per command. Importing it loads no torch and no matplotlib."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from dar_probe.cli import (
     guard,
     inspect,
     report,
+    streams,
     train,
 )
 
@@ -61,6 +63,9 @@ def options(
 
 def main() -> None:
     """Run the command line; ``--debug`` may stand anywhere before ``--``."""
+    streams.prepare()
+    # Of a cache without a home, and the like: stderr is for what concerns the user.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options, rest = arguments[:end], arguments[end:]

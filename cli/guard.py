@@ -1,15 +1,17 @@
 """Turns what went wrong into one sentence, one hint and an exit code."""
 
 import functools
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from dar_probe.cli import streams
 from dar_probe.errors import DarProbeError, out_of_memory
 
 DEBUG = False
@@ -37,7 +39,16 @@ class Commands(TyperGroup):
             return run()
         try:
             code = run()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _leave_pipe()
+        except SystemExit as leave:
+            if leave.code == 1:  # of Typer, and only where the reader of our output has left
+                _leave_pipe()
+            raise
         except Exception as error:
+            if streams.is_full(error):
+                _refuse_output(error)
             # Typer has brought its own copy of click since 0.27: the class cannot be imported.
             message = getattr(error, "format_message", None)
             if message is None:
@@ -66,8 +77,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _say("Interrupted.", "Hint: analyze, ablate and train continue with --resume.")
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
-            raise SystemExit(0) from None  # the reader of our output has seen enough
+            _leave_pipe()
         except Exception as error:
+            if streams.is_full(error):
+                _refuse_output(error)
             if out_of_memory(error):
                 _say(
                     "Error: there is not enough memory for this batch.",
@@ -83,12 +96,23 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _leave_pipe() -> NoReturn:
+    """Leave as one who is done: the reader of our output has seen enough."""
+    streams.abandon()
+    raise SystemExit(0) from None
+
+
+def _refuse_output(error: Exception) -> NoReturn:
+    streams.abandon()
+    why = os.strerror(getattr(error, "errno", 0))
+    _say(f"Error: what is to be printed cannot be written: {why}", "")
+    raise SystemExit(2) from None
+
+
 def _say(sentence: str, hint: str) -> None:
     """Write a sentence in one line and a hint, in which a hostile name can do nothing."""
     if DEBUG:
         traceback.print_exc()
-    if sys.stderr is None:  # closed by who started us
-        return
     sentence = re.sub(r"\s*\n\s*", " ", sentence.strip())
     if len(sentence) > LONGEST and not DEBUG:
         sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"

@@ -7,6 +7,7 @@ import pytest
 
 from tests.hostile import arguments, cases
 from tests.hostile.playground import Playground
+from tests.warm import Done
 
 TABLE = {
     "no-command": (cases.NO_COMMAND, ""),
@@ -54,6 +55,32 @@ def test_what_cannot_work_is_refused(ground, name):
             shown = " ".join(map(arguments.short, done.arguments))
             wrong.append(f"{shown}\n{fault}\nexit {done.returncode}: {done.stderr[-400:]}")
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr", "changes"),
+    [
+        (5, "", "Internal error: ValueError: x\nHint: y\n", []),
+        (-14, "", "", []),
+        (1, "", "Traceback (most recent call last):\nValueError: x\n", []),
+        (2, "", "Error: \x1b[31mred\n", []),
+        (2, "", "Error: \u202egnp.exe\n", []),
+        (2, "", "", []),
+        (2, "", "Usage: dar-probe\nError: x\n", []),
+        (2, "", "Error: x\nand more\n", []),
+        (2, "", f"Error: {'x' * 5_000}\n", []),
+        (2, "half a result", "Error: x\n", []),
+        (2, "", "Error: x\n", ["out"]),
+        (0, "done", "UserWarning: x\n", ["out"]),
+    ],
+)
+def test_every_fault_is_found(code, stdout, stderr, changes):
+    assert arguments.fault(Done(("analyze",), code, stdout, stderr, 0.1), changes)
+
+
+def test_what_works_or_is_refused_is_no_fault():
+    for code, stderr in ((0, ""), (1, ""), (2, "Error: x\nHint: y\n"), (3, "Error: x\n")):
+        assert not arguments.fault(Done(("analyze",), code, "" if code > 1 else "x", stderr, 1), [])
 
 
 def test_the_law(ground):
