@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.modules import module as torch_module
 
 import dar_probe as dp
@@ -195,3 +196,29 @@ def test_the_model_and_the_process_are_as_they_were(name, global_hooks):
                 ask(model)
             unchanged()
     assert heard(model, said) == usual
+
+
+def test_hooks_that_could_not_all_be_registered_are_gone(monkeypatch):
+    """Ctrl-C may come while hooks are being put in place."""
+    model = Stack(depth=2)
+    before, left = anatomy(model), [0]
+
+    def interrupted(register):
+        def counted(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return register(*args, **kwargs)
+
+        return counted
+
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        monkeypatch.setattr(nn.Module, name, interrupted(getattr(nn.Module, name)))
+    audited(model)
+    registered = -left[0]
+    assert registered > 50
+    for at in range(1, registered + 1, 7):
+        left[0] = at
+        with pytest.raises(KeyboardInterrupt):
+            audited(model)
+        assert anatomy(model) == before, f"of {registered} hooks the {at}th was refused"

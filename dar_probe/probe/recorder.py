@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
+from dar_probe.subjects.hooking import hooked
 from dar_probe.subjects.subject import Site, Subject
 
 
@@ -30,7 +31,7 @@ class Visitor:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
         self._calls: dict[tuple[nn.Module, str], _Calls] = {}
 
     def read(self, index: int, value: Tensor) -> Tensor:
@@ -58,12 +59,14 @@ class Visitor:
             self._stand(passage, partial(self._on_passage, source))
         for index, reader in enumerate(subject.readers):
             self._stand(reader, partial(self.read, index))
-        for calls in self._calls.values():
-            self._handles.append(calls.watch())
-        for index, writer in enumerate(subject.writers or ()):
-            self._handles.append(writer.register_forward_hook(partial(self._on_write, index)))
-        if subject.state_site is not None:
-            self._handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
+        with ExitStack() as stack:
+            handles = stack.enter_context(hooked())
+            handles.extend(calls.watch() for calls in self._calls.values())
+            for index, writer in enumerate(subject.writers or ()):
+                handles.append(writer.register_forward_hook(partial(self._on_write, index)))
+            if subject.state_site is not None:
+                handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
+            self._hooks = stack.pop_all()
         return self
 
     def __exit__(
@@ -72,10 +75,9 @@ class Visitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        # They refer to this visitor: a circle, in which every state would outlive its batch.
-        self._handles, self._calls = [], {}
+        self._hooks.close()
+        # It refers to this visitor: a circle, in which every state would outlive its batch.
+        self._calls = {}
 
     def _stand(self, site: Site, visit: Callable[[Tensor], Tensor]) -> None:
         key = site.module, site.when
