@@ -16,6 +16,7 @@ from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
 from dar_probe.probe import ablation
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.recorder import same_randomness
 from dar_probe.ranks import Ranks, joined
 from dar_probe.task import Levels, OnCells, Task
 from dar_probe.train.module import OnStep, check, train_copy
@@ -267,18 +268,19 @@ def audit(
         if on_step:
             on_step(step, steps, value)
 
-    twin = train_copy(
-        planned.subject.model,
-        planned.batch,
-        planned.loss,
-        steps=train_steps,
-        lr=lr,
-        batch_size=batch_size,
-        noise_levels=planned.grid.levels,
-        first_id=samples,
-        seed=seed,
-        on_step=tell,
-    )
+    with same_randomness(module):  # training forks torch's alone
+        twin = train_copy(
+            planned.subject.model,
+            planned.batch,
+            planned.loss,
+            steps=train_steps,
+            lr=lr,
+            batch_size=batch_size,
+            noise_levels=planned.grid.levels,
+            first_id=samples,
+            seed=seed,
+            on_step=tell,
+        )
     subject = module_task.find_sites(
         twin, planned.batch, planned.grid.levels, blocks=blocks, readers=readers
     )
