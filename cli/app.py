@@ -70,4 +70,5 @@ def main() -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options, rest = arguments[:end], arguments[end:]
     guard.DEBUG = "--debug" in options
-    app(args=[a for a in options if a != "--debug"] + rest, prog_name="dar-probe")
+    with streams.outlived():
+        app(args=[a for a in options if a != "--debug"] + rest, prog_name="dar-probe")

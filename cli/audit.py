@@ -2,9 +2,8 @@
 
 import importlib
 import os
-import stat
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,13 +109,10 @@ def _check_file(path: Path) -> None:
     from dar_probe.errors import UsageError
     from dar_probe.files import check_place
 
-    why = ""
-    with suppress(OSError):
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # a device would be replaced by a file
-            why = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
-    if why:
-        raise UsageError(f"{quote(path)} {why}", hint="--junit takes a file")
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        # A link too: /dev/stdout is one, and would become a file.
+        what = "a folder" if os.path.isdir(path) else "a link, a device or a pipe"
+        raise UsageError(f"{quote(path)} is {what}", hint="--junit takes a file")
     check_place(path)
 
 

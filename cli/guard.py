@@ -3,19 +3,22 @@
 import functools
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from dar_probe.cli import streams
 from dar_probe.errors import DarProbeError, out_of_memory
 
 DEBUG = False
 INTERNAL_ERROR, INTERRUPTED = 5, 130
+CONTINUE = "Hint: analyze, ablate and train continue with --resume."
 LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
 
 
@@ -39,16 +42,7 @@ class Commands(TyperGroup):
             return run()
         try:
             code = run()
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _leave_pipe()
-        except SystemExit as leave:
-            if leave.code == 1:  # of Typer, and only where the reader of our output has left
-                _leave_pipe()
-            raise
         except Exception as error:
-            if streams.is_full(error):
-                _refuse_output(error)
             # Typer has brought its own copy of click since 0.27: the class cannot be imported.
             message = getattr(error, "format_message", None)
             if message is None:
@@ -61,26 +55,31 @@ class Commands(TyperGroup):
         raise SystemExit(code or 0)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: schedulers stop a job with it, some time before they kill it."""
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command so that every error leaves by the documented exit codes."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _terminable():
+                command(*args, **kwargs)
         except DarProbeError as error:
             _say(f"Error: {error}", error.hint and f"Hint: {error.hint}")
             raise SystemExit(error.exit_code) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise  # Typer's own ways to leave
+        except _Terminated:
+            _say("Terminated.", CONTINUE)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)  # who stopped us sees that we died of it
         except KeyboardInterrupt:
-            _say("Interrupted.", "Hint: analyze, ablate and train continue with --resume.")
+            _say("Interrupted.", CONTINUE)
             raise SystemExit(INTERRUPTED) from None
-        except BrokenPipeError:
-            _leave_pipe()
         except Exception as error:
-            if streams.is_full(error):
-                _refuse_output(error)
             if out_of_memory(error):
                 _say(
                     "Error: there is not enough memory for this batch.",
@@ -96,17 +95,24 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _leave_pipe() -> NoReturn:
-    """Leave as one who is done: the reader of our output has seen enough."""
-    streams.abandon()
-    raise SystemExit(0) from None
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does, where nobody else has plans for it."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _refuse_output(error: Exception) -> NoReturn:
-    streams.abandon()
-    why = os.strerror(getattr(error, "errno", 0))
-    _say(f"Error: what is to be printed cannot be written: {why}", "")
-    raise SystemExit(2) from None
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _say(sentence: str, hint: str) -> None:

@@ -1,11 +1,13 @@
-"""stdin, stdout and stderr as whoever starts us left them: closed, full, or without Unicode."""
+"""stdin, stdout and stderr as whoever started us left them: closed, full, a pipe, or ASCII."""
 
-import errno
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any, TextIO, cast
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+UNWRITTEN = 2
 
 
 def prepare() -> None:
@@ -23,12 +25,58 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def abandon() -> None:
-    """Let the rest of the output go nowhere: its reader has left, or has no room for it."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+@contextmanager
+def outlived() -> Iterator[None]:
+    """Let a command come to its own end, and its exit code, whatever becomes of its output.
+
+    A reader that has seen enough is no error. Where stdout cannot take what is written, say so on
+    stderr, and leave with exit code 2 where the command itself found nothing wrong.
+    """
+    real = sys.stdout, sys.stderr
+    out, err = map(_Stream, real)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    code: Any = 0
+    try:
+        yield
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    finally:
+        out.flush()
+        if out.error is not None and not isinstance(out.error, BrokenPipeError):
+            err.write(
+                f"Error: the output cannot be written: {out.error.strerror}\n"
+                "Hint: check where stdout goes; the files of the command are whole.\n"
+            )
+            code = code or UNWRITTEN
+        err.flush()
+        sys.stdout, sys.stderr = real
+    raise SystemExit(code)
 
 
-def is_full(error: BaseException) -> bool:
-    """Tell whether stdout could not be written; files tell that by errors of their own."""
-    return isinstance(error, OSError) and error.errno in FULL and error.filename is None
+class _Stream:
+    """A stream whose failure is kept instead of raised; what comes after it is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            call(*args)
+        except OSError as error:
+            self.error = error
+            # Python flushes what is left at its own end, and would fail there once more.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
