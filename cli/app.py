@@ -16,6 +16,7 @@ from dar_probe.cli import (
     guard,
     inspect,
     report,
+    streams,
     train,
 )
 
@@ -62,4 +63,5 @@ def main() -> None:
     """Run the command line; ``--debug`` may stand anywhere."""
     arguments = sys.argv[1:]
     guard.DEBUG = "--debug" in arguments
-    app(args=[a for a in arguments if a != "--debug"])
+    with streams.outlived():
+        app(args=[a for a in arguments if a != "--debug"])

@@ -105,14 +105,14 @@ def audit(
 def _check_file(path: Path) -> None:
     """Refuse a file that could not be written, before anything is measured."""
     from dar_probe.errors import UsageError
+    from dar_probe.files import is_there, writing
 
-    why = "is a folder" if path.is_dir() else ""
-    try:
+    if is_there(path) and (path.is_symlink() or not path.is_file()):
+        # A link too: /dev/stdout is one, and would become a file.
+        what = "a folder" if path.is_dir() else "a link, a device or a pipe"
+        raise UsageError(f"{str(path)!r} is {what}", hint="--junit takes a file")
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"cannot be written: {error.strerror}"
-    if why:
-        raise UsageError(f"{str(path)!r} {why}", hint="--junit takes a file")
 
 
 def _write_junit(analysis: "Analysis", path: Path) -> None:

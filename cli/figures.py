@@ -143,17 +143,12 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 
 def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
-    from dar_probe.errors import UsageError
-    from dar_probe.files import write_atomically
+    from dar_probe.files import is_there, write_atomically, writing
     from dar_probe.reports import canvas
 
-    try:
+    is_there(folder)  # or refuses a name that nothing can have
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{str(folder)!r} is no folder to write to: {error.strerror}",
-            hint="choose another --out",
-        ) from error
     for stem, figure in drawn:
         for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"

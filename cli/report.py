@@ -20,7 +20,10 @@ def report(
     """
     from dar_probe.analysis import open_analysis
     from dar_probe.cli import terminal
+    from dar_probe.output import check_target
 
+    if out is not None:
+        check_target(out)
     found = open_analysis(analysis)
     folder = out or (analysis if analysis.is_dir() else analysis.parent)
     found.save(folder)

@@ -192,8 +192,20 @@ def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> 
     """
     path = Path(path)
     file = path / "analysis.nc" if path.is_dir() else path
+    home = _identity(file.parent)
     ds, earlier = store.read(file), file.with_name(BEFORE)
     before = None
     if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():
         before = Analysis(store.read(earlier), thresholds=thresholds)
+        if _identity(file.parent) != home:  # replaced meanwhile: the two may be of different runs
+            return open_analysis(path, thresholds=thresholds)
     return Analysis(ds, thresholds=thresholds, before=before)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what changes when a folder is replaced."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None  # the reader of the file has better words for it
+    return found.st_ino, found.st_mtime_ns
