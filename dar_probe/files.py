@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
 
@@ -66,7 +65,7 @@ def check_place(path: Path) -> None:
         why = os.strerror(errno.EACCES)
     if why:
         raise UsageError(
-            f"{quote(path)} cannot be written: {why}",
+            f"{str(path)!r} cannot be written: {why}",
             hint="check the path, and the permissions of its folder",
         )
 
