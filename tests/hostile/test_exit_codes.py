@@ -5,30 +5,30 @@ import shlex
 
 import pytest
 
-from tests.hostile import arguments, cases
+from tests.hostile import arguments, refused_files, refused_values
 from tests.hostile.playground import Playground
 from tests.warm import Done
 
 TABLE = {
-    "no-command": (cases.NO_COMMAND, ""),
-    "analyze": (cases.ANALYZE, ""),
-    "ablate": (cases.ABLATE, ""),
-    "audit": (cases.AUDIT, ""),
-    "bench": (cases.BENCH, ""),
-    "compare": (cases.COMPARE, ""),
-    "figures": (cases.FIGURES, ""),
-    "inspect": (cases.INSPECT, ""),
-    "report": (cases.REPORT, ""),
-    "train": (cases.TRAIN, ""),
-    "analyze-file": (cases.CHECKPOINTS, "analyze"),
-    "ablate-file": (cases.CHECKPOINTS, "ablate"),
-    "bench-file": (cases.CHECKPOINTS, "bench"),
-    "inspect-file": (cases.CHECKPOINTS, "inspect"),
-    "analyze-grid": (cases.GRIDS, "analyze plain.pt"),
-    "ablate-grid": (cases.GRIDS, "ablate plain.pt"),
-    "compare-file": (cases.ANALYSES, "compare"),
-    "figures-file": (cases.ANALYSES, "figures"),
-    "report-file": (cases.ANALYSES, "report"),
+    "no-command": (refused_values.NO_COMMAND, ""),
+    "analyze": (refused_values.ANALYZE, ""),
+    "ablate": (refused_values.ABLATE, ""),
+    "audit": (refused_values.AUDIT, ""),
+    "bench": (refused_values.BENCH, ""),
+    "compare": (refused_values.COMPARE, ""),
+    "figures": (refused_values.FIGURES, ""),
+    "inspect": (refused_values.INSPECT, ""),
+    "report": (refused_values.REPORT, ""),
+    "train": (refused_values.TRAIN, ""),
+    "analyze-file": (refused_files.CHECKPOINTS, "analyze"),
+    "ablate-file": (refused_files.CHECKPOINTS, "ablate"),
+    "bench-file": (refused_files.CHECKPOINTS, "bench"),
+    "inspect-file": (refused_files.CHECKPOINTS, "inspect"),
+    "analyze-grid": (refused_values.GRIDS, "analyze plain.pt"),
+    "ablate-grid": (refused_values.GRIDS, "ablate plain.pt"),
+    "compare-file": (refused_files.ANALYSES, "compare"),
+    "figures-file": (refused_files.ANALYSES, "figures"),
+    "report-file": (refused_files.ANALYSES, "report"),
 }
 
 

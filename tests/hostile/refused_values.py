@@ -1,17 +1,6 @@
-"""Command lines, the exit code of each, and words of the sentence that comes with it.
+"""Values that an option does not take, see ``case``."""
 
-Lines are split as a shell does; those with characters that no shell line holds are lists. The
-files are those of the playground.
-"""
-
-import os
-
-NINES = "9" * 5_000  # more digits than Python turns into a number
-DEEP = "x/" * 2_000
-RED, RIGHT_TO_LEFT = "\x1b[31mred\x07", "\u202egnp.exe"
-NOT_UTF8 = os.fsdecode(b"\xff\xfe-nowhere.pt")
-
-Case = tuple[str | list[str], int, str]
+from tests.hostile.case import DEEP, NINES, NOT_UTF8, RED, RIGHT_TO_LEFT, Case
 
 NO_COMMAND: list[Case] = [
     ("levitate", 2, "No such command 'levitate'"),
@@ -29,50 +18,6 @@ NO_COMMAND: list[Case] = [
     (["x" * 5_000], 2, "No such command 'xxx"),
     (["--" + RED], 2, r"\x1b[31mred\x07"),
     ("--debug=1 analyze", 2, "--debug"),
-]
-
-# What any command says of its file; {} is the command with what else it needs.
-CHECKPOINTS: list[Case] = [
-    ("{} nowhere.pt", 3, "there is no file 'nowhere.pt'"),
-    ("{} nowhere/deeper.pt", 3, "there is no file"),
-    ("{} folder", 3, "is a folder"),
-    ("{} .", 3, "is a folder"),
-    ("{} ''", 3, "'.' is a folder"),
-    ("{} empty", 3, "is empty"),
-    ("{} empty/x.pt", 3, "Not a directory"),
-    ("{} page.pt", 3, "a web page"),
-    ("{} text.pt", 3, "a text file"),
-    ("{} analysis/analysis.nc", 3, "netCDF"),
-    ("{} latents.npz", 3, "latents.npz"),
-    ("{} mine.py", 3, "a text file"),
-    ("{} loop", 3, "Too many levels of symbolic links"),
-    ("{} pipe", 3, "not a regular file"),
-    ("{} /dev/null", 3, "not a regular file"),
-    (["{}", NOT_UTF8], 3, r"\udcff\udcfe-nowhere.pt"),
-    (["{}", RED], 3, r"\x1b[31mred\x07"),
-    (["{}", RIGHT_TO_LEFT], 3, r"\u202egnp.exe"),
-    (["{}", "two\nlines.pt"], 3, r"two\nlines.pt"),
-    (["{}", "x" * 5_000], 3, "File name too long"),
-    (["{}", DEEP], 3, "x/x/x"),
-    ("{} -- -x.pt", 3, "-x.pt"),
-    ("{} -- --debug", 3, "--debug"),
-    ("{}", 2, ""),
-    ("{} -x.pt", 2, "No such option: -x"),
-    ("{} plain.pt --colour", 2, "No such option: --colour"),
-    ("{} plain.pt --heads many", 2, "--heads"),
-    ("{} plain.pt --heads 2.5", 2, "--heads"),
-    ("{} plain.pt --heads 0", 2, "heads"),
-    ("{} plain.pt --heads -1", 2, "heads"),
-    ("{} plain.pt --heads 9223372036854775808", 2, "heads"),
-    (["{}", "plain.pt", "--heads", NINES], 2, "--heads"),
-    ("{} plain.pt --family", 2, "--family"),
-    ("{} plain.pt --family ''", 2, "unknown family ''"),
-    ("{} plain.pt --family teleport", 2, "unknown family 'teleport'"),
-    ("{} plain.pt --family :FAMILY", 2, "cannot be imported"),
-    ("{} plain.pt --family nowhere:FAMILY", 2, "cannot be imported"),
-    ("{} plain.pt --family mine:number", 2, "is a int, not a dar_probe Family"),
-    (["{}", "plain.pt", "--family", RED], 2, r"\x1b[31mred\x07"),
-    ("{} plain.pt --json=yes", 2, "--json"),
 ]
 
 # Of analyze and ablate, with a grid to measure.
@@ -270,37 +215,6 @@ BENCH: list[Case] = [
     ("bench --model SiT-S/8 --threads 100000", 2, "threads"),
     ("bench --model SiT-S/8 --threads 9223372036854775808", 2, "threads"),
     ("bench plain.pt --threads nan", 2, "threads"),
-]
-
-# What every command says of an analysis; {} is the command with what else it needs.
-ANALYSES: list[Case] = [
-    ("{} nowhere.nc", 3, "there is no file 'nowhere.nc'"),
-    ("{} nowhere/deeper", 3, "there is no file"),
-    ("{} folder", 3, "there is no file 'folder/analysis.nc'"),
-    ("{} ''", 3, "there is no file 'analysis.nc'"),
-    ("{} empty", 3, "is empty"),
-    ("{} empty/x.nc", 3, "Not a directory"),
-    ("{} text.nc", 3, "is not a NetCDF-4 file"),
-    ("{} plain.pt", 3, "is not a NetCDF-4 file"),
-    ("{} loop", 3, "Too many levels of symbolic links"),
-    ("{} pipe", 3, "pipe"),
-    ("{} /dev/null", 3, "/dev/null"),
-    (["{}", NOT_UTF8], 3, r"\udcff\udcfe-nowhere.pt"),
-    (["{}", RED], 3, r"\x1b[31mred\x07"),
-    (["{}", RIGHT_TO_LEFT], 3, r"\u202egnp.exe"),
-    (["{}", "two\nlines"], 3, r"two\nlines"),
-    (["{}", "x" * 5_000], 3, "File name too long"),
-    (["{}", DEEP], 3, "x/x/x"),
-    ("{} -- -x", 3, "-x"),
-    ("{} -x", 2, "No such option: -x"),
-    ("{} analysis --colour", 2, "No such option: --colour"),
-    ("{} analysis --out", 2, "--out"),
-    ("{} analysis --out text.pt", 2, "text.pt"),
-    ("{} analysis --out text.pt/deeper", 2, "Not a directory"),
-    ("{} analysis --out loop", 2, "loop"),
-    ("{} analysis --out /dev/null/x", 2, "Not a directory"),
-    (["{}", "analysis", "--out", "x" * 300], 2, "File name too long"),
-    (["{}", "analysis", "--out", DEEP], 2, "x/x/x"),
 ]
 
 COMPARE: list[Case] = [
