@@ -137,5 +137,5 @@ def test_streams_that_are_closed_full_or_left(folder):
     assert found == expected, done.stderr
     said = done.stderr.decode().splitlines()
     assert said.count("Error: there is no file 'no.nc'") == 3
-    full = "Error: what is to be printed cannot be written: No space left on device"
+    full = "Error: the output cannot be written: No space left on device"
     assert said.count(full) == len(lines) - 1 and "Traceback" not in done.stderr.decode()
