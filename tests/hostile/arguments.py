@@ -165,12 +165,14 @@ def fault(done: Done, changes: Sequence[str]) -> str:
     return f"prints {done.stdout[:50]!r}" if done.stdout else ""
 
 
-def play(commands: Iterable[Sequence[str]], ground: Playground) -> Iterator[tuple[Done, str]]:
+def play(
+    commands: Iterable[Sequence[str]], ground: Playground, *, light: bool = True
+) -> Iterator[tuple[Done, str]]:
     """Run commands in the playground, and yield what was done and what is wrong with that."""
     cache = str(ground.folder.parents[2] / "cache")
     for at, command in enumerate(commands):
         done = run(
-            *command, cwd=ground.folder, seconds=SECONDS, light=True, fresh=at % TOGETHER == 0,
+            *command, cwd=ground.folder, seconds=SECONDS, light=light, fresh=at % TOGETHER == 0,
             XDG_CACHE_HOME=cache,
         )  # fmt: skip
         yield done, fault(done, ground.changes())
