@@ -48,7 +48,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _say(sentence: str, hint: str) -> None:
-    if DEBUG:
-        traceback.print_exc()
-    for line in filter(None, (sentence, hint)):
-        sys.stderr.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+    """Write a sentence on one line, and a hint; no text of somebody else's steers the terminal."""
+    trace = traceback.format_exc().rstrip() if DEBUG else ""
+    for text in filter(None, (trace, " ".join(sentence.splitlines()), hint)):
+        safe = "".join(c if " " <= c <= "~" or c == "\n" else ascii(c)[1:-1] for c in text)
+        sys.stderr.write(safe + "\n")
