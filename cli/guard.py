@@ -117,11 +117,10 @@ def _terminate(*_: object) -> None:
 
 def _say(sentence: str, hint: str) -> None:
     """Write a sentence in one line and a hint, in which a hostile name can do nothing."""
-    if DEBUG:
-        traceback.print_exc()
-    sentence = re.sub(r"\s*\n\s*", " ", sentence.strip())
+    trace = traceback.format_exc().rstrip().splitlines() if DEBUG else []
+    sentence = re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
     if len(sentence) > LONGEST and not DEBUG:
         sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
-    for line in (sentence, *hint.splitlines()):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        sys.stderr.write(shown.encode("ascii", "backslashreplace").decode() + "\n")
+    for line in (*trace, sentence, *hint.splitlines()):
+        shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line)
+        sys.stderr.write(shown + "\n")

@@ -284,6 +284,7 @@ def gif():
 IMAGES = {
     "bomb": (png(10**5, 10**5), "cannot be read as an image"),
     "smaller bomb": (png(9000, 9000), "its 9000x9000 pixels are too many"),
+    "little on disk": (png(2**12, 2**12), "its 4096x4096 pixels are too many"),
     "text bomb": (png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))), "too large"),
     # Pillow would start Ghostscript for it.
     "program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "identify"),

@@ -93,12 +93,13 @@ def name_of(path: str | Path) -> str:
     """
     path = Path(path)
     folder = home_of(path) or path
-    if not os.path.isdir(folder):
-        return path.stem
-    home = _transformer(folder)
-    home = home.parent if home.name == "transformer" else home
-    cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
-    return cache.removeprefix("models--") if cache.startswith("models--") else home.name
+    name = path.stem
+    if os.path.isdir(folder):
+        home = _transformer(folder)
+        home = home.parent if home.name == "transformer" else home
+        cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
+        name = cache.removeprefix("models--") if cache.startswith("models--") else home.name
+    return name if name.strip(".") else "checkpoint"  # ".." would lead out of every folder
 
 
 def _transformer(path: Path) -> Path:

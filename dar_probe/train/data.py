@@ -1,5 +1,6 @@
 """Samples addressed by id: the shipped digits, folders of images, files of latents, and noise."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from dar_probe.errors import UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 2**26  # of one image; a pixel takes up to 12 bytes on its way
+# Of one image; a pixel takes up to 12 bytes on its way, and on disk a thousandth of one at least.
+MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
 Split = Literal["train", "held-out", "all"]
 
 
@@ -214,7 +216,9 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
             warnings.simplefilter("ignore")  # of Pillow's own, higher limit of pixels
             # Its other formats are many, and one of them starts Ghostscript.
             with Image.open(file, formats=IMAGE_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
+                size_on_disk = os.fstat(file.fileno()).st_size
+                most = min(MAX_PIXELS, max(SMALL_PIXELS, 1000 * size_on_disk))
+                if image.width * image.height > most:
                     raise ValueError(f"its {image.width}x{image.height} pixels are too many")
                 if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
                     narrow = (np.asarray(image) / 257).astype(np.uint8)

@@ -189,6 +189,11 @@ def test_a_transformer_is_known_from_wherever_one_stands(saved, tmp_path, monkey
         assert folder.name_of(path) == "a--b.5"
     assert folder.name_of(shutil.copytree(home, tmp_path / "sd-3.5-large")) == "sd-3.5-large"
     assert folder.name_of(tmp_path / "x.y.pt") == "x.y"
+    # Analyses are written to a folder of that name: it must not lead out of its own.
+    for name in ("...pt", "....safetensors"):
+        assert folder.name_of(tmp_path / name) == "checkpoint"
+    outside = tmp_path / "models--.." / "snapshots" / "0f1e"
+    assert folder.name_of(shutil.copytree(home, outside)) == "checkpoint"
 
 
 def test_shards_are_read_without_a_bar(tmp_path, capfd):
