@@ -7,6 +7,8 @@ import typer
 
 from dar_probe.cli import options
 
+DIGITS = 9  # of the number of a reader or a source
+
 
 def ablate(
     checkpoint: options.Checkpoint,
@@ -92,9 +94,10 @@ def ablate(
 
 
 def _pair(text: str) -> tuple[int, int]:
+    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
 
     reader, _, source = text.partition(":")
-    if not (reader.isdecimal() and source.isdecimal()):
-        raise UsageError(f"{text!r} is no gate", hint="reader:source, such as --gate 57:0")
+    if not all(number.isdecimal() and len(number) <= DIGITS for number in (reader, source)):
+        raise UsageError(f"{quote(text)} is no gate", hint="reader:source, such as --gate 57:0")
     return int(reader), int(source)

@@ -1,5 +1,6 @@
 """``dar-probe analyze``: a checkpoint to a dataset, a verdict, figures and a page."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -93,5 +94,5 @@ def _name(checkpoints: list[Path]) -> str:
 
     if len(checkpoints) == 1:
         return name_of(checkpoints[0])
-    home = checkpoints[-1].resolve().parent
+    home = Path(os.path.realpath(checkpoints[-1])).parent
     return (home.parent if home.name == "checkpoints" else home).name or "trajectory"

@@ -1,5 +1,6 @@
 """The Typer app: one small file per command. Importing it loads no torch and no matplotlib."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from dar_probe.cli import (
     guard,
     inspect,
     report,
+    streams,
     train,
 )
 
@@ -25,6 +27,7 @@ app = typer.Typer(
     "and how that changes with the noise level.",
     epilog="Exit codes: 0 done, 1 the verdict fails, 2 usage, 3 file refused, "
     "4 nothing measurable, 5 internal error, 130 interrupted.",
+    cls=guard.Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +62,13 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; ``--debug`` may stand anywhere."""
+    """Run the command line; ``--debug`` may stand anywhere before ``--``."""
+    streams.prepare()
+    # Of a cache without a home, and the like: stderr is for what concerns the user.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     arguments = sys.argv[1:]
-    guard.DEBUG = "--debug" in arguments
-    app(args=[a for a in arguments if a != "--debug"])
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = arguments[:end], arguments[end:]
+    guard.DEBUG = "--debug" in options
+    with streams.outlived():
+        app(args=[a for a in options if a != "--debug"] + rest, prog_name="dar-probe")

@@ -1,6 +1,7 @@
 """``dar-probe audit``: judge any module with a pre-norm residual stack."""
 
 import importlib
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -104,19 +105,19 @@ def audit(
 
 def _check_file(path: Path) -> None:
     """Refuse a file that could not be written, before anything is measured."""
+    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
+    from dar_probe.files import check_place
 
-    why = "is a folder" if path.is_dir() else ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"cannot be written: {error.strerror}"
-    if why:
-        raise UsageError(f"{str(path)!r} {why}", hint="--junit takes a file")
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        # A link too: /dev/stdout is one, and would become a file.
+        what = "a folder" if os.path.isdir(path) else "a link, a device or a pipe"
+        raise UsageError(f"{quote(path)} is {what}", hint="--junit takes a file")
+    check_place(path)
 
 
 def _write_junit(analysis: "Analysis", path: Path) -> None:
-    from dar_probe.files import write_atomically
+    from dar_probe.files import make_folder, write_atomically
     from dar_probe.reports import junit
 
     content = junit.render(
@@ -129,6 +130,7 @@ def _write_junit(analysis: "Analysis", path: Path) -> None:
     def write(target: Path) -> None:
         target.write_bytes(content)
 
+    make_folder(path.parent, path)
     write_atomically(path, write)
 
 
@@ -136,13 +138,13 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
     """Return module, batch (None where its config tells) and loss (or None)."""
     from torch import nn
 
+    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
 
+    shown = quote(factory)
     home, _, name = factory.partition(":")
     if not home or not name:
-        raise UsageError(
-            f"{factory!r} is no package.module:callable", hint="e.g. mymodels.vit:small"
-        )
+        raise UsageError(f"{shown} is no package.module:callable", hint="e.g. mymodels.vit:small")
     sys.path.insert(0, "")
     what = "cannot be imported"
     try:
@@ -152,13 +154,13 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
             made = call() if callable(call) and not isinstance(call, nn.Module) else call
     except Exception as error:  # somebody else's code fails in any way it likes
         raise UsageError(
-            f"{factory!r} {what}: {type(error).__name__}: {error}",
+            f"{shown} {what}: {type(error).__name__}: {error}",
             hint="the current directory is on the import path; the callable takes no arguments",
         ) from error
     parts = made if isinstance(made, tuple) else (made,)
     module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):
-        raise UsageError(f"{factory!r} gave a {type(module).__name__}, not a torch module")
+        raise UsageError(f"{shown} gave a {type(module).__name__}, not a torch module")
     if batch is None and shape is not None:
         from dar_probe.probe.inputs import random_batch
 
@@ -169,7 +171,7 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
 
         if from_config.find(unwrap(module)) is None:
             raise UsageError(
-                f"{factory!r} gave a module without inputs",
+                f"{shown} gave a module without inputs",
                 hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
             )
     return module, batch, loss

@@ -29,7 +29,7 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 10,
     threads: Annotated[
-        int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1)
+        int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1, max=512)
     ] = None,
     heads: options.Heads = None,
     family: options.Family = None,

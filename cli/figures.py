@@ -62,6 +62,7 @@ def figures(
     Example: dar-probe figures dar-probe-out/digits-residual --only dilution,sources --width one
     """
     from dar_probe.cli import terminal
+    from dar_probe.files import check_place
     from dar_probe.reports import canvas
     from dar_probe.reports.figures import FIGURES, Options
 
@@ -75,6 +76,7 @@ def figures(
         kind=kind,
         variables=tuple(name for text in variable or () for name in text.split(",")),
     )
+    check_place(out)
     named = _read(analyses)
     drawn = _draw(named, wanted, options, asked=only is not None)
     for path in _write(drawn, out, suffixes):
@@ -143,17 +145,10 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 
 def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
-    from dar_probe.errors import UsageError
-    from dar_probe.files import write_atomically
+    from dar_probe.files import make_folder, write_atomically
     from dar_probe.reports import canvas
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{str(folder)!r} is no folder to write to: {error.strerror}",
-            hint="choose another --out",
-        ) from error
+    make_folder(folder, folder, "choose another --out")
     for stem, figure in drawn:
         for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"

@@ -1,17 +1,62 @@
 """Turns what went wrong into one sentence, one hint and an exit code."""
 
 import functools
+import os
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from dar_probe.errors import DarProbeError, out_of_memory
 
 DEBUG = False
 INTERNAL_ERROR, INTERRUPTED = 5, 130
+CONTINUE = "Hint: analyze, ablate and train continue with --resume."
+LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their arguments is told like every other error."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run one command, and leave by an exit code."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, False, windows_expand_args, **extra
+        )
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except Exception as error:
+            # Typer has brought its own copy of click since 0.27: the class cannot be imported.
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            context = getattr(error, "ctx", None)
+            name = context.command_path if context else self.name
+            if sentence := message():  # none where no command was given: that prints the help
+                _say(f"Error: {sentence}", f"Hint: {name} --help lists what it takes")
+            raise SystemExit(2) from None
+        raise SystemExit(code or 0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: schedulers stop a job with it, some time before they kill it."""
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -20,17 +65,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _terminable():
+                command(*args, **kwargs)
         except DarProbeError as error:
             _say(f"Error: {error}", error.hint and f"Hint: {error.hint}")
             raise SystemExit(error.exit_code) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise  # Typer's own ways to leave
+        except _Terminated:
+            _say("Terminated.", CONTINUE)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)  # who stopped us sees that we died of it
         except KeyboardInterrupt:
-            _say("Interrupted.", "Hint: analyze, ablate and train continue with --resume.")
+            _say("Interrupted.", CONTINUE)
             raise SystemExit(INTERRUPTED) from None
-        except BrokenPipeError:
-            raise SystemExit(0) from None  # the reader of our output has seen enough
         except Exception as error:
             if out_of_memory(error):
                 _say(
@@ -47,8 +95,32 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does, where nobody else has plans for it."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def _say(sentence: str, hint: str) -> None:
-    if DEBUG:
-        traceback.print_exc()
-    for line in filter(None, (sentence, hint)):
-        sys.stderr.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+    """Write a sentence in one line and a hint, in which a hostile name can do nothing."""
+    trace = traceback.format_exc().rstrip().splitlines() if DEBUG else []
+    sentence = re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
+    if len(sentence) > LONGEST and not DEBUG:
+        sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
+    for line in (*trace, sentence, *hint.splitlines()):
+        shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line)
+        sys.stderr.write(shown + "\n")

@@ -1,5 +1,6 @@
 """``dar-probe report``: the page and the figures again from a dataset, without torch."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,11 @@ def report(
     """
     from dar_probe.analysis import open_analysis
     from dar_probe.cli import terminal
+    from dar_probe.output import check_target
 
+    if out is not None:
+        check_target(out)
     found = open_analysis(analysis)
-    folder = out or (analysis if analysis.is_dir() else analysis.parent)
+    folder = out or (analysis if os.path.isdir(analysis) else analysis.parent)
     found.save(folder)
     terminal.show(found, folder)

@@ -1,6 +1,7 @@
 """One finished analysis: its dataset, metrics, verdict, pictures and files. Runs without torch."""
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,9 +192,21 @@ def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> 
         CheckpointError: a file is missing, damaged, or no analysis of this version.
     """
     path = Path(path)
-    file = path / "analysis.nc" if path.is_dir() else path
+    file = path / "analysis.nc" if os.path.isdir(path) else path
+    home = _identity(file.parent)
     ds, earlier = store.read(file), file.with_name(BEFORE)
     before = None
     if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():
         before = Analysis(store.read(earlier), thresholds=thresholds)
+        if _identity(file.parent) != home:  # replaced meanwhile: the two may be of different runs
+            return open_analysis(path, thresholds=thresholds)
     return Analysis(ds, thresholds=thresholds, before=before)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what changes when a folder is replaced."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None  # the reader of the file has better words for it
+    return found.st_ino, found.st_mtime_ns

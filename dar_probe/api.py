@@ -14,8 +14,9 @@ from dar_probe.errors import UsageError
 from dar_probe.making import made, made_over_steps
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.output import OutputFolder, check_target
-from dar_probe.probe.ablation import KINDS, can_skip
+from dar_probe.probe import ablation
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.recorder import same_randomness
 from dar_probe.ranks import Ranks, joined
 from dar_probe.task import Levels, OnCells, Task
 from dar_probe.train.module import OnStep, check, train_copy
@@ -166,14 +167,23 @@ def ablate(
         levels, subject = planned.grid.levels, planned.subject
         usual = [
             kind
-            for kind in (KINDS if subject.routes is not None else KINDS[:3])
-            if kind != "block" or can_skip(subject)
+            for kind in (ablation.KINDS if subject.routes is not None else ablation.KINDS[:3])
+            if kind != "block" or ablation.can_skip(subject)
         ]
         wished = levels[len(levels) // 2] if frozen_at is None else frozen_at
+        chosen, single = list(usual if kinds is None else kinds), [list(gate) for gate in gates]
+        # Before anything is measured: afterwards a refusal would be late, and leave shards.
+        ablation.check_kinds(subject, chosen)
+        for reader, source in single:
+            ablation.single(subject, reader - 1, source)
+        if not single and not pairs and set(chosen) <= {"gate"}:
+            raise UsageError(
+                "no intervention was asked for", hint="raise --pairs, or name a --gate"
+            )
         wanted = {
-            "kinds": list(usual if kinds is None else kinds),
+            "kinds": chosen,
             "pairs": pairs,
-            "gates": [list(gate) for gate in gates],
+            "gates": single,
             "frozen_at": min(levels, key=lambda level: abs(level - wished)),
         }
 
@@ -258,18 +268,19 @@ def audit(
         if on_step:
             on_step(step, steps, value)
 
-    twin = train_copy(
-        planned.subject.model,
-        planned.batch,
-        planned.loss,
-        steps=train_steps,
-        lr=lr,
-        batch_size=batch_size,
-        noise_levels=planned.grid.levels,
-        first_id=samples,
-        seed=seed,
-        on_step=tell,
-    )
+    with same_randomness(module):  # training forks torch's alone
+        twin = train_copy(
+            planned.subject.model,
+            planned.batch,
+            planned.loss,
+            steps=train_steps,
+            lr=lr,
+            batch_size=batch_size,
+            noise_levels=planned.grid.levels,
+            first_id=samples,
+            seed=seed,
+            on_step=tell,
+        )
     subject = module_task.find_sites(
         twin, planned.batch, planned.grid.levels, blocks=blocks, readers=readers
     )

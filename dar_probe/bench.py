@@ -5,8 +5,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,9 +234,10 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # Before its first use: the profiler's library would announce itself on stderr.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _silent_kineto(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         function()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -245,6 +246,18 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+@contextmanager
+def _silent_kineto() -> Iterator[None]:
+    """Keep the profiler's library from announcing itself on stderr at its first use."""
+    asked = "KINETO_LOG_LEVEL" in os.environ
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ["KINETO_LOG_LEVEL"]
 
 
 def of_checkpoint(
@@ -307,10 +320,12 @@ def random_workload(
     Raises:
         UsageError: the config makes no model, or there is less than one cell.
     """
+    tasks.check_counts(batch_size=cells)
     device = torch.device(device)
     model = random_model(config, seed=seed).to(device, dtype)
     subject = sit.subject(model)
-    levels = objective.get(objective_name).reached(torch.from_numpy(parse_levels(cells)))
+    spread = torch.from_numpy(parse_levels(min(cells, LEVELS)))
+    levels = objective.get(objective_name).reached(spread[torch.arange(cells) % len(spread)])
     generator = torch.Generator().manual_seed(seed)
     shape = (cells, config.in_channels, config.input_size, config.input_size)
     data = Data(

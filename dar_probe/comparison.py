@@ -117,7 +117,8 @@ class Comparison:
 
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         write_text(folder / "comparison.json", text)
-        write_text(folder / "comparison.csv", self.to_dataframe().to_csv(index=False))
+        table = self.to_dataframe().map(_no_formula)
+        write_text(folder / "comparison.csv", table.to_csv(index=False))
         judged = [(analysis.metrics, analysis.verdict) for analysis in self.analyses]
         html = comparison_page.render(self.named, self.pairs, judged=judged)
         write_text(folder / "comparison.html", html)
@@ -189,6 +190,11 @@ def compare(*analyses: Analysis | str | Path) -> Comparison:
     _require_two(len(analyses))
     opened = [a if isinstance(a, Analysis) else open_analysis(a) for a in analyses]
     return Comparison(*opened)
+
+
+def _no_formula(cell: Any) -> Any:
+    """Return a cell that a spreadsheet does not run: a model may be called =1+1."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
 
 
 def _require_two(count: int) -> None:

@@ -1,6 +1,7 @@
 """A model in your hands: nnsight traces whose sites have the names of the reports."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ from dar_probe import module_task, subjects, task
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.probe import trace
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.recorder import frozen
 from dar_probe.subjects.entrance import with_grad
 
 FEW = 8
@@ -72,11 +74,10 @@ class Probe:
                 subject, self._loss = planned.subject, planned.loss
             except ProbeError:
                 pass  # no residual stream: its modules can be traced all the same
-        self._modes = [(m, m.training) for m in module.modules()]
-        self._wanted = [(p, p.requires_grad) for p in module.parameters()]
-        module.eval().requires_grad_(False)
-        self._wrapped = trace.wrapped(module)
-        self.model = self._wrapped.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(frozen(module))
+            self.model = stack.enter_context(trace.wrapped(module))
+            self._held = stack.pop_all()
         at = trace.envoys(self.model)
         self.modules = {name: at[m] for name, m in module.named_modules() if name}
         self.reads: dict[str, Any] = {}
@@ -104,11 +105,7 @@ class Probe:
 
     def close(self) -> None:
         """Give the model back as it was."""
-        self._wrapped.__exit__(None, None, None)
-        for module, training in self._modes:
-            module.training = training
-        for parameter, wanted in self._wanted:
-            parameter.requires_grad_(wanted)
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import xarray as xr
 from dar_probe import schema, store, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
-from dar_probe.output import OutputFolder
+from dar_probe.output import OutputFolder, check_target
 from dar_probe.ranks import Ranks
 from dar_probe.task import OnCells, Task
 
@@ -34,6 +35,8 @@ def made(
     if resume:
         found = ranks.from_leader(_finished(Path(out), key) if ranks.leads else None)
         if found is not None:
+            if ranks.leads:
+                _forget(Path(out), key)
             return Analysis(found, fail_on=fail_on)
     if not ranks.leads:
         return Analysis(measure(None), fail_on=fail_on)
@@ -67,6 +70,8 @@ def made_over_steps(
     Raises:
         UsageError: a name without a step, or checkpoints that are not of one run.
     """
+    if out is not None and ranks.leads:
+        check_target(Path(out))
     steps = {step_of(path): path for path in paths}
     if len(steps) < len(paths):
         raise UsageError(
@@ -139,6 +144,15 @@ def _home(output: OutputFolder, step: int) -> Path:
 def _finished(out: Path, key: dict[str, Any]) -> xr.Dataset | None:
     path = out / "analysis.nc"
     return _matching(store.read(path), key) if path.is_file() else None
+
+
+def _forget(out: Path, key: dict[str, Any]) -> None:
+    """Drop the shards of a finished analysis, which was killed before it could do so itself."""
+    with suppress(UsageError):  # of other settings, or in use: not ours
+        left = OutputFolder(out, key=key, resume=True)
+        if left.work.is_dir():
+            with left:
+                left.discard()
 
 
 def _matching(ds: xr.Dataset | None, key: dict[str, Any]) -> xr.Dataset | None:

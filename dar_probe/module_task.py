@@ -40,8 +40,7 @@ def of_module(
     readers: str | None = None,
 ) -> task.Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
-    if samples < 1 or batch_size < 1:
-        raise UsageError("samples and batch_size must be at least 1")
+    task.check_counts(samples=samples, batch_size=batch_size)
     module = subjects.unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []

@@ -272,6 +272,7 @@ MANIFEST: dict[str, type] = {
     "assumptions": list,
     "warnings": list,
 }
+TRAINING = ("steps", "batch_size", "lr")  # what an entry "training" tells
 STEP_TEXT = "training step of the checkpoint"
 COORD_TEXT = {
     "noise_level": "noise level s: 0 = data, 1 = pure noise",
@@ -313,8 +314,8 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
         CheckpointError: the attribute is missing or is no JSON object.
     """
     try:
-        value = json.loads(ds.attrs["manifest"])
-    except (KeyError, TypeError, ValueError) as error:
+        value = json.loads(ds.attrs["manifest"], parse_constant=_no_number)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             "the dataset carries no readable manifest",
             hint="only files written by dar-probe analyze or audit can be opened",
@@ -340,12 +341,13 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             hint="analyse the checkpoint again with this version of dar-probe",
         )
     provenance = manifest(ds)
-    for name, kind in MANIFEST.items():
-        if not isinstance(provenance.get(name), kind):
-            raise CheckpointError(f"the dataset's manifest has no sound entry {name!r}")
     steps = ("step",) if "step" in ds.dims else ()
-    if steps and len(provenance.get("steps") or ()) != ds.sizes["step"]:
+    own = provenance.get("steps") if steps else [{}]
+    count = ds.sizes["step"] if steps else 1
+    if not isinstance(own, list) or [type(one) for one in own] != [dict] * count:
         raise CheckpointError("the dataset's manifest does not tell its steps apart")
+    for one in own:
+        _validate_manifest({**provenance, **one})
     for dim in (*steps, *INDEX_DIMS):
         if dim not in ds.coords or ds[dim].dims != (dim,):
             raise CheckpointError(f"the dataset has no index coordinate {dim!r}")
@@ -369,6 +371,11 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
         if name in NUMBER_COORDS and not np.issubdtype(ds[name].dtype, np.number):
             raise CheckpointError(f"coordinate {name!r} is not numeric")
+        if (
+            name.endswith("_block")
+            and not np.isin(ds[name], np.arange(ds.sizes["block"] + 1)).all()
+        ):
+            raise CheckpointError(f"coordinate {name!r} names blocks that are not there")
     expected = dict(VARIABLES)
     if "ablation" in ds.dims:
         expected |= ABLATION
@@ -380,6 +387,36 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             raise CheckpointError(f"variable {name!r} is missing")
         _validate_variable(name, spec, ds[name], (*steps, *spec.all_dims))
     return ds
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _validate_manifest(found: dict[str, Any]) -> None:
+    """Require the kinds that reports rely on, of which a file changed by hand may have others."""
+    wrong = [name for name, kind in MANIFEST.items() if not isinstance(found.get(name), kind)]
+    wrong += [
+        name for name in ("checkpoint", "training") if not isinstance(found.get(name) or {}, dict)
+    ]
+    wrong = wrong or [
+        name
+        for name in ("assumptions", "warnings")
+        if not all(isinstance(text, str) for text in found[name])
+    ]
+    if wrong:
+        raise CheckpointError(f"the dataset's manifest has no sound entry {wrong[0]!r}")
+    values: list[tuple[str, str, type | tuple[type, ...]]] = [
+        ("model", "name", str),
+        ("data", "name", str),
+        *([("model", "parameters", int)] if found["model"].get("parameters") is not None else []),
+        *([("training", name, (int, float)) for name in TRAINING] if found.get("training") else []),
+    ]
+    for part, name, kind in values:
+        value = found[part].get(name)
+        absurd = isinstance(value, int | float) and not abs(value) < 2**63
+        if not isinstance(value, kind) or absurd:
+            raise CheckpointError(f"the dataset's manifest has no sound {part} {name}")
 
 
 def _validate_variable(

@@ -1,11 +1,16 @@
 """Analyses on disk: one NetCDF-4 file each, written atomically, read with suspicion."""
 
+import math
+import os
+from io import BufferedReader
 from pathlib import Path
 
 import h5py  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import xarray as xr
 
+from dar_probe.checkpoints import sniff
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import write_atomically
 from dar_probe.schema import validate
@@ -13,6 +18,9 @@ from dar_probe.schema import validate
 MAGIC = b"\x89HDF\r\n\x1a\n"
 LARGE = 4096  # bytes from which compressing an array is worth its chunk
 MAX_BYTES = 2**32  # in memory: 160 times 64 samples x 10 levels of a 28-block model
+MAX_RATIO, SMALL = 1000, 2**26  # no compression reaches that; bytes that are harmless
+MAX_TEXT = 2**20  # characters of one array of names
+HINT = "give the analysis.nc that dar-probe analyze or audit wrote"
 
 
 def write(ds: xr.Dataset, path: str | Path) -> None:
@@ -46,13 +54,15 @@ def read(path: str | Path) -> xr.Dataset:
         CheckpointError: the file is missing, no analysis, damaged, changed by hand, or of
             another schema version.
     """
-    source = Path(path)
-    name = repr(str(source))
-    _sniff(source, name)
+    name = quote(path)
     try:
-        return validate(_load(source))
+        with sniff.open_file(Path(path)) as file:
+            _check_start(file, name)
+            return validate(_load(file))
     except CheckpointError as error:
-        raise CheckpointError(f"{name} is refused: {error}", hint=error.hint) from error
+        if name in str(error):
+            raise
+        raise CheckpointError(f"{name} is refused: {error}", hint=error.hint or HINT) from error
     except Exception as error:  # a parser of untrusted bytes fails in any way it likes
         raise CheckpointError(
             f"{name} is damaged, or no analysis ({type(error).__name__} while reading)",
@@ -60,49 +70,69 @@ def read(path: str | Path) -> xr.Dataset:
         ) from error
 
 
-def _sniff(source: Path, name: str) -> None:
+def _check_start(file: BufferedReader, name: str) -> None:
     """Refuse by the first bytes what HDF5 need not see."""
-    hint = "give the analysis.nc that dar-probe analyze or audit wrote"
-    try:
-        with open(source, "rb") as file:
-            start = file.read(len(MAGIC))
-    except IsADirectoryError as error:
-        raise CheckpointError(f"{name} is a folder, not a file", hint=hint) from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {name}", hint=hint) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise CheckpointError(f"cannot read {name}: {error}", hint=hint) from error
+    start = file.read(len(MAGIC))
     if not start:
-        raise CheckpointError(f"{name} is empty", hint=hint)
+        raise CheckpointError(f"{name} is empty", hint=HINT)
     if start != MAGIC:
-        raise CheckpointError(f"{name} is not a NetCDF-4 file", hint=hint)
+        raise CheckpointError(f"{name} is not a NetCDF-4 file", hint=HINT)
+    file.seek(0)
 
 
-def _load(source: Path) -> xr.Dataset:
-    _refuse_outside_data(source)
+def _load(file: BufferedReader) -> xr.Dataset:
+    with h5py.File(file, "r") as raw:
+        _check_content(raw)
     # Nothing is decoded: no fill values, scales or dates are written, so none are believed.
     with xr.open_dataset(
-        source, engine="h5netcdf", mask_and_scale=False, decode_times=False, decode_timedelta=False
+        file, engine="h5netcdf", mask_and_scale=False, decode_times=False, decode_timedelta=False
     ) as lazy:
-        if lazy.nbytes > MAX_BYTES:
+        most = min(MAX_BYTES, max(SMALL, MAX_RATIO * os.fstat(file.fileno()).st_size))
+        if lazy.nbytes > most:
             raise CheckpointError(f"it claims {lazy.nbytes / 2**30:.1f} GiB of numbers")
         ds = lazy.load()
     text = {key: coord.astype(str) for key, coord in ds.coords.items() if coord.dtype == object}
     return ds.assign_coords(text).drop_encoding()
 
 
-def _refuse_outside_data(source: Path) -> None:
-    """Refuse links and storage that would pull in other files of this machine.
+def _check_content(raw: h5py.File) -> None:
+    """Refuse what would pull in other files of this machine, and texts that fill the memory.
 
     h5netcdf also reports on stderr, from a destructor, what it cannot open: it comes second.
     """
-    with h5py.File(source, "r") as file:
-        for key in file:
-            if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
-                raise CheckpointError(f"{key!r} links to another file")
-            item = file[key]
-            if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
-                raise CheckpointError(f"{key!r} keeps its numbers in another file")
+    _check_attributes(raw, "the file")
+    for key in raw:
+        shown = quote(key)
+        link = raw.get(key, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise CheckpointError(f"{shown} links to another file")
+        # A soft link may lead through a group to such a link.
+        if not isinstance(link, h5py.HardLink) or not isinstance(raw[key], h5py.Dataset):
+            raise CheckpointError(f"{shown} is no array of this file")
+        item = raw[key]
+        if item.is_virtual or item.external:
+            raise CheckpointError(f"{shown} keeps its numbers in another file")
+        _check_attributes(item, shown)
+        if item.dtype == object:
+            _check_texts(item, shown)
+
+
+def _check_texts(item: h5py.Dataset, shown: str) -> None:
+    """Refuse more text than names have: each may be the same stretch of the file once more."""
+    left = MAX_TEXT - item.size
+    for at in np.ndindex(item.shape) if left >= 0 else ():
+        left -= len(item[at])
+        if left < 0:
+            break
+    if left < 0:
+        raise CheckpointError(f"{shown} holds more text than names have")
+
+
+def _check_attributes(item: h5py.HLObject, shown: str) -> None:
+    for key in item.attrs:
+        kind = item.attrs.get_id(key)
+        if math.prod(kind.shape or ()) > 64 and h5py.check_string_dtype(kind.dtype):
+            raise CheckpointError(f"{shown} has many texts as {quote(key)}")
 
 
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, object]]:

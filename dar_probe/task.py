@@ -32,6 +32,7 @@ from dar_probe.subjects.sites import describe
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
+MOST = 1_000_000  # samples
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": trace.forward}
 
@@ -182,23 +183,34 @@ def of_checkpoint(
     engine: str = "hooks",
 ) -> Task:
     """Load a checkpoint and return what ``api.analyze``, given the same arguments, measures."""
+    # All that can be told without the file comes first: reading a large one takes a while.
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
+    check_counts(samples=samples, batch_size=batch_size)
+    levels = None if noise_levels is None else parse_levels(noise_levels)
+    place = find_device(device)
     loaded = load(
         path, weights=weights, heads=heads, objective_name=objective, family=family,
         dtype=find_dtype(dtype), shape=rows_of.shape_of(data), text=text, seed=seed,
     )  # fmt: skip
-    place = find_device(device)
     if place.type == "cuda":
         room.require(sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place)
     loaded.model.to(place)
-    return _plan(loaded, data, noise_levels, samples, batch_size, seed, engine)
+    return _plan(loaded, data, levels, samples, batch_size, seed, engine)
+
+
+def check_counts(*, samples: int | None = None, batch_size: int | None = None) -> None:
+    """Raise UsageError where there are none to measure, or more than could ever be kept."""
+    for count, what in ((samples, "samples"), (batch_size, "samples in one pass")):
+        if count is not None and not 1 <= count <= MOST:
+            limit = "at least 1" if count < 1 else f"at most {MOST:,}"
+            raise UsageError(f"{count} {what} were asked for; it takes {limit}")
 
 
 def _plan(
     loaded: Loaded,
     data: str | None,
-    noise_levels: Levels | None,
+    levels: np.ndarray | None,
     samples: int | None,
     batch_size: int | None,
     seed: int,
@@ -211,10 +223,8 @@ def _plan(
     rows, assumed = rows_of.choose(
         loaded, data, asked=samples, default=8 if small else 64, seed=seed
     )
-    default = 5 if small else 10
-    wanted = parse_levels(default if noise_levels is None else noise_levels)
-    reached = torch.from_numpy(wanted)
-    reached = torch.unique(objective.reached(reached))
+    wanted = parse_levels(5 if small else 10) if levels is None else levels
+    reached = torch.unique(objective.reached(torch.from_numpy(wanted)))
     problem = Denoising(
         objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
     )
@@ -306,8 +316,6 @@ def provenance(
 
 def _batch_size(wanted: int | None, facts: dict[str, Any]) -> int:
     if wanted is not None:
-        if wanted < 1:
-            raise UsageError(f"batch size {wanted}; it takes at least 1")
         return wanted
     # About 8 MB per state of the stream: large enough to be efficient, small enough for a laptop.
     return int(np.clip(2**21 // (facts["tokens"] * facts["width"]), 1, 64))

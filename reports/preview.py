@@ -67,7 +67,8 @@ class _Scale:
         if axis.range is not None:
             self.low, self.high = (float(end) for end in axis.range)
         elif finite.size:
-            pad = 0.06 * float(np.ptp(finite)) or 0.5
+            # Of one value the axis shows a part that its size does not swallow.
+            pad = 0.06 * float(np.ptp(finite)) or max(0.5, 0.06 * float(np.abs(finite).max()))
             self.low, self.high = float(finite.min()) - pad, float(finite.max()) + pad
         else:
             self.low, self.high = 0.0, 1.0

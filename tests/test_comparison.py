@@ -154,6 +154,14 @@ def test_of_a_training_run_the_last_step_is_compared(paths):
     assert found.named[0][1].equals(last)
 
 
+def test_a_name_is_no_formula_of_a_spreadsheet(tmp_path):
+    names = ["=1+1", "@SUM(A1)"]
+    folder = compare(*(Analysis(model(name)) for name in names)).save(tmp_path / "out")
+    row = next(csv.DictReader(io.StringIO((folder / "comparison.csv").read_text())))
+    assert [row["reference"], row["other"]] == ["'=1+1", "'@SUM(A1)"]
+    assert float(row["difference_value"]) == 0
+
+
 def test_save_writes_everything_or_nothing(usual, tmp_path, monkeypatch):
     folder = usual.save(tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == CONTENTS["comparison"]

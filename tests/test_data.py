@@ -1,11 +1,17 @@
 """Samples by id: the digits, images, latents and noise; bad data get one clear sentence."""
 
+import io
+import os
+import struct
+import subprocess
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dar_probe.errors import UsageError
 from dar_probe.train import data as datasets
@@ -142,6 +148,183 @@ def test_damaged_latents(tmp_path, name):
     (tmp_path / "x_labels.npy").write_bytes(b"nor this")
     with pytest.raises(UsageError, match=r"cannot be read|no known kind"):
         datasets.load(f"latents:{tmp_path / name}")
+
+
+def packed(path, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, array in (("latents", np.zeros((2**13, 4, 16, 16), np.float32)),
+                            ("labels", np.zeros(2**13, int))):  # fmt: skip
+            archive.writestr(f"{name}.npy", npy(array))
+    return path
+
+
+def npy(array, shape=None):
+    """A .npy file's bytes, perhaps with another shape in its header."""
+    file = io.BytesIO()
+    np.save(file, array)
+    if shape is None:
+        return file.getvalue()
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(64)
+
+
+def twice(path):
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for name in ("latents.npy", "labels.npy", "labels.npy"):
+            archive.writestr(name, npy(np.zeros((2, 4), np.float32)))
+    return path
+
+
+def sparse(path):
+    """64 GiB of zeros that lie nowhere."""
+    path.write_bytes(npy(np.zeros(1), (2**20, 4, 64, 64))[:128])
+    os.truncate(path, 2**36 + 128)
+    np.save(path.with_name("x_labels.npy"), np.zeros(2**20, int))
+    return path
+
+
+def pickled(path):
+    class Marker:
+        def __reduce__(self):
+            return os.system, (f"touch {path.with_name('ran')}",)
+
+    np.savez(path, latents=np.array([Marker()], dtype=object), labels=np.zeros(1, int))
+    return path
+
+
+def with_label(path, label):
+    np.savez(path, latents=np.zeros((1, 4), np.float32), labels=np.array([label]))
+    return path
+
+
+def made(path, content):
+    path.write_bytes(content)
+    path.with_name("x_labels.npy").write_bytes(npy(np.zeros(2, int)))
+    return path
+
+
+def header_bomb(path):
+    raw = b'{"a":[' + b"[]," * 700_000 + b"0]}"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    return path
+
+
+NOT_FINITE = {"latents": np.array([[1e300, 0.0]]), "labels": np.zeros(1, int)}
+HOSTILE = {
+    "bomb": (lambda d: packed(d / "x.npz"), "claims 33554560 bytes"),
+    "bomb in bz2": (lambda d: packed(d / "x.npz", zipfile.ZIP_BZIP2), "claims 33554560 bytes"),
+    "twice": (lambda d: twice(d / "x.npz"), "an entry twice"),
+    "sparse": (lambda d: sparse(d / "x.npy"), "needs 128.0 GiB"),
+    "pickle": (lambda d: pickled(d / "x.npz"), "Object arrays cannot be loaded"),
+    "pipe": (lambda d: os.mkfifo(d / "x.npz") or d / "x.npz", "no file"),
+    "header": (lambda d: header_bomb(d / "x.safetensors"), "header claims"),
+    "code": (lambda d: made(d / "x.npy", npy(0, "(__import__('os').abort(),)")), "cannot be read"),
+    "nested": (lambda d: made(d / "x.npy", npy(0, "(" * 5000)), "cannot be read"),
+    "minus": (lambda d: made(d / "x.npy", npy(0, "-" * 9000 + "1")), "cannot be read"),
+    "exabytes": (lambda d: made(d / "x.npy", npy(0, (10**9, 10**9))), "cannot be read"),
+    "digits": (lambda d: made(d / "x.npy", npy(0, f"({'9' * 9000},)")), "cannot be read"),
+    "negative label": (lambda d: with_label(d / "x.npz", -1), "whole numbers from 0"),
+    "huge label": (lambda d: with_label(d / "x.npz", 2**63), "whole numbers from 0"),
+    "NaN label": (lambda d: with_label(d / "x.npz", np.nan), "whole numbers from 0"),
+    "text label": (lambda d: with_label(d / "x.npz", "a"), "whole numbers from 0"),
+    "no rows": (lambda d: write(d / "x.npz", latents=np.zeros((0, 4)), labels=np.zeros(0, int)),
+                "do not fit"),
+    "beyond float32": (lambda d: write(d / "x.npz", **NOT_FINITE), "NaN or Inf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_latents(tmp_path, name, recwarn):
+    make, words = HOSTILE[name]
+    path = make(tmp_path)
+    recwarn.clear()
+    with pytest.raises(UsageError, match=words) as caught:
+        datasets.load(f"latents:{path}")
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 300 and caught.value.hint.isprintable()
+    assert caught.value.hint and caught.value.exit_code == 2
+    assert not recwarn.list and not (tmp_path / "ran").exists()
+
+
+def test_latents_in_types_that_numpy_lacks_or_another_machine_has(tmp_path):
+    x = torch.randn(3, 4).to(torch.bfloat16)
+    save_file({"latents": x, "labels": torch.arange(3)}, tmp_path / "x.safetensors")
+    assert torch.equal(datasets.latents(tmp_path / "x.safetensors").latents, x.float())
+    swapped = x.float().numpy().astype(">f4")
+    found = datasets.latents(write(tmp_path / "x.npz", latents=swapped, labels=np.arange(3)))
+    assert torch.equal(found.latents, x.float())
+
+
+def chunk(kind, content):
+    return (
+        struct.pack(">I", len(content)) + kind + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )  # fmt: skip
+
+
+def png(width, height, *more):
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", head),
+            *more,
+            chunk(b"IDAT", zlib.compress(bytes(100))),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def gif():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "GIF")
+    return file.getvalue()
+
+
+IMAGES = {
+    "bomb": (png(10**5, 10**5), "cannot be read as an image"),
+    "smaller bomb": (png(9000, 9000), "its 9000x9000 pixels are too many"),
+    "little on disk": (png(2**12, 2**12), "its 4096x4096 pixels are too many"),
+    "text bomb": (png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))), "too large"),
+    # Pillow would start Ghostscript for it.
+    "program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "identify"),
+    "another format": (gif(), "identify"),
+    "drawing": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "identify"),
+    "page": (b"<!doctype html>", "identify"),
+    "empty": (b"", "identify"),
+    "pipe": (os.mkfifo, "not a regular file"),
+    "zeros": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "loop": (lambda path: path.symlink_to(path.name), "cannot be opened"),
+    "folder": (lambda path: path.mkdir(), "a folder"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_hostile_images(tmp_path, name, recwarn, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
+    content, words = IMAGES[name]
+    path = tmp_path / "a\n\x1b[2J.png"
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        datasets.load(f"images:{tmp_path}", shape=(3, 8, 8))
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 400 and caught.value.hint.isprintable()
+    assert caught.value.exit_code == 2 and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [("CMYK", "JPEG", {}), ("RGBA", "PNG", {}), ("P", "PNG", {}), ("1", "BMP", {}),
+     ("RGB", "WEBP", {"save_all": True, "append_images": [Image.new("RGB", (9, 9), "red")]})],
+)  # fmt: skip
+def test_images_of_every_mode_are_their_first_picture(tmp_path, mode, kind, options):
+    Image.new(mode, (9, 9)).save(tmp_path / "a.png", kind, **options)
+    found = datasets.load(f"images:{tmp_path}", shape=(3, 8, 8)).latents
+    assert found.shape == (1, 3, 8, 8)
+    assert torch.allclose(found, torch.tensor(1.0 if mode == "CMYK" else -1.0), atol=0.02)
 
 
 def test_damaged_image(tmp_path):

@@ -87,6 +87,13 @@ def test_a_still_shows_the_values_between_its_ticks(inflation):
             assert panel.top <= y <= panel.top + panel.height
 
 
+def test_a_still_of_one_huge_value_has_an_axis(residual):
+    ds = residual.copy(deep=True)
+    ds["rms"].values[:] = 1e38
+    drawn = preview.still(interactive.dilution([("a", ds)]))
+    assert all(len(panel.y_ticks) > 1 for panel in drawn.panels)
+
+
 def test_a_still_has_a_gap_where_nothing_was_measurable():
     ds = dataset(blocks=9, samples=3, levels=2).copy(deep=True)
     ds["cosine"][:, :, 4:6] = np.nan

@@ -1,6 +1,7 @@
 """The folder of an analysis: nothing in it before the end, nothing lost, one writer."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -50,6 +51,18 @@ def test_shards_are_kept_for_resume_and_for_nothing_else(tmp_path):
         pass
     with OutputFolder(tmp_path / "out", key={"seed": 1}) as folder:
         assert folder.load(4) is None
+
+
+@pytest.mark.parametrize("name", ["pipe", "bomb"])
+def test_hostile_shard_is_refused(tmp_path, name):
+    with OutputFolder(tmp_path / "out", key={}) as folder:
+        shard = folder.work / "000000.npz"
+        if name == "pipe":
+            os.mkfifo(shard)
+        else:
+            np.savez_compressed(shard, loss=np.zeros(2**22))
+        with pytest.raises(UsageError, match="'000000.npz' of .* is damaged"):
+            folder.load(0)
 
 
 def test_damaged_shard_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dar_probe import schema
+from dar_probe import schema, trajectory
 from dar_probe.errors import CheckpointError
 from tests import synthetic
 
@@ -63,6 +63,45 @@ def test_a_manifest_that_is_no_object_is_refused(value) -> None:
         schema.validate(ds)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": {}}, "no sound model name"),
+        ({"model": {"name": ["x"]}}, "no sound model name"),
+        ({"data": {"name": 3}}, "no sound data name"),
+        ({"model": {"name": "x", "parameters": "many"}}, "no sound model parameters"),
+        ({"model": {"name": "x", "parameters": 10**400}}, "no sound model parameters"),
+        ({"checkpoint": "x.pt"}, "no sound entry 'checkpoint'"),
+        ({"training": [3]}, "no sound entry 'training'"),
+        ({"training": {"steps": 3, "batch_size": 8}}, "no sound training lr"),
+        ({"warnings": [1]}, "no sound entry 'warnings'"),
+        ({"assumptions": [["x"]]}, "no sound entry 'assumptions'"),
+        ({"config": {"x": float("nan")}}, "no readable manifest"),
+    ],
+)
+def test_a_manifest_of_other_kinds_is_refused(change, sentence) -> None:
+    """Reports rely on them: a file that was changed by hand must not end in a traceback."""
+    ds = synthetic.dataset()
+    ds.attrs["manifest"] = json.dumps({**schema.manifest(ds), **change})
+    with pytest.raises(CheckpointError, match=sentence):
+        schema.validate(ds)
+
+
+def test_a_manifest_that_is_nested_without_end_is_refused() -> None:
+    ds = synthetic.dataset()
+    ds.attrs["manifest"] = '{"a":' * 10_000
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        schema.validate(ds)
+
+
+@pytest.mark.parametrize("steps", [3, [], [1, 2], [{}, {"model": 3}]])
+def test_steps_of_other_kinds_are_refused(steps) -> None:
+    ds = trajectory.join([(at, synthetic.dataset(blocks=2, samples=2, levels=2)) for at in (1, 2)])
+    ds.attrs["manifest"] = json.dumps({**schema.manifest(ds), "steps": steps})
+    with pytest.raises(CheckpointError, match="steps apart|no sound"):
+        schema.validate(ds)
+
+
 def put(name: str, value: float, where: int = -1):
     def change(ds: xr.Dataset) -> xr.Dataset:
         ds[name].values[..., where] = value
@@ -94,6 +133,14 @@ BROKEN = {
     "an R2 above 1": (put("decodability", 1.01), "'decodability' leaves its range"),
     "a dim too few": (lambda ds: ds.assign(rms=ds["rms"].mean("sample")), "'rms' has dims"),
     "integers": (lambda ds: ds.assign(loss=ds["loss"].astype(int)), "not floating point"),
+    "a block that is not there": (
+        lambda ds: ds.assign_coords(reader_block=ds["reader_block"] + 2**62),
+        "'reader_block' names blocks",
+    ),
+    "a block unknown": (
+        lambda ds: ds.assign_coords(source_block=ds["source_block"] * float("nan")),
+        "'source_block' names blocks",
+    ),
     "no samples": (lambda ds: ds.isel(sample=slice(0)), "'sample' is empty"),
     "a source too few": (lambda ds: ds.isel(source=slice(1, None)), "one longer"),
     "levels that fall": (lambda ds: ds.isel(noise_level=slice(None, None, -1)), "rise strictly"),

@@ -208,8 +208,10 @@ def test_what_is_no_file_or_no_netcdf(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "a.nc").write_bytes(content)
         assert sentence in refusal(tmp_path / "a.nc")
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="no name of a file"):
         store.read("a\0b.nc")
+    os.mkfifo(tmp_path / "pipe.nc")
+    assert "not a regular file" in refusal(tmp_path / "pipe.nc")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.99])
@@ -298,6 +300,36 @@ def test_numbers_outside_the_file_are_not_fetched(file: Path, tmp_path: Path) ->
         layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (4,))
         raw.create_virtual_dataset("virtual", layout)
     assert "another file" in refusal(file)
+    with h5py.File(file, "r+") as raw:
+        del raw["virtual"]
+        raw.create_group("inner")["linked"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+        raw["soft"] = h5py.SoftLink("/inner/linked")
+    assert "no array of this file" in refusal(file)
+    with h5py.File(file, "r+") as raw:
+        del raw["inner"]  # the soft link alone
+    assert "'soft' is no array of this file" in refusal(file)
+
+
+def test_little_on_disk_that_is_much_in_memory_is_refused(file: Path, good: bytes) -> None:
+    def with_texts(raw: h5py.File) -> None:
+        raw["inflated"] = np.array(["x" * 2**16] * 20, dtype=h5py.string_dtype())
+
+    def never_written(raw: h5py.File) -> None:
+        raw.create_dataset("inflated", (2**26,), np.float32, chunks=(2**10,))
+        raw["inflated"].make_scale("inflated")
+
+    def many_texts(raw: h5py.File) -> None:
+        raw.attrs["inflated"] = ["x" * 100] * 65
+
+    for change, sentence in (
+        (with_texts, "more text than names have"),
+        (never_written, "claims 0.3 GiB"),
+        (many_texts, "many texts as 'inflated'"),
+    ):
+        file.write_bytes(good)
+        with h5py.File(file, "r+") as raw:
+            change(raw)
+        assert sentence in refusal(file)
 
 
 def test_a_claim_of_terabytes_is_refused_before_it_is_believed(file: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from dar_probe.analysis import Analysis
-from dar_probe.cli import terminal
+from dar_probe.cli import guard, terminal
 from dar_probe.cli.console import SPARK_WIDTH, charset, printable, sparkline
 from dar_probe.reports import facts
 from tests import synthetic
@@ -274,3 +274,20 @@ def test_a_training_run_shows_its_steps(capsys, monkeypatch):
     assert [rows[0][0], rows[-1][0]] == ["100", "2000"]
     assert rows[-1][1] == terminal.number(run.metrics["inflation"].value, "x")
     assert rows[-1][-1] == run.verdict.status
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_no_error_steers_the_terminal(debug, capsys, monkeypatch):
+    """Whatever failed may quote a file: colours, bells and new lines in it stay text."""
+    monkeypatch.setattr(guard, "DEBUG", debug)
+
+    @guard.guarded
+    def fails():
+        raise RuntimeError("a\x1b[2J\rb\n\x07c \u202e\x9b31m\udcff")
+
+    with pytest.raises(SystemExit) as left:
+        fails()
+    assert left.value.code == 5
+    said = capsys.readouterr().err
+    assert all(" " <= c <= "~" or c == "\n" for c in said)
+    assert "RuntimeError: a\\x1b[2J b \\x07c \\u202e\\x9b31m\\udcff\nHint: " in said

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,7 +220,8 @@ def outline(file: BufferedReader, path: Path) -> Any:
 
 def _unpickle(file: BufferedReader, path: Path, location: str | Callable[[Any, str], Any]) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file has no say in what is printed
             content = torch.load(file, map_location=location, weights_only=True, mmap=False)
     except Exception as error:  # torch raises a dozen types on damaged files, and may add some
         raise _unreadable(path, error) from error
@@ -281,7 +283,7 @@ def _checked(key: str, value: Any, shown: str, device: str = "cpu") -> Tensor:
     wrong = ""
     if type(value) not in (Tensor, torch.nn.Parameter):
         wrong = f"of type {type(value).__name__}, not a tensor"
-    elif value.layout is not torch.strided or value.device.type != device:
+    elif value.layout is not torch.strided or value.device.type != device or value.is_neg():
         wrong = f"a tensor without plain memory ({value.layout})"
     elif value.dtype not in DTYPES:
         wrong = f"of type {value.dtype}, which no model here has"

@@ -30,12 +30,12 @@ def choose(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any, A
             f"{shown} holds a {type(content).__name__}, not a state dict",
             hint=SAVE,
         )
+    content = plain(content)
     sets = [name for name in ("ema", "model") if isinstance(content.get(name), dict)]
     if sets:
         label = sets[0] if weights == "auto" else weights
         if label in sets:
-            chosen: dict[Any, Any] = content[label]
-            return label, chosen
+            return label, plain(content[label])
     if any(isinstance(value, Tensor) for value in content.values()):
         if weights == "auto":
             return "flat", content
@@ -50,6 +50,11 @@ def choose(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any, A
         f"but {', '.join(map(_key, itertools.islice(content, 5))) or 'nothing'}",
         hint=SAVE,
     )
+
+
+def plain(found: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the items of a dict from a file, which may bring attributes called items or get."""
+    return dict(dict.items(found))
 
 
 def _key(key: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dar_probe.checkpoints.selection import plain
 from dar_probe.errors import CheckpointError
 
 MAX_SETTINGS = 10_000  # values in args, counted as often as they are reached
@@ -19,8 +20,9 @@ def settings(content: Any, label: str, shown: str) -> dict[str, Any]:
     Raises:
         CheckpointError: they are no settings, or too large.
     """
-    args = None if label == "flat" else content.get("args")
-    if label != "flat" and args is None and isinstance(content.get("config"), dict):
+    content = {} if label == "flat" else plain(content)
+    args = content.get("args")
+    if args is None and isinstance(content.get("config"), dict):
         args = content["config"]  # as LightningDiT calls them
     if args is None:
         return {}
@@ -29,8 +31,8 @@ def settings(content: Any, label: str, shown: str) -> dict[str, Any]:
             f"{shown} has args of type {type(args).__name__}, not settings",
             hint="save them as a dict of plain values",
         )
-    plain: dict[str, Any] = _plain(args, iter(range(MAX_SETTINGS)), 0, shown)
-    return plain
+    found: dict[str, Any] = _plain(args, iter(range(MAX_SETTINGS)), 0, shown)
+    return found
 
 
 def _plain(value: Any, room: Iterator[int], depth: int, shown: str) -> Any:
@@ -50,7 +52,7 @@ def _plain(value: Any, room: Iterator[int], depth: int, shown: str) -> Any:
     if isinstance(value, dict):
         return {
             str(_plain(key, room, depth + 1, shown)): _plain(item, room, depth + 1, shown)
-            for key, item in value.items()
+            for key, item in plain(value).items()
         }
     if isinstance(value, list | tuple):
         return [_plain(item, room, depth + 1, shown) for item in value]

@@ -13,7 +13,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,8 @@ from dar_probe.errors import CheckpointError
 
 Kind = Literal["zip", "safetensors"]
 
-MAX_ENTRIES, MAX_DIRECTORY = 65_536, 2**24  # SiT-XL/2 in training: about 1,500, and 0.1 MB
-MAX_PICKLE = 4 * 2**20  # a SiT-XL/2 training checkpoint has 0.3 MB; one byte may cost 60 in memory
+MAX_ENTRIES, MAX_DIRECTORY = 16_384, 2**22  # SiT-XL/2 in training: about 1,500, and 0.1 MB
+MAX_PICKLE, MAX_STEPS = 2**20, 150_000  # SiT-XL/2 in training: 0.1 MB, and 37,000
 MAX_TUPLE = 1_000  # values in one tuple, nested ones counted as often as they are reached
 
 # Everything that a checkpoint of tensors and plain settings needs, and much less than torch's
@@ -68,31 +69,48 @@ def check(file: BufferedReader, path: Path) -> Kind:
     return kind
 
 
-def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading.
+@contextmanager
+def open_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file; what fails while it is read is the file's fault too.
 
     Raises:
-        CheckpointError: there is none, or it cannot be opened.
+        CheckpointError: there is none, or it cannot be opened or read.
     """
     shown = quote(path)
     try:
-        mode = os.stat(path).st_mode
-        file = open(path, "rb") if stat.S_ISREG(mode) else None  # a pipe would block for ever
+        _check_regular(_mode(path), shown)  # before anything of a device is touched
+        # A pipe that took the file's place since then would block for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            _check_regular(os.fstat(file.fileno()).st_mode, shown)
+            yield file
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {shown}", hint="check the path") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else "it holds a NUL character"
+    except OSError as error:
+        if error.strerror is None:  # a parser's own
+            raise
         raise CheckpointError(
-            f"{shown} cannot be opened: {reason}", hint="check the path and its permissions"
+            f"{shown} cannot be opened: {error.strerror}",
+            hint="check the path and its permissions",
         ) from error
-    if file is not None:
-        return file
+
+
+def _mode(path: Path) -> int:
+    try:
+        return os.stat(path).st_mode
+    except ValueError as error:  # a NUL in it, or half of a surrogate pair
+        raise CheckpointError(
+            f"{quote(path)} cannot be opened: it is no name of a file", hint="check the path"
+        ) from error
+
+
+def _check_regular(mode: int, shown: str) -> None:
     if stat.S_ISDIR(mode):
         raise CheckpointError(
             f"{shown} is a folder, not a file",
             hint="give a file inside it, or a folder of diffusers",
         )
-    raise CheckpointError(f"{shown} is not a regular file", hint="copy it to a file first")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{shown} is not a regular file", hint="copy it to a file first")
 
 
 def verify_checksums(file: BufferedReader, path: Path) -> None:
@@ -168,7 +186,7 @@ def _is_text(data: bytes) -> bool:
 
 def _preflight(file: BufferedReader, size: int, shown: str) -> None:
     """Refuse a zip that torch.save did not write, before torch reads any of it."""
-    _check_directory(file, size, shown)
+    check_directory(file, size, shown)
     try:
         entries = zipfile.ZipFile(file).infolist()
     except _ZIP_ERRORS as error:
@@ -181,11 +199,14 @@ def _preflight(file: BufferedReader, size: int, shown: str) -> None:
     _check_pickle(pickled, shown)
 
 
-def _check_directory(file: BufferedReader, size: int, shown: str) -> None:
+def check_directory(file: BufferedReader, size: int, shown: str) -> None:
     """Require that there is one central directory, where every reader looks for it.
 
     Readers differ in how they search for it, and an archive with two of them shows each reader
     another content. Layout: APPNOTE.TXT 4.3.14 to 4.3.16.
+
+    Raises:
+        CheckpointError: there is none, there are two, or it lists too many entries.
     """
     file.seek(max(0, size - 98))
     tail = file.read(98).rjust(98, b"\0")
@@ -251,8 +272,13 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
     memo: dict[Any, int] = {}
     arg: Any
     try:
-        for op, arg, _ in pickletools.genops(pickled):
+        for step, (op, arg, _) in enumerate(pickletools.genops(pickled)):
             name = op.name
+            if step == MAX_STEPS:
+                raise CheckpointError(
+                    f"{shown} is refused: its pickle has over {MAX_STEPS} steps",
+                    hint="save the weights alone: torch.save(ema.state_dict(), FILE)",
+                )
             if name == "GLOBAL" and (what := arg.replace(" ", ".", 1)) not in ALLOWED_GLOBALS:
                 raise CheckpointError(
                     f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain "

@@ -4,12 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from dar_probe.checkpoints import sniff
+from dar_probe import arrays
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 from dar_probe.train import data as datasets
@@ -25,14 +23,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        else:
-            with sniff.open_file(path) as file:
-                sniff.check(file, path)
-            found = safetensors.torch.load_file(path)
-    except Exception as error:  # safetensors and zipfile have a dozen types for damaged files
+        found = {name: torch.from_numpy(values) for name, values in arrays.load(path).items()}
+    except (UsageError, TypeError) as error:  # TypeError: text, or another type without numbers
         raise UsageError(
             f"the conditions in {quote(path)} cannot be read: {quote(error)}",
             hint="give a .safetensors or .npz file with arrays named like the model's inputs",
@@ -44,7 +36,10 @@ def load(path: str | Path) -> dict[str, Tensor]:
                 hint="its first axis is the sample, or has length 1",
             )
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            raise UsageError(f"{quote(name)} in {quote(path)} holds NaN or infinite values")
+            raise UsageError(
+                f"{quote(name)} in {quote(path)} holds NaN or infinite values",
+                hint="look at how it was encoded",
+            )
     return found
 
 

@@ -11,17 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from dar_probe.checkpoints import sniff
 from dar_probe.checkpoints.sniff import quote
+from dar_probe.checkpoints.stored import stored
 from dar_probe.errors import CheckpointError
 
 MAX_CONFIG = 2**20  # bytes; the largest config.json of a transformer has 3 kB
-MAX_INDEX = 2**25  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB
+MAX_INDEX = 2**20  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB
 MAX_SHARDS = 1_000
 MAX_SIZE = 2**24  # of one integer in config.json, else a short file could fill the memory
 MAX_SAMPLE_SIZE = 4_096  # position tables grow with its square
+MAX_AXES = 2**14  # of positions and of channels for them, all axes together
 
 _WEIGHTS = "diffusion_pytorch_model"
 _AGAIN = "download the folder again"
@@ -47,7 +47,7 @@ class Folder:
         bytes: size of all weights files.
         settings: config.json, and the scheduler's file where there is one.
         shapes: of every tensor.
-        dtype: the most frequent type of the stored tensors, such as "BF16".
+        dtype: the most frequent type of the stored tensors, such as "bfloat16".
         assumptions: one sentence for each choice that was made.
     """
 
@@ -93,12 +93,13 @@ def name_of(path: str | Path) -> str:
     """
     path = Path(path)
     folder = home_of(path) or path
-    if not os.path.isdir(folder):
-        return path.stem
-    home = _transformer(folder)
-    home = home.parent if home.name == "transformer" else home
-    cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
-    return cache.removeprefix("models--") if cache.startswith("models--") else home.name
+    name = path.stem
+    if os.path.isdir(folder):
+        home = _transformer(folder)
+        home = home.parent if home.name == "transformer" else home
+        cache = home.parent.parent.name if home.parent.name == "snapshots" else ""
+        name = cache.removeprefix("models--") if cache.startswith("models--") else home.name
+    return name if name.strip(".") else "checkpoint"  # ".." would lead out of every folder
 
 
 def _transformer(path: Path) -> Path:
@@ -191,17 +192,31 @@ def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
             hint="give the folder in bfloat16 or float32",
         )
     for key, value in config.items():
-        numbers = value if isinstance(value, list) else [value]
+        numbers = _numbers(value)
         limit = MAX_SAMPLE_SIZE if key == "sample_size" else MAX_SIZE
         # Every layer has weights, so more layers than tensors are a lie, and a costly one.
         limit = tensors if "layers" in key else limit
-        if any(isinstance(number, int) and number > limit for number in numbers):
+        if "axes" in key:  # tables of positions grow with the sum
+            numbers, limit = [sum(numbers)], MAX_AXES
+        if any(number > limit for number in numbers):
             raise CheckpointError(
                 f"{shown} is refused: its {quote(key)} is larger than its weights allow",
                 hint=_AGAIN,
             )
     norm_type = config.get("norm_type")
     return _RENAMED.get((name, norm_type), name) if isinstance(norm_type, str) else name
+
+
+def _numbers(value: Any) -> list[int]:
+    """Return the whole numbers in a value of JSON."""
+    found, left = [], [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict | list):
+            left += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int):
+            found.append(part)
+    return found
 
 
 def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, str] | None]:
@@ -262,7 +277,6 @@ def _headers(
 ) -> tuple[dict[str, tuple[int, ...]], str]:
     """Return every tensor's shape and the most frequent type, from the files' headers alone."""
     shapes: dict[str, tuple[int, ...]] = {}
-    found: dict[str, str] = {}
     dtypes: list[str] = []
     for path in weights:
         with sniff.open_file(path) as file:
@@ -271,34 +285,31 @@ def _headers(
                     f"{quote(path)} is a pickle under another name, which is never opened",
                     hint=_AGAIN,
                 )
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (no mapping)
-                    if key in shapes:
-                        raise CheckpointError(
-                            f"{shown} has {quote(key)} in two of its files", hint=_AGAIN
-                        )
-                    part = tensors.get_slice(key)
-                    shapes[key] = tuple(part.get_shape())
-                    found[key] = path.name
-                    dtypes.append(part.get_dtype())
-        except CheckpointError:
-            raise
-        except Exception as error:  # SafetensorError derives from Exception alone
-            raise CheckpointError(
-                f"{quote(path)} cannot be read: {quote(error)}", hint=_AGAIN
-            ) from error
+            try:
+                tensors = stored(file)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{quote(path)} cannot be read: {quote(error)}", hint=_AGAIN
+                ) from error
+        for key, entry in tensors.items():
+            if key in shapes:
+                raise CheckpointError(f"{shown} has {quote(key)} in two of its files", hint=_AGAIN)
+            if listed is not None and listed.get(key) != path.name:  # before the next one is read
+                raise _disagreement(shown, key)
+            shapes[key] = entry.shape
+            dtypes.append(entry.dtype)
     if not shapes:
         raise CheckpointError(f"{shown} holds no tensors", hint=_AGAIN)
-    if listed is not None and listed != found:
-        culprit = next(
-            key for key in listed.keys() | found.keys() if listed.get(key) != found.get(key)
-        )
-        raise CheckpointError(
-            f"{shown} contradicts itself: its index and its shards disagree on {quote(culprit)}",
-            hint=_AGAIN,
-        )
+    if listed is not None and (left := listed.keys() - shapes.keys()):
+        raise _disagreement(shown, min(left))
     return shapes, max(sorted(set(dtypes)), key=dtypes.count)
+
+
+def _disagreement(shown: str, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"{shown} contradicts itself: its index and its shards disagree on {quote(key)}",
+        hint=_AGAIN,
+    )
 
 
 def _sha256(path: Path) -> str:

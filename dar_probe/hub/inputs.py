@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe.errors import ProbeError, UsageError
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.hub import conditioning, rules
 from dar_probe.hub.latents import Latents, describe
 from dar_probe.hub.model import transformer_class
@@ -56,6 +57,9 @@ class Call:
         """Return the arguments for samples ``x`` (N, *shape) at model times ``time`` (N,).
 
         Every condition is a function of the sample's id (N,) alone, the same at every time.
+
+        Raises:
+            CheckpointError: the settings allow none.
         """
         if self.latents.extra:
             axis = self.latents.channel_axis
@@ -63,9 +67,16 @@ class Call:
             sizes[axis] = self.latents.extra
             x = torch.cat([x, x.new_zeros(sizes)], axis)
         batch = Batch(x=x, time=time, ids=ids.cpu())
-        made = {name: maker(batch) for name, maker in self._makers.items()}
+        with blamed(self._misfit):
+            made = {name: maker(batch) for name, maker in self._makers.items()}
         args = tuple(made.pop(name) for name in self._positional)
         return args, made | ({"return_dict": False} if self._returns_dict else {})
+
+    def _misfit(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.class_name} cannot be called by its settings: {quote(why)}",
+            hint="they were edited, or are of another version of diffusers",
+        )
 
     def prediction(self, output: Any) -> Tensor:
         """Return what was predicted (N, *shape), without a learned variance.

@@ -33,6 +33,7 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
         ProbeError: weights are NaN or infinite.
     """
     kind = transformer_class(folder.class_name)
+    blank(folder)  # settings that the weights do not fit must not cost the memory they ask for
     with quiet():
         try:
             model, report = kind.from_pretrained(
@@ -44,8 +45,7 @@ def build(folder: Folder, *, dtype: torch.dtype = torch.float32) -> nn.Module:
                 output_loading_info=True,
                 disable_mmap=False,
             )
-        except Exception as error:  # a constructor may raise anything on settings that do not fit
-            blank(folder)  # says in one sentence which weight does not fit, where one does not
+        except Exception as error:  # somebody else's code fails in any way it likes
             raise _misfit(folder, f" that diffusers can build: {quote(error)}") from error
     for what in ("missing", "unexpected", "mismatched"):
         if culprits := sorted(map(str, report[f"{what}_keys"])):
@@ -167,6 +167,8 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             # Some of its classes use parts that it has deprecated.
             warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+            # Settings may be zeros, which are refused in our own words.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             yield
     finally:
         logging.set_verbosity(before)

@@ -60,26 +60,7 @@ def choose(
         UsageError: no such kind, or a router or a block is to be changed where there is none.
     """
     kinds = tuple(kinds)
-    if unknown := set(kinds) - set(KINDS):
-        raise UsageError(
-            f"unknown intervention {sorted(unknown)[0]!r}", hint=f"known: {', '.join(KINDS)}"
-        )
-    routed = subject.routes is not None
-    if subject.granularity == "block":
-        raise UsageError(
-            "this model has no residual stream whose sources could be taken away",
-            hint="analyze and audit measure what can be measured between its blocks",
-        )
-    if not routed and {"uniform", "frozen"} & set(kinds):
-        raise UsageError(
-            "this model has no router whose weights could be replaced",
-            hint="leave out uniform and frozen",
-        )
-    if "block" in kinds and not can_skip(subject):
-        raise UsageError(
-            "this model rewrites its stream between blocks, so that no block can be skipped",
-            hint="--kinds gate,source takes sources from readers",
-        )
+    check_kinds(subject, kinds)
     found: list[Change] = []
     if "gate" in kinds:
         found += [single(subject, l, i) for l, i in _pairs(subject, gate, pairs, seed)]
@@ -106,6 +87,35 @@ def choose(
             ]
     # What ends a stage is read by nobody there.
     return [change for change in found if change.gates or change.router is not None]
+
+
+def check_kinds(subject: Subject, kinds: Iterable[str]) -> None:
+    """Refuse kinds that ``choose`` does not know, or that the model has nothing for.
+
+    Raises:
+        UsageError: no such kind, or a router or a block is to be changed where there is none.
+    """
+    kinds = tuple(kinds)
+    if unknown := set(kinds) - set(KINDS):
+        raise UsageError(
+            f"unknown intervention {sorted(unknown)[0]!r}", hint=f"known: {', '.join(KINDS)}"
+        )
+    routed = subject.routes is not None
+    if subject.granularity == "block":
+        raise UsageError(
+            "this model has no residual stream whose sources could be taken away",
+            hint="analyze and audit measure what can be measured between its blocks",
+        )
+    if not routed and {"uniform", "frozen"} & set(kinds):
+        raise UsageError(
+            "this model has no router whose weights could be replaced",
+            hint="leave out uniform and frozen",
+        )
+    if "block" in kinds and not can_skip(subject):
+        raise UsageError(
+            "this model rewrites its stream between blocks, so that no block can be skipped",
+            hint="--kinds gate,source takes sources from readers",
+        )
 
 
 def can_skip(subject: Subject) -> bool:

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 from dar_probe.probe.measure import Batch
 from dar_probe.train import data as datasets
+
+DIGITS = 12  # of one dimension
 
 
 def random_batch(module: nn.Module, text: str, *, seed: int = 0) -> Batch:
@@ -22,9 +25,11 @@ def random_batch(module: nn.Module, text: str, *, seed: int = 0) -> Batch:
     """
     sizes, _, kind = text.partition(":")
     parts = sizes.split(",")
-    if kind not in ("", "float", "long") or not all(p.isdecimal() and int(p) for p in parts):
-        raise UsageError(f"{text!r} is no input shape", hint="e.g. --input 8,64 or 16:long")
+    if not all(p.isdecimal() and len(p) <= DIGITS for p in parts):
+        parts = ["0"]
     shape = tuple(map(int, parts))
+    if kind not in ("", "float", "long") or 0 in shape:
+        raise UsageError(f"{quote(text)} is no input shape", hint="e.g. --input 8,64 or 16:long")
     parameter = next(module.parameters())
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
     vocabulary = tables[0] if tables else 2

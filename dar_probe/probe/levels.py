@@ -10,21 +10,20 @@ from dar_probe.errors import UsageError
 def parse_levels(wanted: int | str | Sequence[float]) -> np.ndarray:
     """Return rising noise levels (n,) in [0, 1].
 
-    A count n gives n levels evenly from 0.01 to 0.99 (one level: 0.5); a string with a comma or
-    a dot is a literal list, any other string a count.
+    A count n gives n levels evenly from 0.01 to 0.99 (one level: 0.5). A string of digits is a
+    count, any other one a literal list with commas, of one level or more.
 
     Raises:
         UsageError: no number, a count below 1, a level outside [0, 1] or given twice.
     """
-    if isinstance(wanted, str) and ("," in wanted or "." in wanted):
+    if isinstance(wanted, str):
         try:
-            wanted = [float(part) for part in wanted.split(",") if part.strip()]
+            if wanted.isdecimal():
+                wanted = int(wanted)
+            else:
+                wanted = [float(part) for part in wanted.split(",") if part.strip()]
         except ValueError as error:
             raise _error(wanted) from error
-    elif isinstance(wanted, str):
-        if not wanted.isdecimal():
-            raise _error(wanted)
-        wanted = int(wanted)
     if isinstance(wanted, int):
         if not 1 <= wanted <= 10_000:
             raise _error(wanted)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import CheckpointError, ProbeError, blamed
 from dar_probe.probe.recorder import Recorder
+from dar_probe.subjects.hooking import hooked
 from dar_probe.subjects.subject import Branch, Subject
 from dar_probe.subjects.wrapping import does_not_run
 
@@ -45,13 +46,10 @@ def prove(
     unproven = 0
     branches = [branch for reader in subject.readers for branch in reader.branches]
     watched = {b.output for b in branches} | {b.gate for b in branches if b.gate is not None}
-    handles = [module.register_forward_hook(keep) for module in watched]
-    try:
+    with hooked() as handles:
+        handles.extend(module.register_forward_hook(keep) for module in watched)
         with Recorder(subject) as recorder, blamed(does_not_run):
             subject.model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
     recorder.check()
     written = [i for i, source in enumerate(subject.sources) if source.written]
     states = recorder.states() if subject.routes is None else []

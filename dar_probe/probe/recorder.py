@@ -1,5 +1,6 @@
 """Watches one forward at the sites of a subject, and leaves no trace."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
+from dar_probe.subjects.hooking import hooked
 from dar_probe.subjects.subject import Site, Subject
 
 
@@ -28,7 +31,7 @@ class Visitor:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
         self._calls: dict[tuple[nn.Module, str], _Calls] = {}
 
     def read(self, index: int, value: Tensor) -> Tensor:
@@ -56,12 +59,14 @@ class Visitor:
             self._stand(passage, partial(self._on_passage, source))
         for index, reader in enumerate(subject.readers):
             self._stand(reader, partial(self.read, index))
-        for calls in self._calls.values():
-            self._handles.append(calls.watch())
-        for index, writer in enumerate(subject.writers or ()):
-            self._handles.append(writer.register_forward_hook(partial(self._on_write, index)))
-        if subject.state_site is not None:
-            self._handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
+        with ExitStack() as stack:
+            handles = stack.enter_context(hooked())
+            handles.extend(calls.watch() for calls in self._calls.values())
+            for index, writer in enumerate(subject.writers or ()):
+                handles.append(writer.register_forward_hook(partial(self._on_write, index)))
+            if subject.state_site is not None:
+                handles.append(subject.state_site.register_forward_pre_hook(self._on_state))
+            self._hooks = stack.pop_all()
         return self
 
     def __exit__(
@@ -70,10 +75,9 @@ class Visitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        # They refer to this visitor: a circle, in which every state would outlive its batch.
-        self._handles, self._calls = [], {}
+        self._hooks.close()
+        # It refers to this visitor: a circle, in which every state would outlive its batch.
+        self._calls = {}
 
     def _stand(self, site: Site, visit: Callable[[Tensor], Tensor]) -> None:
         key = site.module, site.when
@@ -255,8 +259,27 @@ def _once(what: str, names: list[str], modules: list[nn.Module], fired: list[int
 def untouched(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode with frozen parameters, eager; then put everything back.
 
-    Mode of every submodule, requires_grad of every parameter, every buffer, the random state and
-    the fast path of ``torch.backends.mha`` are afterwards as they were.
+    What ``frozen`` gives back, the random states of torch, numpy and Python, and the fast path of
+    ``torch.backends.mha`` are afterwards as they were.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(same_randomness(model))
+        stack.enter_context(torch.enable_grad())
+        # Hooks added to a compiled module never fire; eager they do.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(frozen(model))
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with frozen parameters; then put it back.
+
+    Mode of every submodule, requires_grad of every parameter and every buffer are afterwards as
+    they were.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -266,20 +289,29 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    devices = sorted({p.device.index for p, _ in wanted if p.device.type == "cuda"})
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(torch.enable_grad())
-        # Hooks added to a compiled module never fire; eager they do.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        stack.callback(_restore, modes, wanted, buffers)
-        torch.backends.mha.set_fastpath_enabled(False)
+    try:
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield
+    finally:
+        _restore(modes, wanted, buffers)
+
+
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """Put back the random states of torch on the model's devices, of numpy and of Python.
+
+    A module may draw from any of them, in eval mode too.
+    """
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _restore(

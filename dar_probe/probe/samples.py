@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dar_probe import arrays
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files import write_atomically
@@ -17,6 +17,7 @@ from dar_probe.train import data as datasets
 from dar_probe.train.data import Data
 
 OWN = "own samples"
+MAX_TEXT = 600  # characters of how samples were drawn
 
 
 def choose(
@@ -36,18 +37,20 @@ def choose(
         UsageError: the data do not fit the model, or have fewer rows than asked for.
     """
     found = loaded.identified
-    if asked is not None and asked < 1:
-        raise UsageError(f"{asked} samples were asked for; it takes at least 1")
     if spec is None and (found.shape != (1, 8, 8) or found.num_classes != 10):
         rows = own(loaded, asked or default, seed=seed)
         return rows, [f"no data were given: {rows.description}"]
     rows = datasets.load(
-        spec or "digits",
+        "digits" if spec is None else spec,
         split="all" if spec not in (None, "digits") else "held-out",
         shape=found.shape,
         num_classes=found.num_classes or None,
     )
-    assumed = [] if spec else ["no data were given: the held-out rows of the handwritten digits"]
+    assumed = (
+        []
+        if spec is not None
+        else ["no data were given: the held-out rows of the handwritten digits"]
+    )
     return rows.first(asked or min(default, len(rows))), assumed
 
 
@@ -107,12 +110,15 @@ def cache_folder() -> Path:
 
 def _stored(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            latents, description = kept["latents"], str(kept["description"])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        kept = arrays.load(path, ("latents", "description"))
+    except UsageError:
         return None  # not there, or damaged: drawn anew
-    fits = latents.shape == shape and latents.dtype == np.float32
-    return (torch.from_numpy(latents), description) if fits and np.isfinite(latents).all() else None
+    latents, said = kept.get("latents"), kept.get("description")
+    if latents is None or said is None or latents.shape != shape or latents.dtype != np.float32:
+        return None
+    if said.shape != () or not str(said).isprintable() or not np.isfinite(latents).all():
+        return None
+    return torch.from_numpy(latents), str(said)[:MAX_TEXT]
 
 
 def _store(path: Path, latents: Tensor, description: str) -> None:

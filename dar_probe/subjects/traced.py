@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.subjects.entrance import entrance, with_grad
+from dar_probe.subjects.hooking import hooked
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
 
@@ -113,7 +114,7 @@ def trace(
     if not expected:
         return watch.found
     with ExitStack() as stack:
-        stack.enter_context(_hooked(model, watch.enter, watch.leave))
+        stack.enter_context(_watched(model, watch.enter, watch.leave))
         for block in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(block))
         output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
@@ -274,19 +275,17 @@ def _look(
         if module in inside and not is_norm(module) and output is not value:
             found.add(module)
 
-    with _hooked(model, enter, leave), torch.no_grad():
+    with _watched(model, enter, leave), torch.no_grad():
         model(*args, **kwargs)
     return found - normed, calls
 
 
 @contextmanager
-def _hooked(
+def _watched(
     model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None]
 ) -> Iterator[None]:
-    handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules()]
-    handles += [m.register_forward_hook(leave) for m in model.modules()]
-    try:
+    with hooked() as handles:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import ProbeError, blamed
 from dar_probe.subjects.entrance import with_grad
+from dar_probe.subjects.hooking import hooked
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # By name: to import them takes longer than the audit of a small model.
@@ -68,13 +69,9 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         if not recorded[-1] and any(frame.f_code is code for frame, _ in walk_stack(None)):
             blind.append(plain_name(names[part]))
 
-    handles = [part.register_forward_pre_hook(enter) for part in names]
-    try:
-        with blamed(does_not_run):
-            module(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked() as handles, blamed(does_not_run):
+        handles.extend(part.register_forward_pre_hook(enter) for part in names)
+        module(*map(with_grad, args[:1]), *args[1:], **kwargs)
     if blind:
         raise ProbeError(
             f"{blind[0]!r} runs under activation checkpointing with use_reentrant=True, which "

@@ -1,5 +1,7 @@
 """Samples addressed by id: the shipped digits, folders of images, files of latents, and noise."""
 
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -8,12 +10,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from dar_probe import arrays
+from dar_probe.checkpoints import sniff
+from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Of one image; a pixel takes up to 12 bytes on its way, and on disk a thousandth of one at least.
+MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
 Split = Literal["train", "held-out", "all"]
 
 
@@ -109,8 +117,8 @@ def load(
 def digits() -> Data:
     """Return all 1,797 handwritten digits (1797, 1, 8, 8), scaled to [-1, 1]."""
     with (files("dar_probe.digits") / "digits.npz").open("rb") as file:
-        arrays = np.load(file)
-        pixels, labels = arrays["images"], arrays["labels"]
+        stored = np.load(file)
+        pixels, labels = stored["images"], stored["labels"]
     return Data(
         name="digits",
         description="the 1,797 handwritten digits of the UCI/scikit-learn set, 8x8, in [-1, 1]",
@@ -161,20 +169,28 @@ def latents(file: Path) -> Data:
     """
     if not file.is_file():
         raise UsageError(f"there is no file {str(file)!r}", hint="--data latents:FILE")
-    arrays = _read_arrays(file)
-    values, labels = arrays["latents"], arrays["labels"]
+    found = _read_arrays(file)
+    values, labels = found["latents"], found["labels"]
     if values.ndim < 2 or labels.shape != values.shape[:1] or not len(labels):
         raise UsageError(
-            f"{file.name}: latents {values.shape} and labels {labels.shape} do not fit",
+            f"{file.name!r}: latents {values.shape} and labels {labels.shape} do not fit",
             hint="latents must be (N, C, H, W), as the model takes them, and labels (N,)",
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= 2**31:
-        raise UsageError(f"{file.name}: labels must be whole numbers from 0")
+        raise UsageError(
+            f"{file.name!r}: labels must be whole numbers from 0", hint="one class for each row"
+        )
     if not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
-        raise UsageError(f"{file.name}: latents must be real numbers, and some")
-    values = values.astype(np.float32)
+        raise UsageError(
+            f"{file.name!r}: latents must be real numbers, and some",
+            hint="save them as float32, scaled as the model takes them",
+        )
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        raise UsageError(f"{file.name}: latents hold NaN or Inf")
+        raise UsageError(
+            f"{file.name!r}: latents hold NaN or Inf", hint="look at how they were encoded"
+        )
     return Data(
         name=f"latents:{file}",
         description=f"{len(labels)} latents of {file.name}, used as they are",
@@ -194,16 +210,26 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
 
 
 def _read_image(path: Path, channels: int, size: int) -> Tensor:
+    wanted = "L" if channels == 1 else "RGB"
     try:
-        with Image.open(path) as image:
-            wanted = "L" if channels == 1 else "RGB"
-            if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
-                narrow = (np.asarray(image) / 257).astype(np.uint8)
-                pixels = Image.fromarray(narrow).convert(wanted)
-            else:
-                pixels = image.convert(wanted)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path.name!r} cannot be read as an image") from error
+        with sniff.open_file(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own, higher limit of pixels
+            # Its other formats are many, and one of them starts Ghostscript.
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                size_on_disk = os.fstat(file.fileno()).st_size
+                most = min(MAX_PIXELS, max(SMALL_PIXELS, 1000 * size_on_disk))
+                if image.width * image.height > most:
+                    raise ValueError(f"its {image.width}x{image.height} pixels are too many")
+                if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
+                    narrow = (np.asarray(image) / 257).astype(np.uint8)
+                    pixels = Image.fromarray(narrow).convert(wanted)
+                else:
+                    pixels = image.convert(wanted)
+    except Exception as error:  # Pillow has no common error for damage
+        raise UsageError(
+            f"{quote(path.name)} cannot be read as an image: {quote(error)}",
+            hint=f"images are whole {', '.join(IMAGE_FORMATS)} files; take others away",
+        ) from error
     side = min(pixels.size)
     left, top = (pixels.width - side) // 2, (pixels.height - side) // 2
     pixels = pixels.crop((left, top, left + side, top + side)).resize(
@@ -214,37 +240,28 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    try:
-        if file.suffix == ".npz":
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                arrays = {k: archive[k] for k in ("latents", "labels") if k in archive}
-        elif file.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            arrays = load_file(file)
-        elif file.suffix == ".npy":
-            beside = file.with_name(f"{file.stem}_labels.npy")
-            if not beside.is_file():
-                raise UsageError(f"{file.name} needs its labels in {beside.name} beside it")
-            with file.open("rb") as stream, beside.open("rb") as labels:
-                arrays = {
-                    "latents": np.load(stream, allow_pickle=False),
-                    "labels": np.load(labels, allow_pickle=False),
-                }
-        else:
+    names = ("latents", "labels")
+    if file.suffix in (".npz", ".safetensors"):
+        found = arrays.load(file, names)
+    elif file.suffix == ".npy":
+        beside = file.with_name(f"{file.stem}_labels.npy")
+        if not beside.is_file():
             raise UsageError(
-                f"{file.name!r} is no known kind of latents file",
-                hint="use .npz, .safetensors, or .npy with NAME_labels.npy",
+                f"{file.name!r} needs its labels in {beside.name!r} beside it",
+                hint="numpy.save them there: whole numbers (N,)",
             )
-    except UsageError:
-        raise
-    except Exception as error:  # each library has its own zoo of errors for a damaged file
-        raise UsageError(f"{file.name!r} cannot be read: {type(error).__name__}") from error
-    # An entry of an .npz whose name does not end in .npy comes as bytes.
-    missing = [key for key in ("latents", "labels") if not isinstance(arrays.get(key), np.ndarray)]
-    if missing:
-        raise UsageError(f"{file.name} holds no array called {missing[0]!r}")
-    return arrays
+        found = {"latents": arrays.load_one(file), "labels": arrays.load_one(beside)}
+    else:
+        raise UsageError(
+            f"{file.name!r} is no known kind of latents file",
+            hint="use .npz, .safetensors, or .npy with NAME_labels.npy",
+        )
+    if missing := [name for name in names if name not in found]:
+        raise UsageError(
+            f"{file.name!r} holds no array called {missing[0]!r}",
+            hint="it takes latents (N, C, H, W) and labels (N,)",
+        )
+    return found
 
 
 def _check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None) -> None:

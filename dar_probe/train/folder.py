@@ -29,7 +29,7 @@ class RunFolder:
 
     def held(self) -> AbstractContextManager[None]:
         """Hold the folder against other processes; it is made where it is missing."""
-        return files.held(self.path, self.path)
+        return files.held(Path(os.path.realpath(self.path)), self.path)
 
     def begin(self) -> None:
         """Start a run in an empty folder.

@@ -1,5 +1,7 @@
 """Files of known families with weights that cannot be measured, and forwards that fail."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import dar_probe as dp
 from dar_probe import objective
 from dar_probe.errors import CheckpointError, ProbeError
+from dar_probe.probe import samples
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.survey import survey
 from tests import tiny
@@ -83,6 +86,31 @@ def test_samples_that_are_not_finite_are_neither_kept_nor_measured(spoil, tmp_pa
         changed = {**arrays, "latents": arrays["latents"] * np.float32("nan")}
     np.savez(kept, **changed)
     np.testing.assert_array_equal(dp.analyze(**where, **GRID).dataset["rms"].values, right)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "array", "cut", "header", "bomb", "page", "shape"])
+def test_a_cache_that_somebody_else_wrote_is_drawn_anew(kind, tmp_path):
+    path, good = tmp_path / "x.npz", np.zeros((2, 4), np.float32)
+    arrays = {"latents": good, "description": np.array("drawn")}
+    np.savez(path, **arrays)
+    assert samples._stored(path, (2, 4))[1] == "drawn"
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "array":
+        with path.open("wb") as file:
+            np.save(file, good)
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif kind == "header":
+        path.write_bytes(path.read_bytes().replace(b"(2, 4)", b"((((((", 1))
+    elif kind == "bomb":
+        np.savez_compressed(path, **{**arrays, "latents": np.zeros(2**23, np.float32)})
+    elif kind == "page":
+        np.savez(path, **{**arrays, "description": np.array("drawn\x1b[2J")})
+    else:
+        np.savez(path, **{**arrays, "latents": good.T})
+    assert samples._stored(path, (2, 4)) is None
 
 
 def test_a_proof_that_rounding_hides_is_said(tmp_path):

@@ -141,6 +141,14 @@ def tensor_pickle(size: int, stride: int, *, numel: int = 10, offset: int = 0) -
     )  # fmt: skip
 
 
+def _negated() -> bytes:
+    """A tensor of which torch is told that its numbers are those of the file with another sign."""
+    return tensor_pickle(10, 1).replace(
+        b"ccollections\nOrderedDict\n)RtRs",
+        b"ccollections\nOrderedDict\n)R}X\x03\0\0\0neg\x88stRs",
+    )
+
+
 def safetensors(path: Path, header: object, data: bytes = b"", length: int | None = None) -> None:
     """Write a .safetensors file with any header."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -246,6 +254,14 @@ def _settings_bomb(path: Path) -> None:
     torch.save({"ema": official_state(), "args": {"x": inner}}, path)
 
 
+def with_attribute(name: str) -> Callable[[Path], None]:
+    """An OrderedDict with weights, and an attribute in the place of one of its methods."""
+    part = tensor_pickle(10, 1).removeprefix(b"}")
+    text = b"X" + struct.pack("<I", len(name)) + name.encode()
+    made = b"ccollections\nOrderedDict\n"
+    return _pickled(made + b")R" + part + b"}" + text + made + b"sb")
+
+
 def _nested(depth: int) -> list[object]:
     return [_nested(depth - 1)] if depth else []
 
@@ -320,6 +336,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nested key": (_pickled(b"})" + b"\x85" * 1_000_000 + b"Ns"), "a tuple of over"),
     "doubling key": (_pickled(b"})" + b"q\0h\0\x86" * 60 + b"Ns"), "a tuple of over"),
     "huge pickle": (_pickled(b"N" * 5_000_000), "its pickle has"),
+    "endless marks": (_pickled(b"(" * 1_000_000), "over 150000 steps"),
+    "endless lists": (_pickled(b"]" + b"]a" * 400_000), "over 150000 steps"),
     "no opcodes": (_pickled(b"\xff"), "its pickle cannot be read"),
     "stack underflow": (_pickled(b"\x85"), "its pickle cannot be read"),
     "unknown memo": (_pickled(b"h\x07"), "its pickle cannot be read"),
@@ -328,6 +346,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "storage overstated": (_pickled(tensor_pickle(10, 1, numel=10**9)), "cannot be read"),
     "offset outside": (_pickled(tensor_pickle(10, 1, offset=10**6)), "cannot be read"),
     "shared": (_saved(dict.fromkeys("abcdefgh", torch.zeros(2**12))), "tensors claim"),
+    "negated": (_pickled(_negated()), "without plain memory"),
     "17 dimensions": (_saved({"w": torch.zeros([1] * 17)}), "17 dimensions"),
     "a list": (_saved([1, 2]), "holds a list"),
     "a tensor": (_saved(torch.zeros(3)), "holds a Tensor"),
@@ -367,6 +386,14 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "safetensors negative offset": (_tensors({"a": _entry([1], -4, 0)}), "cannot be read"),
     "safetensors overflow": (_tensors({"a": _entry([2**62, 16], 0, 0)}), "cannot be read"),
+    "safetensors overflow beside a zero": (
+        _tensors({"a": _entry([2**62, 16, 0], 0, 0), "b": _entry([1], 0, 4)}, bytes(4)),
+        "of no tensor",
+    ),
+    "safetensors header of brackets": (
+        _tensors(b'{"a":[' + b"[]," * 700_000 + b"0]}"),
+        "header claims",
+    ),
     "safetensors wrong size": (_tensors({"a": _entry([3], 0, 8)}, bytes(8)), "cannot be read"),
     "safetensors unknown type": (
         _tensors({"a": _entry([1], 0, 1, "X9")}, bytes(1)),

@@ -4,8 +4,8 @@
     python tests/hostile/fuzz.py --minutes 60
 
 Every file is read in a forked worker, so that a crash, a hang or a loss of memory is a finding
-instead of the end. Allowed are the object that was asked for and our own refusal, within 2 s and
-64 MiB; everything else is a finding, its file is kept under --keep and the exit code is 1.
+instead of the end. Allowed are the object that was asked for and our own refusal, within 64 MiB and
+2 s of the processor; all else is a finding, its file is kept under --keep, the exit code is 1.
 """
 
 import argparse
@@ -27,8 +27,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the path
@@ -37,7 +39,9 @@ from dar_probe import checkpoints, store  # noqa: E402
 from dar_probe.checkpoints.peek import Peek, peek  # noqa: E402
 from dar_probe.checkpoints.reader import Checkpoint  # noqa: E402
 from dar_probe.errors import CheckpointError, DarProbeError, UsageError  # noqa: E402
+from dar_probe.hub import conditioning  # noqa: E402
 from dar_probe.hub import folder as hub  # noqa: E402
+from dar_probe.output import OutputFolder  # noqa: E402
 from dar_probe.train import data  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
 from tests.synthetic import dataset  # noqa: E402
@@ -71,8 +75,56 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _latents(path: Path) -> None:
-    np.savez(path, latents=np.zeros((3, 4, 8, 8), np.float32), labels=np.arange(3))
+def _pipeline(path: Path) -> Path:
+    """The file that is mutated: the index of a pipeline, its transformer beside it."""
+    (path.parent / "transformer").mkdir()
+    _folder(path.parent / "transformer" / "config.json")
+    path.write_text(json.dumps({
+        "_class_name": "DiTPipeline", "_diffusers_version": "0.42.1",
+        "transformer": ["diffusers", "DiTTransformer2DModel"], "transformer_2": [None, None],
+    }))  # fmt: skip
+    return path
+
+
+def _shards(path: Path) -> None:
+    """The file that is mutated: the index of two shards."""
+    _folder(path.with_name("config.json"))
+    path.with_name("diffusion_pytorch_model.safetensors").unlink()
+    listed = {}
+    for k in (1, 2):
+        name = f"diffusion_pytorch_model-0000{k}-of-00002.safetensors"
+        key = f"transformer_blocks.{k}.norm1.weight"
+        safetensors.torch.save_file({key: torch.zeros(16)}, path.with_name(name))
+        listed[key] = name
+    path.write_text(json.dumps({"metadata": {"total_size": 128}, "weight_map": listed}))
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    return {"latents": np.zeros((3, 4, 8, 8), np.float32), "labels": np.arange(3)}
+
+
+def _one_array(path: Path) -> None:
+    np.save(path, _arrays()["latents"])
+    np.save(path.with_name(f"{path.stem}_labels.npy"), _arrays()["labels"])
+
+
+def _picture(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(path, {".jpg": "JPEG", ".bmp": "BMP"}.get(path.suffix))
+
+
+def _read_pictures(path: Path) -> object:
+    return data.images(path.parent, shape=(3, 8, 8))
+
+
+def _shard(path: Path) -> None:
+    np.savez(path, loss=np.arange(8.0), batch_size=np.array([8]))
+
+
+def _read_shard(path: Path) -> object:
+    folder = OutputFolder(path.parent / "out", key={})
+    folder.work = path.parent  # its own is hidden beside the folder
+    return folder.load(0)
 
 
 KINDS = {
@@ -91,7 +143,26 @@ KINDS = {
         lambda path: store.write(dataset(blocks=2, samples=2, levels=2), path),
         store.read, object,
     ),
-    "latents.npz": Kind(_latents, data.latents, data.Data, UsageError),
+    "latents.npz": Kind(
+        lambda path: np.savez(path, **_arrays()), data.latents, data.Data, UsageError
+    ),
+    "latents.npy": Kind(_one_array, data.latents, data.Data, UsageError),
+    "latents.safetensors": Kind(
+        lambda path: safetensors.numpy.save_file(_arrays(), path), data.latents, data.Data,
+        UsageError,
+    ),
+    "text.npz": Kind(
+        lambda path: np.savez_compressed(path, **_arrays()), conditioning.load, dict, UsageError
+    ),
+    "000000.npz": Kind(_shard, _read_shard, dict, UsageError),
+    **{
+        f"a.{suffix}": Kind(_picture, _read_pictures, data.Data, UsageError)
+        for suffix in ("png", "jpg", "webp", "bmp")
+    },
+    "model_index.json": Kind(_pipeline, lambda path: hub.read(path.parent), hub.Folder),
+    "diffusion_pytorch_model.safetensors.index.json": Kind(
+        _shards, lambda path: hub.read(path.parent), hub.Folder
+    ),
 }  # fmt: skip
 
 
@@ -196,9 +267,9 @@ def _work(kind: Kind, path: Path, good: bytes, other: bytes, seeds: range, pipe:
     with open(pipe, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as tell:
         for seed in seeds:
             path.write_bytes(mutated(good, other, random.Random(seed)))
-            before, began = _reset_peak(), time.monotonic()
+            before, began = _reset_peak(), time.process_time()  # not its neighbours
             found = outcome(kind, path)
-            seconds, grown = time.monotonic() - began, (_peak() - before) / 2**10
+            seconds, grown = time.process_time() - began, (_peak() - before) / 2**10
             if found in ("read", "refused") and seconds > SECONDS:
                 found = f"{found}, but only after {seconds:.1f} s"
             if found in ("read", "refused") and grown > MEBIBYTES:

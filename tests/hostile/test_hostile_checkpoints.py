@@ -1,4 +1,5 @@
 import ast
+import contextlib
 import gc
 import io
 import os
@@ -29,6 +30,7 @@ from tests.hostile.builders import (
     sizes_of,
     tensor_pickle,
     training_checkpoint,
+    with_attribute,
     with_pickle,
 )
 
@@ -63,6 +65,58 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
     assert caught.value.hint and caught.value.hint.isprintable()
     assert caught.value.exit_code == 3
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("name", ["items", "values", "get", "keys"])
+def test_a_dict_that_brings_its_own_methods_is_read_by_its_items(name: str, tmp_path: Path) -> None:
+    with_attribute(name)(tmp_path / "x.pt")
+    assert torch.equal(checkpoints.read(tmp_path / "x.pt").state["w"], torch.zeros(10))
+    rezip(
+        tmp_path / "x.pt",
+        tmp_path / "args.pt",
+        lambda _, data: (
+            data.replace(b"\x80\x02c", b"\x80\x02}X\x03\0\0\0ema}sX\x04\0\0\0argsc")[:-1] + b"s."
+            if data.startswith(b"\x80\x02c")
+            else data
+        ),
+    )
+    assert checkpoints.read(tmp_path / "args.pt").args == {"w": "<Tensor>"}
+
+
+def test_a_file_that_becomes_a_pipe_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a regular file when it was looked at, and is another one when it is opened."""
+    (tmp_path / "x.pt").write_bytes(b"PK")
+    regular = os.stat(tmp_path / "x.pt")
+    (tmp_path / "x.pt").unlink()
+    os.mkfifo(tmp_path / "x.pt")
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        checkpoints.read(tmp_path / "x.pt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no such file")
+def test_a_file_that_cannot_be_read_is_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match="cannot be opened: Input/output error"):
+        checkpoints.read("/proc/self/mem")
+
+
+def test_what_torch_warns_of_is_not_printed(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A namespace in a storage's place, of which torch says that it is deprecated."""
+    space = (
+        b"cargparse\nNamespace\n)\x81}X\x05\0\0\0dtypectorch\nfloat32\ns"
+        b"X\x10\0\0\0_untyped_storage(X\x07\0\0\0storagectorch\nFloatStorage\n"
+        b"X\x01\0\0\x000X\x03\0\0\0cpuK\ntQsb"
+    )
+    good = tensor_pickle(10, 1)
+    start, end = good.index(b"(X\x07\0\0\0storage"), good.index(b"tQ") + 2
+    with_pickle(tmp_path / "x.pt", good[:start] + space + good[end:])
+    with contextlib.suppress(CheckpointError):
+        checkpoints.read(tmp_path / "x.pt")
+    assert not recwarn.list
 
 
 def test_the_builders_of_bad_archives_can_also_build_a_good_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders in diffusers' layout: what is read from them, and what is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -38,7 +39,7 @@ def test_header_is_that_of_the_model(saved, name):
     found = folder.read(saved(name))
     state = tiny.build(name).state_dict()
     assert found.shapes == {key: tuple(value.shape) for key, value in state.items()}
-    assert (found.class_name, found.dtype) == (tiny.MODELS[name][0], "F32")
+    assert (found.class_name, found.dtype) == (tiny.MODELS[name][0], "float32")
     assert found.scheduler["_class_name"] == tiny.MODELS[name][2]
     assert found.bytes == (saved(name) / "transformer" / WEIGHTS).stat().st_size
 
@@ -136,6 +137,9 @@ def test_settings_of_a_megabyte(copy):
         ({"num_layers": 10**9}, "'num_layers' is larger than its weights allow"),
         ({"sample_size": [8, 10**6]}, "'sample_size' is larger"),
         ({"joint_attention_dim": 13}, r"is of shape \(16, 12\), where \(16, 13\) fits"),
+        ({"attention_head_dim": 2**20}, "fits its settings"),
+        ({"axes_dims_rope": [2**13] * 3}, "'axes_dims_rope' is larger"),
+        ({"nested": {"a": [[2**60]]}}, "'nested' is larger"),
         ({"num_layers": 2}, "unexpected|can build"),
         ({"num_layers": 4}, "missing|can build"),
         ({"patch_size": "two"}, "no SD3Transformer2DModel that diffusers can build"),
@@ -178,6 +182,51 @@ def test_nan_weights(copy):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ProbeError, match="'proj_out.bias' has 1 of"):
         model.build(folder.read(copy))
+
+
+def test_settings_that_the_weights_do_not_fit_cost_no_memory(copy, monkeypatch):
+    """A short config.json could ask for gigabytes: the class is built without any first."""
+    edit(copy / "transformer" / "config.json", attention_head_dim=2**20)
+    kind = model.transformer_class("SD3Transformer2DModel")
+    called = []
+    monkeypatch.setattr(kind, "from_pretrained", lambda *args, **kwargs: called.append(args))
+    refused(copy, "fits its settings")
+    assert not called
+
+
+@pytest.mark.parametrize("name", ["transformer/" + WEIGHTS, "transformer/config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "loop"])
+def test_special_files_in_a_folder_block_nobody(copy, name, kind):
+    path = copy / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "zeros" else path.name)
+    refused(copy, "not a regular file|cannot be opened|has neither")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ('{"weight_map": {' + ",".join(f'"{i}": "a"' for i in range(10**5)) + "}}", "over 1048576"),
+        ('{"weight_map": [' + "{}," * 300_000 + "0]}", "lists no weights"),
+        ("[" * 100_000, "not readable JSON"),
+        ('{"weight_map": {"a": "diffusion_pytorch_model\\u0000.safetensors"}}', "lacks the shard"),
+        ('{"weight_map": {"a": "diffusion_pytorch_model.safetensors.index.json"}}', "no shard"),
+    ],
+)
+def test_hostile_indices(shards, content, match):
+    (shards / "transformer" / INDEX).write_text(content)
+    refused(shards, match)
+
+
+def test_a_shard_with_more_than_its_index_says_is_not_read_on(shards):
+    """Or a thousand shards, each with a header that takes a second, would take long."""
+    first, second = folder.read(shards).weights[:2]
+    save_file({**load_file(first), "one.more": torch.zeros(1)}, first)
+    second.write_bytes(b"no shard")
+    refused(shards, "disagree on 'one.more'")
 
 
 def test_a_shard_is_missing(shards):

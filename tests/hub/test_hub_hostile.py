@@ -57,6 +57,16 @@ def test_settings_of_the_wrong_kind_are_refused(spoil, name, file, changes):
             call(home)
 
 
+def test_settings_under_which_nothing_can_be_called_are_refused(spoil, tmp_path):
+    home = spoil("flux", CONFIG, axes_dims_rope=[8])
+    rows = np.random.default_rng(0).standard_normal((2, 12, 16)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", latents=rows, labels=np.zeros(2, dtype=np.int64))
+    data = {"data": f"latents:{tmp_path / 'x.npz'}"}
+    for call in (survey, dp.analyze, lambda home: dp.analyze(home, **data, **GRID)):
+        with pytest.raises(CheckpointError, match="called by its settings: 'IndexError"):
+            call(home)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -179,6 +189,11 @@ def test_a_transformer_is_known_from_wherever_one_stands(saved, tmp_path, monkey
         assert folder.name_of(path) == "a--b.5"
     assert folder.name_of(shutil.copytree(home, tmp_path / "sd-3.5-large")) == "sd-3.5-large"
     assert folder.name_of(tmp_path / "x.y.pt") == "x.y"
+    # Analyses are written to a folder of that name: it must not lead out of its own.
+    for name in ("...pt", "....safetensors"):
+        assert folder.name_of(tmp_path / name) == "checkpoint"
+    outside = tmp_path / "models--.." / "snapshots" / "0f1e"
+    assert folder.name_of(shutil.copytree(home, outside)) == "checkpoint"
 
 
 def test_shards_are_read_without_a_bar(tmp_path, capfd):

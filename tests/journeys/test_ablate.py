@@ -48,22 +48,3 @@ def test_a_finished_run_is_not_repeated_and_json_is_parseable(ablated):
     assert (folder / "analysis.nc").stat().st_mtime_ns == before
     found = json.loads(done.stdout)
     assert len(found["effects"]) == 88 and set(found["kinds"]) == {"gate", "block", "uniform"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--gate", "head"], "is no gate"),
-        (["--gate", "1:5"], "reader 1 is not offered source 5"),
-        (["--kinds", "uniform"], "no router"),
-        (["--frozen-at", "2"], "no noise level 2"),
-        (["--kinds", "all"], "unknown intervention 'all'"),
-        (["--kinds", "gate", "--pairs", "0"], "no intervention was asked for"),
-    ],
-)
-def test_bad_wishes_get_one_sentence(arguments, sentence, tmp_path):
-    done = run(
-        "ablate", FIXTURES / "digits-residual.pt", "--samples", 1, "--noise-levels", 1,
-        *arguments, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -43,27 +43,3 @@ def test_json_of_a_preset():
     for side in ("floor", "probe"):
         assert found[side]["seconds"] > 0 and found[side]["peak_bytes"] > 0
     assert found["ratio"] > 0 and found["samples_per_second"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ([], 2, "one of them"),
-        (["x.pt", "--model", "SiT-S/8"], 2, "one of them"),
-        (["nowhere.pt"], 3, "nowhere.pt"),
-        (["--model", "SiT-S/9"], 2, "SiT-XL/2"),
-        (["--model", "SiT-S/8", "--device", "abacus"], 2, "abacus"),
-        (["--model", "SiT-S/8", "--dtype", "int8"], 2, "int8"),
-        (["--model", "SiT-S/8", "--repeats", "0"], 2, "repeats"),
-        (["--model", "SiT-S/8", "--batch-size", "0"], 2, "batch-size"),
-        (["--model", "SiT-S/8", "--threads", "0"], 2, "threads"),
-    ],
-)
-def test_bad_input_gets_one_sentence_and_its_exit_code(arguments, code, words, tmp_path):
-    done = run("bench", *arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert done.stdout == "" and words in done.stderr and "Traceback" not in done.stderr
-
-
-def test_help_has_an_example():
-    assert "Example: dar-probe bench" in run("bench", "--help").stdout.replace("\n", " ")

@@ -1,0 +1,43 @@
+"""The names of all options: scripts rely on them, so that none goes away by accident."""
+
+from typer.main import get_command
+
+from dar_probe.cli import app
+
+NAMES = {
+    "": "--version --debug",
+    "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --objective --heads "
+    "--family --weights --seed --device --dtype --text --engine --fail-on --resume --json",
+    "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
+    "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
+    "--resume --json",
+    "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
+    "--train-steps --lr --seed --out --fail-on --junit --json",
+    "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
+    "--dtype --json",
+    "compare": "ANALYSES --out --fail-on --json",
+    "figures": "ANALYSES --out --format --width --only --variable --noise-level --shallow --deep "
+    "--kind",
+    "inspect": "CHECKPOINT --heads --family --weights --objective --json",
+    "report": "ANALYSIS --out",
+    "train": "--out --routing --query --chunk-size --depth --width --heads --patch --steps "
+    "--batch-size --lr --seed --data --objective --autocast --compile --no-compile --config "
+    "--device --resume",
+}
+
+
+def names(command):
+    """Return what may be typed after a command; arguments in capitals."""
+    found = []
+    for parameter in command.params:
+        for name in (*parameter.opts, *parameter.secondary_opts):
+            found.append(name if name.startswith("-") else name.upper())
+    return [name for name in found if name != "--help"]
+
+
+def test_names_are_as_they_were():
+    group = get_command(app)
+    found = {"": names(group), **{name: names(c) for name, c in group.commands.items()}}
+    assert {name: " ".join(sorted(them)) for name, them in found.items()} == {
+        name: " ".join(sorted(them.split())) for name, them in NAMES.items()
+    }
