@@ -20,9 +20,9 @@ NAMES = {
     "--kind",
     "inspect": "CHECKPOINT --heads --family --weights --objective --json",
     "report": "ANALYSIS --out",
-    "train": "--out --routing --query --chunk-size --depth --width --heads --patch --steps "
-    "--batch-size --lr --seed --data --objective --autocast --compile --no-compile --config "
-    "--device --resume",
+    "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "
+    "--steps --batch-size --lr --seed --data --objective --init-from --autocast --compile "
+    "--no-compile --config --device --resume",
 }
 
 
