@@ -68,24 +68,17 @@ def make_folder(folder: Path, shown: Path, hint: str = CHECK) -> None:
             raise OSError(errno.ENAMETOOLONG, "") from error
 
 
-@contextmanager
-def held(folder: Path, shown: Path) -> Iterator[None]:
+def hold(folder: Path, shown: Path) -> int:
     """Hold a folder against other processes; made where it is missing, called ``shown``.
 
     The lock is the kernel's, so a killed process leaves none.
 
+    Returns:
+        A descriptor; closing it lets the folder go.
+
     Raises:
         UsageError: another process holds it, it is a link, or it cannot be made.
     """
-    lock = _hold(folder, shown)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _hold(folder: Path, shown: Path) -> int:
-    """Return a descriptor that locks ``folder``, and no other that was there a moment ago."""
     while True:
         make_folder(folder, shown, OTHER)
         with writing(shown, OTHER), suppress(FileNotFoundError), ExitStack() as stack:

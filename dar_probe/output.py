@@ -15,7 +15,7 @@ import numpy as np
 
 from dar_probe import arrays
 from dar_probe.errors import UsageError
-from dar_probe.files import check_place, held, sync, write_atomically, writing
+from dar_probe.files import check_place, hold, sync, write_atomically, writing
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of
@@ -63,7 +63,7 @@ class OutputFolder:
 
     def __enter__(self) -> Self:
         with writing(self.path), ExitStack() as stack:
-            stack.enter_context(held(self.work, self.path))
+            stack.callback(os.close, hold(self.work, self.path))
             stack.callback(self._tidy)
             self._begin()
             self._held = stack.pop_all()

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ class RunFolder:
         self.path, self.columns = path, columns
         self.metrics = path / "metrics.csv"
 
-    def held(self) -> AbstractContextManager[None]:
+    def held(self) -> ExitStack:
         """Hold the folder against other processes; it is made where it is missing."""
-        return files.held(Path(os.path.realpath(self.path)), self.path)
+        files.check_place(self.path)
+        stack = ExitStack()
+        stack.callback(os.close, files.hold(Path(os.path.realpath(self.path)), self.path))
+        return stack
 
     def begin(self) -> None:
         """Start a run in an empty folder.

@@ -123,7 +123,8 @@ def test_it_works_where_no_repository_is(wheel, tmp_path):
     subprocess.run([*install, "--target", home, wheel], check=True)
     installed = sorted(home.rglob("*"))
     folder.mkdir()
-    store.write(dataset(blocks=2, samples=2, levels=2), folder / "analysis.nc")
+    (folder / "mine").mkdir()
+    store.write(dataset(blocks=2, samples=2, levels=2), folder / "mine" / "analysis.nc")
 
     def call(*arguments):
         done = subprocess.run(
@@ -135,8 +136,12 @@ def test_it_works_where_no_repository_is(wheel, tmp_path):
         return done.stdout
 
     assert call("--version").strip() == f"dar-probe {dar_probe.__version__}"
-    call("report", "analysis.nc")
-    assert {p.name for p in folder.iterdir()} >= {"report.html", "summary.json", "figures"}
+    call("report", "mine")
+    assert {p.name for p in (folder / "mine").iterdir()} >= {
+        "report.html",
+        "summary.json",
+        "figures",
+    }
     assert sorted(home.rglob("*")) == installed
 
 
