@@ -50,7 +50,6 @@ def _show(found: "Survey") -> None:
     from rich.text import Text
 
     from dar_probe.cli.terminal import printable
-    from dar_probe.routing.stream import OPTIONS, options_of
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
 
@@ -64,8 +63,6 @@ def _show(found: "Survey") -> None:
     row("objective", found.objective)
     row("sample", " x ".join(map(str, found.shape)))
     for name, value in found.sizes.items():
-        if name in OPTIONS and name not in options_of(found.sizes.get("routing", "")):
-            continue
         row(name, value)
     row("parameters", found.parameters)
     for name, count in found.parts.items():

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.routing.stream import OPTIONS
+from dar_probe.routing.stream import options_of
 from dar_probe.subjects import told
 
 Family = Literal["sit", "dit", "repa", "dar-probe"]
@@ -115,7 +115,7 @@ def _family(header: Header, projectors: bool) -> Family:
 
 
 def _routing(header: Header) -> dict[str, Any]:
-    names: tuple[str, ...] = ("routing", *OPTIONS)
+    names: tuple[str, ...] = ("routing", *options_of(str(header.args.get("routing"))))
     routing = {name: header.args[name] for name in names if name in header.args}
     for name, value in routing.items():
         text = name in ("routing", "query")
