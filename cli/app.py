@@ -13,10 +13,12 @@ from dar_probe.cli import (
     audit,
     bench,
     compare,
+    evaluate,
     figures,
     guard,
     inspect,
     report,
+    sample,
     streams,
     train,
 )
@@ -37,9 +39,11 @@ app.command("ablate")(guard.guarded(ablate.ablate))
 app.command("audit")(guard.guarded(audit.audit))
 app.command("bench")(guard.guarded(bench.bench))
 app.command("compare")(guard.guarded(compare.compare))
+app.command("evaluate")(guard.guarded(evaluate.evaluate))
 app.command("figures")(guard.guarded(figures.figures))
 app.command("inspect")(guard.guarded(inspect.inspect))
 app.command("report")(guard.guarded(report.report))
+app.command("sample")(guard.guarded(sample.sample))
 app.command("train")(guard.guarded(train.train))
 
 

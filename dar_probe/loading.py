@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,6 @@ from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective
 from dar_probe.subjects import Identified, Subject
 from dar_probe.train import sample
-
-STEPS = 25
 
 
 class Call(Protocol):
@@ -108,7 +107,7 @@ class Loaded:
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how."""
-        with blamed(self._no_samples):
+        with self.refusing():
             return self._draw(count, seed=seed)
 
     def _draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
@@ -120,15 +119,20 @@ class Loaded:
         parameter = next(self.model.parameters())
         drawn = sample.draw(
             self.model, self.objective, labels, self.identified.shape,
-            seed=seed, steps=STEPS, device=parameter.device, dtype=parameter.dtype,
+            seed=seed, device=parameter.device, dtype=parameter.dtype,
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
-        return drawn, f"{many} drawn from the model itself ({STEPS} Euler steps, labels in turn)"
+        steps = f"{sample.Sampler.steps} Euler steps"
+        return drawn, f"{many} drawn from the model itself ({steps}, labels in turn)"
 
-    def _no_samples(self, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"{quote(self.file['name'])} does not draw samples: {quote(why)}",
-            hint="give samples with --data; if it still does not run, its settings do not fit it",
+    def refusing(self) -> AbstractContextManager[None]:
+        """Refuse the checkpoint for whatever fails while it draws samples."""
+        return blamed(
+            lambda why: CheckpointError(
+                f"{quote(self.file['name'])} does not draw samples: {quote(why)}",
+                hint="give samples with --data; if it still does not run, its settings do not "
+                "fit it",
+            )
         )
 
 

@@ -1,11 +1,51 @@
-"""Draws samples from a model: deterministic steps from pure noise to data."""
+"""Draws samples from a model: steps from pure noise to data, along the ODE or with fresh noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.errors import UsageError
 from dar_probe.objective import Objective, column
 from dar_probe.train import data as datasets
+
+SOLVERS = ("euler", "heun", "sde", "dopri5")
+TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}  # of dopri5, as SiT samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How samples are drawn.
+
+    Attributes:
+        solver: "euler": Euler's method for flows, DDIM (arXiv 2010.02502) for DDPM models. "heun":
+            its second-order form (arXiv 2206.00364, algorithm 1; the last step is Euler's). "sde":
+            ancestral steps, DDIM's with eta 1. "dopri5": torchdiffeq's adaptive ODE solver.
+        steps: even steps in the noise level; heun calls the model twice in each, dopri5 has none.
+        guidance: classifier-free guidance (arXiv 2207.12598): 1 is the conditional model.
+        null_class: the label of the unconditional model; None where there is none.
+    """
+
+    solver: str = "euler"
+    steps: int = 25
+    guidance: float = 1.0
+    null_class: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UsageError(f"unknown solver {self.solver!r}", hint=f"known: {', '.join(SOLVERS)}")
+        if self.steps < 1:
+            raise UsageError(f"{self.steps} steps draw no samples", hint="--steps takes 1 or more")
+        if not np.isfinite(self.guidance):
+            raise UsageError(f"guidance {self.guidance:g} makes no sense", hint="e.g. --guidance 4")
+        if self.guidance != 1 and self.null_class is None:
+            raise UsageError(
+                "guidance needs a model that was trained with dropped labels",
+                hint="leave out --guidance; this model has no null class",
+            )
 
 
 @torch.no_grad()
@@ -16,27 +56,121 @@ def draw(
     shape: tuple[int, ...],
     *,
     seed: int,
-    steps: int = 25,
+    sampler: Sampler | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 16,
+    on_samples: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return samples (N, *shape) for ``labels`` (N,), float32 on the CPU.
 
-    Each step splits x_s into the data and the noise that the prediction implies and mixes them
-    anew at the next level: Euler's method for flows, DDIM (arXiv 2010.02502) for DDPM models.
+    Sample i is a function of (seed, i) and its label alone, in whatever batch (dopri5 chooses its
+    steps for a batch). ``on_samples`` is told how many are drawn.
+
+    Raises:
+        UsageError: dopri5 without torchdiffeq, or for a model with discrete steps.
     """
-    levels = objective.reached(torch.from_numpy(np.linspace(1, 0, steps + 1)))
+    sampler = sampler or Sampler()
     drawn = []
     for start in range(0, len(labels), batch_size):
         ids = torch.arange(start, min(start + batch_size, len(labels)))
         x = datasets.noise(ids, shape, seed=seed).to(device, dtype)
-        y = labels[ids].to(device)
-        for here, there in zip(levels[:-1], levels[1:], strict=True):
-            s = here.expand(len(ids)).to(device)
-            prediction = model(x, objective.model_time(s), y)
-            clean, noise = objective.split(x, prediction, s)
-            alpha, sigma = objective.alpha_sigma(there.expand(len(ids)).to(device))
-            x = column(alpha, x) * clean + column(sigma, x) * noise
+        split = _implied(model, objective, labels[ids].to(device), sampler)
+        if sampler.solver == "dopri5":
+            x = _adaptive(split, objective, x)
+        else:
+            x = _stepped(split, objective, x, sampler, ids, seed)
         drawn.append(x.float().cpu())
+        if on_samples:
+            on_samples(int(ids[-1]) + 1)
     return torch.cat(drawn)
+
+
+Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _implied(model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler) -> Split:
+    """Return a function of x_s and the level s: the data and the noise that the model implies."""
+    null = sampler.null_class if sampler.guidance != 1 else None
+
+    def split(x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        s = level.to(x.device).expand(len(x))
+        time = objective.model_time(s)
+        prediction = model(x, time, y)
+        if null is not None:
+            free = model(x, time, torch.full_like(y, null))
+            prediction = free + sampler.guidance * (prediction - free)
+        return objective.split(x, prediction, s)
+
+    return split
+
+
+def _stepped(
+    split: Split, objective: Objective, x: Tensor, sampler: Sampler, ids: Tensor, seed: int
+) -> Tensor:
+    """Each step mixes the data and the noise that the model sees anew, for the next level."""
+    levels = objective.reached(torch.from_numpy(np.linspace(1, 0, sampler.steps + 1)))
+    alphas, sigmas = objective.alpha_sigma(levels)
+    for k in range(sampler.steps):
+        clean, noise = split(x, levels[k])
+        if sampler.solver == "sde":
+            x = _renoised(clean, noise, alphas[k : k + 2], sigmas[k : k + 2], (ids, seed, k))
+            continue
+        there = alphas[k + 1].to(x) * clean + sigmas[k + 1].to(x) * noise
+        if sampler.solver == "heun" and k + 1 < sampler.steps:
+            clean_there, noise_there = split(there, levels[k + 1])
+            there = x + (alphas[k + 1] - alphas[k]).to(x) * (clean + clean_there) / 2
+            there += (sigmas[k + 1] - sigmas[k]).to(x) * (noise + noise_there) / 2
+        x = there
+    return x
+
+
+def _renoised(
+    clean: Tensor, noise: Tensor, alphas: Tensor, sigmas: Tensor, key: tuple[Tensor, int, int]
+) -> Tensor:
+    """Return a draw from q(x_there | x_here, clean): arXiv 2010.02502, equation 16, eta 1."""
+    ids, seed, step = key
+    kept = alphas[0] * sigmas[1] / (sigmas[0] * alphas[1])  # of the noise that is here
+    fresh = (1 - kept.square()).clamp(min=0).sqrt()
+    drawn = torch.stack([
+        torch.from_numpy(
+            np.random.default_rng([seed, int(i), step + 1]).standard_normal(clean.shape[1:])
+        )
+        for i in ids
+    ])  # fmt: skip
+    mixed = kept.to(clean) * noise + fresh.to(clean) * drawn.to(clean)
+    return alphas[1].to(clean) * clean + sigmas[1].to(clean) * mixed
+
+
+def _adaptive(split: Split, objective: Objective, x: Tensor) -> Tensor:
+    """Integrate dx/ds = alpha'(s) data + sigma'(s) noise from s = 1 to s = 0."""
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise UsageError(
+            "the solver dopri5 needs torchdiffeq", hint="pip install torchdiffeq, or use heun"
+        ) from None
+
+    def slope(s: Tensor, x_s: Tensor) -> Tensor:
+        alpha, sigma = _slopes(objective, s)
+        clean, noise = split(x_s, s)
+        return column(alpha, x_s) * clean + column(sigma, x_s) * noise
+
+    _slopes(objective, torch.tensor(0.5))  # refuses before the model is called
+    ends = torch.tensor([1.0, 0.0], device=x.device)
+    solved: Any = odeint(slope, x, ends, method="dopri5", **TOLERANCE)
+    return solved[-1]  # type: ignore[no-any-return]
+
+
+def _slopes(objective: Objective, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return d alpha / ds and d sigma / ds, of shape (1,) each, at a level ``s``."""
+    with torch.enable_grad():
+        at = s.detach().reshape(1).double().requires_grad_()
+        pair = objective.alpha_sigma(at)
+        if not all(c.requires_grad for c in pair):
+            raise UsageError(
+                f"dopri5 needs a continuous path, {objective.name} has discrete steps",
+                hint="use euler, heun or sde",
+            )
+        slopes = [torch.autograd.grad(c.sum(), at)[0] for c in pair]
+    return slopes[0], slopes[1]

@@ -1,0 +1,183 @@
+"""How near samples come to real ones: Fréchet and kernel distance, precision and recall."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dar_probe import arrays
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.devices import find_device
+from dar_probe.errors import UsageError
+from dar_probe.generation import MOST, generator
+from dar_probe.train import data as datasets
+from dar_probe.train import features, quality
+from dar_probe.train.data import Data
+from dar_probe.train.quality import Interval
+
+LEAST = 8
+OnSamples = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Distances from the training rows of the data, means over seeds with 95 % intervals.
+
+    Attributes:
+        name: of what was judged.
+        drawn: how its samples were drawn, one sentence.
+        samples: per seed.
+        measures: "frechet", "kernel", "precision", "recall"; for the digits also "agreement", the
+            share of samples in which the classifier sees the label they were drawn for.
+        floor: the same of the real rows that are held out.
+        held_out: how many these are; a Fréchet distance of fewer samples is larger by itself.
+    """
+
+    name: str
+    drawn: str
+    samples: int
+    measures: dict[str, Interval]
+    floor: dict[str, float]
+    held_out: int
+
+
+class Judge:
+    """Real rows and their features, to hold samples against.
+
+    Args:
+        data: digits, images:DIR or latents:FILE; the rows of its training split are the reference.
+        space: as for ``features.extractor``.
+        shape: of the samples that will come.
+        device: where features are computed.
+
+    Raises:
+        UsageError: the data or the space do not fit the samples.
+    """
+
+    def __init__(
+        self, data: str, space: str, *, shape: tuple[int, ...], device: str = "cpu"
+    ) -> None:
+        if shape[0] not in (1, 3):
+            raise UsageError(
+                f"samples of {'x'.join(map(str, shape))} are latents, not images",
+                hint="decode them, and give evaluate a .npz of images as dar-probe sample writes",
+            )
+        self.extract = features.extractor(space, device)
+        everything = datasets.load(data, shape=shape)
+        self.real = self.extract(everything.split("train").latents).numpy()
+        self._agree = features.classifier() if space == "digits" and data == "digits" else None
+        held_out = everything.split("held-out")
+        self.held_out, self.floor = len(held_out), self.measure(held_out)
+
+    def measure(self, drawn: Data) -> dict[str, float]:
+        """Return the measures of one set of samples."""
+        found = self.extract(drawn.latents).numpy()
+        precision, recall = quality.precision_recall(self.real, found)
+        measures = {
+            "frechet": quality.frechet(self.real, found),
+            "kernel": quality.kernel(self.real, found),
+            "precision": precision,
+            "recall": recall,
+        }
+        if self._agree is not None:
+            with torch.no_grad():
+                seen = self._agree.head(torch.from_numpy(found)).argmax(-1)
+            measures["agreement"] = float((seen == drawn.labels).double().mean())
+        return measures
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: str = "digits",
+    space: str = "digits",
+    samples: int = 1000,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str = "auto",
+    on_samples: OnSamples | None = None,
+    **settings: Any,
+) -> Quality:
+    """Draw samples from a checkpoint, once per seed, and measure how far they are from real ones.
+
+    Args:
+        path: a checkpoint, or a .npz of images as ``save`` and the ADM suite's writers make them.
+        data, space: see ``Judge``.
+        samples: drawn per seed; Fréchet distances compare only between equal numbers.
+        seeds: of the samples; intervals are over them.
+        device: where the model and the features run.
+        on_samples: told (drawn, all) samples.
+        settings: as for ``generator``.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UsageError("seeds must be different whole numbers from 0", hint="e.g. --seeds 3")
+    check_count(samples)
+    place, path = str(find_device(device)), Path(path)
+    if path.suffix == ".npz":
+        stored = read(path)
+        judge = Judge(data, space, shape=tuple(stored.latents.shape[1:]), device=place)
+        sets, name, drawn = [judge.measure(stored)], stored.name, stored.description
+        samples = len(stored)
+    else:
+        made = generator(path, device=place, **settings)
+        judge = Judge(data, space, shape=made.shape, device=place)
+        sets, name, drawn = [], made.loaded.file["name"], made.described(samples)
+        for at, seed in enumerate(seeds):
+
+            def tell(done: int, before: int = at * samples) -> None:
+                if on_samples:
+                    on_samples(before + done, samples * len(seeds))
+
+            sets.append(judge.measure(made.draw(made.labels(samples), seed=seed, on_samples=tell)))
+    return Quality(
+        name=name,
+        drawn=drawn,
+        samples=samples,
+        measures={key: quality.over_seeds([one[key] for one in sets]) for key in sets[0]},
+        floor=judge.floor,
+        held_out=judge.held_out,
+    )
+
+
+def check_count(samples: int) -> None:
+    """Raise UsageError where ``samples`` are too few to say anything, or too many to keep."""
+    if not LEAST <= samples <= MOST:
+        raise UsageError(
+            f"{samples} samples cannot be judged", hint=f"--samples takes {LEAST} to {MOST}"
+        )
+
+
+def read(path: Path) -> Data:
+    """Return images of a .npz: the first array (N, H, W, 3), uint8, and labels, where they are.
+
+    Raises:
+        UsageError: no such file, or no such arrays.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}", hint="give a checkpoint or a .npz")
+    found = arrays.load(path, ("arr_0", "arr_1"))
+    images = found.get("arr_0")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UsageError(
+            f"{quote(path.name)} holds no images: arr_0 (N, H, W, 3), uint8",
+            hint="dar-probe sample writes such files, and so do the samplers of the ADM suite",
+        )
+    if len(images) < LEAST:
+        raise UsageError(
+            f"{quote(path.name)} has too few images", hint=f"it takes {LEAST} at least"
+        )
+    labels = found.get("arr_1", np.zeros(len(images), np.int64))
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(f"{quote(path.name)}: arr_1 is no label (N,) for each image")
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if bool((values == values[:, :1]).all()):
+        values = values[:, :1]  # grey: what one channel was written as
+    return Data(
+        name=path.name,
+        description=f"{len(images)} images of {quote(path.name)}",
+        latents=values,
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        ids=torch.arange(len(images)),
+    )

@@ -1,0 +1,181 @@
+"""Samples that a checkpoint draws, and the files that they are kept in."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dar_probe.checkpoints.sniff import quote
+from dar_probe.devices import find_device, find_dtype
+from dar_probe.errors import ProbeError, UsageError
+from dar_probe.hub import decoder
+from dar_probe.loading import BySignature, Loaded, load
+from dar_probe.train import sample as drawing
+from dar_probe.train.data import Data
+from dar_probe.train.sample import Sampler
+
+MOST = 1_000_000
+COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A loaded checkpoint that draws samples, and what decodes them into images."""
+
+    loaded: Loaded
+    sampler: Sampler
+    batch_size: int
+    decode: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is drawn: (C, h, w) of latents or images."""
+        one = torch.zeros(1, *self.loaded.identified.shape)
+        return tuple((one if self.decode is None else self.decode(one)).shape[1:])
+
+    def draw(
+        self, labels: Tensor, *, seed: int, on_samples: Callable[[int], None] | None = None
+    ) -> Data:
+        """Return one sample for each of ``labels`` (N,); sample i is a function of (seed, i).
+
+        Raises:
+            ProbeError: a sample is NaN or infinite.
+        """
+        loaded = self.loaded
+        parameter = next(loaded.model.parameters())
+        with loaded.refusing():
+            drawn = drawing.draw(
+                loaded.model, loaded.objective, labels, loaded.identified.shape,
+                seed=seed, sampler=self.sampler, device=parameter.device, dtype=parameter.dtype,
+                batch_size=self.batch_size, on_samples=on_samples,
+            )  # fmt: skip
+        if not bool(torch.isfinite(drawn).all()):
+            raise ProbeError(
+                f"samples of {quote(loaded.file['name'])} are NaN or infinite",
+                hint="try another --objective or --solver, or more --steps",
+            )
+        if self.decode is not None:
+            drawn = self.decode(drawn)
+        return Data(
+            name=loaded.file["name"],
+            description=self.described(len(labels)),
+            latents=drawn,
+            labels=labels,
+            ids=torch.arange(len(labels)),
+        )
+
+    def labels(self, count: int, classes: Sequence[int] = ()) -> Tensor:
+        """Return ``count`` labels (count,): ``classes`` in turn, or all of the model's."""
+        known = max(self.loaded.identified.num_classes, 1)
+        if wrong := [label for label in classes if not 0 <= label < known]:
+            raise UsageError(
+                f"there is no class {wrong[0]}", hint=f"the model knows 0 to {known - 1}"
+            )
+        chosen = torch.tensor(list(classes) or list(range(known)))
+        return chosen[torch.arange(count) % len(chosen)]
+
+    def described(self, count: int) -> str:
+        """Return how samples are drawn, in a few words."""
+        solver, guidance = self.sampler.solver, self.sampler.guidance
+        steps = "adaptive steps" if solver == "dopri5" else f"{self.sampler.steps} steps"
+        return f"{count} samples, {steps} of {solver}, guidance {guidance:g}"
+
+
+def generator(
+    path: str | Path,
+    *,
+    solver: str = "euler",
+    steps: int = 50,
+    guidance: float = 1.0,
+    batch_size: int = 256,
+    device: str = "auto",
+    dtype: str = "float32",
+    weights: str = "auto",
+    objective: str | None = None,
+    heads: int | None = None,
+    family: str | None = None,
+    vae: str | Path | None = None,
+) -> Generator:
+    """Load a checkpoint that takes class labels, to draw samples from.
+
+    Args:
+        path: a checkpoint file.
+        solver: see ``Sampler``.
+        steps: see ``Sampler``.
+        guidance: see ``Sampler``.
+        batch_size: samples that are drawn together.
+        device: where the model runs.
+        dtype: in which type it runs.
+        weights: as for ``api.analyze``.
+        objective: as for ``api.analyze``.
+        heads: as for ``api.analyze``.
+        family: as for ``api.analyze``.
+        vae: a local folder of diffusers' AutoencoderKL, which makes images of latents.
+
+    Raises:
+        CheckpointError: the file is refused.
+        UsageError: a setting does not fit the model.
+    """
+    Sampler(solver=solver, steps=steps, guidance=guidance, null_class=0)  # before a large file
+    if batch_size < 1:
+        raise UsageError(f"a batch of {batch_size} samples is none", hint="--batch-size takes 1 up")
+    place, kind = find_device(device), find_dtype(dtype)
+    loaded = load(
+        path, weights=weights, heads=heads, objective_name=objective, family=family, dtype=kind
+    )
+    if isinstance(loaded.call, BySignature):
+        raise UsageError(
+            f"{loaded.identified.family} draws samples with its own pipeline in diffusers",
+            hint="save them as images, and give them to dar-probe evaluate",
+        )
+    found = loaded.identified
+    null = found.num_classes if found.sizes.get("null_class") else None
+    sampler = Sampler(solver=solver, steps=steps, guidance=guidance, null_class=null)
+    loaded.model.to(place)
+    decode = None if vae is None else decoder.load(Path(vae), place)
+    return Generator(loaded=loaded, sampler=sampler, batch_size=batch_size, decode=decode)
+
+
+def pixels(data: Data) -> np.ndarray:
+    """Return images (N, H, W, 3), uint8, of samples in [-1, 1] with one or three channels."""
+    scaled = ((data.latents.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def save(data: Data, folder: Path) -> None:
+    """Write samples: samples.npz for the ADM suite (arr_0, arr_1), and samples.png.
+
+    Samples that are no images go to latents.npz, as ``--data latents:`` reads it, and the picture
+    shows their first three channels, each stretched to its own range.
+    """
+    if data.latents.shape[1] in (1, 3):
+        np.savez(folder / "samples.npz", pixels(data), data.labels.numpy())
+        shown = data
+    else:
+        np.savez(folder / "latents.npz", latents=data.latents.numpy(), labels=data.labels.numpy())
+        few = data.latents[:, :3]
+        low, high = few.amin((0, 2, 3), keepdim=True), few.amax((0, 2, 3), keepdim=True)
+        shown = replace(data, latents=2 * (few - low) / (high - low).clamp(min=1e-12) - 1)
+    picture(shown).save(folder / "samples.png")
+
+
+def picture(data: Data) -> Image.Image:
+    """Return a grid of the first samples, one column for each class where these are few."""
+    images = pixels(data.take(slice(0, TILES)))
+    classes = len(set(data.labels[: len(images)].tolist()))
+    columns = min(
+        classes if 1 < classes <= COLUMNS else math.isqrt(len(images) - 1) + 1, len(images)
+    )
+    scale = -(-SIDE // images.shape[1])
+    images = images.repeat(scale, 1).repeat(scale, 2)
+    rows, (high, wide) = -(-len(images) // columns), images.shape[1:3]
+    sheet = np.full((rows * (high + GUTTER) - GUTTER, columns * (wide + GUTTER) - GUTTER, 3), 255)
+    for at, image in enumerate(images):
+        top, left = at // columns * (high + GUTTER), at % columns * (wide + GUTTER)
+        sheet[top : top + high, left : left + wide] = image
+    return Image.fromarray(sheet.astype(np.uint8))
