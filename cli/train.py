@@ -38,6 +38,8 @@ def train(
     objective: Annotated[
         str | None, typer.Option(help="sit (t=0 is noise) or repa (t=1 is noise).")
     ] = None,
+    path: Annotated[str | None, typer.Option(help="linear, gvp or vp, as in SiT.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="velocity, noise or score.")] = None,
     init_from: Annotated[
         str | None,
         typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),

@@ -1,12 +1,14 @@
 """Every setting of a training run, from code, flags or a TOML file."""
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
+from dar_probe.objective import FLOW_PREDICTIONS, PATHS, Flow, flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,9 @@ class TrainConfig:
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
         learn_sigma, qk_norm: as in ``SiTConfig``.
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
-        objective: "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see
+            ``dar_probe.objective.Flow``.
         init_from: a checkpoint to start from, of any routing; "" starts at random.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
@@ -48,6 +52,8 @@ class TrainConfig:
     qk_norm: bool = False
     data: str = "digits"
     objective: str = "sit"
+    path: str = "linear"
+    prediction: str = "velocity"
     init_from: str = ""
     steps: int = 2000
     batch_size: int = 128
@@ -78,6 +84,12 @@ class TrainConfig:
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self)
         _require(self.autocast in ("none", "bf16"), "autocast", "none or bf16", self)
         _require(self.objective in ("sit", "repa"), "objective", "sit or repa", self)
+        _require(self.path in PATHS, "path", _one_of(PATHS), self)
+        _require(self.prediction in FLOW_PREDICTIONS, "prediction", _one_of(FLOW_PREDICTIONS), self)
+
+    def flow(self) -> Flow:
+        """Return the objective."""
+        return flow(self.objective, self.path, self.prediction)
 
     def model(self, *, in_channels: int, input_size: int, num_classes: int) -> SiTConfig:
         """Return the model's config for data of this shape."""
@@ -139,6 +151,11 @@ def from_dict(settings: dict[str, Any]) -> TrainConfig:
                 f"training setting {name!r} is {value!r}, expected {expected.__name__}"
             )
     return TrainConfig(**settings)
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 def _require(holds: bool, name: str, what: str, config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dar_probe import __version__, objective
+from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.ranks import ALONE, Ranks, alive, joined
@@ -21,7 +21,7 @@ from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
-from dar_probe.train.retrofit import Original, original
+from dar_probe.train.retrofit import Original, objective_settings, original
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
@@ -115,7 +115,7 @@ class Run:
                 f"{config.data} is too small to train on", hint="a seventh of the rows is held out"
             )
         self.held_out = held_out.first(min(config.validation_samples, len(held_out)))
-        self.objective = objective.get(config.objective)
+        self.objective = config.flow()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = SiT(self.model_config).to(self.device)
@@ -145,11 +145,12 @@ class Run:
         return 0
 
     def _start_from(self, found: Original) -> None:
-        if found.objective != self.config.objective:
+        if found.objective != self.objective.name:
+            theirs = objective_settings(found.objective)
             raise UsageError(
                 f"{found.name!r} has the objective {found.objective}, "
-                f"this run {self.config.objective}",
-                hint=f"add --objective {found.objective}",
+                f"this run {self.objective.name}",
+                hint=f"add {' '.join(f'--{name} {value}' for name, value in theirs.items())}",
             )
         found.give(self.model)
         self.average.load_state_dict(self.model.state_dict())
@@ -267,7 +268,7 @@ class Run:
         rows = torch.from_numpy(rng.integers(0, len(self.data), size))
         x, y = self.data.latents[rows], self.data.labels[rows]
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
-        s = torch.from_numpy(rng.random(size, dtype=np.float32))
+        s = self.objective.reached(torch.from_numpy(rng.random(size, dtype=np.float32)))
         dropped = torch.from_numpy(rng.random(size) < self.config.label_dropout)
         return x, noise, s, torch.where(dropped, self.model_config.num_classes, y)
 
@@ -278,7 +279,7 @@ class Run:
         prediction = predict(
             self.objective.interpolate(x, noise, s), self.objective.model_time(s), y
         )
-        return objective.per_sample_loss(prediction.float(), self.objective.target(x, noise, s))
+        return self.objective.loss(prediction, x, noise, s)
 
     def record(self, step: int, *, validated: bool) -> None:
         """Write the row of ``step``, with the average's validation loss where it is due."""
@@ -323,7 +324,7 @@ def checkpoint_args(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any
         "version": __version__,
         **model,
         "projectors": list(model["projectors"]),
-        "objective": config.objective,
+        "objective": config.flow().name,
         "data": config.data,
         "train": config.to_dict(),
     }

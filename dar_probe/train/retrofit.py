@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dar_probe import checkpoints
+from dar_probe import checkpoints, objective
 from dar_probe.checkpoints.peek import peek
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
@@ -63,7 +63,20 @@ class Original:
 def sizes(path: str | Path) -> dict[str, Any]:
     """Return the settings of a training run that the file decides, without reading its weights."""
     identified = sit.identify(peek(path))
-    return {**{name: identified.sizes[name] for name in SIZES}, "objective": identified.objective}
+    found = {name: identified.sizes[name] for name in SIZES}
+    return {**found, **objective_settings(identified.objective)}
+
+
+def objective_settings(name: str) -> dict[str, str]:
+    """Return the settings of a training run that give the objective called ``name``.
+
+    Raises:
+        UsageError: there is no such objective.
+    """
+    found = objective.get(name)
+    if not isinstance(found, objective.Flow):
+        return {"objective": name}
+    return {"objective": found.clock, "path": found.path, "prediction": found.prediction}
 
 
 def original(path: str | Path) -> Original:
