@@ -40,6 +40,9 @@ def train(
     ] = None,
     path: Annotated[str | None, typer.Option(help="linear, gvp or vp, as in SiT.")] = None,
     prediction: Annotated[str | None, typer.Option(help="velocity, noise or score.")] = None,
+    time_sampling: Annotated[
+        str | None, typer.Option(help="Of noise levels: uniform or logit-normal.")
+    ] = None,
     init_from: Annotated[
         str | None,
         typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),
@@ -60,7 +63,8 @@ def train(
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
     underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
-    validate_every, checkpoint_every and validation_samples can stand only there.
+    time_mean, time_std, validate_every, checkpoint_every and validation_samples can stand only
+    there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """

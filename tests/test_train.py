@@ -1,12 +1,14 @@
 """The trainer: learns, stores plain data, and resumes bit for bit after SIGKILL."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, read_toml
-from dar_probe.train.loop import COLUMNS, train
+from dar_probe.train.loop import COLUMNS, Run, train
 from dar_probe.train.retrofit import sizes
 from dar_probe.train.sample import draw
 
@@ -128,6 +130,25 @@ def test_every_path_and_prediction_is_learnt_and_read_back(tmp_path, path, predi
     assert sizes(last)["path"] == path and sizes(last)["prediction"] == prediction
 
 
+def test_logit_normal_levels_have_their_law_and_leave_the_batch_as_it_was():
+    config = replace(SMALL, batch_size=2000)
+    uniform = Run(config, Path("unused"), device="cpu").batch(3)
+    config = replace(config, time_sampling="logit-normal", time_mean=0.5, time_std=2.0)
+    run = Run(config, Path("unused"), device="cpu")
+    found = run.batch(3)
+    for at in (0, 1, 3):  # data, noise, labels with the dropped ones
+        assert torch.equal(found[at], uniform[at])
+    assert torch.equal(run.batch(3)[2], found[2]) and not torch.equal(run.batch(4)[2], found[2])
+    assert uniform[2].double().mean() == pytest.approx(0.5, abs=0.02)
+    normal = found[2].double().logit()
+    assert normal.mean() == pytest.approx(0.5, abs=0.15)
+    assert normal.std() == pytest.approx(2.0, abs=0.1)
+    below = [(normal < 0.5 + 2.0 * z).double().mean() for z in (-1, 0, 1)]
+    assert below == pytest.approx([0.1587, 0.5, 0.8413], abs=0.03)
+    # The number is one and the same draw, so levels are in the order of the uniform ones.
+    assert torch.equal(found[2].argsort(stable=True), uniform[2].argsort(stable=True))
+
+
 def test_a_run_starts_only_from_its_own_path(tmp_path):
     last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
     with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
@@ -215,6 +236,9 @@ def test_settings_read_toml(tmp_path):
         ({"ema": 1.0}, "in"),
         ({"autocast": "fp8"}, "none or bf16"),
         ({"objective": "dit"}, "sit or repa"),
+        ({"time_sampling": "cosine"}, "it must be uniform or logit-normal"),
+        ({"time_std": 0.0}, "above 0"),
+        ({"time_mean": math.inf}, "finite"),
         ({"path": "cosine"}, "it must be linear, gvp or vp"),
         ({"prediction": "eps"}, "it must be velocity, noise or score"),
         ({"seed": -1}, "at least 0"),

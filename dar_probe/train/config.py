@@ -1,5 +1,6 @@
 """Every setting of a training run, from code, flags or a TOML file."""
 
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +25,8 @@ class TrainConfig:
         objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
         path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see
             ``dar_probe.objective.Flow``.
+        time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
+        time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
         init_from: a checkpoint to start from, of any routing; "" starts at random.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
@@ -54,6 +57,9 @@ class TrainConfig:
     objective: str = "sit"
     path: str = "linear"
     prediction: str = "velocity"
+    time_sampling: str = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
     init_from: str = ""
     steps: int = 2000
     batch_size: int = 128
@@ -86,6 +92,10 @@ class TrainConfig:
         _require(self.objective in ("sit", "repa"), "objective", "sit or repa", self)
         _require(self.path in PATHS, "path", _one_of(PATHS), self)
         _require(self.prediction in FLOW_PREDICTIONS, "prediction", _one_of(FLOW_PREDICTIONS), self)
+        samplings = ("uniform", "logit-normal")
+        _require(self.time_sampling in samplings, "time_sampling", _one_of(samplings), self)
+        _require(math.isfinite(self.time_mean), "time_mean", "finite", self)
+        _require(0 < self.time_std < math.inf, "time_std", "above 0 and finite", self)
 
     def flow(self) -> Flow:
         """Return the objective."""

@@ -268,9 +268,17 @@ class Run:
         rows = torch.from_numpy(rng.integers(0, len(self.data), size))
         x, y = self.data.latents[rows], self.data.labels[rows]
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
-        s = self.objective.reached(torch.from_numpy(rng.random(size, dtype=np.float32)))
+        s = self._levels(torch.from_numpy(rng.random(size, dtype=np.float32)))
         dropped = torch.from_numpy(rng.random(size) < self.config.label_dropout)
         return x, noise, s, torch.where(dropped, self.model_config.num_classes, y)
+
+    def _levels(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers (N,) into noise levels: one draw for each, whatever their law."""
+        s, config = uniform, self.config
+        if config.time_sampling == "logit-normal":
+            normal = torch.special.ndtri(uniform.double())
+            s = torch.sigmoid(config.time_mean + config.time_std * normal).to(uniform.dtype)
+        return self.objective.reached(s)
 
     def losses(
         self, predict: Callable[..., Tensor], x: Tensor, noise: Tensor, s: Tensor, y: Tensor
