@@ -55,6 +55,9 @@ def train(
         Path | None, typer.Option(help="A TOML file of settings; flags win over it.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write scalars to OUT/tensorboard.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was cut off.")
     ] = False,
@@ -71,7 +74,7 @@ def train(
     flags: dict[str, Any] = {
         name: value
         for name, value in locals().items()
-        if value is not None and name not in ("out", "config", "device", "resume")
+        if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
     }
     from dar_probe.cli import terminal
     from dar_probe.devices import find_device
@@ -90,8 +93,9 @@ def train(
             tell(step.step, step.steps, f"loss {step.loss:.4f}")
 
         last = loop.train(
-            settings, out, resume=resume, device=place, on_start=_say_origin, on_step=on_step
-        )
+            settings, out, resume=resume, device=place, tensorboard=tensorboard,
+            on_start=_say_origin, on_step=on_step,
+        )  # fmt: skip
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")
 

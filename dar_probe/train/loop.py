@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.ranks import ALONE, Ranks, alive, joined
+from dar_probe.train import board, ema
 from dar_probe.train import data as datasets
-from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
 from dar_probe.train.retrofit import Original, objective_settings, original
@@ -43,6 +43,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    tensorboard: bool = False,
     on_start: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -52,17 +53,24 @@ def train(
     ``distance``, the RMS difference of the outputs on held-out samples over their RMS.
 
     Writes out/metrics.csv and out/checkpoints/step-0000000.pt, each with ``model``, ``ema``,
-    ``opt``, ``step`` and ``args`` as plain data. Batch k is a function of (seed, k), so a run
-    that was killed and resumed ends with the same bits as one that was not.
+    ``opt``, ``step`` and ``args`` as plain data; ``tensorboard`` adds scalars in out/tensorboard.
+    Batch k is a function of (seed, k), so a run that was killed and resumed ends with the same bits
+    as one that was not.
 
     Raises:
-        UsageError: ``out`` holds another run, or anything while ``resume`` is off.
+        UsageError: ``out`` holds another run, or anything while ``resume`` is off; or the package
+            tensorboard is wanted and missing.
         ProbeError: the loss is not finite.
     """
-    with joined() as ranks:
+    if tensorboard:
+        board.check()
+    with joined() as ranks, ExitStack() as open_files:
         run = Run(config, out, device=device, ranks=ranks)
         with run.folder.held() if ranks.leads else nullcontext():
             start = run.restore() if resume else run.start()
+            if tensorboard and ranks.leads and start < config.steps:
+                run.board = board.Board(run.folder.board, start)
+                open_files.callback(run.board.close)
             if on_start:
                 on_start(run.origin)
             began = time.monotonic()
@@ -133,6 +141,7 @@ class Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.board: board.Board | None = None
         self.row: dict[str, float] = {}
         self.origin: dict[str, Any] = {}
 
@@ -291,7 +300,10 @@ class Run:
 
     def record(self, step: int, *, validated: bool) -> None:
         """Write the row of ``step``, with the average's validation loss where it is due."""
-        self.folder.add({**self.row, **(self.validation() if validated else {})})
+        row = {**self.row, **(self.validation() if validated else {})}
+        self.folder.add(row)
+        if self.board:
+            self.board.add(row)
 
     @torch.no_grad()
     def validation(self) -> dict[str, float]:
@@ -312,6 +324,8 @@ class Run:
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step``, in the official layout."""
+        if self.board:
+            self.board.flush()
         state = {
             "model": self.model.state_dict(),
             "ema": self.average.state_dict(),

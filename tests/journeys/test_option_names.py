@@ -22,7 +22,8 @@ NAMES = {
     "report": "ANALYSIS --out",
     "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "
     "--steps --batch-size --lr --seed --data --objective --path --prediction "
-    "--time-sampling --init-from --autocast --compile --no-compile --config --device --resume",
+    "--time-sampling --init-from --autocast --compile --no-compile --config --device "
+    "--tensorboard --resume",
 }
 
 
