@@ -66,8 +66,8 @@ def train(
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
     underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
-    time_mean, time_std, validate_every, checkpoint_every and validation_samples can stand only
-    there.
+    time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width, validate_every,
+    checkpoint_every and validation_samples can stand only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """

@@ -27,6 +27,10 @@ class TrainConfig:
             ``dar_probe.objective.Flow``.
         time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
         time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
+        repa_depth: the block, from 1, after which hidden tokens are aligned with an encoder's
+            (REPA, arXiv 2410.06940); 0 is none. See ``dar_probe.train.repa``.
+        repa_weight, repa_encoder, repa_width: of that term, "digits" or a local folder of
+            transformers, hidden width of its projector.
         init_from: a checkpoint to start from, of any routing; "" starts at random.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
@@ -60,6 +64,10 @@ class TrainConfig:
     time_sampling: str = "uniform"
     time_mean: float = 0.0
     time_std: float = 1.0
+    repa_depth: int = 0
+    repa_weight: float = 0.5
+    repa_encoder: str = "digits"
+    repa_width: int = 256
     init_from: str = ""
     steps: int = 2000
     batch_size: int = 128
@@ -94,6 +102,10 @@ class TrainConfig:
         _require(self.prediction in FLOW_PREDICTIONS, "prediction", _one_of(FLOW_PREDICTIONS), self)
         samplings = ("uniform", "logit-normal")
         _require(self.time_sampling in samplings, "time_sampling", _one_of(samplings), self)
+        deep = 0 <= self.repa_depth <= self.depth
+        _require(deep, "repa_depth", "between 0 and the depth", self)
+        _require(0 < self.repa_weight < math.inf, "repa_weight", "above 0 and finite", self)
+        _require(self.repa_width >= 1, "repa_width", "at least 1", self)
         _require(math.isfinite(self.time_mean), "time_mean", "finite", self)
         _require(0 < self.time_std < math.inf, "time_std", "above 0 and finite", self)
 
@@ -101,7 +113,14 @@ class TrainConfig:
         """Return the objective."""
         return flow(self.objective, self.path, self.prediction)
 
-    def model(self, *, in_channels: int, input_size: int, num_classes: int) -> SiTConfig:
+    def model(
+        self,
+        *,
+        in_channels: int,
+        input_size: int,
+        num_classes: int,
+        projectors: tuple[int, ...] = (),
+    ) -> SiTConfig:
         """Return the model's config for data of this shape."""
         return SiTConfig(
             depth=self.depth,
@@ -114,6 +133,8 @@ class TrainConfig:
             null_class=self.label_dropout > 0,
             learn_sigma=self.learn_sigma,
             qk_norm=self.qk_norm,
+            projectors=projectors,
+            projector_width=self.repa_width if projectors else SiTConfig.projector_width,
             routing=self.routing,
             query=self.query,
             chunk_size=self.chunk_size,

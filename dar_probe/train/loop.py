@@ -17,7 +17,7 @@ from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.ranks import ALONE, Ranks, alive, joined
-from dar_probe.train import board, ema
+from dar_probe.train import board, ema, repa
 from dar_probe.train import data as datasets
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
@@ -98,7 +98,7 @@ class Run:
         self, config: TrainConfig, out: Path, *, device: str, ranks: Ranks = ALONE
     ) -> None:
         self.config, self.ranks = config, ranks
-        self.folder = RunFolder(out, COLUMNS)
+        self.folder = RunFolder(out, (*COLUMNS, *(["repa_loss"] if config.repa_depth else [])))
         parts = ranks.world * config.accumulate
         if config.batch_size < parts:
             raise UsageError(
@@ -111,7 +111,13 @@ class Run:
         channels, size, *other = everything.latents.shape[1:]
         if other != [size]:
             raise UsageError(f"{config.data} has samples that are not square, (C, H, H)")
+        self.encoder: repa.Encoder | None = None
+        projectors: tuple[int, ...] = ()
+        if config.repa_depth:
+            self.encoder = repa.encoder(config.repa_encoder, self.device)
+            projectors = (repa.width(self.encoder, everything.latents[:1].to(self.device)),)
         self.model_config = config.model(
+            projectors=projectors,
             in_channels=channels,
             input_size=size,
             num_classes=int(everything.labels.max()) + 1,
@@ -143,6 +149,7 @@ class Run:
         )
         self.board: board.Board | None = None
         self.row: dict[str, float] = {}
+        self.aligned = 0.0  # REPA's term of the last batch
         self.origin: dict[str, Any] = {}
 
     def start(self) -> int:
@@ -228,30 +235,53 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         with alive():
             value = self._backward(step)
-        if not np.isfinite(value):
+        if not np.isfinite(value + self.aligned):
             raise ProbeError(f"the loss is {value} at step {step}", hint="try a lower --lr")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         self.optimiser.step()
         if self.ranks.leads:
             ema.update(self.average, self.model, step=step, decay=config.ema)
         self.row = {"step": step, "loss": value, "lr": lr, "grad_norm": float(norm)}
+        if self.encoder:
+            self.row["repa_loss"] = self.aligned
         return value
 
     def _backward(self, step: int) -> float:
         """Add the gradient of the batch's mean loss, in parts; return that loss."""
         config, world = self.config, self.ranks.world
-        value = torch.zeros((), dtype=torch.float64)
+        value = torch.zeros(2, dtype=torch.float64)  # denoising, alignment
         parts = self.parts(step)
         for part in parts:
             with self._waits() if part is not parts[-1] else nullcontext():
+                tokens = self.encoder(part[0]) if self.encoder else None
                 with torch.autocast(
                     self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"
                 ):
-                    losses = self.losses(self.predict, *part)
-                loss = losses.sum() / config.batch_size
-                (loss * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean
-            value += loss.detach().cpu()
-        return self.ranks.sum(float(value))
+                    losses, aligned = self._training_losses(tokens, *part)
+                loss, extra = (each.sum() / config.batch_size for each in (losses, aligned))
+                total = loss + config.repa_weight * extra if self.encoder else loss
+                (total * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean
+            value += torch.stack([loss.detach(), extra.detach()]).cpu()
+        if self.encoder:
+            self.aligned = self.ranks.sum(float(value[1]))
+        return self.ranks.sum(float(value[0]))
+
+    def _training_losses(
+        self, tokens: Tensor | None, x: Tensor, noise: Tensor, s: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss (N,) of every sample, and REPA's term (N,), zero without ``tokens``."""
+        if tokens is None:
+            losses = self.losses(self.predict, x, noise, s, y)
+            return losses, torch.zeros_like(losses)
+        found: list[Tensor] = []
+
+        def predict(*inputs: Tensor) -> Tensor:
+            both: Any = self.predict(*inputs, project_after=self.config.repa_depth)
+            found.append(both[1])
+            return both[0]  # type: ignore[no-any-return]
+
+        losses = self.losses(predict, x, noise, s, y)
+        return losses, repa.misalignment(found[0], tokens)
 
     def _waits(self) -> AbstractContextManager[None]:
         """Keep gradients in this process; they cross the network with a step's last part."""

@@ -44,7 +44,10 @@ class Original:
         ours, theirs = model.config.to_dict(), self.config.to_dict()
         routing = {"routing", "query", "chunk_size", "streams", "dilation", "period"}
         for name in ours:
-            if name not in routing | {"projectors"} and ours[name] != theirs[name]:
+            if (
+                name not in routing | {"projectors", "projector_width"}
+                and ours[name] != theirs[name]
+            ):
                 raise UsageError(
                     f"{name} is {theirs[name]} in {self.name!r} and {ours[name]} here",
                     hint="a run takes its sizes from --init-from; its data must fit them",
@@ -53,7 +56,7 @@ class Original:
         state = {
             name: value
             for name, value in self.model.state_dict().items()
-            if same or not name.startswith("stream.")
+            if (same or not name.startswith("stream.")) and not name.startswith("projectors.")
         }
         kept = {name: value for name, value in model.state_dict().items() if name not in state}
         known = set(model.state_dict())
