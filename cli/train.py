@@ -38,6 +38,11 @@ def train(
     objective: Annotated[
         str | None, typer.Option(help="sit (t=0 is noise) or repa (t=1 is noise).")
     ] = None,
+    path: Annotated[str | None, typer.Option(help="linear, gvp or vp, as in SiT.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="velocity, noise or score.")] = None,
+    time_sampling: Annotated[
+        str | None, typer.Option(help="Of noise levels: uniform or logit-normal.")
+    ] = None,
     init_from: Annotated[
         str | None,
         typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),
@@ -50,6 +55,9 @@ def train(
         Path | None, typer.Option(help="A TOML file of settings; flags win over it.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write scalars to OUT/tensorboard.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was cut off.")
     ] = False,
@@ -58,14 +66,15 @@ def train(
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
     underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
-    validate_every, checkpoint_every and validation_samples can stand only there.
+    time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width, validate_every,
+    checkpoint_every and validation_samples can stand only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """
     flags: dict[str, Any] = {
         name: value
         for name, value in locals().items()
-        if value is not None and name not in ("out", "config", "device", "resume")
+        if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
     }
     from dar_probe.cli import terminal
     from dar_probe.devices import find_device
@@ -84,8 +93,9 @@ def train(
             tell(step.step, step.steps, f"loss {step.loss:.4f}")
 
         last = loop.train(
-            settings, out, resume=resume, device=place, on_start=_say_origin, on_step=on_step
-        )
+            settings, out, resume=resume, device=place, tensorboard=tensorboard,
+            on_start=_say_origin, on_step=on_step,
+        )  # fmt: skip
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")
 

@@ -5,7 +5,7 @@ knows which way the model's own clock runs, in which unit, and what the model pr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,11 +44,19 @@ class Objective:
         """Return what the model is trained to predict at levels ``s``, like ``x`` (N, C, h, w)."""
         raise NotImplementedError
 
+    def loss(self, prediction: Tensor, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        """Return what training minimises, (N,), in float32 at least.
+
+        That is the mean squared error over each sample's elements.
+        """
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        return per_sample_loss(prediction.to(wide), self.target(x, noise, s).to(wide))
+
     def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return the data and the noise (N, C, h, w) that a prediction at level ``s`` implies.
 
-        Not finite only where they do not follow: data from eps at pure noise, noise from x0 at
-        pure data.
+        Not finite only where they do not follow: data from the noise at pure noise, noise from the
+        data at pure data.
         """
         raise NotImplementedError
 
@@ -65,28 +73,113 @@ class Objective:
 
 @dataclass(frozen=True)
 class Flow(Objective):
-    """Linear interpolant with velocity target; the clock reads ``scale * noise_time`` at noise.
+    """A path of SiT (arXiv 2401.08740; transport/path.py) at time s, with one of its predictions.
 
-    noise_time 0: t = scale (1 - s), target data - noise (SiT's and LightningDiT's code).
-    noise_time 1: t = scale s, target noise - data (REPA; SD3 with scale 1000).
+    The noise level is the time along the path. The clock reads ``scale * noise_time`` at noise.
+    noise_time 0: t = scale (1 - s) (SiT's and LightningDiT's code). noise_time 1: t = scale s
+    (REPA; SD3 with scale 1000).
+
+    path "linear": alpha = 1 - s, sigma = s. "gvp": cos(pi s / 2), sin(pi s / 2). "vp":
+    alpha^2 = exp(-integral of beta from 0 to s), beta from 0.1 to 20, sigma^2 = 1 - alpha^2.
+
+    prediction "velocity": the derivative of x_s by the clock, over ``scale``; data - noise or
+    noise - data on the linear path. "noise": the noise. "score": -noise / sigma; its loss is that
+    of the noise which it implies, |sigma prediction + noise|^2, as in SiT's code without weighting.
     """
 
     noise_time: float
     scale: float = 1.0
+    path: str = "linear"
+    prediction: str = "velocity"
+
+    @property
+    def clock(self) -> str:
+        """The name of the direction of time: "repa" where t = s, "sit" where t = 1 - s."""
+        return "repa" if self.noise_time == 1 else "sit"
+
+    def reached(self, s: Tensor) -> Tensor:
+        """Keep off the ends where a path or what it implies is not finite, by SiT's train_eps."""
+        if self.path == "vp":
+            return s.clamp(min=1e-5)
+        return s if self.prediction == "velocity" else s.clamp(1e-3, 1 - 1e-3)
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - s, s
+        alpha, sigma, _, _ = PATHS[self.path](s)
+        return alpha.to(s.dtype), sigma.to(s.dtype)
 
     def model_time(self, s: Tensor) -> Tensor:
         return self.scale * (s if self.noise_time == 1 else 1 - s)
 
     def target(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
-        return noise - x if self.noise_time == 1 else x - noise
+        if self.prediction == "noise":
+            return noise
+        _, sigma, d_alpha, d_sigma = (column(c, x) for c in PATHS[self.path](s))
+        if self.prediction == "score":
+            return -noise / sigma
+        return self._signed(d_alpha * x + d_sigma * noise)
+
+    def loss(self, prediction: Tensor, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        if self.prediction == "score":
+            wide = torch.promote_types(prediction.dtype, torch.float32)
+            sigma = column(self.alpha_sigma(s)[1], prediction.to(wide))
+            return per_sample_loss(sigma * prediction.to(wide), -noise.to(wide))
+        return super().loss(prediction, x, noise, s)
 
     def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        to_noise = prediction if self.noise_time == 1 else -prediction  # noise - data
-        s = column(s, x_s)
-        return x_s - s * to_noise, x_s + (1 - s) * to_noise
+        alpha, sigma, d_alpha, d_sigma = PATHS[self.path](s)
+        if self.prediction == "velocity":
+            # x_s and its slope are two equations in data and noise.
+            slope, scale = self._signed(prediction), alpha * d_sigma - sigma * d_alpha
+            alpha, sigma, d_alpha, d_sigma = (
+                column(c / scale, x_s) for c in (alpha, sigma, d_alpha, d_sigma)
+            )
+            return d_sigma * x_s - sigma * slope, alpha * slope - d_alpha * x_s
+        alpha, sigma = column(alpha, x_s), column(sigma, x_s)
+        noise = prediction if self.prediction == "noise" else -sigma * prediction
+        return (x_s - sigma * noise) / alpha, noise
+
+    def _signed(self, slope: Tensor) -> Tensor:
+        """Turn a derivative by s into one by the clock, and back."""
+        return slope if self.noise_time == 1 else -slope
+
+
+def _linear(s: Tensor) -> tuple[Tensor, ...]:
+    return 1 - s, s, -torch.ones_like(s), torch.ones_like(s)
+
+
+def _gvp(s: Tensor) -> tuple[Tensor, ...]:
+    s, quarter = s.double(), math.pi / 2
+    alpha, sigma = torch.sin(quarter * (1 - s)), torch.sin(quarter * s)  # exact at both ends
+    return alpha, sigma, -quarter * sigma, quarter * alpha
+
+
+def _vp(s: Tensor) -> tuple[Tensor, ...]:
+    s, start, slope = s.double(), 0.1, 19.9
+    beta, integral = start + slope * s, start * s + slope * s**2 / 2
+    alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+    return alpha, sigma, -beta * alpha / 2, beta * alpha**2 / (2 * sigma)
+
+
+# Level (N,) to alpha, sigma and their derivatives, (N,) each.
+PATHS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "linear": _linear,
+    "gvp": _gvp,
+    "vp": _vp,
+}
+FLOW_PREDICTIONS = ("velocity", "noise", "score")
+
+
+def flow(clock: str, path: str = "linear", prediction: str = "velocity") -> Flow:
+    """Return the flow of a clock ("sit", "repa"), a path and a prediction.
+
+    Raises:
+        UsageError: there is none.
+    """
+    usual = (path, prediction) == ("linear", "velocity")
+    name = clock if usual else f"{clock}:{path}:{prediction}"
+    if clock not in ("sit", "repa") or path not in PATHS or prediction not in FLOW_PREDICTIONS:
+        raise _unknown("objective", name)
+    return Flow(name, float(clock == "repa"), path=path, prediction=prediction)
 
 
 @dataclass(frozen=True)
@@ -235,8 +328,8 @@ def _zero_snr(alpha_bar: Tensor) -> Tensor:
 
 _LDM = ddpm("ddpm:scaled-linear", schedule="scaled-linear", beta_start=0.00085, beta_end=0.012)
 OBJECTIVES: dict[str, Objective] = {
-    "sit": Flow("sit", noise_time=0.0),
-    "repa": Flow("repa", noise_time=1.0),
+    "sit": flow("sit"),
+    "repa": flow("repa"),
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),
@@ -253,14 +346,18 @@ _STEPS = {
 def get(name: str) -> Objective:
     """Return the objective called ``name``.
 
-    That is one of ``OBJECTIVES``; "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and
-    Stable Diffusion's for scaled-linear; or "dit:PREDICTION" and "uvit:PREDICTION".
+    That is one of ``OBJECTIVES``; "sit:PATH:PREDICTION" and "repa:PATH:PREDICTION", see ``Flow``;
+    "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and Stable Diffusion's for
+    scaled-linear; or "dit:PREDICTION" and "uvit:PREDICTION".
 
     Raises:
         UsageError: there is none.
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
+    clock, *rest = name.split(":")
+    if clock in ("sit", "repa") and len(rest) == 2:
+        return replace(flow(clock, *rest), name=name)
     steps, _, prediction = name.rpartition(":")
     if steps not in _STEPS or prediction not in PREDICTIONS:
         raise _unknown("objective", name)
@@ -271,13 +368,17 @@ def candidates(assumed: Objective) -> dict[str, Objective]:
     """Return the conventions, by name, that a model assumed to follow ``assumed`` may really have.
 
     Where that is a DDPM, its other predictions on the same steps are among them; where it is a flow
-    with a clock in other units, the same with time running the other way.
+    with a clock in other units, the same with time running the other way; where it is a flow with a
+    path and a prediction of its own, all predictions on that path in both directions of time.
     """
     found = {name: OBJECTIVES[name] for name in ("sit", "repa", "dit")}
     found[assumed.name] = assumed
     if isinstance(assumed, Flow) and assumed.scale != 1:
         name = f"{assumed.name}:reversed"
         found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)
+    if isinstance(assumed, Flow) and assumed.name.count(":") == 2:
+        names = (f"{c}:{assumed.path}:{p}" for c in ("sit", "repa") for p in FLOW_PREDICTIONS)
+        found |= {name: get(name) for name in names}
     if isinstance(assumed, DDPM):
         base = assumed.name.removesuffix(f":{assumed.prediction}")
         others = (p for p in PREDICTIONS if p != assumed.prediction)
@@ -298,6 +399,8 @@ def column(value: Tensor, like: Tensor) -> Tensor:
 def _unknown(what: str, name: str) -> UsageError:
     return UsageError(
         f"unknown {what} {name!r}",
-        hint=f"known: {', '.join(OBJECTIVES)}, and ddpm:SCHEDULE:PREDICTION with a schedule of "
-        f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}",
+        hint=f"known: {', '.join(OBJECTIVES)}; ddpm:SCHEDULE:PREDICTION with a schedule of "
+        f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}; "
+        f"sit:PATH:PREDICTION and repa:PATH:PREDICTION with a path of {', '.join(PATHS)} and a "
+        f"prediction of {', '.join(FLOW_PREDICTIONS)}",
     )

@@ -11,8 +11,15 @@ from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.train import sample
 from tests import tiny
 
+EVERY_FLOW = [
+    f"{clock}:{path}:{prediction}"
+    for clock in ("sit", "repa")
+    for path in objective.PATHS
+    for prediction in objective.FLOW_PREDICTIONS
+]
 EVERY = [
     *objective.OBJECTIVES,
+    *EVERY_FLOW,
     *(f"ddpm:{s}:{p}" for s in objective.SCHEDULES for p in objective.PREDICTIONS),
     "dit:v",
     "uvit:x0",
@@ -54,18 +61,74 @@ FLOWS = {
     "repa": objective.get("repa"),
     "sd3": objective.Flow("sd3", noise_time=1, scale=1000),
     "reversed": objective.Flow("reversed", noise_time=0, scale=1000),
+    **{name: objective.get(name) for name in EVERY_FLOW if name.endswith("velocity")},
 }
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_velocity_is_the_slope_of_the_path_in_the_models_own_time(name):
-    flow, step = FLOWS[name], 1e-6
-    passed = flow.model_time(level(0.5 + step)) - flow.model_time(level(0.5))
-    direction = float(passed[0]) / flow.scale
-    change = flow.interpolate(X, NOISE, level(0.5 + step)) - flow.interpolate(X, NOISE, level(0.5))
-    torch.testing.assert_close(
-        change / direction, flow.target(X, NOISE, level(0.5)), rtol=1e-8, atol=1e-8
+@pytest.mark.parametrize("s", [0.05, 0.5, 0.9])
+def test_velocity_is_the_slope_of_the_path_in_the_models_own_time(name, s):
+    flow, step = FLOWS[name], 1e-5
+    passed = flow.model_time(level(s + step)) - flow.model_time(level(s - step))
+    change = flow.interpolate(X, NOISE, level(s + step)) - flow.interpolate(
+        X, NOISE, level(s - step)
     )
+    torch.testing.assert_close(
+        change / float(passed[0]) * flow.scale, flow.target(X, NOISE, level(s)), rtol=0, atol=1e-6
+    )
+
+
+def sit_path(path, t):
+    """alpha, sigma of transport/path.py in its own time, which is 1 at data."""
+    if path == "linear":
+        return t, 1 - t
+    if path == "gvp":
+        return math.sin(t * math.pi / 2), math.cos(t * math.pi / 2)
+    log_mean = -0.25 * (1 - t) ** 2 * (20.0 - 0.1) - 0.5 * (1 - t) * 0.1
+    return math.exp(log_mean), math.sqrt(1 - math.exp(2 * log_mean))
+
+
+@pytest.mark.parametrize("path", objective.PATHS)
+def test_paths_and_losses_are_those_of_sit(path):
+    for t in (0.02, 0.3, 0.77, 0.99):
+        alpha, sigma = sit_path(path, t)
+        noise, score = (objective.get(f"sit:{path}:{p}") for p in ("noise", "score"))
+        s = level(1 - t)
+        torch.testing.assert_close(noise.model_time(s), level(t))
+        for found, wanted in zip(score.alpha_sigma(s), (alpha, sigma), strict=True):
+            assert found.tolist() == pytest.approx([wanted] * 3, rel=1e-9)
+        output = torch.sin(7 * X)
+        wanted = ((output - NOISE) ** 2).mean((1, 2, 3))
+        torch.testing.assert_close(noise.loss(output, X, NOISE, s), wanted)
+        wanted = ((output * sigma + NOISE) ** 2).mean((1, 2, 3))  # WeightType.NONE
+        torch.testing.assert_close(score.loss(output, X, NOISE, s), wanted)
+        perfect = score.target(X, NOISE, s)
+        torch.testing.assert_close(perfect, -NOISE / sigma)
+        assert float(score.loss(perfect, X, NOISE, s).max()) < 1e-25
+
+
+def test_the_vp_path_is_the_vp_process_at_its_own_time():
+    """One process: there the noise level is sigma, here the time along the path."""
+    path, process, s = objective.get("repa:vp:noise"), objective.get("vp"), level(0.3)
+    alpha, sigma = path.alpha_sigma(s)
+    torch.testing.assert_close(process.alpha_sigma(sigma)[0], alpha)
+    torch.testing.assert_close(process.model_time(sigma), 999 * path.model_time(s))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_linear_velocity_is_the_plain_flow_bit_for_bit(dtype):
+    x, noise = X.to(dtype), NOISE.to(dtype)
+    for s in torch.rand(64, 1, dtype=dtype, generator=torch.Generator().manual_seed(0)):
+        s = s.expand(3)
+        sit, repa = objective.get("sit"), objective.get("repa")
+        assert torch.equal(sit.reached(s), s)
+        x_s, at = sit.interpolate(x, noise, s), s[0]
+        assert torch.equal(x_s, (1 - at) * x + at * noise)
+        for flow, to_noise in ((sit, -X.to(dtype)), (repa, X.to(dtype))):
+            clean, left = flow.split(x_s, X.to(dtype), s)
+            assert torch.equal(clean, x_s - at * to_noise)
+            assert torch.equal(left, x_s + (1 - at) * to_noise)
+        assert torch.equal(repa.target(x, noise, s), noise - x)
 
 
 def test_ddpm_levels_are_those_of_the_schedule():
@@ -217,7 +280,7 @@ def test_the_time_axis_runs_from_data_to_noise(name):
     x_s = o.interpolate(torch.ones(len(reached), 1, dtype=torch.float64), torch.zeros(()), reached)
     assert (x_s[:, 0].diff() < 0).all()  # less and less data
     assert (o.log_snr(reached).diff() < 0).all()
-    direction = -1 if name == "sit" else 1
+    direction = -1 if name.startswith("sit") else 1
     assert (o.model_time(reached).diff() * direction > 0).all()
     assert torch.equal(o.reached(reached), reached)
 
@@ -304,12 +367,36 @@ def test_loss_is_the_mean_over_one_sample():
 
 
 @pytest.mark.parametrize(
-    "name", ["rectified", "ddpm", "ddpm:linear", "ddpm:cosine:score", "sit:v", "ddpm:sigmoid:v", ""]
+    "name",
+    [
+        "rectified",
+        "ddpm",
+        "ddpm:linear",
+        "ddpm:cosine:score",
+        "sit:v",
+        "ddpm:sigmoid:v",
+        "",
+        "sit:gvp",
+        "sit:gvp:eps",
+        "sit:cosine:noise",
+        "dit:gvp:noise",
+        "sit:gvp:noise:x",
+    ],
 )
 def test_unknown_objective(name):
     with pytest.raises(UsageError, match=repr(name)) as caught:
         objective.get(name)
-    for word in ("sit", "uvit", "vp", "ddpm:SCHEDULE:PREDICTION", "cosine", "x0"):
+    for word in (
+        "sit",
+        "uvit",
+        "vp",
+        "ddpm:SCHEDULE:PREDICTION",
+        "cosine",
+        "x0",
+        "PATH",
+        "gvp",
+        "score",
+    ):
         assert word in caught.value.hint
 
 
@@ -319,7 +406,8 @@ def test_every_candidate_can_be_asked_for(name):
     assert assumed.name == name
     found = objective.candidates(assumed)
     assert {"sit", "repa", "dit", name} <= set(found)
-    assert len(found) == len({"sit", "repa", "dit", name}) + 2 * (name in EVERY_DDPM)
+    others = 5 * (name in EVERY_FLOW) + 2 * (name in EVERY_DDPM)
+    assert len(found) == len({"sit", "repa", "dit", name}) + others
     for other, o in found.items():
         assert o.name == other and objective.get(other) == o
         if isinstance(o, objective.DDPM):
@@ -356,14 +444,16 @@ def test_euler_steps_reach_the_data(name):
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     o = objective.get(name)
     drawn = sample.draw(Oracle(name, x), o, torch.zeros(2, dtype=torch.long), (1, 4, 4), seed=0)
-    left = float(o.reached(torch.zeros(1))[0])  # DDPM's cleanest step still holds noise
+    # DDPM's cleanest step, and where a path must keep off its end, still hold noise.
+    left = float(o.alpha_sigma(o.reached(torch.zeros(1)))[1][0])
     torch.testing.assert_close(drawn, x.expand(2, -1, -1, -1), rtol=0, atol=1e-3 + 4 * left)
 
 
-ASSUMED = ["sit", "repa", "dit", "uvit", "vp", "ddpm:cosine:v"]
+ASSUMED = ["repa:gvp:noise", "sit:vp:score", "sit", "repa", "dit", "uvit", "vp", "ddpm:cosine:v"]
 WRONG = [
     *((true, assumed) for true in ("sit", "repa", "dit") for assumed in ASSUMED),
     ("dit:v", "dit"), ("dit:x0", "dit"), ("dit:eps", "dit:v"), ("uvit:v", "uvit"),
+    ("sit:gvp:noise", "repa:gvp:noise"), ("sit:vp:velocity", "sit:vp:score"),
     ("ddpm:cosine:eps", "ddpm:cosine:v"), ("ddpm:cosine:v", "ddpm:cosine:x0"),
 ]  # fmt: skip
 

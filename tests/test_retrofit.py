@@ -78,7 +78,8 @@ def test_a_run_that_is_continued_knows_what_it_started_from(plain, tmp_path):
 
 def test_sizes_are_those_of_the_file(plain, tmp_path):
     found = sizes(plain)
-    assert found == {**{n: load(plain)["args"][n] for n in SIZES}, "objective": "sit"}
+    objective = {"objective": "sit", "path": "linear", "prediction": "velocity"}
+    assert found == {**{n: load(plain)["args"][n] for n in SIZES}, **objective}
     with pytest.raises(UsageError, match="depth is 4 in 'step-0000060.pt' and 3 here"):
         begun(plain, tmp_path, depth=3)
     with pytest.raises(UsageError, match="the objective sit, this run repa"):

@@ -1,23 +1,29 @@
 """The trainer: learns, stores plain data, and resumes bit for bit after SIGKILL."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
+from dar_probe.loading import load as load_subject
+from dar_probe.objective import FLOW_PREDICTIONS, PATHS
 from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, read_toml
-from dar_probe.train.loop import COLUMNS, train
+from dar_probe.train.loop import COLUMNS, Run, train
+from dar_probe.train.retrofit import sizes
+from dar_probe.train.sample import draw
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,
@@ -41,6 +47,11 @@ def same(a, b):
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def column(folder, name):
+    with (folder / "metrics.csv").open() as file:
+        return [row[name] for row in csv.DictReader(file)]
 
 
 def load(path):
@@ -97,6 +108,54 @@ def test_checkpoint_has_the_official_layout_and_plain_data(tmp_path):
     assert found.routing == {"routing": "dar", "query": "static+t", "chunk_size": 2}
     names = sorted(p.name for p in path.parent.iterdir())
     assert names == [f"step-000000{i}.pt" for i in (2, 4, 6)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", FLOW_PREDICTIONS)
+def test_every_path_and_prediction_is_learnt_and_read_back(tmp_path, path, prediction):
+    config = replace(
+        SMALL, steps=40, lr=3e-3, ema=0.9, validate_every=4, checkpoint_every=40, batch_size=32,
+        objective="repa", path=path, prediction=prediction,
+    )  # fmt: skip
+    last = train(config, tmp_path / "run")
+    losses = [float(v) for v in column(tmp_path / "run", "val_loss") if v]
+    assert losses[-1] < 0.95 * losses[0]
+    loaded = load_subject(last)
+    usual = (path, prediction) == ("linear", "velocity")
+    assert loaded.objective.name == ("repa" if usual else f"repa:{path}:{prediction}")
+    drawn = draw(
+        loaded.model, loaded.objective, torch.zeros(2, dtype=torch.long), (1, 8, 8), seed=0, steps=5
+    )
+    assert drawn.isfinite().all()
+    assert sizes(last)["path"] == path and sizes(last)["prediction"] == prediction
+
+
+def test_logit_normal_levels_have_their_law_and_leave_the_batch_as_it_was():
+    config = replace(SMALL, batch_size=2000)
+    uniform = Run(config, Path("unused"), device="cpu").batch(3)
+    config = replace(config, time_sampling="logit-normal", time_mean=0.5, time_std=2.0)
+    run = Run(config, Path("unused"), device="cpu")
+    found = run.batch(3)
+    for at in (0, 1, 3):  # data, noise, labels with the dropped ones
+        assert torch.equal(found[at], uniform[at])
+    assert torch.equal(run.batch(3)[2], found[2]) and not torch.equal(run.batch(4)[2], found[2])
+    assert uniform[2].double().mean() == pytest.approx(0.5, abs=0.02)
+    normal = found[2].double().logit()
+    assert normal.mean() == pytest.approx(0.5, abs=0.15)
+    assert normal.std() == pytest.approx(2.0, abs=0.1)
+    below = [(normal < 0.5 + 2.0 * z).double().mean() for z in (-1, 0, 1)]
+    assert below == pytest.approx([0.1587, 0.5, 0.8413], abs=0.03)
+    # The number is one and the same draw, so levels are in the order of the uniform ones.
+    assert torch.equal(found[2].argsort(stable=True), uniform[2].argsort(stable=True))
+
+
+def test_a_run_starts_only_from_its_own_path(tmp_path):
+    last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
+    with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
+        train(replace(SMALL, init_from=str(last)), tmp_path / "two")
+    assert caught.value.hint == "add --objective sit --path gvp --prediction score"
+    again = replace(SMALL, path="gvp", prediction="score", init_from=str(last))
+    assert load(train(again, tmp_path / "three"))["args"]["objective"] == "sit:gvp:score"
 
 
 def test_another_run_is_not_overwritten(tmp_path):
@@ -177,6 +236,11 @@ def test_settings_read_toml(tmp_path):
         ({"ema": 1.0}, "in"),
         ({"autocast": "fp8"}, "none or bf16"),
         ({"objective": "dit"}, "sit or repa"),
+        ({"time_sampling": "cosine"}, "it must be uniform or logit-normal"),
+        ({"time_std": 0.0}, "above 0"),
+        ({"time_mean": math.inf}, "finite"),
+        ({"path": "cosine"}, "it must be linear, gvp or vp"),
+        ({"prediction": "eps"}, "it must be velocity, noise or score"),
         ({"seed": -1}, "at least 0"),
     ],
 )

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from dar_probe.train import loop
 from tests.test_train_ranks import SMALL
-out, accumulate, dies = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+out, (accumulate, dies, repa) = Path(sys.argv[1]), map(int, sys.argv[2:])
 rank = os.environ["RANK"]
 runs = []
 first = loop.Run.step
@@ -36,7 +36,7 @@ def step(self, step):
         os.kill(os.getpid(), 9)
     return first(self, step)
 loop.Run.step = step
-loop.train(replace(SMALL, accumulate=accumulate), out, resume=True)
+loop.train(replace(SMALL, accumulate=accumulate, repa_depth=repa), out, resume=True)
 torch.save(runs[-1].model.state_dict(), out.with_name(f"weights-{rank}.pt"))
 """
 
@@ -46,10 +46,10 @@ def whole(tmp_path_factory) -> Path:
     return train(SMALL, tmp_path_factory.mktemp("one") / "run")
 
 
-def start(folder: Path, processes: int, *, accumulate: int = 1, dies: int = 0):
+def start(folder: Path, processes: int, *, accumulate: int = 1, dies: int = 0, repa: int = 0):
     script = folder / "job.py"
     script.write_text(JOB)
-    return torchrun(processes, script, folder / "run", accumulate, dies)
+    return torchrun(processes, script, folder / "run", accumulate, dies, repa)
 
 
 def assert_near(found: Path, wanted: Path) -> None:
@@ -78,6 +78,13 @@ def test_three_processes_train_the_weights_of_one(whole, tmp_path):
     )
     for other in others:
         assert all(torch.equal(value, first[name]) for name, value in other.items())
+
+
+def test_two_processes_align_as_one_does(tmp_path):
+    whole = train(replace(SMALL, repa_depth=1), tmp_path / "one")
+    done = start(tmp_path, 2, repa=1)
+    assert done.returncode == 0, done.stderr
+    assert_near(tmp_path / "run" / "checkpoints" / whole.name, whole)
 
 
 def test_a_killed_rank_ends_the_job_with_a_sentence_and_another_job_completes_it(whole, tmp_path):

@@ -37,7 +37,8 @@ class SiTConfig:
         null_class: the label table has one more row, for dropped labels.
         learn_sigma: the head has 2C channels; ``forward`` returns the first C.
         qk_norm: LayerNorm on queries and keys.
-        projectors: output widths of REPA's projectors, kept so that every weight has its place.
+        projectors: output widths of REPA's projectors; they are used in training alone.
+        projector_width: their hidden width.
         routing: a name of ``dar_probe.routing.SCHEMES``.
         query, chunk_size, streams, dilation, period: options of the routings that take them.
     """
@@ -54,6 +55,7 @@ class SiTConfig:
     learn_sigma: bool = True
     qk_norm: bool = False
     projectors: tuple[int, ...] = ()
+    projector_width: int = 2048
     routing: str = "residual"
     query: str = "static+t"
     chunk_size: int = 4
@@ -105,23 +107,36 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, k) for k in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch, out_channels)
         if config.projectors:
-            self.projectors = nn.ModuleList(projector(width, z) for z in config.projectors)
+            self.projectors = nn.ModuleList(
+                projector(width, z, config.projector_width) for z in config.projectors
+            )
         self._init_weights()
         self.stream: Stream = make(
             config.routing, width, Layout.transformer(config.depth), **routing_options(config)
         )
         self.stream.init_host(self)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the target at model time ``t`` (the model's own clock) for labels ``y``."""
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, project_after: int = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict the target at model time ``t`` (the model's own clock) for labels ``y``.
+
+        With ``project_after`` block k, from 1, hand out REPA's projected tokens (N, T, z) too. The
+        hidden state after a block is what the next one, or the head, reads from the stream.
+        """
         v_0 = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         t_emb = self.t_embedder(t)  # (N, D)
         c = t_emb + self.y_embedder(y)  # (N, D)
         state = self.stream.open(v_0, t_emb)
-        for block in self.blocks:
-            block(self.stream, state, c)
-        out = self.final_layer(self.stream.read(state, 2 * len(self.blocks) + 1), c)
-        return unpatchify(out, self.config.patch)[:, : self.config.in_channels]  # (N, C, h, w)
+        hidden = None
+        for k, block in enumerate(self.blocks):
+            h = block(self.stream, state, c)
+            if project_after and k == project_after:
+                hidden = h
+        h = self.stream.read(state, 2 * len(self.blocks) + 1)
+        out = unpatchify(self.final_layer(h, c), self.config.patch)
+        out = out[:, : self.config.in_channels]  # (N, C, h, w)
+        return (out, self.projectors[0](h if hidden is None else hidden)) if project_after else out
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -154,16 +169,17 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, stream: Stream, state: Any, c: Tensor) -> None:
-        """Read h_l twice from the stream and write v_l twice; c is (N, D)."""
+    def forward(self, stream: Stream, state: Any, c: Tensor) -> Tensor:
+        """Read h_l twice from the stream and write v_l twice; c is (N, D). Return the first h_l."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)  # (N, 1, D) each
         )
         l = 2 * self.index + 1
-        h = stream.read(state, l)
-        stream.write(state, l, gate1 * self.attn(modulate(self.norm1(h), shift1, scale1)))
+        first = stream.read(state, l)
+        stream.write(state, l, gate1 * self.attn(modulate(self.norm1(first), shift1, scale1)))
         h = stream.read(state, l + 1)
         stream.write(state, l + 1, gate2 * self.mlp(modulate(self.norm2(h), shift2, scale2)))
+        return first
 
 
 class FinalLayer(nn.Module):
@@ -289,7 +305,7 @@ def sincos_2d(width: int, side: int) -> Tensor:
     return torch.from_numpy(np.concatenate([column, row], axis=1)).float()[None]
 
 
-def projector(width: int, out: int, hidden: int = 2048) -> nn.Sequential:
+def projector(width: int, out: int, hidden: int) -> nn.Sequential:
     """Return a projector of REPA (arXiv 2410.06940): three linear maps with SiLU."""
     return nn.Sequential(
         nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),

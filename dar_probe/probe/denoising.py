@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.loading import ByClass, Call
-from dar_probe.objective import Objective, candidates, per_sample_loss
+from dar_probe.objective import Objective, candidates
 from dar_probe.train import data as datasets
 from dar_probe.train.data import Data
 
@@ -55,8 +55,7 @@ class Denoising:
     def error(self, prediction: Tensor, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
         """Return the same of a prediction (N, C, h, w)."""
         x, noise, s, _ = self._rows(sample_ids, noise_level)
-        wide = torch.promote_types(prediction.dtype, torch.float32)
-        return per_sample_loss(prediction.to(wide), self.objective.target(x, noise, s).to(wide))
+        return self.objective.loss(prediction, x, noise, s)
 
     def _rows(
         self, sample_ids: Tensor, noise_level: Tensor

@@ -28,7 +28,7 @@ class Sizes:
         class_dropout: the label table has that extra row.
         mlp_ratio: hidden width of the MLP over the width.
         learn_sigma, qk_norm: the head has 2C channels; queries and keys are normalised.
-        projectors: output widths of REPA's projectors.
+        projectors, projector_width: output widths of REPA's projectors, and their hidden width.
         routing: the routing of a file of our own and its options, else {}.
         assumptions: one sentence for each thing that the file could not tell.
     """
@@ -46,6 +46,7 @@ class Sizes:
     learn_sigma: bool
     qk_norm: bool
     projectors: list[int]
+    projector_width: int
     routing: dict[str, Any]
     assumptions: list[str]
 
@@ -69,6 +70,7 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     projectors: list[int] = []
     while (last := f"projectors.{len(projectors)}.4.bias") in header.shapes:
         projectors += header.shape(last, 1)
+    between = header.shape("projectors.0.0.bias", 1)[0] if projectors else 2048
     qk_norm, ratio = norm in header.shapes, hidden / width
     if qk_norm:
         header.shape(norm, 1)
@@ -93,6 +95,7 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         learn_sigma=learn_sigma,
         qk_norm=qk_norm,
         projectors=projectors,
+        projector_width=between,
         routing=_routing(header) if own else {},
         assumptions=header.assumptions,
     )

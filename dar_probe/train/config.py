@@ -1,12 +1,15 @@
 """Every setting of a training run, from code, flags or a TOML file."""
 
+import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
+from dar_probe.objective import FLOW_PREDICTIONS, PATHS, Flow, flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,15 @@ class TrainConfig:
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
         learn_sigma, qk_norm: as in ``SiTConfig``.
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
-        objective: "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
+        path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see
+            ``dar_probe.objective.Flow``.
+        time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
+        time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
+        repa_depth: the block, from 1, after which hidden tokens are aligned with an encoder's
+            (REPA, arXiv 2410.06940); 0 is none. See ``dar_probe.train.repa``.
+        repa_weight, repa_encoder, repa_width: of that term, "digits" or a local folder of
+            transformers, hidden width of its projector.
         init_from: a checkpoint to start from, of any routing; "" starts at random.
         steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
             clipping of the gradient norm; clip 0 means none.
@@ -48,6 +59,15 @@ class TrainConfig:
     qk_norm: bool = False
     data: str = "digits"
     objective: str = "sit"
+    path: str = "linear"
+    prediction: str = "velocity"
+    time_sampling: str = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    repa_depth: int = 0
+    repa_weight: float = 0.5
+    repa_encoder: str = "digits"
+    repa_width: int = 256
     init_from: str = ""
     steps: int = 2000
     batch_size: int = 128
@@ -78,8 +98,29 @@ class TrainConfig:
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self)
         _require(self.autocast in ("none", "bf16"), "autocast", "none or bf16", self)
         _require(self.objective in ("sit", "repa"), "objective", "sit or repa", self)
+        _require(self.path in PATHS, "path", _one_of(PATHS), self)
+        _require(self.prediction in FLOW_PREDICTIONS, "prediction", _one_of(FLOW_PREDICTIONS), self)
+        samplings = ("uniform", "logit-normal")
+        _require(self.time_sampling in samplings, "time_sampling", _one_of(samplings), self)
+        deep = 0 <= self.repa_depth <= self.depth
+        _require(deep, "repa_depth", "between 0 and the depth", self)
+        _require(0 < self.repa_weight < math.inf, "repa_weight", "above 0 and finite", self)
+        _require(self.repa_width >= 1, "repa_width", "at least 1", self)
+        _require(math.isfinite(self.time_mean), "time_mean", "finite", self)
+        _require(0 < self.time_std < math.inf, "time_std", "above 0 and finite", self)
 
-    def model(self, *, in_channels: int, input_size: int, num_classes: int) -> SiTConfig:
+    def flow(self) -> Flow:
+        """Return the objective."""
+        return flow(self.objective, self.path, self.prediction)
+
+    def model(
+        self,
+        *,
+        in_channels: int,
+        input_size: int,
+        num_classes: int,
+        projectors: tuple[int, ...] = (),
+    ) -> SiTConfig:
         """Return the model's config for data of this shape."""
         return SiTConfig(
             depth=self.depth,
@@ -92,6 +133,8 @@ class TrainConfig:
             null_class=self.label_dropout > 0,
             learn_sigma=self.learn_sigma,
             qk_norm=self.qk_norm,
+            projectors=projectors,
+            projector_width=self.repa_width if projectors else SiTConfig.projector_width,
             routing=self.routing,
             query=self.query,
             chunk_size=self.chunk_size,
@@ -139,6 +182,11 @@ def from_dict(settings: dict[str, Any]) -> TrainConfig:
                 f"training setting {name!r} is {value!r}, expected {expected.__name__}"
             )
     return TrainConfig(**settings)
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 def _require(holds: bool, name: str, what: str, config: TrainConfig) -> None:

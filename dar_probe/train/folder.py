@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from dar_probe import files
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.train.board import EVENTS
 
 RETRY = "check the free space, then continue with --resume"
 
@@ -25,7 +26,7 @@ class RunFolder:
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
-        self.metrics = path / "metrics.csv"
+        self.metrics, self.board = path / "metrics.csv", path / "tensorboard"
 
     def held(self) -> ExitStack:
         """Hold the folder against other processes; it is made where it is missing."""
@@ -57,7 +58,12 @@ class RunFolder:
         if found:
             return int(found[-1].stem.removeprefix("step-"))
         entries = {entry.name for entry in self.path.iterdir()}
-        if entries and entries <= {"checkpoints", "metrics.csv"}:  # killed before its first one
+        if entries and entries <= {"checkpoints", "metrics.csv", "tensorboard"}:
+            # It was killed before its first checkpoint.
+            for events in self.board.glob(EVENTS):
+                events.unlink()
+            with suppress(OSError):  # not there, or with files of somebody else
+                self.board.rmdir()
             self.metrics.unlink(missing_ok=True)
             (self.path / "checkpoints").rmdir()
         return None

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dar_probe import __version__, objective
+from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.ranks import ALONE, Ranks, alive, joined
+from dar_probe.train import board, ema, repa
 from dar_probe.train import data as datasets
-from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
-from dar_probe.train.retrofit import Original, original
+from dar_probe.train.retrofit import Original, objective_settings, original
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
@@ -43,6 +43,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    tensorboard: bool = False,
     on_start: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -52,17 +53,24 @@ def train(
     ``distance``, the RMS difference of the outputs on held-out samples over their RMS.
 
     Writes out/metrics.csv and out/checkpoints/step-0000000.pt, each with ``model``, ``ema``,
-    ``opt``, ``step`` and ``args`` as plain data. Batch k is a function of (seed, k), so a run
-    that was killed and resumed ends with the same bits as one that was not.
+    ``opt``, ``step`` and ``args`` as plain data; ``tensorboard`` adds scalars in out/tensorboard.
+    Batch k is a function of (seed, k), so a run that was killed and resumed ends with the same bits
+    as one that was not.
 
     Raises:
-        UsageError: ``out`` holds another run, or anything while ``resume`` is off.
+        UsageError: ``out`` holds another run, or anything while ``resume`` is off; or the package
+            tensorboard is wanted and missing.
         ProbeError: the loss is not finite.
     """
-    with joined() as ranks:
+    if tensorboard:
+        board.check()
+    with joined() as ranks, ExitStack() as open_files:
         run = Run(config, out, device=device, ranks=ranks)
         with run.folder.held() if ranks.leads else nullcontext():
             start = run.restore() if resume else run.start()
+            if tensorboard and ranks.leads and start < config.steps:
+                run.board = board.Board(run.folder.board, start)
+                open_files.callback(run.board.close)
             if on_start:
                 on_start(run.origin)
             began = time.monotonic()
@@ -90,7 +98,7 @@ class Run:
         self, config: TrainConfig, out: Path, *, device: str, ranks: Ranks = ALONE
     ) -> None:
         self.config, self.ranks = config, ranks
-        self.folder = RunFolder(out, COLUMNS)
+        self.folder = RunFolder(out, (*COLUMNS, *(["repa_loss"] if config.repa_depth else [])))
         parts = ranks.world * config.accumulate
         if config.batch_size < parts:
             raise UsageError(
@@ -103,7 +111,13 @@ class Run:
         channels, size, *other = everything.latents.shape[1:]
         if other != [size]:
             raise UsageError(f"{config.data} has samples that are not square, (C, H, H)")
+        self.encoder: repa.Encoder | None = None
+        projectors: tuple[int, ...] = ()
+        if config.repa_depth:
+            self.encoder = repa.encoder(config.repa_encoder, self.device)
+            projectors = (repa.width(self.encoder, everything.latents[:1].to(self.device)),)
         self.model_config = config.model(
+            projectors=projectors,
             in_channels=channels,
             input_size=size,
             num_classes=int(everything.labels.max()) + 1,
@@ -115,7 +129,7 @@ class Run:
                 f"{config.data} is too small to train on", hint="a seventh of the rows is held out"
             )
         self.held_out = held_out.first(min(config.validation_samples, len(held_out)))
-        self.objective = objective.get(config.objective)
+        self.objective = config.flow()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = SiT(self.model_config).to(self.device)
@@ -133,7 +147,9 @@ class Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.board: board.Board | None = None
         self.row: dict[str, float] = {}
+        self.aligned = 0.0  # REPA's term of the last batch
         self.origin: dict[str, Any] = {}
 
     def start(self) -> int:
@@ -145,11 +161,12 @@ class Run:
         return 0
 
     def _start_from(self, found: Original) -> None:
-        if found.objective != self.config.objective:
+        if found.objective != self.objective.name:
+            theirs = objective_settings(found.objective)
             raise UsageError(
                 f"{found.name!r} has the objective {found.objective}, "
-                f"this run {self.config.objective}",
-                hint=f"add --objective {found.objective}",
+                f"this run {self.objective.name}",
+                hint=f"add {' '.join(f'--{name} {value}' for name, value in theirs.items())}",
             )
         found.give(self.model)
         self.average.load_state_dict(self.model.state_dict())
@@ -218,30 +235,53 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         with alive():
             value = self._backward(step)
-        if not np.isfinite(value):
+        if not np.isfinite(value + self.aligned):
             raise ProbeError(f"the loss is {value} at step {step}", hint="try a lower --lr")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         self.optimiser.step()
         if self.ranks.leads:
             ema.update(self.average, self.model, step=step, decay=config.ema)
         self.row = {"step": step, "loss": value, "lr": lr, "grad_norm": float(norm)}
+        if self.encoder:
+            self.row["repa_loss"] = self.aligned
         return value
 
     def _backward(self, step: int) -> float:
         """Add the gradient of the batch's mean loss, in parts; return that loss."""
         config, world = self.config, self.ranks.world
-        value = torch.zeros((), dtype=torch.float64)
+        value = torch.zeros(2, dtype=torch.float64)  # denoising, alignment
         parts = self.parts(step)
         for part in parts:
             with self._waits() if part is not parts[-1] else nullcontext():
+                tokens = self.encoder(part[0]) if self.encoder else None
                 with torch.autocast(
                     self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"
                 ):
-                    losses = self.losses(self.predict, *part)
-                loss = losses.sum() / config.batch_size
-                (loss * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean
-            value += loss.detach().cpu()
-        return self.ranks.sum(float(value))
+                    losses, aligned = self._training_losses(tokens, *part)
+                loss, extra = (each.sum() / config.batch_size for each in (losses, aligned))
+                total = loss + config.repa_weight * extra if self.encoder else loss
+                (total * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean
+            value += torch.stack([loss.detach(), extra.detach()]).cpu()
+        if self.encoder:
+            self.aligned = self.ranks.sum(float(value[1]))
+        return self.ranks.sum(float(value[0]))
+
+    def _training_losses(
+        self, tokens: Tensor | None, x: Tensor, noise: Tensor, s: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss (N,) of every sample, and REPA's term (N,), zero without ``tokens``."""
+        if tokens is None:
+            losses = self.losses(self.predict, x, noise, s, y)
+            return losses, torch.zeros_like(losses)
+        found: list[Tensor] = []
+
+        def predict(*inputs: Tensor) -> Tensor:
+            both: Any = self.predict(*inputs, project_after=self.config.repa_depth)
+            found.append(both[1])
+            return both[0]  # type: ignore[no-any-return]
+
+        losses = self.losses(predict, x, noise, s, y)
+        return losses, repa.misalignment(found[0], tokens)
 
     def _waits(self) -> AbstractContextManager[None]:
         """Keep gradients in this process; they cross the network with a step's last part."""
@@ -267,9 +307,17 @@ class Run:
         rows = torch.from_numpy(rng.integers(0, len(self.data), size))
         x, y = self.data.latents[rows], self.data.labels[rows]
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
-        s = torch.from_numpy(rng.random(size, dtype=np.float32))
+        s = self._levels(torch.from_numpy(rng.random(size, dtype=np.float32)))
         dropped = torch.from_numpy(rng.random(size) < self.config.label_dropout)
         return x, noise, s, torch.where(dropped, self.model_config.num_classes, y)
+
+    def _levels(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers (N,) into noise levels: one draw for each, whatever their law."""
+        s, config = uniform, self.config
+        if config.time_sampling == "logit-normal":
+            normal = torch.special.ndtri(uniform.double())
+            s = torch.sigmoid(config.time_mean + config.time_std * normal).to(uniform.dtype)
+        return self.objective.reached(s)
 
     def losses(
         self, predict: Callable[..., Tensor], x: Tensor, noise: Tensor, s: Tensor, y: Tensor
@@ -278,11 +326,14 @@ class Run:
         prediction = predict(
             self.objective.interpolate(x, noise, s), self.objective.model_time(s), y
         )
-        return objective.per_sample_loss(prediction.float(), self.objective.target(x, noise, s))
+        return self.objective.loss(prediction, x, noise, s)
 
     def record(self, step: int, *, validated: bool) -> None:
         """Write the row of ``step``, with the average's validation loss where it is due."""
-        self.folder.add({**self.row, **(self.validation() if validated else {})})
+        row = {**self.row, **(self.validation() if validated else {})}
+        self.folder.add(row)
+        if self.board:
+            self.board.add(row)
 
     @torch.no_grad()
     def validation(self) -> dict[str, float]:
@@ -303,6 +354,8 @@ class Run:
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step``, in the official layout."""
+        if self.board:
+            self.board.flush()
         state = {
             "model": self.model.state_dict(),
             "ema": self.average.state_dict(),
@@ -323,7 +376,7 @@ def checkpoint_args(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any
         "version": __version__,
         **model,
         "projectors": list(model["projectors"]),
-        "objective": config.objective,
+        "objective": config.flow().name,
         "data": config.data,
         "train": config.to_dict(),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dar_probe import checkpoints
+from dar_probe import checkpoints, objective
 from dar_probe.checkpoints.peek import peek
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
@@ -44,7 +44,10 @@ class Original:
         ours, theirs = model.config.to_dict(), self.config.to_dict()
         routing = {"routing", "query", "chunk_size", "streams", "dilation", "period"}
         for name in ours:
-            if name not in routing | {"projectors"} and ours[name] != theirs[name]:
+            if (
+                name not in routing | {"projectors", "projector_width"}
+                and ours[name] != theirs[name]
+            ):
                 raise UsageError(
                     f"{name} is {theirs[name]} in {self.name!r} and {ours[name]} here",
                     hint="a run takes its sizes from --init-from; its data must fit them",
@@ -53,7 +56,7 @@ class Original:
         state = {
             name: value
             for name, value in self.model.state_dict().items()
-            if same or not name.startswith("stream.")
+            if (same or not name.startswith("stream.")) and not name.startswith("projectors.")
         }
         kept = {name: value for name, value in model.state_dict().items() if name not in state}
         known = set(model.state_dict())
@@ -63,7 +66,20 @@ class Original:
 def sizes(path: str | Path) -> dict[str, Any]:
     """Return the settings of a training run that the file decides, without reading its weights."""
     identified = sit.identify(peek(path))
-    return {**{name: identified.sizes[name] for name in SIZES}, "objective": identified.objective}
+    found = {name: identified.sizes[name] for name in SIZES}
+    return {**found, **objective_settings(identified.objective)}
+
+
+def objective_settings(name: str) -> dict[str, str]:
+    """Return the settings of a training run that give the objective called ``name``.
+
+    Raises:
+        UsageError: there is no such objective.
+    """
+    found = objective.get(name)
+    if not isinstance(found, objective.Flow):
+        return {"objective": name}
+    return {"objective": found.clock, "path": found.path, "prediction": found.prediction}
 
 
 def original(path: str | Path) -> Original:
