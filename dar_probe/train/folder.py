@@ -16,7 +16,7 @@ RETRY = "check the free space, then continue with --resume"
 
 
 class RunFolder:
-    """out/metrics.csv and out/checkpoints/step-0000000.pt.
+    """out/metrics.csv, out/checkpoints/step-0000000.pt and out/trajectory.nc.
 
     Args:
         path: the folder.
@@ -26,6 +26,7 @@ class RunFolder:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
         self.metrics = path / "metrics.csv"
+        self.trajectory = path / "trajectory.nc"
 
     def held(self) -> ExitStack:
         """Hold the folder against other processes; it is made where it is missing."""
@@ -51,14 +52,17 @@ class RunFolder:
 
     def newest(self) -> int | None:
         """Return the step of the newest checkpoint, None (and an empty folder) without one."""
-        for partial in self.path.glob("checkpoints/.*.tmp"):
-            partial.unlink()  # a run was killed while it wrote
+        own = {self.metrics.name, self.trajectory.name}
+        for kept in ("checkpoints/", *(f".{name}" for name in own)):
+            for partial in self.path.glob(f"{kept}.*.tmp"):
+                partial.unlink()  # a run was killed while it wrote
         found = sorted(self.path.glob("checkpoints/step-" + "[0-9]" * 7 + ".pt"))
         if found:
             return int(found[-1].stem.removeprefix("step-"))
         entries = {entry.name for entry in self.path.iterdir()}
-        if entries and entries <= {"checkpoints", "metrics.csv"}:  # killed before its first one
-            self.metrics.unlink(missing_ok=True)
+        if "checkpoints" in entries and entries <= {"checkpoints", *own}:
+            for name in own:  # killed before its first one
+                (self.path / name).unlink(missing_ok=True)
             (self.path / "checkpoints").rmdir()
         return None
 

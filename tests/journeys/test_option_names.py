@@ -21,8 +21,8 @@ NAMES = {
     "inspect": "CHECKPOINT --heads --family --weights --objective --json",
     "report": "ANALYSIS --out",
     "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "
-    "--steps --batch-size --lr --seed --data --objective --init-from --autocast --compile "
-    "--no-compile --config --device --resume",
+    "--steps --batch-size --lr --seed --data --objective --init-from --probe-every "
+    "--autocast --compile --no-compile --config --device --resume",
 }
 
 
