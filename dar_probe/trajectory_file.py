@@ -53,7 +53,7 @@ class TrajectoryFile:
         if not self._pairs:
             return
         there, here = _lasting(schema.manifest(self._pairs[-1][1])), _lasting(manifest)
-        other = sorted(key for key in there | here if there.get(key) != here.get(key))
+        other = [key for key in here | there if there.get(key) != here.get(key)]
         if other:
             raise UsageError(
                 f"{str(self.path)!r} holds the trajectory of another model or grid: it differs "
@@ -97,9 +97,10 @@ class TrajectoryFile:
 def _lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what stays the same over one training run, flat, as it comes back from a file."""
     told = json.loads(
-        json.dumps({k: manifest.get(k) for k in ("model", "sites", "config", "seed")})
+        json.dumps({part: manifest.get(part) for part in ("seed", "sites", *PASSING)})
     )
-    flat = {"sites": told["sites"], "seed": told["seed"]}
+    flat: dict[str, Any] = {}
     for part, passing in PASSING.items():
-        flat |= {key: value for key, value in told[part].items() if key not in passing}
-    return flat
+        flat |= {key: value for key, value in told.pop(part).items() if key not in passing}
+    digest = {"data_sha256": flat.pop("data_sha256", None)}  # of data and samples: they come first
+    return flat | told | digest

@@ -107,7 +107,7 @@ def kept(tmp_path_factory):
 @pytest.mark.parametrize(
     ("model", "settings", "sentence"),
     [
-        (stack(depth=3), {}, "another model or grid: it differs in depth"),
+        (stack(depth=3), {}, "another model or grid: it differs in parameters"),
         (stack(), {"samples": 4}, "another model or grid: it differs in samples"),
         (stack(), {"noise_levels": [0.2, 0.9]}, "it differs in noise_levels"),
         (stack(), {"every": 0}, "every is 0"),
