@@ -47,7 +47,7 @@ def plain(module):
     yield module
 
 
-def trained(model, watch=lambda step: None, steps=4):
+def trained(model, watch=lambda step: None, steps=2):
     """Train with random inputs, which are drawn from the process's own random state."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
     found = {}
@@ -69,29 +69,29 @@ def test_a_watched_training_has_the_bits_of_an_unwatched_one(wrapped, tmp_path):
         found = trained(whole, watched(whole, out, every=2))
     for (name, one), other in zip(free.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other), name
-    assert [step for step, (one, _) in found.items() if one] == [0, 2, 4]
+    assert [step for step, (one, _) in found.items() if one] == [0, 2]
     kept = dp.open_analysis(out)
     for step, one in kept.steps:
         audit = dp.audit(found[step][1], batch=batch, loss=loss, **GRID)
         assert same(one.dataset, audit.dataset) and same(one.dataset, found[step][0].dataset)
-    assert [one.verdict.status == "untrained" for _, one in kept.steps] == [True, False, False]
+    assert [one.verdict.status == "untrained" for _, one in kept.steps] == [True, False]
 
 
 def test_a_resumed_training_continues_its_trajectory(tmp_path):
     out, model = tmp_path / "trajectory.nc", stack()
     first = watched(model, out, every=1)
-    for step in (0, 1, 2, 3):
+    for step in (0, 2, 3):
         first(step)
     before = dict(trajectory.split(store.read(out)))
     model.embed.weight.data.mul_(2)
     again = watched(model, out, every=1, batch_size=2)
     again(2)  # a run that went back to a checkpoint of step 1
     found = dict(trajectory.split(store.read(out)))
-    assert list(found) == [0, 1, 2]
-    assert same(found[1], before[1]) and not same(found[2], before[2])
+    assert list(found) == [0, 2]
+    assert same(found[0], before[0]) and not same(found[2], before[2])
     with pytest.raises(dp.UsageError, match="changed by another process"):
         first(4)
-    assert dp.open_analysis(out).trajectory["step"].values.tolist() == [0, 1, 2]
+    assert dp.open_analysis(out).trajectory["step"].values.tolist() == [0, 2]
 
 
 @pytest.fixture(scope="module")
