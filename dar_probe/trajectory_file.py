@@ -96,9 +96,8 @@ class TrajectoryFile:
 
 def _lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what stays the same over one training run, flat, as it comes back from a file."""
-    told = json.loads(
-        json.dumps({part: manifest.get(part) for part in ("seed", "sites", *PASSING)})
-    )
+    parts = {part: manifest.get(part) for part in ("seed", "sites", *PASSING)}
+    told: dict[str, Any] = json.loads(json.dumps(parts))
     flat: dict[str, Any] = {}
     for part, passing in PASSING.items():
         flat |= {key: value for key, value in told.pop(part).items() if key not in passing}
