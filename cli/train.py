@@ -47,6 +47,10 @@ def train(
         str | None,
         typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),
     ] = None,
+    probe_every: Annotated[
+        int | None,
+        typer.Option(help="Steps from one diagnosis to the next, into trajectory.nc; 0: none."),
+    ] = None,
     autocast: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Train the compiled model.")
@@ -67,7 +71,7 @@ def train(
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
     underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
     time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width, validate_every,
-    checkpoint_every and validation_samples can stand only there.
+    checkpoint_every, validation_samples, probe_samples and probe_levels can stand only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """
@@ -98,6 +102,8 @@ def train(
         )  # fmt: skip
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")
+    if settings.probe_every:
+        terminal.say(f"Trajectory  {out / 'trajectory.nc'}")
 
 
 def _say_origin(origin: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import xarray as xr
 
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe import metrics, rule, schema, store, trajectory, verdict
-from dar_probe.files import write_text
+from dar_probe.files import identity, write_text
 from dar_probe.metrics import Metric
 from dar_probe.output import BEFORE, OutputFolder
 from dar_probe.verdict import Thresholds, Verdict
@@ -193,20 +193,11 @@ def open_analysis(path: str | Path, *, thresholds: Thresholds | None = None) -> 
     """
     path = Path(path)
     file = path / "analysis.nc" if os.path.isdir(path) else path
-    home = _identity(file.parent)
+    home = identity(file.parent)
     ds, earlier = store.read(file), file.with_name(BEFORE)
     before = None
     if file.name == "analysis.nc" and "training" in schema.manifest(ds) and earlier.exists():
         before = Analysis(store.read(earlier), thresholds=thresholds)
-        if _identity(file.parent) != home:  # replaced meanwhile: the two may be of different runs
+        if identity(file.parent) != home:  # replaced meanwhile: the two may be of different runs
             return open_analysis(path, thresholds=thresholds)
     return Analysis(ds, thresholds=thresholds, before=before)
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return what changes when a folder is replaced."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None  # the reader of the file has better words for it
-    return found.st_ino, found.st_mtime_ns

@@ -104,7 +104,8 @@ def evaluate(
 
     Args:
         path: a checkpoint, or a .npz of images as ``save`` and the ADM suite's writers make them.
-        data, space: see ``Judge``.
+        data: see ``Judge``.
+        space: see ``Judge``.
         samples: drawn per seed; Fréchet distances compare only between equal numbers.
         seeds: of the samples; intervals are over them.
         device: where the model and the features run.

@@ -138,6 +138,15 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno or errno.EIO)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file or a folder is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None  # the reader of the file has better words for it
+    return found.st_ino, found.st_mtime_ns
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

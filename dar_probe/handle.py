@@ -14,7 +14,9 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.probe import trace
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import frozen
+from dar_probe.ranks import leads
 from dar_probe.subjects.entrance import with_grad
+from dar_probe.watch import Watch
 
 FEW = 8
 
@@ -102,6 +104,63 @@ class Probe:
     def save(value: Any) -> Any:
         """Keep a value of a trace beyond its end."""
         return trace.load().save(value)
+
+    @staticmethod
+    def watch(
+        model: nn.Module,
+        *,
+        out: str | Path,
+        every: int | None = None,
+        batch: Batch | None = None,
+        loss: Loss | None = None,
+        noise_levels: task.Levels | None = None,
+        samples: int = 8,
+        batch_size: int = 8,
+        blocks: str | None = None,
+        readers: str | None = None,
+    ) -> Watch:
+        """Return what measures ``model`` while it is trained: call it with every training step.
+
+        A measurement is that of ``api.audit``, and leaves the model bit for bit as it was; what
+        it finds is added to the trajectory ``out``, which is whole at every moment. Under
+        torchrun the leader alone measures. A trajectory of the same model and grid is continued:
+        what it has of a step that is measured again, and of later ones, is replaced.
+
+        Args:
+            model: that is trained; compiled or parallel ones are unwrapped.
+            out: a file such as "run/trajectory.nc".
+            every: steps from one measurement to the next; None: ``dar_probe.watch.EVERY``.
+            batch: as for ``api.audit``, as all that follow.
+            loss: as there.
+            noise_levels: as there.
+            samples: as there.
+            batch_size: as there.
+            blocks: as there.
+            readers: as there.
+
+        Raises:
+            ProbeError: no pre-norm stack was found.
+            CheckpointError, UsageError: an argument does not fit, or ``out`` holds something
+                else.
+        """
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"a {type(model).__name__} cannot be watched; it takes the module that is trained",
+                hint="dar-probe analyze measures checkpoints",
+            )
+        planned = None
+        if leads():
+            planned = module_task.of_module(
+                model,
+                batch=batch,
+                loss=loss,
+                noise_levels=noise_levels,
+                samples=samples,
+                batch_size=batch_size,
+                blocks=blocks,
+                readers=readers,
+            )
+        return Watch(planned, out, every=every)
 
     def close(self) -> None:
         """Give the model back as it was."""

@@ -28,7 +28,8 @@ from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
-from dar_probe.subjects.sites import describe
+from dar_probe.subjects.sites import describe, is_fresh
+from dar_probe.train.data import Data
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
@@ -86,6 +87,19 @@ class Task:
             timestep=self.timestep,
             log_snr=self.log_snr,
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
+        )
+
+    def again(self) -> "Task":
+        """Return the task of the same model later in its training."""
+        subject = self.subject
+        if "fresh" not in subject.facts:
+            return self
+        fresh = {"fresh": is_fresh(subject.model)}
+        model = {**self.manifest["model"], **fresh}
+        return replace(
+            self,
+            subject=replace(subject, facts={**subject.facts, **fresh}),
+            manifest={**self.manifest, "model": model},
         )
 
     def ablate(
@@ -216,15 +230,49 @@ def _plan(
     seed: int,
     engine: str,
 ) -> Task:
-    model, objective = loaded.model, loaded.objective
-    parameter = next(model.parameters())
+    model = loaded.model
     large = sum(p.numel() for p in model.parameters()) > LARGE
-    small = parameter.device.type == "cpu" and large
+    small = next(model.parameters()).device.type == "cpu" and large
     rows, assumed = rows_of.choose(
         loaded, data, asked=samples, default=8 if small else 64, seed=seed
     )
     wanted = parse_levels(5 if small else 10) if levels is None else levels
-    reached = torch.unique(objective.reached(torch.from_numpy(wanted)))
+    doubted = rows.name != rows_of.OWN
+    return of_rows(
+        loaded, rows, wanted,
+        batch_size=batch_size, seed=seed, engine=engine, assumed=assumed, doubted=doubted,
+    )  # fmt: skip
+
+
+def of_rows(
+    loaded: Loaded,
+    rows: Data,
+    levels: np.ndarray,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    engine: str = "hooks",
+    assumed: Sequence[str] = (),
+    doubted: bool = False,
+) -> Task:
+    """Return the task of a model on samples that are given.
+
+    Args:
+        loaded: the model, on its device, and what is known of it.
+        rows: the samples.
+        levels: wanted noise levels, rising.
+        batch_size: as for ``api.analyze``.
+        seed: of the noise.
+        engine: as for ``api.analyze``.
+        assumed: one sentence for each thing that could not be told of the samples.
+        doubted: compare the objective with others, for the manifest's warnings.
+
+    Raises:
+        CheckpointError, ProbeError: the sites are not where they were named.
+    """
+    model, objective = loaded.model, loaded.objective
+    parameter = next(model.parameters())
+    reached = torch.unique(objective.reached(torch.from_numpy(levels)))
     problem = Denoising(
         objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
     )
@@ -242,7 +290,7 @@ def _plan(
         batch_size=_batch_size(batch_size, subject.facts),
     )
     warning = None
-    if rows.name != rows_of.OWN:
+    if doubted:
         with untouched(model):
             warning = contradiction(model, problem, rows, seed=seed)
     return Task(

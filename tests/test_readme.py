@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import dar_probe as dp
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +25,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert scope["out"].shape == (2, 16, 32)
     assert scope["audit"].dataset.sizes["block"] == 7
     assert scope["change"].item() > 0.01
+    assert dp.open_analysis("run/trajectory.nc").trajectory["step"].values.tolist() == [0, 2, 4]
     assert scope["FAMILY"].title == "Mine"  # tests/families/test_own.py runs it as a file
     assert scope["again"].verdict.sentence == scope["analysis"].verdict.sentence
 

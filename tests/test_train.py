@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dar_probe import store
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.loading import load as load_subject
@@ -60,7 +61,10 @@ def load(path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"routing": "dar", "query": "dynamic", "chunk_size": 2}, {"autocast": "bf16"}],
+    [
+        {"routing": "dar", "query": "dynamic", "chunk_size": 2},
+        {"autocast": "bf16", "probe_every": 10, "probe_samples": 2, "probe_levels": 2},
+    ],
     ids=str,
 )
 def test_killed_run_equals_the_uninterrupted_one(tmp_path, changes):
@@ -81,6 +85,9 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path, changes):
     assert same(load(last), whole)
     tables = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "killed")]
     assert tables[0] == tables[1]
+    if config.probe_every:
+        one, other = (store.read(tmp_path / name / "trajectory.nc") for name in ("whole", "killed"))
+        assert one.drop_attrs().identical(other.drop_attrs())
 
 
 @pytest.mark.parametrize("routing", ["residual", "dar"])
@@ -180,7 +187,9 @@ def test_a_run_can_be_extended(tmp_path):
     assert same(longer, whole)
 
 
-@pytest.mark.parametrize("left", [[], ["metrics.csv"], ["checkpoints/.step-0000002.pt.7.tmp"]])
+@pytest.mark.parametrize(
+    "left", [[], ["metrics.csv"], ["checkpoints/.step-0000002.pt.7.tmp"], ["trajectory.nc"]]
+)
 def test_what_a_kill_before_the_first_checkpoint_leaves_is_no_obstacle(tmp_path, left):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name in left:
@@ -242,6 +251,8 @@ def test_settings_read_toml(tmp_path):
         ({"path": "cosine"}, "it must be linear, gvp or vp"),
         ({"prediction": "eps"}, "it must be velocity, noise or score"),
         ({"seed": -1}, "at least 0"),
+        ({"probe_every": -1}, "at least 0"),
+        ({"probe_samples": 0}, "at least 1"),
     ],
 )
 def test_bad_settings(settings, sentence):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dar_probe import store
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.ranks import Ranks, alive
 from dar_probe.train.config import TrainConfig
@@ -17,6 +18,7 @@ from tests.shell import torchrun
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=7, steps=4, warmup=2, validate_every=2, checkpoint_every=2,
     validation_samples=8, routing="dar", query="dynamic", chunk_size=2,
+    probe_every=2, probe_samples=2, probe_levels=2,
 )  # fmt: skip
 
 JOB = """
@@ -53,11 +55,16 @@ def start(folder: Path, processes: int, *, accumulate: int = 1, dies: int = 0, r
 
 
 def assert_near(found: Path, wanted: Path) -> None:
-    """Weights, averages and losses agree to rounding; AdamW makes steps of the noise of zeros."""
+    """Weights, losses and analyses agree to rounding; AdamW makes steps of the noise of zeros."""
     one, two = (torch.load(path, weights_only=True) for path in (found, wanted))
     for part in ("model", "ema"):
         for name, value in two[part].items():
             torch.testing.assert_close(one[part][name], value, rtol=1e-5, atol=2e-6, msg=name)
+    analyses = [store.read(path.parents[1] / "trajectory.nc") for path in (found, wanted)]
+    assert [ds["step"].values.tolist() for ds in analyses] == [[0, 2, 4]] * 2
+    for name in ("rms", "loss", "route"):
+        mine, theirs = (torch.from_numpy(ds[name].values) for ds in analyses)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
     tables = [
         list(csv.reader((path.parents[1] / "metrics.csv").read_text().splitlines()))
         for path in (found, wanted)

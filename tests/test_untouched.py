@@ -1,6 +1,7 @@
 """Whatever is asked of a model, and however it ends: the model and the process are as they were."""
 
 import random
+import tempfile
 from functools import partial
 
 import numpy as np
@@ -81,6 +82,12 @@ def audited(model, **settings):
     return dp.audit(model, batch=batch, loss=loss, **GRID, **settings)
 
 
+def watched(model):
+    with tempfile.TemporaryDirectory() as folder:
+        watch = dp.Probe.watch(model, batch=batch, loss=loss, **GRID, out=f"{folder}/run.nc")
+        watch(0)
+
+
 ASKED = {
     "audit": audited,
     "audit that trains": partial(audited, train_steps=2),
@@ -89,6 +96,7 @@ ASKED = {
     "ablate by nnsight": partial(ablated, engine="nnsight"),
     "trace": traced,
     "bench": timed,
+    "watch": watched,
 }
 
 

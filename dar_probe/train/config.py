@@ -43,6 +43,9 @@ class TrainConfig:
         seed: of initialisation, batches, noise, times and dropped labels.
         validate_every, checkpoint_every: cadence in steps; both also happen at the end.
         validation_samples: held-out samples in the validation loss.
+        probe_every: cadence in steps of the diagnosis, which also happens before the first and
+            after the last step; 0 is none.
+        probe_samples, probe_levels: held-out samples and noise levels of the diagnosis.
     """
 
     routing: str = "residual"
@@ -84,12 +87,18 @@ class TrainConfig:
     validate_every: int = 250
     checkpoint_every: int = 500
     validation_samples: int = 128
+    probe_every: int = 0
+    probe_samples: int = 8
+    probe_levels: int = 5
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "patch", "chunk_size", "steps", "batch_size"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("accumulate", "validate_every", "checkpoint_every", "validation_samples"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
+        for name in ("probe_samples", "probe_levels"):
+            _require(getattr(self, name) >= 1, name, "at least 1", self)
+        _require(self.probe_every >= 0, "probe_every", "at least 0", self)
         for name in ("heads", "warmup", "weight_decay", "clip", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)
         _require(self.seed < 2**63, "seed", "below 2^63", self)

@@ -17,7 +17,7 @@ RETRY = "check the free space, then continue with --resume"
 
 
 class RunFolder:
-    """out/metrics.csv and out/checkpoints/step-0000000.pt.
+    """out/metrics.csv, out/checkpoints/step-0000000.pt and out/trajectory.nc.
 
     Args:
         path: the folder.
@@ -27,6 +27,7 @@ class RunFolder:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
         self.metrics, self.board = path / "metrics.csv", path / "tensorboard"
+        self.trajectory = path / "trajectory.nc"
 
     def held(self) -> ExitStack:
         """Hold the folder against other processes; it is made where it is missing."""
@@ -52,19 +53,22 @@ class RunFolder:
 
     def newest(self) -> int | None:
         """Return the step of the newest checkpoint, None (and an empty folder) without one."""
-        for partial in self.path.glob("checkpoints/.*.tmp"):
-            partial.unlink()  # a run was killed while it wrote
+        own = {self.metrics.name, self.trajectory.name}
+        for kept in ("checkpoints/", *(f".{name}" for name in own)):
+            for partial in self.path.glob(f"{kept}.*.tmp"):
+                partial.unlink()  # a run was killed while it wrote
         found = sorted(self.path.glob("checkpoints/step-" + "[0-9]" * 7 + ".pt"))
         if found:
             return int(found[-1].stem.removeprefix("step-"))
         entries = {entry.name for entry in self.path.iterdir()}
-        if entries and entries <= {"checkpoints", "metrics.csv", "tensorboard"}:
+        if "checkpoints" in entries and entries <= {"checkpoints", self.board.name, *own}:
             # It was killed before its first checkpoint.
             for events in self.board.glob(EVENTS):
                 events.unlink()
             with suppress(OSError):  # not there, or with files of somebody else
                 self.board.rmdir()
-            self.metrics.unlink(missing_ok=True)
+            for name in own:
+                (self.path / name).unlink(missing_ok=True)
             (self.path / "checkpoints").rmdir()
         return None
 

@@ -17,7 +17,7 @@ from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.ranks import ALONE, Ranks, alive, joined
-from dar_probe.train import board, ema, repa
+from dar_probe.train import board, ema, repa, watching
 from dar_probe.train import data as datasets
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
@@ -25,6 +25,9 @@ from dar_probe.train.retrofit import Original, objective_settings, original
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
+
+# A run may get more steps than it was started with, and another diagnosis.
+FREE = ("steps", "probe_every", "probe_samples", "probe_levels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ def train(
     Writes out/metrics.csv and out/checkpoints/step-0000000.pt, each with ``model``, ``ema``,
     ``opt``, ``step`` and ``args`` as plain data; ``tensorboard`` adds scalars in out/tensorboard.
     Batch k is a function of (seed, k), so a run that was killed and resumed ends with the same bits
-    as one that was not.
+    as one that was not. ``probe_every`` adds out/trajectory.nc, the analyses of the average, and
+    changes nothing else.
 
     Raises:
         UsageError: ``out`` holds another run, or anything while ``resume`` is off; or the package
@@ -73,12 +77,14 @@ def train(
                 open_files.callback(run.board.close)
             if on_start:
                 on_start(run.origin)
+            probe = watching.begin(run, start)
             began = time.monotonic()
             for step in range(start + 1, config.steps + 1):
                 loss = run.step(step)
                 last = step == config.steps
                 if ranks.leads:
                     run.record(step, validated=last or step % config.validate_every == 0)
+                    probe(step)  # before the checkpoint: whoever continues from that has both
                     if last or step % config.checkpoint_every == 0:
                         run.save(step)
                 if on_step:
@@ -129,6 +135,7 @@ class Run:
                 f"{config.data} is too small to train on", hint="a seventh of the rows is held out"
             )
         self.held_out = held_out.first(min(config.validation_samples, len(held_out)))
+        self.probed = held_out.first(min(config.probe_samples, len(held_out)))
         self.objective = config.flow()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -212,10 +219,10 @@ class Run:
         return step
 
     def _check_settings(self, stored: dict[str, Any], step: int) -> None:
-        """Refuse a run with other settings; more steps than it was started with are welcome."""
+        """Refuse a run with other settings; what changes no weights may be otherwise."""
         # A setting that an earlier version did not have is at its default.
         then, now = {**TrainConfig().to_dict(), **stored}, self.config.to_dict()
-        other = [name for name in now if name != "steps" and then.get(name) != now[name]]
+        other = [name for name in now if name not in FREE and then.get(name) != now[name]]
         if self.config.steps < step:
             other.append("steps")
         if other:

@@ -24,6 +24,7 @@ ROWS = {
     ],
     "memory": ["residual", "dynamic"],
     "precision": ["rms", "grad_rms", "cosine", "write_rms", "gate", "query_share", "write_lost"],
+    "watch": ["2 x 16, residual", "2 x 16, dar"],
     "xl": ["SiT-S/8"],
 }  # fmt: skip
 NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]\d+)?")

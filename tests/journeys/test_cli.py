@@ -127,12 +127,19 @@ def test_inspect(checkpoint):
 def test_train_analyze_resume(tmp_path):
     (tmp_path / "run.toml").write_text("depth = 2\nwidth = 16\nbatch_size = 8\nwarmup = 1\n")
     arguments = ["train", "--config", "run.toml", "--steps", 4, "--out", "run", "--device", "cpu"]
-    assert run(*arguments, cwd=tmp_path).returncode == 0
+    arguments += ["--probe-every", 2]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0 and "Trajectory  run/trajectory.nc" in done.stderr
     again = run(*arguments, cwd=tmp_path)
     assert again.returncode == 2 and "--resume" in again.stderr
     assert run(*arguments, "--resume", cwd=tmp_path).returncode == 0
     state = torch.load(tmp_path / "run" / "checkpoints" / "step-0000004.pt", weights_only=True)
     assert state["args"]["train"]["width"] == 16 and state["step"] == 4
+    drawn = run("figures", "run/trajectory.nc", "--only", "trajectory", "--out", ".", cwd=tmp_path)
+    assert drawn.returncode == 0 and (tmp_path / "trajectory.png").is_file()
+    shown = run("report", "run/trajectory.nc", cwd=tmp_path)
+    assert shown.returncode == 2 and "no part of an analysis" in shown.stderr  # nothing is lost
+    assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
 FACTORY = """

@@ -22,8 +22,12 @@ NAMES = {
     "report": "ANALYSIS --out",
     "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "
     "--steps --batch-size --lr --seed --data --objective --path --prediction "
-    "--time-sampling --init-from --autocast --compile --no-compile --config --device "
+    "--time-sampling --init-from --probe-every --autocast --compile --no-compile --config --device "
     "--tensorboard --resume",
+    "sample": "CHECKPOINT --samples --classes --solver --steps --guidance --seed --batch-size --vae "
+    "--weights --objective --heads --family --dtype --device --out",
+    "evaluate": "CHECKPOINT --data --features --samples --seeds --solver --steps --guidance "
+    "--batch-size --vae --weights --objective --heads --family --dtype --device --json",
 }
 
 

@@ -1,0 +1,63 @@
+"""The diagnosis during a training run: of the average, on held-out samples, by the leader alone."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dar_probe.loading import ByClass, Loaded
+from dar_probe.probe.levels import parse_levels
+from dar_probe.subjects import Identified
+from dar_probe.subjects.sit import FAMILY
+from dar_probe.task import Task, of_rows
+from dar_probe.trajectory_file import TrajectoryFile
+from dar_probe.watch import Watch
+
+if TYPE_CHECKING:
+    from dar_probe.train.loop import Run
+
+
+def begin(run: "Run", start: int) -> Callable[[int], Any]:
+    """Bring out/trajectory.nc to step ``start``; return what is to be called after every step.
+
+    Raises:
+        CheckpointError, UsageError: the file is damaged, or of another grid.
+    """
+    config, path = run.config, run.folder.trajectory
+    if not run.ranks.leads:
+        return _nothing
+    if start:  # a killed run may have written more, with the diagnosis on or off
+        TrajectoryFile(path).rewind(start)
+    if not config.probe_every:
+        return _nothing
+    watch = Watch(plan(run), path, every=config.probe_every)
+    if not start:
+        watch(0)
+    return lambda step: watch.measure(step) if step == config.steps else watch(step)
+
+
+def plan(run: "Run") -> Task:
+    """Return what is measured: what ``api.analyze`` would of the checkpoint, on the run's data."""
+    sizes, shape = run.model_config, tuple(run.probed.latents.shape[1:])
+    found = Identified(
+        family="dar-probe",
+        sizes=sizes.to_dict(),
+        shape=shape,
+        num_classes=sizes.num_classes,
+        objective=run.objective.name,
+        assumptions=[],
+    )
+    subject = FAMILY.subject(run.average, found)
+    loaded = Loaded(
+        file={"name": run.folder.path.resolve().name, "weights": "ema"},
+        identified=found,
+        model=run.average,
+        subject=subject,
+        objective=run.objective,
+        assumptions=list(subject.assumptions),
+        call=ByClass(),
+    )
+    levels = parse_levels(run.config.probe_levels)
+    return of_rows(loaded, run.probed, levels, seed=run.config.seed)
+
+
+def _nothing(step: int) -> None:
+    """Measure nothing."""
