@@ -36,8 +36,13 @@ def sample(
 
     Example: dar-probe sample fixtures/digits-residual.pt --samples 100 --guidance 2
     """
+    import sys
+
+    from rich.text import Text
+
     from dar_probe import generation
     from dar_probe.cli import terminal
+    from dar_probe.cli.console import console_on, printable
     from dar_probe.errors import UsageError
     from dar_probe.hub.folder import name_of
     from dar_probe.output import OutputFolder
@@ -61,8 +66,9 @@ def sample(
         with terminal.progress("sampling", "samples") as tell:
             drawn = made.draw(labels, seed=seed, on_samples=lambda done: tell(done, samples, ""))
         folder.publish(lambda path: generation.save(drawn, path))
-    terminal.say(f"{drawn.description}, of {made.loaded.file['weights']} weights")
-    for assumption in made.loaded.assumptions:
-        terminal.say(f"Assumed: {assumption}")
+    lines = [f"{drawn.name}: {drawn.description}, {made.loaded.file['weights']} weights"]
+    lines += [f"Assumed: {assumption}" for assumption in made.loaded.assumptions]
     for path in sorted(target.iterdir()):
-        terminal.say(f"{'Picture' if path.suffix == '.png' else 'Samples'}  {path}")
+        lines.append(f"{'Picture' if path.suffix == '.png' else 'Samples'}  {path}")
+    for line in lines:
+        console_on(sys.stdout).print(Text(printable(line)), soft_wrap=True)

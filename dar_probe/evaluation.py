@@ -19,6 +19,7 @@ from dar_probe.train.data import Data
 from dar_probe.train.quality import Interval
 
 LEAST = 8
+SHARES = ("precision", "recall", "agreement")
 OnSamples = Callable[[int, int], None]
 
 
@@ -136,7 +137,10 @@ def evaluate(
         name=name,
         drawn=drawn,
         samples=samples,
-        measures={key: quality.over_seeds([one[key] for one in sets]) for key in sets[0]},
+        measures={
+            key: quality.over_seeds([one[key] for one in sets], share=key in SHARES)
+            for key in sets[0]
+        },
         floor=judge.floor,
         held_out=judge.held_out,
     )

@@ -23,8 +23,8 @@ def name_of(options):
 def model(*, depth=2, width=16, heads=2, seed=0, dtype=torch.float64, size=4, **options):
     """A model whose writes, queries and head are random instead of zero."""
     config = SiTConfig(
-        depth=depth, width=width, heads=heads, patch=2, in_channels=1, input_size=size,
-        num_classes=10, **{"learn_sigma": False, **options},
+        depth=depth, width=width, heads=heads, patch=2, input_size=size, num_classes=10,
+        **{"in_channels": 1, "learn_sigma": False, **options},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

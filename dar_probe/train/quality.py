@@ -66,22 +66,27 @@ def precision_recall(real: Array, drawn: Array, *, neighbours: int = 3) -> tuple
     return float(precise.mean()), float(recalled.mean())
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Return the mean of one value per seed and its 95 % interval."""
+def over_seeds(values: Sequence[float], *, share: bool = False) -> Interval:
+    """Return the mean of one value per seed and its 95 % interval, that of a share within 0..1."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Interval(mean, math.nan, math.nan, count)
     half = student(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half, count)
+    low, high = mean - half, mean + half
+    return Interval(mean, *((max(low, 0.0), min(high, 1.0)) if share else (low, high)), count)
 
 
 def student(freedom: int) -> float:
-    """Return the quantile 0.975 of Student's t; beyond nine by Cornish and Fisher, to 2e-4."""
+    """Return the quantile 0.975 of Student's t; beyond nine by Cornish and Fisher, to 3e-4."""
     if freedom <= len(STUDENT):
         return STUDENT[freedom - 1]
     z = 1.959964
-    first = (z**3 + z) / (4 * freedom)
-    return z + first + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _root(a: Array) -> Array:

@@ -12,6 +12,7 @@ from dar_probe.errors import UsageError
 from dar_probe.objective import Objective, column
 from dar_probe.train import data as datasets
 
+MOST = 100_000  # steps
 SOLVERS = ("euler", "heun", "sde", "dopri5")
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}  # of dopri5, as SiT samples
 
@@ -37,8 +38,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise UsageError(f"unknown solver {self.solver!r}", hint=f"known: {', '.join(SOLVERS)}")
-        if self.steps < 1:
-            raise UsageError(f"{self.steps} steps draw no samples", hint="--steps takes 1 or more")
+        if not 1 <= self.steps <= MOST:
+            raise UsageError(f"{self.steps} steps draw no samples", hint=f"--steps takes 1 to {MOST}")
         if not np.isfinite(self.guidance):
             raise UsageError(f"guidance {self.guidance:g} makes no sense", hint="e.g. --guidance 4")
         if self.guidance != 1 and self.null_class is None:

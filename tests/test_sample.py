@@ -1,0 +1,118 @@
+"""Samplers against data whose flow and marginals are known in closed form."""
+
+import sys
+
+import pytest
+import torch
+
+from dar_probe import UsageError, objective
+from dar_probe.objective import column
+from dar_probe.train import data, sample
+from dar_probe.train.sample import Sampler
+
+MEAN, SPREAD = 0.7, 0.4
+SHAPE = (1, 2, 2)
+
+
+class Exact(torch.nn.Module):
+    """The best predictor for pixels drawn from N(MEAN + label, SPREAD^2)."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.objective = objective.get(name)
+
+    def forward(self, x_s, t, y):
+        o = self.objective
+        if isinstance(o, objective.DDPM):
+            s = o.sigmas[t - o.first]
+        else:
+            s = o.model_time(t)  # a flow's clock is its own inverse
+        alpha, sigma = (column(c, x_s) for c in o.alpha_sigma(s))
+        mean = MEAN + column(y, x_s)
+        pull = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        clean = mean + pull * (x_s - alpha * mean)
+        return o.target(clean, (x_s - alpha * clean) / sigma.clamp(min=1e-12), s)
+
+
+def drawn(name="sit", *, count=6, labels=None, batch_size=16, **settings):
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    return sample.draw(
+        Exact(name), objective.get(name), labels, SHAPE, seed=3, dtype=torch.float64,
+        sampler=Sampler(**settings), batch_size=batch_size,
+    )  # fmt: skip
+
+
+def flow(count=6):
+    """Where the ODE leads: quantiles keep their places."""
+    return MEAN + SPREAD * data.noise(range(count), SHAPE, seed=3)
+
+
+@pytest.mark.parametrize("name", ["sit", "repa"])
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
+def test_solvers_have_their_order(name, solver, order):
+    errors = [
+        float((drawn(name, solver=solver, steps=steps) - flow()).abs().max()) for steps in (32, 64)
+    ]
+    assert errors[1] < (0.03 if order == 1 else 2e-3)
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["dit", "dit:v"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_discrete_steps_follow_the_flow(name, solver):
+    found = drawn(name, solver=solver, steps=100)
+    torch.testing.assert_close(found, flow(), rtol=0, atol=0.03)
+
+
+def test_dopri5_follows_the_flow():
+    torch.testing.assert_close(drawn(solver="dopri5"), flow(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["sit", "dit"])
+def test_fresh_noise_keeps_the_distribution(name):
+    found = drawn(name, solver="sde", steps=100, count=1000, batch_size=1000).double()
+    error = SPREAD / len(found.flatten()) ** 0.5
+    assert float(found.mean()) == pytest.approx(MEAN, abs=4 * error + 0.01)
+    assert float(found.std()) == pytest.approx(SPREAD, rel=0.05)
+    # It is noise of its own, and not the flow's.
+    first = torch.stack([found.flatten(), flow(1000).double().flatten()])
+    assert abs(float(torch.corrcoef(first)[0, 1])) < 0.3
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
+def test_a_sample_is_the_same_in_any_batch(solver):
+    whole, parts = (drawn(solver=solver, steps=8, batch_size=n) for n in (16, 2))
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
+
+
+def test_guidance_is_linear_in_the_prediction():
+    labels = torch.full((4,), 2)
+    plain = drawn(labels=labels)
+    assert torch.equal(drawn(labels=labels, guidance=1.0, null_class=5), plain)
+    free = drawn(labels=torch.full((4,), 5))
+    assert torch.equal(drawn(labels=labels, guidance=0.0, null_class=5), free)
+    # The predictor is affine in the label: guidance 3 over label 5 leads to 5 + 3 (2 - 5).
+    far = drawn(labels=torch.full((4,), -4))
+    torch.testing.assert_close(drawn(labels=labels, guidance=3.0, null_class=5), far)
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"solver": "rk4"}, "unknown solver 'rk4'"),
+        ({"steps": 0}, "0 steps draw no samples"),
+        ({"guidance": float("nan"), "null_class": 1}, "guidance nan makes no sense"),
+        ({"guidance": 2.0}, "guidance needs a model"),
+    ],
+)
+def test_refusals(settings, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        Sampler(**settings)
+
+
+def test_dopri5_needs_a_continuous_path_and_its_package(monkeypatch):
+    with pytest.raises(UsageError, match="dit has discrete steps"):
+        drawn("dit", solver="dopri5")
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(UsageError, match="needs torchdiffeq"):
+        drawn(solver="dopri5")
