@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dar_probe.cli import options
+
 if TYPE_CHECKING:
     from dar_probe.evaluation import Quality
 
@@ -28,23 +30,19 @@ def evaluate(
         str,
         typer.Option(help="The space: digits (a classifier), or a local folder, e.g. of DINOv2."),
     ] = "digits",
-    samples: Annotated[int, typer.Option(help="Drawn for each seed.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Drawn for each seed.", min=1)] = 1000,
     seeds: Annotated[int, typer.Option(help="How many sets, for the intervals.")] = 3,
-    solver: Annotated[str, typer.Option(help="euler, heun, sde or dopri5.")] = "heun",
-    steps: Annotated[int, typer.Option(help="Steps from noise to data.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: none.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Samples drawn together.")] = 256,
-    vae: Annotated[
-        Path | None, typer.Option(help="A local AutoencoderKL folder, which decodes latents.")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="auto, ema or model.")] = "auto",
-    objective: Annotated[
-        str | None, typer.Option(help="sit, repa, dit, ...: where the file does not tell.")
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Where the file does not tell.")] = None,
-    family: Annotated[str | None, typer.Option(help="package.module:NAME of your own.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    solver: options.Solver = "heun",
+    steps: options.Steps = 25,
+    guidance: options.Guidance = 1.0,
+    batch_size: options.DrawnTogether = 256,
+    vae: options.Decoder = None,
+    objective: options.Objective = None,
+    heads: options.Heads = None,
+    family: options.Family = None,
+    weights: options.Weights = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Measure Fréchet and kernel distance, precision and recall of samples, with intervals.
@@ -54,18 +52,21 @@ def evaluate(
 
     Example: dar-probe evaluate fixtures/digits-residual.pt --samples 1000
     """
-    from dar_probe import evaluation
     from dar_probe.cli import terminal
     from dar_probe.errors import UsageError
 
     if not 1 <= seeds <= 100:
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
+    if checkpoint.suffix != ".npz":
+        options.check_first(checkpoint)
+    from dar_probe import evaluation
+
     with terminal.progress("sampling", "samples") as tell:
         found = evaluation.evaluate(
             checkpoint, data=data, space=features, samples=samples, seeds=range(seeds),
             solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae,
             weights=weights, objective=objective, heads=heads, family=family, dtype=dtype,
-            device=device, on_samples=lambda done, every: tell(done, every, ""),
+            device=device, on_samples=tell,
         )  # fmt: skip
     if json:
         _print_json(found)

@@ -45,6 +45,14 @@ Seed = Annotated[int, typer.Option(help="Of the noise, and of whatever is drawn.
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
 Engine = Annotated[str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")]
+Solver = Annotated[str, typer.Option(help="euler, heun, sde or dopri5.")]
+Steps = Annotated[int, typer.Option(help="Steps from noise to data.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance; 1: none.")]
+DrawnTogether = Annotated[int, typer.Option("--batch-size", help="Samples drawn together.")]
+Decoder = Annotated[
+    Path | None,
+    typer.Option("--vae", help="A local AutoencoderKL folder, which makes images of latents."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")]
 Text = Annotated[
     Path | None,

@@ -12,7 +12,8 @@ from dar_probe import arrays
 from dar_probe.checkpoints.sniff import quote
 from dar_probe.devices import find_device
 from dar_probe.errors import UsageError
-from dar_probe.generation import MOST, generator
+from dar_probe.generation import generator
+from dar_probe.task import check_counts
 from dar_probe.train import data as datasets
 from dar_probe.train import features, quality
 from dar_probe.train.data import Data
@@ -71,6 +72,12 @@ class Judge:
         self.real = self.extract(everything.split("train").latents).numpy()
         self._agree = features.classifier() if space == "digits" and data == "digits" else None
         held_out = everything.split("held-out")
+        if min(len(self.real), len(held_out)) < LEAST:
+            raise UsageError(
+                f"{data} has too few rows to judge by: {len(self.real)}, and {len(held_out)} that "
+                "are held out",
+                hint=f"it takes {LEAST} of each; every seventh row is held out",
+            )
         self.held_out, self.floor = len(held_out), self.measure(held_out)
 
     def measure(self, drawn: Data) -> dict[str, float]:
@@ -115,7 +122,9 @@ def evaluate(
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError("seeds must be different whole numbers from 0", hint="e.g. --seeds 3")
-    check_count(samples)
+    if samples < LEAST:
+        raise UsageError(f"{samples} samples cannot be judged", hint=f"it takes {LEAST} at least")
+    check_counts(samples=samples)
     place, path = str(find_device(device)), Path(path)
     if path.suffix == ".npz":
         stored = read(path)
@@ -144,14 +153,6 @@ def evaluate(
         floor=judge.floor,
         held_out=judge.held_out,
     )
-
-
-def check_count(samples: int) -> None:
-    """Raise UsageError where ``samples`` are too few to say anything, or too many to keep."""
-    if not LEAST <= samples <= MOST:
-        raise UsageError(
-            f"{samples} samples cannot be judged", hint=f"--samples takes {LEAST} to {MOST}"
-        )
 
 
 def read(path: Path) -> Data:

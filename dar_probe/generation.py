@@ -15,11 +15,11 @@ from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.hub import decoder
 from dar_probe.loading import BySignature, Loaded, load
+from dar_probe.task import check_counts
 from dar_probe.train import sample as drawing
 from dar_probe.train.data import Data
 from dar_probe.train.sample import Sampler
 
-MOST = 1_000_000
 COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
 
 
@@ -48,6 +48,8 @@ class Generator:
         """
         loaded = self.loaded
         parameter = next(loaded.model.parameters())
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"the seed {seed} is not between 0 and 2^63")
         with loaded.refusing():
             drawn = drawing.draw(
                 loaded.model, loaded.objective, labels, loaded.identified.shape,
@@ -122,8 +124,7 @@ def generator(
         UsageError: a setting does not fit the model.
     """
     Sampler(solver=solver, steps=steps, guidance=guidance, null_class=0)  # before a large file
-    if batch_size < 1:
-        raise UsageError(f"a batch of {batch_size} samples is none", hint="--batch-size takes 1 up")
+    check_counts(batch_size=batch_size)
     place, kind = find_device(device), find_dtype(dtype)
     loaded = load(
         path, weights=weights, heads=heads, objective_name=objective, family=family, dtype=kind

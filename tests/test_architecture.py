@@ -24,9 +24,9 @@ LAYERS = [
     {"dar_probe.probe", "dar_probe.analysis", "dar_probe.plots", "dar_probe.accessor",
      "dar_probe.survey"},
     {"dar_probe.task", "dar_probe.comparison"},
-    {"dar_probe.module_task", "dar_probe.making", "dar_probe.watch",
+    {"dar_probe.module_task", "dar_probe.making", "dar_probe.watch", "dar_probe.generation",
      "dar_probe.train.loop", "dar_probe.train.watching"},
-    {"dar_probe.api", "dar_probe.handle"},
+    {"dar_probe.api", "dar_probe.handle", "dar_probe.evaluation"},
     {"dar_probe.bench"},
     {"dar_probe.cli"},
 ]  # fmt: skip

@@ -145,7 +145,7 @@ def test_features_of_a_local_folder(tmp_path):
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"samples": 3}, "3 samples cannot be judged"),
         ({"space": "nowhere"}, "no image model in 'nowhere'"),
-        ({"batch_size": 0}, "a batch of 0 samples"),
+        ({"batch_size": 0}, "0 samples in one pass"),
         ({"data": "images:nowhere"}, "no folder 'nowhere'"),
     ],
 )

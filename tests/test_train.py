@@ -24,7 +24,7 @@ from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, read_toml
 from dar_probe.train.loop import COLUMNS, Run, train
 from dar_probe.train.retrofit import sizes
-from dar_probe.train.sample import draw
+from dar_probe.train.sample import Sampler, draw
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,
@@ -131,7 +131,12 @@ def test_every_path_and_prediction_is_learnt_and_read_back(tmp_path, path, predi
     usual = (path, prediction) == ("linear", "velocity")
     assert loaded.objective.name == ("repa" if usual else f"repa:{path}:{prediction}")
     drawn = draw(
-        loaded.model, loaded.objective, torch.zeros(2, dtype=torch.long), (1, 8, 8), seed=0, steps=5
+        loaded.model,
+        loaded.objective,
+        torch.zeros(2, dtype=torch.long),
+        (1, 8, 8),
+        seed=0,
+        sampler=Sampler(steps=5),
     )
     assert drawn.isfinite().all()
     assert sizes(last)["path"] == path and sizes(last)["prediction"] == prediction
@@ -188,7 +193,14 @@ def test_a_run_can_be_extended(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", [[], ["metrics.csv"], ["checkpoints/.step-0000002.pt.7.tmp"], ["trajectory.nc"]]
+    "left",
+    [
+        [],
+        ["metrics.csv"],
+        [".metrics.csv.7.tmp"],
+        ["checkpoints/.step-0000002.pt.7.tmp"],
+        ["trajectory.nc"],
+    ],
 )
 def test_what_a_kill_before_the_first_checkpoint_leaves_is_no_obstacle(tmp_path, left):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

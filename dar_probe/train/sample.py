@@ -39,7 +39,9 @@ class Sampler:
         if self.solver not in SOLVERS:
             raise UsageError(f"unknown solver {self.solver!r}", hint=f"known: {', '.join(SOLVERS)}")
         if not 1 <= self.steps <= MOST:
-            raise UsageError(f"{self.steps} steps draw no samples", hint=f"--steps takes 1 to {MOST}")
+            raise UsageError(
+                f"{self.steps} steps draw no samples", hint=f"--steps takes 1 to {MOST}"
+            )
         if not np.isfinite(self.guidance):
             raise UsageError(f"guidance {self.guidance:g} makes no sense", hint="e.g. --guidance 4")
         if self.guidance != 1 and self.null_class is None:

@@ -46,6 +46,10 @@ USAGES = {
     "figures": ["analysis", "--only", "dilution", "--format", "png"],
     "inspect": ["plain.pt"],
     "report": ["analysis"],
+    "sample": ["plain.pt", "--samples", "2", "--steps", "1", "--device", "cpu"],
+    "evaluate": [
+        "plain.pt", "--samples", "8", "--steps", "1", "--seeds", "1", "--device", "cpu",
+    ],
     "train": [
         "--out", "run", "--steps", "1", "--depth", "1", "--width", "8", "--batch-size", "2",
         "--device", "cpu",
@@ -78,7 +82,7 @@ WORDS = (
 )  # fmt: skip
 POOL = NUMBERS + LISTS + PATHS + WORDS
 # What a user asks for may take its time: many rounds or steps, or a large model, are no fault.
-PATIENT = {"--repeats", "--steps", "--train-steps"}
+PATIENT = {"--repeats", "--steps", "--train-steps", "--samples", "--seeds"}
 SMALL = ("0", "-1", "1", "2", "nan", "1e400", "0.5", "x")
 
 

@@ -273,6 +273,50 @@ REPORT: list[Case] = [
     ("report analysis --json", 2, "No such option: --json"),
 ]
 
+DRAWN: list[Case] = [  # of sample and evaluate
+    ("{} plain.pt --solver rk4", 2, "unknown solver 'rk4'"),
+    ("{} plain.pt --solver ''", 2, "unknown solver ''"),
+    ("{} plain.pt --steps 0", 2, "0 steps draw no samples"),
+    ("{} plain.pt --steps 9223372036854775808", 2, "steps draw no samples"),
+    ("{} plain.pt --guidance nan", 2, "guidance nan makes no sense"),
+    ("{} plain.pt --guidance inf", 2, "guidance inf makes no sense"),
+    ("{} plain.pt --samples 0", 2, "--samples"),
+    ("{} plain.pt --samples -3", 2, "--samples"),
+    ("{} plain.pt --samples 1000001", 2, "1000001 samples were asked for"),
+    ("{} plain.pt --batch-size 0", 2, "0 samples in one pass"),
+    ("{} plain.pt --vae nowhere", 2, "there is no VAE in 'nowhere'"),
+    ("{} plain.pt --vae text.pt", 2, "there is no VAE in 'text.pt'"),
+    ("{} plain.pt --weights best", 2, "unknown weights 'best'"),
+    ("{} plain.pt --objective up", 2, "unknown objective 'up'"),
+    ("{} plain.pt --device meta", 2, "meta"),
+    ("{} plain.pt --dtype int8", 2, "int8"),
+]
+
+SAMPLE: list[Case] = [
+    ("sample", 2, "Missing argument"),
+    ("sample plain.pt --classes 10", 2, "there is no class 10"),
+    ("sample plain.pt --classes -1", 2, "there is no class -1"),
+    ("sample plain.pt --classes three", 2, "'three' are no labels"),
+    (["sample", "plain.pt", "--classes", NINES], 2, "are no labels"),
+    ("sample plain.pt --seed -1", 2, "--seed"),
+    ("sample plain.pt --out folder", 2, "no part of a sheet"),
+    ("sample plain.pt --out analysis", 2, "no part of a sheet"),
+    ("sample plain.pt --out text.pt", 2, "is a file"),
+]
+
+EVALUATE: list[Case] = [
+    ("evaluate", 2, "Missing argument"),
+    ("evaluate plain.pt --samples 7", 2, "7 samples cannot be judged"),
+    ("evaluate plain.pt --seeds 0", 2, "0 seeds make no interval"),
+    ("evaluate plain.pt --seeds 101", 2, "101 seeds make no interval"),
+    ("evaluate plain.pt --features nowhere", 2, "there is no image model in 'nowhere'"),
+    ("evaluate plain.pt --data cats", 2, "unknown data 'cats'"),
+    ("evaluate plain.pt --data images:nowhere", 2, "there is no folder 'nowhere'"),
+    ("evaluate plain.pt --data latents:latents.npz", 2, "too few rows to judge by"),
+    ("evaluate latents.npz", 2, "holds no images"),
+    ("evaluate nowhere.npz", 2, "there is no file 'nowhere.npz'"),
+]
+
 TRAIN: list[Case] = [
     ("train", 2, "Missing option '--out'"),
     ("train --out", 2, "--out"),

@@ -20,6 +20,15 @@ TABLE = {
     "inspect": (refused_values.INSPECT, ""),
     "report": (refused_values.REPORT, ""),
     "train": (refused_values.TRAIN, ""),
+    "sample": (refused_values.SAMPLE, ""),
+    "evaluate": (refused_values.EVALUATE, ""),
+    "sample-drawn": (refused_values.DRAWN, "sample"),
+    "evaluate-drawn": (refused_values.DRAWN, "evaluate"),
+    "sample-file": (refused_files.CHECKPOINTS, "sample"),
+    "evaluate-file": (
+        [case for case in refused_files.CHECKPOINTS if case[0] != "{} latents.npz"],
+        "evaluate",
+    ),  # it takes a .npz of images
     "analyze-file": (refused_files.CHECKPOINTS, "analyze"),
     "ablate-file": (refused_files.CHECKPOINTS, "ablate"),
     "bench-file": (refused_files.CHECKPOINTS, "bench"),

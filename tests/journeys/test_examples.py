@@ -22,6 +22,8 @@ LESS = {  # to measure; of an option that is given twice the last one counts
     "analyze": ["--samples", "2", "--noise-levels", "2"],
     "ablate": ["--samples", "2", "--noise-levels", "2"],
     "bench": ["--repeats", "1"],
+    "evaluate": ["--samples", "16", "--steps", "2"],
+    "sample": ["--steps", "2"],
 }
 
 

@@ -24,8 +24,8 @@ NAMES = {
     "--steps --batch-size --lr --seed --data --objective --path --prediction "
     "--time-sampling --init-from --probe-every --autocast --compile --no-compile --config --device "
     "--tensorboard --resume",
-    "sample": "CHECKPOINT --samples --classes --solver --steps --guidance --seed --batch-size --vae "
-    "--weights --objective --heads --family --dtype --device --out",
+    "sample": "CHECKPOINT --samples --classes --solver --steps --guidance --seed --batch-size "
+    "--vae --weights --objective --heads --family --dtype --device --out",
     "evaluate": "CHECKPOINT --data --features --samples --seeds --solver --steps --guidance "
     "--batch-size --vae --weights --objective --heads --family --dtype --device --json",
 }
