@@ -84,10 +84,10 @@ def test_parts_of_a_batch_add_up(tmp_path):
 
 @pytest.mark.parametrize("encoder", ["clip", "file.txt"])
 def test_what_is_no_encoder(tmp_path, encoder):
-    with pytest.raises(UsageError, match="there is no encoder"):
+    with pytest.raises(UsageError, match="there is no image model"):
         train(replace(REPA, repa_encoder=str(tmp_path / encoder)), tmp_path / "run")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="no encoder that transformers opens"):
+    with pytest.raises(UsageError, match="no image model that takes"):
         pytest.importorskip("transformers")
         repa.encoder(str(tmp_path / "folder"))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -85,52 +86,76 @@ def _digits(device: torch.device | str) -> Callable[[Tensor], Tensor]:
     return call
 
 
+class ImageModel:
+    """A frozen image model of transformers, from a local folder, and how it takes images.
+
+    Args:
+        folder: with config.json and model.safetensors; preprocessor_config.json tells the colours
+            it was trained on, without one they are ImageNet's.
+        device: where it runs.
+
+    Raises:
+        UsageError: there is no such model, or the package is missing.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise UsageError(
+                f"there is no image model in {str(folder)!r}",
+                hint="it takes digits, or a local folder with config.json and model.safetensors, "
+                "such as DINOv2's",
+            )
+        try:
+            from transformers import AutoModel
+        except ImportError:
+            raise UsageError(
+                f"the image model in {str(folder)!r} needs transformers",
+                hint="pip install transformers",
+            ) from None
+        with self._blamed():
+            model: Any = AutoModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+            self.model = model.eval().requires_grad_(False).to(device)
+            self.size, self.channels = model.config.image_size, model.config.num_channels
+            self.colours = [
+                torch.tensor(numbers, device=device).view(1, -1, 1, 1)
+                for numbers in self._colours()
+            ]
+
+    def __call__(self, images: Tensor) -> Any:
+        """Return what the model makes of images (N, C, H, W) in [-1, 1]."""
+        mean, std = self.colours
+        with self._blamed():
+            pixels = F.interpolate(
+                (images + 1) / 2, (self.size, self.size), mode="bicubic", antialias=True
+            )
+            pixels = pixels.clamp(0, 1).expand(-1, self.channels, -1, -1)
+            return self.model(pixel_values=(pixels - mean) / std)
+
+    def _colours(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of the colours that it was trained on."""
+        settings = self.folder / "preprocessor_config.json"
+        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        return found.get("image_mean", IMAGENET[0]), found.get("image_std", IMAGENET[1])
+
+    def _blamed(self) -> AbstractContextManager[None]:
+        return blamed(
+            lambda why: UsageError(
+                f"{str(self.folder)!r} is no image model that takes these images: {why}",
+                hint="it needs config.json and model.safetensors, of a class of transformers",
+            )
+        )
+
+
 def _local(folder: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"there is no image model in {str(folder)!r}",
-            hint="--features takes digits, or a local folder with config.json and "
-            "model.safetensors, such as DINOv2's",
-        )
-    try:
-        from transformers import AutoModel
-    except ImportError:
-        raise UsageError(
-            "local features need transformers", hint="pip install transformers"
-        ) from None
-
-    def refuse(why: str) -> UsageError:
-        return UsageError(
-            f"{str(folder)!r} is no image model that runs: {why}",
-            hint="it needs config.json and model.safetensors of an image model",
-        )
-
-    with blamed(refuse):
-        model: Any = AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        model = model.eval().requires_grad_(False).to(device)
-        size = int(getattr(model.config, "image_size", 224))
-        mean, std = (
-            torch.tensor(numbers, device=device).view(1, 3, 1, 1) for numbers in _colours(folder)
-        )
+    model = ImageModel(folder, device)
 
     def call(images: Tensor) -> Tensor:
-        colours = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        pixels = F.interpolate(
-            (colours + 1) / 2, (size, size), mode="bicubic", antialias=True, align_corners=False
-        )
-        with blamed(refuse):
-            out = model(pixel_values=(pixels.clamp(0, 1) - mean) / std)
-            pooled = getattr(out, "pooler_output", None)
-            found: Tensor = out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        out = model(images)
+        pooled = getattr(out, "pooler_output", None)
+        found: Tensor = out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
         return found
 
     return call
-
-
-def _colours(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of the colours that a model was trained on."""
-    settings = folder / "preprocessor_config.json"
-    found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    return found.get("image_mean", IMAGENET[0]), found.get("image_std", IMAGENET[1])

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,45 +15,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
+from dar_probe.train.features import ImageModel
 
 Encoder = Callable[[Tensor], Tensor]
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def encoder(spec: str, device: torch.device | str = "cpu") -> Encoder:
     """Return a frozen encoder: images (N, C, H, W) in [-1, 1] -> tokens (N, T, width), a square.
 
-    ``spec`` is "digits", the shipped classifier's features on a 4 x 4 grid, or a local folder of
-    transformers, such as a DINOv2's, whose images are normalised as ImageNet's.
+    ``spec`` is "digits", a shipped network's features on a 4 x 4 grid (another one than the
+    classifier in whose features samples are judged), or a local folder of transformers, such as a
+    DINOv2's.
 
     Raises:
         UsageError: there is no such encoder, or the package for it is missing.
     """
     if spec == "digits":
         with as_file(files("dar_probe.digits") / "encoder.safetensors") as path:
-            model: nn.Module = DigitsEncoder()
-            model.load_state_dict(load_file(path))
-        return _frozen(model, device)
-    if not Path(spec).is_dir():
-        raise UsageError(
-            f"there is no encoder {spec!r}", hint='repa_encoder is "digits" or a local folder'
-        )
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise UsageError(
-            "an encoder from a folder needs transformers", hint="pip install transformers"
-        ) from error
-    try:
-        model = AutoModel.from_pretrained(
-            spec, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except Exception as error:  # transformers has no common error for what it does not know
-        raise UsageError(
-            f"the folder {spec!r} is no encoder that transformers opens",
-            hint="it takes a config.json and safetensors weights, of a class of the library",
-        ) from error
-    return _Folder(_frozen(model, device))
+            digits = DigitsEncoder()
+            digits.load_state_dict(load_file(path))
+        return digits.eval().requires_grad_(False).to(device)
+    model = ImageModel(Path(spec), device)
+    count = (model.size // model.model.config.patch_size) ** 2
+
+    def tokens(images: Tensor) -> Tensor:
+        found: Tensor = model(images).last_hidden_state[:, -count:]  # those of its class come first
+        return found
+
+    return tokens
 
 
 def width(encoder: Encoder, x: Tensor) -> int:
@@ -99,25 +87,3 @@ class DigitsEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens of images."""
         return self.layers(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-
-class _Folder:
-    """Feeds a transformers encoder: its own size, channels and normalisation; drops its class."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, config = model, model.config
-        self.size, self.channels = config.image_size, config.num_channels
-        self.tokens = (config.image_size // config.patch_size) ** 2
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = F.interpolate((x + 1) / 2, size=(self.size, self.size), mode="bicubic")
-        x = x.expand(-1, self.channels, -1, -1)
-        if self.channels == 3:
-            mean, std = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
-            x = (x - mean) / std
-        found: Tensor = self.model(pixel_values=x).last_hidden_state[:, -self.tokens :]
-        return found
-
-
-def _frozen(model: nn.Module, device: torch.device | str) -> nn.Module:
-    return model.eval().requires_grad_(False).to(device)
