@@ -87,6 +87,7 @@ def test_what_is_no_encoder(tmp_path, encoder):
     with pytest.raises(UsageError, match="there is no image model"):
         train(replace(REPA, repa_encoder=str(tmp_path / encoder)), tmp_path / "run")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="no image model that takes"):
         pytest.importorskip("transformers")
         repa.encoder(str(tmp_path / "folder"))
