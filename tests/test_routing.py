@@ -53,7 +53,9 @@ def test_zero_queries_average_uniformly(query):
         stream.read(state, reader)
         stream.write(state, reader, torch.randn(2, 3, 8).double())
     head = stream.read(state, 5)
-    torch.testing.assert_close(head, torch.stack(state.sources).mean(0), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        head, torch.stack(state.sources.values).mean(0), rtol=1e-13, atol=1e-13
+    )
     for row in stream.routes(state):
         torch.testing.assert_close(row, torch.full_like(row, 1 / row.shape[-1]))
 

@@ -16,7 +16,7 @@ from dar_probe.effects import KIND_TEXT
 from dar_probe.errors import UsageError
 from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
 from dar_probe.probe.recorder import Recorder, Visitor
-from dar_probe.routing.dar import mixture
+from dar_probe.routing.mixing import mixture
 from dar_probe.subjects.subject import Subject
 
 KINDS = tuple(KIND_TEXT)

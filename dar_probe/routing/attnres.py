@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.routing.dar import DAR, Aggregator, History, inverse_rms
+from dar_probe.routing.dar import DAR, Aggregator, History, history
 from dar_probe.routing.residual import Running, Sum
-from dar_probe.routing.stream import Layout, Stream, register
+from dar_probe.routing.stream import Layout, Stream, Turns, register
 
 
 @register("attnres")
@@ -25,9 +25,11 @@ class AttnRes(DAR):
 
 
 @dataclass
-class Blocks(History):
-    """Finished block sums b_0, b_1, ... as ``sources``, and the sum of the unfinished block."""
+class Blocks(Turns):
+    """The history of sums, which of them are of finished blocks, and the unfinished block's sum."""
 
+    history: History
+    finished: list[int]
     partial: Tensor | None = None
 
 
@@ -51,21 +53,20 @@ class BlockAttnRes(Stream):
         self.readers = _aggregators(width, layout)
 
     def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Blocks:
-        v_0 = self.writers[0](v_0)
-        return Blocks(sources=[v_0], inverse_rms=[inverse_rms(v_0, self.eps)], t_emb=None)
+        found = history(self.readers, self.eps)
+        return Blocks(found, [found.append(self.writers[0](v_0), 1, len(self.readers))])
 
     def read(self, state: Blocks, l: int) -> Tensor:
         state.turn(l)
-        if state.partial is not None and ((l - 1) % self.chunk_size == 0 or l > len(self.layout)):
-            state.sources.append(state.partial)
-            state.inverse_rms.append(inverse_rms(state.partial, self.eps))
-            state.partial = None
-        sums, inverse = list(state.sources), list(state.inverse_rms)
+        ids = state.finished
         if state.partial is not None:
-            sums.append(state.partial)
-            inverse.append(inverse_rms(state.partial, self.eps))
-        h, weights = self.readers[l - 1](sums, inverse, None)
-        state.weights.append(weights)
+            if (l - 1) % self.chunk_size == 0 or l > len(self.layout):
+                ids.append(state.history.append(state.partial, l, len(self.readers)))
+                state.partial = None
+            else:
+                ids = [*ids, state.history.append(state.partial, l, l)]
+        h, weights = self.readers[l - 1](state.history, l, tuple(ids))
+        state.history.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
     def write(self, state: Blocks, l: int, v_l: Tensor) -> None:
@@ -74,7 +75,7 @@ class BlockAttnRes(Stream):
 
     def routes(self, state: Blocks) -> list[Tensor]:
         block = [0, *(1 + i // self.chunk_size for i in range(len(self.layout)))]
-        return [weights[..., block[:l]] for l, weights in enumerate(state.weights, 1)]
+        return [weights[..., block[:l]] for l, weights in enumerate(state.history.weights, 1)]
 
 
 @dataclass
@@ -101,30 +102,24 @@ class DeltaAttnRes(Running):
 
     def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Added:
         v_0 = self.writers[0](v_0)
-        history = History(sources=[torch.zeros_like(v_0)], inverse_rms=[], t_emb=None)
-        state = Added(x=v_0, history=history)
-        state.history.inverse_rms.append(inverse_rms(history.sources[0], self.eps))
-        self._remember(state, v_0)
+        state = Added(x=v_0, history=history(self.aggregators, self.eps))
+        for source in (torch.zeros_like(v_0), v_0):  # the first is the null source
+            state.history.append(source, 1, len(self.readers))
         return state
 
     def read(self, state: Added, l: int) -> Tensor:  # type: ignore[override]
         state.turn(l)
-        history = state.history
-        routed, weights = self.aggregators[l - 1](history.sources, history.inverse_rms, None)
-        history.weights.append(weights)
+        routed, weights = self.aggregators[l - 1](state.history, l, range(l + 1))
+        state.history.weights.append(weights)
         return self.readers[l - 1](state.x + routed)  # type: ignore[no-any-return]
 
     def write(self, state: Added, l: int, v_l: Tensor) -> None:
         v_l = self.writers[l](v_l)
         state.x = state.x + v_l
-        self._remember(state, v_l)
+        state.history.append(v_l, l + 1, len(self.readers))
 
     def routes(self, state: Added) -> list[Tensor]:
         return [1 + weights[..., 1:] for weights in state.history.weights]  # 0: the null source
-
-    def _remember(self, state: Added, v: Tensor) -> None:
-        state.history.sources.append(v)
-        state.history.inverse_rms.append(inverse_rms(v, self.eps))
 
 
 def _aggregators(width: int, layout: Layout) -> nn.ModuleList:

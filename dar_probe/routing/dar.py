@@ -1,6 +1,6 @@
 """Diffusion-Adaptive Routing: a softmax over the history of sublayer outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
+from dar_probe.routing.mixing import Sources
 from dar_probe.routing.stream import Layout, Stream, Turns, register
 
 Query = Literal["static", "static+t", "dynamic"]
@@ -17,12 +18,54 @@ QUERIES: tuple[Query, ...] = ("static", "static+t", "dynamic")
 
 @dataclass
 class History(Turns):
-    """One forward: all sources so far, their inverse RMS, and the weights of each read."""
+    """One forward: all sources so far with their inverse RMS, and the weights of each read.
 
-    sources: list[Tensor]  # (N, T, D) each
-    inverse_rms: list[Tensor]  # (N, T, 1) each
+    Static queries are known before their sources are, so a source meets all of them at once, as
+    it comes: ``queries`` and ``gains`` (readers, D) are None where queries are dynamic.
+    """
+
+    sources: Sources
+    eps: float
     t_emb: Tensor | None  # (N, D)
+    queries: Tensor | None = None
+    gains: Tensor | None = None
+    inverse_rms: list[Tensor] = field(default_factory=list)  # (N, T, 1) each
     weights: list[Tensor] = field(default_factory=list)  # (N, T, offered) per reader
+    _dots: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+
+    def append(self, v: Tensor, first: int, last: int) -> int:
+        """Take the next source, which readers ``first`` to ``last`` may use; return its number."""
+        self.sources.append(v)
+        self.inverse_rms.append(torch.rsqrt(v.square().mean(-1, keepdim=True) + self.eps))
+        if self.queries is not None:
+            self._dots.append((first, self._meet(v, slice(first - 1, last)).unbind(-1)))
+        return len(self.sources) - 1
+
+    def dots(self, reader: int, ids: Sequence[int]) -> Tensor:
+        """Return the products (N, T, n) of some sources with a reader's static query."""
+        columns = [self._dots[i] for i in ids]
+        return torch.stack([column[reader - first] for first, column in columns], -1)
+
+    def _meet(self, v: Tensor, rows: slice) -> Tensor:
+        """Return the products (N, T, readers) of a source with the queries of some readers."""
+        assert self.queries is not None and self.gains is not None
+        with torch.autocast(v.device.type, enabled=False):
+            v = v.to(self.queries.dtype)
+            found = v @ self.queries[rows].T
+            if self.t_emb is not None:
+                found = found + (v * self.t_emb.to(v.dtype)[:, None]) @ self.gains[rows].T
+        return found
+
+
+def history(readers: Iterable[nn.Module], eps: float, t_emb: Tensor | None = None) -> History:
+    """Start one forward of aggregators; ``t_emb`` (N, D) is a part of every static query."""
+    aggregators: list[Any] = list(readers)
+    state = History(sources=Sources(len(aggregators)), eps=eps, t_emb=t_emb)
+    if not any(isinstance(one.query, nn.Linear) for one in aggregators):
+        # The gain belongs to the keys; k . q is the same with the gain on the query.
+        state.gains = torch.stack([one.norm.weight for one in aggregators])
+        state.queries = torch.stack([one.query.weight for one in aggregators]) * state.gains
+    return state
 
 
 @register("dar")
@@ -74,24 +117,19 @@ class DAR(Stream):
     def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> History:
         if self.query == "static+t" and t_emb is None:
             raise UsageError("the query static+t needs a timestep embedding")
-        state = History(sources=[], inverse_rms=[], t_emb=t_emb)
-        self._append(state, self.writers[0](v_0))
+        state = history(self.readers, self.eps, t_emb if self.query == "static+t" else None)
+        self._append(state, 0, self.writers[0](v_0))
         return state
 
     def read(self, state: History, l: int) -> Tensor:
         state.turn(l)
-        offered = self.offered(l)
-        query_input = {"static": None, "static+t": state.t_emb, "dynamic": state.sources[l - 1]}
-        h, weights = self.readers[l - 1](
-            [state.sources[i] for i in offered],
-            [state.inverse_rms[i] for i in offered],
-            query_input[self.query],
-        )
+        query_input = state.sources.values[l - 1] if self.query == "dynamic" else None
+        h, weights = self.readers[l - 1](state, l, self.offered(l), query_input)
         state.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
     def write(self, state: History, l: int, v_l: Tensor) -> None:
-        self._append(state, self.writers[l](v_l))
+        self._append(state, l, self.writers[l](v_l))
 
     def offered(self, l: int) -> tuple[int, ...]:
         """Summaries c_0..c_(n-1) of the finished chunks, then the own chunk's outputs so far.
@@ -105,9 +143,11 @@ class DAR(Stream):
     def routes(self, state: History) -> list[Tensor]:
         return state.weights
 
-    def _append(self, state: History, v: Tensor) -> None:
-        state.sources.append(v)
-        state.inverse_rms.append(inverse_rms(v, self.eps))
+    def _append(self, state: History, i: int, v: Tensor) -> None:
+        size, sites = self.chunk_size, len(self.layout) + 1
+        # A summary stays on offer, what else is in a chunk ends with it; the head is in the last.
+        end = sites if i % size == 0 else -(-i // size) * size
+        state.append(v, i + 1, sites if end == sites - 1 else end)
 
 
 @register("sigmoid")
@@ -145,29 +185,24 @@ class Aggregator(nn.Module):
             self.query = Vector(width, 0.0)
 
     def forward(
-        self, sources: list[Tensor], inverse_rms: list[Tensor], query_input: Tensor | None
+        self,
+        history: History,
+        reader: int,
+        ids: Sequence[int],
+        query_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return h (N, T, D) and the weights (N, T, n) over the n sources.
+        """Return h (N, T, D) and the weights (N, T, n) over the n sources ``ids``.
 
-        ``query_input``: None (static), the timestep embedding (N, D), or v_(l-1) (N, T, D).
+        ``query_input`` (N, T, D) is what a dynamic query is made of, v_(l-1).
         """
         if isinstance(self.query, nn.Linear):
-            assert query_input is not None
-            query = self.query(query_input)
-        elif query_input is None:
-            query = self.query.weight[None, None]
+            query = self.query(query_input) * self.norm.weight
+            dots = history.sources.dots(query, ids, reader)
         else:
-            query = (self.query.weight + query_input)[:, None]
-        # The gain belongs to the keys; k . q is the same with the gain on the query.
-        query, inverse = query * self.norm.weight, torch.cat(inverse_rms, -1)
-        settings = self.scale, self.squash
-        if not torch.is_grad_enabled():  # torch 2.13 cannot compile the function then
-            h, weights, _ = mix(query, inverse, sources, *settings)
-            return h, weights
-        mixed: tuple[Tensor, Tensor] = Mix.apply(  # type: ignore[no-untyped-call]
-            query, inverse, *settings, *sources
-        )
-        return mixed
+            dots = history.dots(reader, ids)
+        logits = dots * torch.cat([history.inverse_rms[i] for i in ids], -1) * self.scale
+        weights = torch.softmax(logits, -1) if self.squash == "softmax" else torch.sigmoid(logits)
+        return history.sources.mix(weights, ids, reader), weights.detach()
 
 
 class Vector(nn.Module):
@@ -176,71 +211,3 @@ class Vector(nn.Module):
     def __init__(self, width: int, value: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), value))
-
-
-def inverse_rms(v: Tensor, eps: float) -> Tensor:
-    """Return 1 / rms (N, T, 1), once per write; its share of the gradient is in Mix.backward."""
-    return torch.rsqrt(v.detach().square().mean(-1, keepdim=True) + eps)
-
-
-def mix(
-    query: Tensor, inverse_rms: Tensor, sources: Sequence[Tensor], scale: float, squash: Squash
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the aggregate h (N, T, D), its weights and their logits (N, T, n)."""
-    dots = torch.stack([(v * query).sum(-1) for v in sources], -1)
-    logits = dots * inverse_rms * scale
-    weights = torch.softmax(logits, -1) if squash == "softmax" else torch.sigmoid(logits)
-    return mixture(weights, sources), weights, logits
-
-
-def mixture(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Return the sum (N, T, D) of sources (N, T, D) with weights (N, T, n)."""
-    h = sources[0] * weights[..., 0, None]
-    for i, v in enumerate(sources[1:], 1):
-        h.addcmul_(v, weights[..., i, None])
-    return h
-
-
-class Mix(torch.autograd.Function):
-    """Aggregation that keeps no stack of its sources for the backward.
-
-    Autograd of the textbook form would hold a fresh (N, T, n, D) stack for every reader. Here
-    the sources are saved by reference and only the weights (N, T, n) are new.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        inverse_rms: Tensor,
-        scale: float,
-        squash: Squash,
-        *sources: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        h, weights, logits = mix(query, inverse_rms, sources, scale, squash)
-        ctx.scale, ctx.squash = scale, squash
-        ctx.save_for_backward(query, inverse_rms, logits, weights, *sources)
-        ctx.mark_non_differentiable(weights)
-        return h, weights
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_h: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        query, inverse_rms, logits, weights, *sources = ctx.saved_tensors
-        width = query.shape[-1]
-        dots = torch.stack([(v * grad_h).sum(-1) for v in sources], -1)
-        if ctx.squash == "softmax":
-            grad_logits = weights * (dots - (weights * dots).sum(-1, keepdim=True))
-        else:
-            grad_logits = weights * (1 - weights) * dots
-        by_query = grad_logits * inverse_rms * ctx.scale
-        # d(1/rms)/dv = -v / (rms^3 D): the part of the key norm that depends on v's length.
-        by_length = grad_logits * logits * inverse_rms.square() / width
-        grad_query = torch.zeros_like(grad_h)
-        grads: list[Tensor] = []
-        for i, v in enumerate(sources):
-            grad_query.addcmul_(v, by_query[..., i, None])
-            grad = grad_h * weights[..., i, None]
-            grad.addcmul_(query, by_query[..., i, None])
-            grads.append(grad.addcmul_(v, by_length[..., i, None], value=-1))
-        return grad_query.sum_to_size(query.shape), None, None, None, *grads

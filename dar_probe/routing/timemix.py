@@ -1,11 +1,13 @@
 """An ablation: routes that know the noise level and nothing of what the sources hold."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dar_probe.routing.dar import DAR, History, mixture
+from dar_probe.routing.dar import DAR, History
+from dar_probe.routing.mixing import Sources
 from dar_probe.routing.stream import Layout, register
 
 
@@ -23,14 +25,19 @@ class TimeMix(DAR):
             Clocked(width, len(self.offered(l))) for l in range(1, len(layout) + 2)
         )
 
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> History:
+        state = History(sources=Sources(len(self.readers)), eps=0.0, t_emb=t_emb)
+        state.sources.append(self.writers[0](v_0))
+        return state
+
     def read(self, state: History, l: int) -> Tensor:
         state.turn(l)
-        h, weights = self.readers[l - 1]([state.sources[i] for i in self.offered(l)], state.t_emb)
+        h, weights = self.readers[l - 1](state, l, self.offered(l))
         state.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
-    def _append(self, state: History, v: Tensor) -> None:
-        state.sources.append(v)
+    def write(self, state: History, l: int, v_l: Tensor) -> None:
+        state.sources.append(self.writers[l](v_l))
 
 
 class Clocked(nn.Module):
@@ -43,7 +50,8 @@ class Clocked(nn.Module):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
 
-    def forward(self, sources: list[Tensor], t_emb: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, history: History, reader: int, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return h (N, T, D) and the weights (N, T, n), equal for all tokens."""
-        weights = torch.softmax(self.logits(t_emb), -1)[:, None]
-        return mixture(weights, sources), weights.expand(-1, sources[0].shape[1], -1)
+        weights = torch.softmax(self.logits(history.t_emb), -1)[:, None]
+        h = history.sources.mix(weights, ids, reader)
+        return h, weights.detach().expand(-1, h.shape[1], -1)
