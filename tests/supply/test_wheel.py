@@ -97,7 +97,8 @@ def test_the_metadata_says_what_the_project_says(wheel):
     assert (said["Name"], said["Version"]) == ("dar-probe", dar_probe.__version__)
     assert said["License-Expression"] == "MIT" and said["Requires-Python"] == ">=3.11"
     assert said["Description-Content-Type"] == "text/markdown"
-    assert said.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    text = said.get_payload(decode=True).decode("utf-8")
+    assert text.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     plain = {line for line in said.get_all("Requires-Dist") if "extra ==" not in line}
     assert len(plain) == len(project["dependencies"])
     assert set(said.get_all("Provides-Extra")) == set(project["optional-dependencies"])
