@@ -146,7 +146,7 @@ def _renoised(
 
 
 def _adaptive(split: Split, objective: Objective, x: Tensor) -> Tensor:
-    """Integrate dx/ds = alpha'(s) data + sigma'(s) noise from s = 1 to s = 0."""
+    """Integrate dx/ds = alpha'(s) data + sigma'(s) noise from pure noise to data."""
     try:
         from torchdiffeq import odeint
     except ImportError:
@@ -160,7 +160,7 @@ def _adaptive(split: Split, objective: Objective, x: Tensor) -> Tensor:
         return column(alpha, x_s) * clean + column(sigma, x_s) * noise
 
     _slopes(objective, torch.tensor(0.5))  # refuses before the model is called
-    ends = torch.tensor([1.0, 0.0], device=x.device)
+    ends = objective.reached(torch.tensor([1.0, 0.0], device=x.device))  # as far as it is finite
     solved: Any = odeint(slope, x, ends, method="dopri5", **TOLERANCE)
     return solved[-1]  # type: ignore[no-any-return]
 
