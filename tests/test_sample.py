@@ -64,11 +64,10 @@ def test_discrete_steps_follow_the_flow(name, solver):
     torch.testing.assert_close(found, flow(), rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize(
-    "name", ["sit", "sit:linear:noise"]
-)  # at pure noise the latter has no data
-def test_dopri5_follows_the_flow(name):
-    torch.testing.assert_close(drawn(name, solver="dopri5"), flow(), rtol=0, atol=2e-3)
+# A prediction of the noise tells no data at pure noise: it starts at s = 0.999.
+@pytest.mark.parametrize(("name", "error"), [("sit", 2e-3), ("sit:linear:noise", 4e-3)])
+def test_dopri5_follows_the_flow(name, error):
+    torch.testing.assert_close(drawn(name, solver="dopri5"), flow(), rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("name", ["sit", "dit"])
