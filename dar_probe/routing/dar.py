@@ -1,6 +1,7 @@
 """Diffusion-Adaptive Routing: a softmax over the history of sublayer outputs."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,12 +50,18 @@ class History(Turns):
     def _meet(self, v: Tensor, rows: slice) -> Tensor:
         """Return the products (N, T, readers) of a source with the queries of some readers."""
         assert self.queries is not None and self.gains is not None
-        with torch.autocast(v.device.type, enabled=False):
+        with _full_precision(v.device.type):
             v = v.to(self.queries.dtype)
             found = v @ self.queries[rows].T
             if self.t_emb is not None:
                 found = found + (v * self.t_emb.to(v.dtype)[:, None]) @ self.gains[rows].T
         return found
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device):  # "meta" for one
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def history(readers: Iterable[nn.Module], eps: float, t_emb: Tensor | None = None) -> History:
