@@ -18,6 +18,7 @@ from dar_probe.cli import (
     guard,
     inspect,
     report,
+    reproduce,
     sample,
     streams,
     train,
@@ -43,6 +44,7 @@ app.command("evaluate")(guard.guarded(evaluate.evaluate))
 app.command("figures")(guard.guarded(figures.figures))
 app.command("inspect")(guard.guarded(inspect.inspect))
 app.command("report")(guard.guarded(report.report))
+app.command("reproduce")(guard.guarded(reproduce.reproduce))
 app.command("sample")(guard.guarded(sample.sample))
 app.command("train")(guard.guarded(train.train))
 

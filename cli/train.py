@@ -70,8 +70,9 @@ def train(
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
     underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
-    time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width, validate_every,
-    checkpoint_every, validation_samples, probe_samples and probe_levels can stand only there.
+    routing_lr, zero_time, time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width,
+    validate_every, checkpoint_every, validation_samples, probe_samples and probe_levels can stand
+    only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """

@@ -23,6 +23,10 @@ class UsageError(DarProbeError):
     """An argument, a setting or a data file that does not fit (exit code 2)."""
 
 
+class InUseError(UsageError):
+    """A folder that another process is writing (exit code 2)."""
+
+
 class CheckpointError(DarProbeError):
     """A file that is refused, or that is no known checkpoint or analysis (exit code 3)."""
 

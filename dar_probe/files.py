@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dar_probe.errors import UsageError
+from dar_probe.errors import InUseError, UsageError
 
 CHECK = "check the folder's permissions and the free space"
 OTHER = "choose another folder with --out"
@@ -77,7 +77,8 @@ def hold(folder: Path, shown: Path) -> int:
         A descriptor; closing it lets the folder go.
 
     Raises:
-        UsageError: another process holds it, it is a link, or it cannot be made.
+        InUseError: another process holds it.
+        UsageError: it is a link, or it cannot be made.
     """
     while True:
         make_folder(folder, shown, OTHER)
@@ -88,7 +89,7 @@ def hold(folder: Path, shown: Path) -> int:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UsageError(
+                raise InUseError(
                     f"{str(shown)!r} is being written by another process",
                     hint="wait for it, or choose another --out",
                 ) from error

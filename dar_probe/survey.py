@@ -87,7 +87,7 @@ def survey(
     x = torch.zeros(1, *identified.shape, device="meta")
     time = torch.zeros(1, device="meta")
     label = torch.zeros(1, dtype=torch.long, device="meta")
-    flops, unknown = _flops(model, (x, time, label), {})
+    flops, unknown = count_flops(model, (x, time, label), {})
     return Survey(
         file={
             "name": path.name,
@@ -114,7 +114,7 @@ def _of_folder(path: Path, objective_name: str | None) -> Survey:
     model = hub_model.blank(read)
     x = torch.zeros(1, *call.shape, device="meta")
     args, kwargs = call.inputs(x, torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long))
-    flops, unknown = _flops(model, args, kwargs)
+    flops, unknown = count_flops(model, args, kwargs)
     return Survey(
         file={
             "name": folder.name_of(path),
@@ -151,7 +151,7 @@ def _parts(model: nn.Module) -> dict[str, Any]:
     return {"parts": dict(counts), "parameters": sum(counts.values())}
 
 
-def _flops(
+def count_flops(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[int | None, str]:
     """Count with torch's counter on tensors without memory; not every model runs on them."""

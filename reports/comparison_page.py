@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +27,6 @@ from dar_probe.trajectory import last_step
 from dar_probe.verdict import Verdict, judge, plain, unmeasured
 
 LONG = 600  # characters of a sentence
-# Pixels of a plotly legend: a row, a line's mark with its gaps, a letter, and the narrowest page.
-LEGEND_ROW, LEGEND_MARK, LEGEND_LETTER, NARROW = 28, 50, 7, 320
 
 DILUTION_CAPTION = (
     "Hidden-state RMS, gradient RMS and cosine between neighbouring blocks of every model, pooled "
@@ -185,7 +182,7 @@ def _figures(
             "small": False,
             "still": None,
             "define": ("rms", "grad_rms", "cosine", "paired", "spread"),
-            "spec": json.loads(_with_room(figure).to_json(engine="json")),
+            "spec": json.loads(screen.with_legend_room(figure).to_json(engine="json")),
         }
         for at, (title, caption, figure) in enumerate(drawn, start=1)
     ]
@@ -202,18 +199,3 @@ def _alt(drawn: go.Figure) -> str:
                 span = f"from {first} at block {trace.x[0]} to {last} at block {trace.x[-1]}"
                 parts.append(f"{panel.title}, {html.unescape(trace.name)}: {span}.")
     return " ".join(parts)
-
-
-def _with_room(drawn: go.Figure) -> go.Figure:
-    """Move the panels down by as many rows as the legend has, on a wide and on a narrow page."""
-    meta = dict(drawn.layout.meta)
-    names = [trace.name for trace in drawn.data if trace.showlegend]
-    entry = LEGEND_MARK + LEGEND_LETTER * max(map(len, names))
-    for shape, width in (("wide", meta["room"]), ("narrow", NARROW)):
-        rows = math.ceil(len(names) / max(1, width // entry))
-        top = max(drawn.layout.margin.t, LEGEND_ROW * (rows + 1))
-        taller = meta[shape]["height"] + top - drawn.layout.margin.t
-        meta[shape] = {**meta[shape], "margin.t": top, "height": taller}
-    drawn.update_layout(meta=meta, height=meta["wide"]["height"])
-    drawn.update_layout(margin={"t": meta["wide"]["margin.t"]})
-    return drawn

@@ -78,6 +78,7 @@ def legend(
     labels: Sequence[str],
     *,
     bands: bool = False,
+    band: str = BAND,
 ) -> None:
     """Put one legend above the panels, in as many columns as there is room for.
 
@@ -88,13 +89,14 @@ def legend(
         lines: what is labelled.
         labels: names of anybody's; cleaned, and broken or shortened where they do not fit.
         bands: whether there are intervals to explain.
+        band: what they are.
     """
     room, handle, gap = drawn.get_figwidth() - 0.2, 0.33, 0.2  # inches
     texts = [broken(label, room - handle) for label in labels]
     handles: list[Line2D | Patch] = list(lines)
     if bands:
         handles.append(Patch(facecolor="#333333", alpha=0.22, linewidth=0))
-        texts.append(BAND)
+        texts.append(band)
     widths = [max(text_width(line, LABEL_SIZE) for line in text.split("\n")) for text in texts]
     sizes = np.array(widths) + handle + gap
     columns = next(

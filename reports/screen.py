@@ -18,6 +18,8 @@ DOT = "\u00b7"
 FAINT = "rgba(128,128,128,0.25)"  # grid lines, and the ground under cells that do not exist
 CLEAR = "rgba(0,0,0,0)"
 BETWEEN = 92  # pixels between two rows of panels: labels below, title above
+# Pixels of a plotly legend: a row, a line's mark with its gaps, a letter, and the narrowest page.
+LEGEND_ROW, LEGEND_MARK, LEGEND_LETTER, NARROW = 28, 50, 7, 320
 
 
 def figure() -> go.Figure:
@@ -256,6 +258,21 @@ def placed(
     drawn.update_layout(meta=meta, autosize=True)
     for key, value in wide.items():
         drawn.layout[key] = value
+    return drawn
+
+
+def with_legend_room(drawn: go.Figure) -> go.Figure:
+    """Move the panels down by as many rows as the legend has, on a wide and on a narrow page."""
+    meta = dict(drawn.layout.meta)
+    names = [trace.name for trace in drawn.data if trace.showlegend]
+    entry = LEGEND_MARK + LEGEND_LETTER * max(map(len, names))
+    for shape, width in (("wide", meta["room"]), ("narrow", NARROW)):
+        rows = math.ceil(len(names) / max(1, width // entry))
+        top = max(drawn.layout.margin.t, LEGEND_ROW * (rows + 1))
+        taller = meta[shape]["height"] + top - drawn.layout.margin.t
+        meta[shape] = {**meta[shape], "margin.t": top, "height": taller}
+    drawn.update_layout(meta=meta, height=meta["wide"]["height"])
+    drawn.update_layout(margin={"t": meta["wide"]["margin.t"]})
     return drawn
 
 

@@ -117,6 +117,55 @@ MEANINGS = {
     ),
     "step": ("Training step", schema.STEP_TEXT, ""),
     "parameters": ("Parameters", "The count of all numbers in the model's weights.", ""),
+    "study:loss": (
+        "Validation loss",
+        "Denoising loss of the weights' average on held-out samples with fixed noise, mean over "
+        "ten noise levels from 0.05 to 0.95",
+        "dar-probe train",
+    ),
+    "study:pairs": (
+        "Paired over seeds",
+        "A scheme's run minus the reference's run of the same seed, which has the same batches, "
+        "noise and dropped labels; the interval is Student's, over seeds",
+        "",
+    ),
+    "study:frechet": (
+        "Fréchet distance",
+        "Squared distance of two Gaussians, fitted to samples of the average and to the training "
+        "rows in the features of a small classifier of the digits; it is no FID",
+        "arXiv 1706.08500",
+    ),
+    "study:time": (
+        "Loss at equal time",
+        "Validation loss, between two measured steps, when the reference has done all its steps: "
+        "at the reference's steps divided by the price of a step",
+        "",
+    ),
+    "study:sooner": (
+        "Times fewer steps",
+        "The reference's steps divided by those in which its final validation loss is reached, "
+        "within a seed; below 1 it takes more",
+        "arXiv 2605.20708, section 5",
+    ),
+    "study:seconds": (
+        "Price of a step",
+        "Seconds of one optimiser step over those of the reference's, measured in turn before "
+        "each run: median of the ratios. Seconds in figures are steps times this price times the "
+        "median of all residual steps",
+        "",
+    ),
+    "study:memory": (
+        "Memory",
+        "High water of tensor bytes in one optimiser step, over the reference's; weights and "
+        "optimiser state that are there before do not count",
+        "",
+    ),
+    "study:flops": (
+        "MFLOPs",
+        "Of matrix products in the forward of one sample; sums and softmaxes over sources are "
+        "none, so see the price of a step",
+        "",
+    ),
 }
 PAPER = "Rethinking Cross-Layer Information Routing in Diffusion Transformers"
 BIBTEX = f"""@misc{{dar2026,

@@ -19,15 +19,16 @@ LAYERS = [
      "dar_probe.models", "dar_probe.checkpoints", "dar_probe.trajectory", "dar_probe.tidy",
      "dar_probe.arrays", "dar_probe.trajectory_file"},
     {"dar_probe.verdict", "dar_probe.effects", "dar_probe.matching", "dar_probe.pairs",
-     "dar_probe.subjects", "dar_probe.train", "dar_probe.hub"},
+     "dar_probe.subjects", "dar_probe.train", "dar_probe.hub", "dar_probe.reproduce"},
     {"dar_probe.rule", "dar_probe.loading", "dar_probe.dataset", "dar_probe.reports"},
     {"dar_probe.probe", "dar_probe.analysis", "dar_probe.plots", "dar_probe.accessor",
      "dar_probe.survey"},
-    {"dar_probe.task", "dar_probe.comparison"},
+    {"dar_probe.task", "dar_probe.comparison", "dar_probe.reproduce.publish"},
     {"dar_probe.module_task", "dar_probe.making", "dar_probe.watch", "dar_probe.generation",
      "dar_probe.train.loop", "dar_probe.train.watching"},
     {"dar_probe.api", "dar_probe.handle", "dar_probe.evaluation"},
     {"dar_probe.bench"},
+    {"dar_probe.reproduce.cost", "dar_probe.reproduce.study"},
     {"dar_probe.cli"},
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
 from dar_probe.routing import Layout, make
-from dar_probe.routing.stream import Stream, options_of
+from dar_probe.routing.stream import OF_THE_START, OPTIONS, Stream, options_of
 
 SIZES = {
     "S": {"depth": 12, "width": 384, "heads": 6},
@@ -40,7 +40,8 @@ class SiTConfig:
         projectors: output widths of REPA's projectors; they are used in training alone.
         projector_width: their hidden width.
         routing: a name of ``dar_probe.routing.SCHEMES``.
-        query, chunk_size, streams, dilation, period: options of the routings that take them.
+        query, chunk_size, streams, dilation, period, zero_time: options of the routings that take
+            them.
     """
 
     depth: int
@@ -62,6 +63,7 @@ class SiTConfig:
     streams: int = 4
     dilation: int = 1
     period: int = 1
+    zero_time: bool = True
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "SiTConfig":
@@ -315,4 +317,5 @@ def projector(width: int, out: int, hidden: int) -> nn.Sequential:
 
 def routing_options(config: SiTConfig) -> dict[str, Any]:
     """Return those of the config's options that its routing takes."""
-    return {name: getattr(config, name) for name in options_of(config.routing)}
+    taken = options_of(config.routing, (*OPTIONS, *OF_THE_START))
+    return {name: getattr(config, name) for name in taken}

@@ -96,6 +96,7 @@ class DAR(Stream):
         *,
         query: Query = "static+t",
         chunk_size: int = 4,
+        zero_time: bool = True,
         eps: float = 1e-6,
     ) -> None:
         super().__init__(width, layout)
@@ -108,6 +109,7 @@ class DAR(Stream):
             )
         self.query = query
         self.chunk_size = chunk_size
+        self.zero_time = zero_time
         self.eps = eps
         self.readers = nn.ModuleList(
             Aggregator(width, dynamic=query == "dynamic", squash=self.squash)
@@ -115,8 +117,11 @@ class DAR(Stream):
         )
 
     def init_host(self, model: nn.Module) -> None:
-        """Zero the timestep embedder's last layer, so that static+t starts as static."""
-        if self.query == "static+t":
+        """Zero the timestep embedder's last layer, so that static+t starts as static.
+
+        ``zero_time=False`` leaves it as it is: an ablation of ours.
+        """
+        if self.query == "static+t" and self.zero_time:
             last: Any = model.get_submodule("t_embedder.mlp.2")
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)

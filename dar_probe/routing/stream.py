@@ -142,12 +142,13 @@ def register(name: str) -> Callable[[type[Stream]], type[Stream]]:
 
 
 OPTIONS = ("query", "chunk_size", "streams", "dilation", "period")  # that flags and files name
+OF_THE_START = ("zero_time",)  # that weights from a file do not ask for
 
 
-def options_of(name: str) -> tuple[str, ...]:
-    """Return which of ``OPTIONS`` the stream called ``name`` takes; none for an unknown name."""
+def options_of(name: str, among: tuple[str, ...] = OPTIONS) -> tuple[str, ...]:
+    """Return which of these options the stream called ``name`` takes; none for an unknown name."""
     taken = inspect.signature(SCHEMES[name]).parameters if name in SCHEMES else {}
-    return tuple(option for option in OPTIONS if option in taken)
+    return tuple(option for option in among if option in taken)
 
 
 def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:

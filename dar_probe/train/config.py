@@ -17,8 +17,9 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        routing, query, chunk_size, streams, dilation, period: how sublayers share results across
-            depth; a routing takes those of the options that it knows.
+        routing, query, chunk_size, streams, dilation, period, zero_time: how sublayers share
+            results across depth; a routing takes those of the options that it knows.
+        routing_lr: factor of the learning rate for the parameters of the routing.
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
         learn_sigma, qk_norm: as in ``SiTConfig``.
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
@@ -54,6 +55,8 @@ class TrainConfig:
     streams: int = 4
     dilation: int = 1
     period: int = 1
+    zero_time: bool = True
+    routing_lr: float = 1.0
     depth: int = 12
     width: int = 128
     heads: int = 0
@@ -103,6 +106,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "at least 0", self)
         _require(self.seed < 2**63, "seed", "below 2^63", self)
         _require(self.lr > 0, "lr", "above 0", self)
+        _require(0 < self.routing_lr < math.inf, "routing_lr", "above 0 and finite", self)
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self)
         _require(self.autocast in ("none", "bf16"), "autocast", "none or bf16", self)
@@ -150,6 +154,7 @@ class TrainConfig:
             streams=self.streams,
             dilation=self.dilation,
             period=self.period,
+            zero_time=self.zero_time,
         )
 
     def to_dict(self) -> dict[str, Any]:

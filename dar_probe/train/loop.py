@@ -149,7 +149,7 @@ class Run:
             torch.compile(self.shared) if config.compile else self.shared
         )
         self.optimiser = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
+            _groups(self.model, config.routing_lr),
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=True,
@@ -238,7 +238,7 @@ class Run:
         config = self.config
         lr = config.lr * min(1.0, step / max(1, config.warmup))
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)
         self.optimiser.zero_grad(set_to_none=True)
         with alive():
             value = self._backward(step)
@@ -374,6 +374,19 @@ class Run:
             },
         }
         self.folder.save(step, state)
+
+
+def _groups(model: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """Return the optimiser's groups; the routing has one of its own where its rate differs."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if factor == 1:
+        return [{"params": trained}]
+    own = {id(p) for p in model.get_submodule("stream").parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in own]},
+        {"params": [p for p in trained if id(p) in own], "factor": factor},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def checkpoint_args(config: TrainConfig, model: dict[str, Any]) -> dict[str, Any]:

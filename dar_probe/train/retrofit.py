@@ -45,7 +45,7 @@ class Original:
         routing = {"routing", "query", "chunk_size", "streams", "dilation", "period"}
         for name in ours:
             if (
-                name not in routing | {"projectors", "projector_width"}
+                name not in routing | {"projectors", "projector_width", "zero_time"}
                 and ours[name] != theirs[name]
             ):
                 raise UsageError(

@@ -1,0 +1,105 @@
+"""``dar-probe reproduce``: every way of sharing results across depth, trained and compared."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dar_probe.cli import options
+
+if TYPE_CHECKING:
+    from dar_probe.reproduce.plan import Run
+    from dar_probe.train.loop import Progress
+
+
+def reproduce(
+    out: Annotated[
+        Path, typer.Option(help="Folder of the study: its finished runs and its page.")
+    ] = Path("dar-probe-out/reproduce"),
+    scale: Annotated[
+        str, typer.Option(help="smoke (two minutes), digits (hours) or imagenet (GPUs, --data).")
+    ] = "digits",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A run's name, e.g. dar-dynamic; may be repeated.", show_default=False),
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option(help="Stop after so many runs.", min=0, show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="In place of the scale's: digits, images:DIR, latents:FILE.")
+    ] = None,
+    device: options.Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print reproduce.json.")] = False,
+) -> None:
+    """Train every scheme at equal steps, and write one page about what came out.
+
+    A finished run is a small JSON file in OUT/runs, and is not done again: a study that is cut off
+    goes on where it was, on another machine too. Several processes may share OUT, each takes the
+    next run. --runs 0 writes the page of what is there.
+
+    Example: dar-probe reproduce --scale smoke --out study
+    """
+    # The profiler that measures memory would tell of every tensor that was there before it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from dar_probe.cli import terminal
+    from dar_probe.devices import find_device
+    from dar_probe.reproduce import plan, study
+    from dar_probe.reproduce.publish import publish
+
+    planned = plan.runs(plan.scale_of(scale), only=only or (), data=data)
+    place = str(find_device(device))
+    left = study.pending(planned, out)
+    done = len(planned) - len(left)
+    for run in left[:runs]:
+        terminal.say(f"Run {run.name} ({done + 1} of {len(planned)})")
+        with terminal.progress("training", "steps") as tell:
+
+            def on_step(run: "Run", step: "Progress") -> None:
+                tell(step.step, step.steps, f"loss {step.loss:.4f}")
+
+            found = study.perform(run, out, device=place, on_step=on_step)
+        done += 1
+        if found is None:
+            terminal.say(f"{run.name} is being done by another process")
+    results = publish(out)
+    if json:
+        _print_json(results)
+        return
+    _show(results, out)
+
+
+def _print_json(found: dict[str, object]) -> None:
+    import json
+    import sys
+
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+def _show(found: dict[str, object], out: Path) -> None:
+    import sys
+
+    from rich.text import Text
+
+    from dar_probe.cli.console import aligned, console_on, printable, write
+
+    console = console_on(sys.stdout)
+    lines = found["lines"]
+    assert isinstance(lines, list)
+    heads = ("scheme", "seeds", "loss", "Fréchet", "step time")
+    rows = [[Text(head, style="dim") for head in heads]]
+    for line in lines:
+        loss, frechet = (line[name]["value"] for name in ("loss", "frechet"))
+        cells = (
+            printable(line["label"]), str(line["seeds"]), f"{loss:.4f}",
+            "n/a" if frechet is None else f"{frechet:.3f}", f"{line['step_ratio']:.2f}x",
+        )  # fmt: skip
+        rows.append([Text(cell) for cell in cells])
+    aligned(console, rows, right=[1, 2, 3, 4])
+    console.print()
+    sentences = found["sentences"]
+    assert isinstance(sentences, list)
+    for sentence in sentences:
+        write(console, Text(printable(sentence)))
+    write(console, Text(f"Page  {printable(str(out / 'reproduce.html'))}"))

@@ -1,0 +1,52 @@
+"""What one optimiser step costs beside the residual model's, with nothing else going on."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dar_probe import bench, survey
+from dar_probe.reproduce.plan import Run
+from dar_probe.train import loop
+
+
+def measure(run: Run, device: str) -> dict[str, Any]:
+    """Return ``parameters``, ``flops`` and ``cost`` of a record, and ``machine``.
+
+    The trainer's own steps are timed (batch, forward, backward, AdamW, average), those of the run
+    and of its reference in turn, on models that are thrown away.
+    """
+    own, twin = (_trained(config, device) for config in (run.config, run.reference))
+    timings = bench.compare(
+        {"reference": lambda: twin.step(1), "own": lambda: own.step(1)},
+        repeats=run.scale.rounds,
+        device=torch.device(device),
+    )
+    mine, theirs = timings["own"], timings["reference"]
+    model, sizes = own.model, own.model_config
+    counted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    inputs = (
+        torch.zeros(1, sizes.in_channels, sizes.input_size, sizes.input_size, device="meta"),
+        torch.zeros(1, device="meta"),
+        torch.zeros(1, dtype=torch.long, device="meta"),
+    )
+    flops, _ = survey.count_flops(copy.deepcopy(model), inputs, {})
+    return {
+        "machine": bench.machine(torch.device(device)),
+        "parameters": sum(p.numel() for name, p in counted.items() if "projectors" not in name),
+        "flops": flops,
+        "cost": {
+            "seconds": mine.seconds,
+            "reference_seconds": theirs.seconds,
+            "ratio": mine.ratio,
+            "low": mine.low,
+            "high": mine.high,
+            "peak_bytes": mine.peak_bytes,
+            "reference_peak_bytes": theirs.peak_bytes,
+        },
+    }
+
+
+def _trained(config: Any, device: str) -> loop.Run:
+    return loop.Run(config, Path("never written"), device=device)

@@ -1,0 +1,38 @@
+"""The page, the figures and the numbers of a study, from the records that are there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dar_probe import files
+from dar_probe.reproduce import results, summary
+from dar_probe.reproduce.plan import SCALES
+
+
+def publish(out: Path) -> dict[str, Any]:
+    """Write reproduce.html, reproduce.json and figures/ into ``out``; return what the JSON holds.
+
+    Raises:
+        CheckpointError: a record cannot be read.
+        UsageError: there is none, or they do not belong together.
+    """
+    from dar_probe.reports import canvas, study_page, study_panels, study_print
+
+    records = results.load(out / "runs")
+    scale = SCALES.get(records[0].scale)
+    order = [entry.name for entry in scale.entries] if scale else []
+    found = results.Results(records, order)
+    drawings = study_panels.drawings(found)
+    files.write_text(out / "reproduce.html", study_page.render(found, drawings))
+    files.make_folder(out / "figures", out / "figures")
+    for drawing in drawings:
+        made = study_print.figure(drawing)
+        for suffix in ("png", "pdf"):
+
+            def write(path: Path, form: str = suffix, figure: Any = made) -> None:
+                canvas.save(figure, path, form=form)
+
+            files.write_atomically(out / "figures" / f"{drawing.name}.{suffix}", write)
+    told = summary.plain(found)
+    files.write_text(out / "reproduce.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
+    return told

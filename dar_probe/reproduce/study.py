@@ -1,0 +1,142 @@
+"""Does the runs of a study, one after the other; a folder of finished runs is where it stands."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dar_probe import __version__, files, metrics, store, trajectory
+from dar_probe.errors import InUseError, UsageError
+from dar_probe.evaluation import Judge
+from dar_probe.generation import generator
+from dar_probe.reproduce import cost, record
+from dar_probe.reproduce.plan import Run
+from dar_probe.reproduce.record import Record
+from dar_probe.train import loop
+from dar_probe.train.config import TrainConfig
+
+OnStep = Callable[[Run, loop.Progress], None]
+
+
+def pending(planned: Sequence[Run], out: Path) -> list[Run]:
+    """Return the runs that have no record in ``out`` yet.
+
+    Raises:
+        UsageError: a run was recorded with other settings.
+        CheckpointError: a record cannot be read.
+    """
+    left = []
+    for run in planned:
+        path = record_path(out, run)
+        if not path.exists():
+            left.append(run)
+            continue
+        stored = {**TrainConfig().to_dict(), **record.read(path).config}
+        wanted = run.config.to_dict()
+        if other := [name for name in wanted if stored.get(name) != wanted[name]]:
+            raise UsageError(
+                f"{path.name} was made with other settings: {other[0]} is "
+                f"{stored.get(other[0])!r} there and {wanted[other[0]]!r} here",
+                hint="remove it to do the run again, or choose another --out",
+            )
+    return left
+
+
+def perform(
+    run: Run, out: Path, *, device: str = "cpu", on_step: OnStep | None = None
+) -> Record | None:
+    """Do one run, or go on with it, and write its record.
+
+    Checkpoints lie in out/work until then, so that a run which is cut off goes on where it was.
+
+    Returns:
+        The record; None where another process does this run.
+    """
+    work = out / "work" / run.name
+    with ExitStack() as held:
+        try:
+            held.callback(os.close, files.hold(work.absolute(), work))
+        except InUseError:
+            return None
+        if record_path(out, run).exists():  # another process has finished it meanwhile
+            return record.read(record_path(out, run))
+        found = _perform(run, work, device, on_step)
+        files.make_folder(out / "runs", out / "runs")
+        found.write(record_path(out, run))
+        shutil.rmtree(work)
+    return found
+
+
+def record_path(out: Path, run: Run) -> Path:
+    """Return where the record of a run lies."""
+    return out / "runs" / f"{run.name}.json"
+
+
+def _perform(run: Run, work: Path, device: str, on_step: OnStep | None) -> Record:
+    costs = cost.measure(run, device)
+    steps, parts = run.config.steps, run.scale.checkpoints
+    config = replace(run.config, checkpoint_every=max(1, steps // parts), probe_every=steps)
+
+    def tell(progress: loop.Progress) -> None:
+        if on_step:
+            on_step(run, progress)
+
+    loop.train(config, work / "train", resume=True, device=device, on_step=tell)
+    curve = _curve(work / "train" / "metrics.csv")
+    analyses = trajectory.split(store.read(work / "train" / "trajectory.nc"))
+    (_, start), (_, end) = analyses[0], analyses[-1]
+    return Record(
+        version=__version__,
+        scale=run.scale.name,
+        name=run.entry.name,
+        label=run.entry.label,
+        group=run.entry.group,
+        seed=run.seed,
+        config=run.config.to_dict(),
+        steps=[step for step, _ in curve],
+        losses=[loss for _, loss in curve],
+        quality=_quality(run, work / "train", device),
+        start=_symptoms(start),
+        end=_symptoms(end),
+        blocks={name: _profile(end, name) for name in ("rms", "grad_rms", "cosine")},
+        **costs,
+    )
+
+
+def _curve(path: Path) -> list[tuple[int, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+
+
+def _quality(run: Run, trained: Path, device: str) -> list[dict[str, Any]]:
+    """Judge samples of the average at every checkpoint; equal noise for all runs of one seed."""
+    scale, found = run.scale, []
+    if not scale.samples:
+        return []
+    judge: Judge | None = None
+    for path in sorted((trained / "checkpoints").glob("step-*.pt")):
+        made = generator(path, solver=scale.solver, steps=scale.solver_steps, device=device)
+        judge = judge or Judge(run.config.data, "digits", shape=made.shape, device=device)
+        drawn = made.draw(made.labels(scale.samples), seed=run.seed)
+        measures = judge.measure(drawn)
+        step = int(path.stem.removeprefix("step-"))
+        kept = {name: measures[name] for name in record.MEASURES}
+        found.append({"step": step, "samples": scale.samples, **kept})
+    return found
+
+
+def _symptoms(ds: Any) -> dict[str, dict[str, float | None]]:
+    measured = metrics.compute(ds)
+    return {name: metrics.numbers(measured[name]) for name in record.SYMPTOMS}
+
+
+def _profile(ds: Any, name: str) -> list[float | None]:
+    values = metrics.profile(ds, name, resamples=1)["value"].sel(block=slice(1, None)).values
+    return [float(value) if np.isfinite(value) else None for value in values]

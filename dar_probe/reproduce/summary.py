@@ -1,0 +1,92 @@
+"""A study in a few sentences, and in plain data."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from dar_probe.reproduce.claims import Claim, chunk_of, judge, sooner, told
+from dar_probe.reproduce.results import Line, Results, optimal_chunk
+from dar_probe.train.quality import Interval
+
+
+def sentences(results: Results) -> list[str]:
+    """Return what the study found, one sentence each; nothing where the runs are missing."""
+    found = []
+    schemes = results.of("schemes")
+    residual = results.get("residual")
+    main = [line for line in schemes if line.seeds > 1] or schemes
+    if residual is None:
+        return []
+    best = min(main, key=lambda line: line.loss.value)
+    found.append(
+        f"Lowest validation loss after {residual.steps:,} steps: {best.label} {told(best.loss, 4)}"
+        + ("." if best is residual else f"; residual {told(residual.loss, 4)}.")
+    )
+    judged = [line for line in main if math.isfinite(line.frechet.value)]
+    if judged:
+        nearest = min(judged, key=lambda line: line.frechet.value)
+        found.append(
+            f"Lowest Fréchet distance: {nearest.label} {told(nearest.frechet)}"
+            + ("." if nearest is residual else f"; residual {told(residual.frechet)}.")
+        )
+    dars = [line for line in main if line.name.startswith("dar-") and line.pairs]
+    if dars:
+        found.append(
+            "Residual's final loss: " + "; ".join(map(sooner, dars)) + " (the paper: 8.75x fewer)."
+        )
+        found.append(
+            "A step of "
+            + ", ".join(f"{line.label} takes {line.ratio:.2f}x" for line in dars)
+            + " of the residual step; at equal time the losses are "
+            + ", ".join(f"{line.label} {told(line.at_equal_time, 4)}" for line in dars)
+            + f" and residual {told(residual.loss, 4)}."
+        )
+    if chunks := results.of("chunks"):
+        four = results.get("dar-static+t")
+        sized = [*chunks, *([four] if four else [])]
+        least = min(sized, key=lambda line: line.loss.value)
+        depth = int(residual.records[0].config["depth"])
+        low, high = optimal_chunk(2 * depth, 0.6), optimal_chunk(2 * depth, 0.4)
+        found.append(
+            f"Best chunk size: S = {chunk_of(least)} of {sorted(map(chunk_of, sized))}; the "
+            f"paper's cost model says {low:.1f} to {high:.1f}."
+        )
+    return found
+
+
+def plain(results: Results) -> dict[str, Any]:
+    """Return the study as plain data, None where a number is not known."""
+    claims: list[Claim] = judge(results)
+    return {
+        "scale": results.scale,
+        "runs": len(results.records),
+        "sentences": sentences(results),
+        "claims": [asdict(claim) for claim in claims],
+        "lines": [_line(line) for line in results.lines.values()],
+    }
+
+
+def _line(line: Line) -> dict[str, Any]:
+    first = line.records[0]
+    return {
+        "name": line.name,
+        "label": line.label,
+        "group": line.group,
+        "seeds": line.seeds,
+        "steps": line.steps,
+        "loss": _interval(line.loss),
+        "frechet": _interval(line.frechet),
+        "loss_at_equal_time": _interval(line.at_equal_time),
+        "times_fewer_steps": [factor or None for factor in line.factors],
+        "step_ratio": line.ratio,
+        "memory_ratio": line.memory,
+        "parameters": first.parameters,
+        "flops": first.flops,
+    }
+
+
+def _interval(found: Interval) -> dict[str, float | None]:
+    return {
+        key: value if math.isfinite(value) else None
+        for key, value in (("value", found.value), ("low", found.low), ("high", found.high))
+    }

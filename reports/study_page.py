@@ -1,0 +1,165 @@
+"""One self-contained HTML page of a study: curves, prices, symptoms, and the paper's claims."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dar_probe.reports import definitions, document, facts, study_screen, style, words
+from dar_probe.reports.study_panels import Drawing
+from dar_probe.reproduce import claims, summary
+from dar_probe.reproduce.record import SYMPTOMS
+from dar_probe.reproduce.results import Line, Results
+from dar_probe.train.quality import Interval, over_seeds
+
+GROUPS = {
+    "schemes": ("The schemes", "residual"),
+    "chunks": ("DAR's chunk size", "residual"),
+    "ablations": ("What helps or hurts", "residual"),
+    "repa": ("With REPA", "residual with REPA"),
+    "deep": ("28 blocks", "residual at 28 blocks"),
+}
+BADGES = {"confirmed": "pass", "not confirmed": "fail", "undecided": "warn"}
+SYMPTOM_HEADS = {
+    "inflation": "Inflation",
+    "gradient_decay": "Gradient decay",
+    "redundancy": "Redundancy",
+    "importance_shift": "Importance shift",
+    "selectivity_shift": "Route shift",
+}
+
+
+class Cell(NamedTuple):
+    """A cell of a table: what it shows, its interval, and its numbers in full."""
+
+    text: str
+    range: str
+    value: float | str
+    low: float | str
+    high: float | str
+
+
+def render(results: Results, drawings: Sequence[Drawing]) -> str:
+    """Return the whole page; it loads nothing, and equal arguments give an equal page."""
+    first = next(iter(results.lines.values())).records[0]
+    return document.render(
+        "study.html.j2",
+        facts=_facts(results, first.config),
+        sentences=[style.clean(text, 600) for text in summary.sentences(results)],
+        claims=[
+            (
+                claim.text,
+                claim.status,
+                BADGES.get(claim.status, ""),
+                style.clean(claim.evidence, 600),
+            )
+            for claim in claims.judge(results)
+        ],
+        figures=[_figure(at, drawing) for at, drawing in enumerate(drawings, start=1)],
+        tables=[
+            (title, reference, group, [_row(line) for line in results.of(group)])
+            for group, (title, reference) in GROUPS.items()
+            if results.of(group)
+        ],
+        symptom_heads=SYMPTOM_HEADS,
+        symptoms=[
+            (line.label, line.group, [_symptom(line, name) for name in SYMPTOM_HEADS])
+            for line in results.lines.values()
+        ],
+        machines=_machines(results),
+        versions=sorted({style.clean(one.version) for one in results.records}),
+        scale=style.clean(results.scale),
+        define=definitions.definitions(),
+        bibtex=words.BIBTEX,
+    )
+
+
+def _facts(results: Results, config: dict[str, Any]) -> list[str]:
+    found = [
+        f"scale {results.scale}",
+        facts.counted(len(results.records), "run"),
+        f"{config['depth']} blocks x {config['width']}",
+        f"{config['steps']:,} steps of {config['batch_size']} samples",
+        f"data: {config['data']}",
+    ]
+    return [style.clean(fact) for fact in found]
+
+
+def _figure(at: int, drawing: Drawing) -> dict[str, Any]:
+    made = study_screen.figure(drawing)
+    return {
+        "id": f"fig-{at:02d}",
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "alt": _alt(drawing),
+        "small": False,
+        "still": None,
+        "define": ("study:loss", "study:pairs", "study:seconds"),
+        "spec": json.loads(made.to_json(engine="json")),
+    }
+
+
+def _alt(drawing: Drawing) -> str:
+    """Say where every line starts and ends, to those who do not see it."""
+    return " ".join(
+        f"{panel.title}, {style.clean(curve.label)}: from {style.number(float(curve.value[0]))} at "
+        f"{style.tick(float(curve.x[0]))} to {style.number(float(curve.value[-1]))} at "
+        f"{style.tick(float(curve.x[-1]))}."
+        for panel in drawing.panels
+        for curve in panel.curves
+        if len(curve.x)
+    )
+
+
+def _row(line: Line) -> dict[str, Any]:
+    first = line.records[0]
+    reached = [factor for factor in line.factors if factor]
+    never = len(line.factors) - len(reached)
+    sooner = _cell(over_seeds(reached), 3) if reached else _none("never" if never else "")
+    if reached and never:
+        sooner = sooner._replace(range=f"never in {never} of {len(line.factors)}")
+    flops = "" if first.flops is None else f"{first.flops / 1e6:.1f}"
+    return {
+        "label": style.clean(line.label),
+        "seeds": line.seeds,
+        "cells": [
+            _cell(line.loss, 4),
+            _cell(line.frechet, 3),
+            _cell(line.at_equal_time, 4),
+            sooner,
+            Cell(f"{line.ratio:.2f}", "", line.ratio, "", ""),
+            Cell(f"{line.memory:.2f}", "", line.memory, "", ""),
+            Cell(f"{first.parameters:,}", "", first.parameters, "", ""),
+            Cell(flops or "not counted", "", "" if first.flops is None else first.flops, "", ""),
+        ],
+    }
+
+
+def _cell(found: Interval, digits: int) -> Cell:
+    if found.value != found.value:
+        return _none("not measured")
+    known = found.low == found.low
+    low, high = (style.number(end, digits) for end in (found.low, found.high))
+    ends = (found.low, found.high) if known else ("", "")
+    return Cell(style.number(found.value, digits), f"[{low}, {high}]" if known else "",
+                found.value, *ends)  # fmt: skip
+
+
+def _none(text: str) -> Cell:
+    return Cell(text, "", "", "", "")
+
+
+def _symptom(line: Line, name: str) -> tuple[Cell, Cell]:
+    assert name in SYMPTOMS
+    return tuple(  # type: ignore[return-value]
+        _cell(over_seeds([claims.symptom(name, when)(one) for one in line.records]), 3)
+        for when in ("start", "end")
+    )
+
+
+def _machines(results: Results) -> list[str]:
+    found = {
+        f"{one.machine.get('name')} ({one.machine.get('device')}), "
+        f"{one.machine.get('threads')} threads, torch {one.machine.get('torch')}"
+        for one in results.records
+    }
+    return sorted(style.clean(text, 200) for text in found)

@@ -1,0 +1,238 @@
+"""What the figures of a study draw, whatever draws it: panels of lines with bands."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dar_probe.reports import style
+from dar_probe.reproduce.record import Record
+from dar_probe.reproduce.results import Line, Results, chunk_cost, optimal_chunk
+from dar_probe.train.quality import Interval, over_seeds
+
+Array = npt.NDArray[np.floating]
+SHARES = (0.4, 0.5, 0.6)  # of the paper's cost model: a
+
+
+class Curve(NamedTuple):
+    """One line of a panel; its look is that of line ``look`` in the whole figure."""
+
+    label: str
+    look: int
+    colour: str
+    x: Array
+    value: Array
+    low: Array
+    high: Array
+
+
+class Panel(NamedTuple):
+    """One panel: words, lines, and how its axes are to be."""
+
+    title: str
+    across: str
+    up: str
+    curves: list[Curve]
+    may_log: bool = False
+    ticks: Sequence[int] = ()  # of a logarithmic x axis
+    marked: tuple[float, float] | None = None  # a range of x
+    zero: bool = False
+
+
+class Drawing(NamedTuple):
+    """A figure: the stem of its files, title, caption and panels."""
+
+    name: str
+    title: str
+    caption: str
+    panels: list[Panel]
+
+
+def drawings(results: Results) -> list[Drawing]:
+    """Return every figure that the records are enough for."""
+    schemes = results.of("schemes")
+    main = [line for line in schemes if line.seeds > 1] or schemes
+    seeds = " Bands: 95 % intervals over seeds." if any(line.seeds > 1 for line in main) else ""
+    found = [
+        Drawing(
+            "loss",
+            "Validation loss",
+            "Of the average, on held-out samples at ten noise levels; the difference is paired: "
+            f"same seed, same batches. Seconds: steps times each scheme's own price.{seeds}",
+            _loss(results, main),
+        )
+    ]
+    if any(line.quality[0] for line in main):
+        found.append(
+            Drawing(
+                "frechet",
+                "Fréchet distance",
+                "Of samples of the average from the training rows, in the features of a "
+                f"classifier of digits.{seeds}",
+                _frechet(results, main),
+            )
+        )
+    found.append(
+        Drawing(
+            "depth",
+            "The symptoms over depth",
+            f"After training, at the study's noise levels. {style.GRADIENT_NOTE}{seeds}",
+            _depth(main),
+        )
+    )
+    rest = [line for line in schemes if line not in main]
+    for at in range(0, len(rest), 6):
+        some = [line for line in schemes if line.is_reference] + rest[at : at + 6]
+        found.append(
+            Drawing(
+                f"others-{at // 6 + 1}",
+                "Validation loss of the other schemes",
+                "One seed each: differences of a few thousandths are not to be told from chance.",
+                _loss(results, some),
+            )
+        )
+    if deep := results.of("deep"):
+        found.append(
+            Drawing("deep", "Validation loss at 28 blocks", "One seed each.", _loss(results, deep))
+        )
+    if (chunks := _chunks(results)) is not None:
+        low, high = (round(optimal_chunk(_sublayers(results), a), 1) for a in (0.6, 0.4))
+        found.append(
+            Drawing(
+                "chunks",
+                "Chunk size S",
+                "DAR static+t, one seed each. Shaded: where the paper's cost model has its least, "
+                f"S* = {low} to {high} for a from 0.6 to 0.4.",
+                chunks,
+            )
+        )
+    return found
+
+
+def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
+    seconds = results.reference_seconds
+    curves, differences, timed = [], [], []
+    for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+        steps, losses = line.curve
+        at = np.array(steps, float)
+        curves.append(_curve(line, look, colour, at, losses))
+        timed.append(_curve(line, look, colour, at * line.ratio * seconds, losses))
+        if line.pairs and not line.is_reference:
+            gaps = zip(
+                *(np.subtract(own.losses, other.losses) for own, other in line.pairs), strict=True
+            )
+            apart = [over_seeds([float(gap) for gap in values]) for values in gaps]
+            differences.append(_curve(line, look, colour, at, apart))
+    step = "training step"
+    return [
+        Panel("loss over steps", step, "validation loss", curves, may_log=True),
+        Panel("minus residual", step, "difference of the loss", _settled(differences), zero=True),
+        Panel("loss over time", "seconds of training", "validation loss", timed, may_log=True),
+    ]
+
+
+def _settled(curves: list[Curve]) -> list[Curve]:
+    """Leave the first fifth out, where all losses fall steeply and differences dwarf the rest."""
+    found = []
+    for curve in curves:
+        kept = curve.x >= curve.x[-1] / 5
+        found.append(curve._replace(**{
+            name: getattr(curve, name)[kept] for name in ("x", "value", "low", "high")
+        }))  # fmt: skip
+    return found
+
+
+def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
+    seconds = results.reference_seconds
+    over_steps, over_time = [], []
+    for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+        steps, distances = line.quality
+        if steps:
+            at = np.array(steps, float)
+            over_steps.append(_curve(line, look, colour, at, distances))
+            over_time.append(_curve(line, look, colour, at * line.ratio * seconds, distances))
+    up = "Fréchet distance"
+    return [
+        Panel("over steps", "training step", up, over_steps, may_log=True),
+        Panel("over time", "seconds of training", up, over_time, may_log=True),
+    ]
+
+
+def _depth(lines: Sequence[Line]) -> list[Panel]:
+    found = []
+    for panel in style.PANELS:
+        curves = []
+        for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+            rows = [
+                [np.nan if value is None else value for value in one.blocks[panel.variable]]
+                for one in line.records
+            ]
+            pooled = [
+                over_seeds([float(value) for value in column]) for column in zip(*rows, strict=True)
+            ]
+            curves.append(_curve(line, look, colour, np.arange(1.0, len(pooled) + 1), pooled))
+        found.append(Panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
+    return found
+
+
+def _chunks(results: Results) -> list[Panel] | None:
+    """Loss, distance and price over S, beside C(S)."""
+    four = results.get("dar-static+t")
+    lines = [*results.of("chunks"), *([four] if four else [])]
+    if len(lines) < 3:
+        return None
+    lines.sort(key=lambda line: _size(line.records[0]))
+    sizes = [_size(line.records[0]) for line in lines]
+    at, sublayers = np.array(sizes, float), _sublayers(results)
+    best = optimal_chunk(sublayers, SHARES[-1]), optimal_chunk(sublayers, SHARES[0])
+
+    def panel(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
+        curve = _curve(lines[0], 0, style.ORANGE, at, [value(line) for line in lines])
+        return Panel(title, "S", up, [curve._replace(label="measured")], ticks=sizes, marked=best)
+
+    model = []
+    for look, (share, colour) in enumerate(zip(SHARES, style.OTHERS, strict=False), start=1):
+        values = np.array([chunk_cost(sublayers, size, share) for size in at])
+        gap = np.full(len(at), np.nan)
+        model.append(Curve(f"C(S), a = {share}", look, colour, at, values, gap, gap))
+    panels = [panel("loss", "validation loss", lambda line: line.loss)]
+    if lines[0].quality[0]:
+        panels.append(panel("quality", "Fréchet distance", lambda line: line.frechet))
+    panels.append(
+        panel("price", "step / residual step", lambda line: Interval(line.ratio, np.nan, np.nan, 1))
+    )
+    panels.append(Panel("cost model", "S", "C(S)", model, ticks=sizes, marked=best))
+    return panels
+
+
+def _size(one: Record) -> int:
+    return int(one.config["chunk_size"])
+
+
+def _sublayers(results: Results) -> int:
+    first = next(iter(results.lines.values()))
+    return 2 * int(first.records[0].config["depth"])
+
+
+def _curve(line: Line, look: int, colour: str, x: Array, values: Sequence[Interval]) -> Curve:
+    value, low, high = (
+        np.array([getattr(one, name) for one in values]) for name in ("value", "low", "high")
+    )
+    return Curve(line.label, look, colour, x, value, low, high)
+
+
+def _looks(lines: Sequence[Line]) -> list[tuple[int, str]]:
+    """Return number and colour of each line: residual blue, the first DAR orange."""
+    free, found = list(style.OTHERS), []
+    used: set[str] = set()
+    for look, line in enumerate(lines):
+        wanted = style.BLUE if line.is_reference else ""
+        if line.records[0].config["routing"] == "dar":
+            wanted = style.ORANGE
+        if not wanted or wanted in used:
+            wanted = free.pop(0)
+            free.append(wanted)
+        used.add(wanted)
+        found.append((look, wanted))
+    return found

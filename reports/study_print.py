@@ -1,0 +1,51 @@
+"""The figures of a study for print."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from dar_probe.reports import canvas, lettering, style
+from dar_probe.reports.study_panels import Drawing, Panel
+
+BAND = "95 % interval over seeds"
+GROUND = "#ececec"
+
+
+def figure(drawing: Drawing, *, width: canvas.Width = "two") -> Figure:
+    """Draw the panels side by side ("two", 6.75 in) or one above the other ("one", 3.25 in)."""
+    inches, count = canvas.inches(width), len(drawing.panels)
+    lines: dict[str, Line2D] = {}
+    with canvas.paper():
+        stacked = width == "one"
+        made = canvas.figure(inches, 1.7 * count if stacked else 2.0)
+        axes = made.subplots(*((count, 1) if stacked else (1, count)), squeeze=False).ravel()
+        for letter, axis, panel in zip("abcd", axes, drawing.panels, strict=False):
+            lines |= _draw(axis, panel)
+            axis.set_title(f"({letter}) {panel.title}")
+        bands = any(
+            bool(np.isfinite(curve.low).any()) for panel in drawing.panels for curve in panel.curves
+        )
+        lettering.legend(made, list(lines.values()), list(lines), bands=bands, band=BAND)
+    return made
+
+
+def _draw(axis: Axes, panel: Panel) -> dict[str, Line2D]:
+    found = {}
+    seen: list[canvas.Array] = [np.zeros(1)] if panel.zero else []
+    if panel.ticks:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(panel.ticks), [str(size) for size in panel.ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+    if panel.marked:
+        axis.axvspan(*panel.marked, color=GROUND, linewidth=0)
+    if panel.zero:
+        axis.axhline(0, color=style.BLUE, linewidth=0.9)
+    for curve in panel.curves:
+        profile = (curve.x, curve.value, curve.low, curve.high)
+        found[curve.label] = canvas.draw_line(axis, profile, curve.colour, *style.look(curve.look))
+        seen += profile[1:]
+    axis.set(xlabel=panel.across, ylabel=panel.up)
+    canvas.value_axis(axis, np.concatenate(seen) if seen else np.zeros(0), panel.may_log)
+    return found
