@@ -1,6 +1,5 @@
 """``dar-probe reproduce``: every way of sharing results across depth, trained and compared."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,25 +40,28 @@ def reproduce(
 
     Example: dar-probe reproduce --scale smoke --out study
     """
-    # The profiler that measures memory would tell of every tensor that was there before it.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dar_probe.cli import terminal
     from dar_probe.devices import find_device
+    from dar_probe.output import check_target
     from dar_probe.reproduce import plan, study
     from dar_probe.reproduce.publish import publish
 
     planned = plan.runs(plan.scale_of(scale), only=only or (), data=data)
+    check_target(out, "study")
     place = str(find_device(device))
     left = study.pending(planned, out)
     done = len(planned) - len(left)
     for run in left[:runs]:
-        terminal.say(f"Run {run.name} ({done + 1} of {len(planned)})")
+
+        def on_start(run: "Run", number: int = done + 1) -> None:
+            terminal.say(f"Run {run.name} ({number} of {len(planned)})")
+
         with terminal.progress("training", "steps") as tell:
 
             def on_step(run: "Run", step: "Progress") -> None:
                 tell(step.step, step.steps, f"loss {step.loss:.4f}")
 
-            found = study.perform(run, out, device=place, on_step=on_step)
+            found = study.perform(run, out, device=place, on_start=on_start, on_step=on_step)
         done += 1
         if found is None:
             terminal.say(f"{run.name} is being done by another process")

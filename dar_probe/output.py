@@ -21,6 +21,7 @@ BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained
 CONTENTS = {  # what a folder may hold, by what it is the folder of
     "analysis": {"analysis.nc", BEFORE, "report.html", "summary.json", "figures"},
     "comparison": {"comparison.html", "comparison.json", "comparison.csv", "figures"},
+    "study": {"reproduce.html", "reproduce.json", "figures", "runs", "work"},
     "sheet": {"samples.png", "samples.npz", "latents.npz"},
 }
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

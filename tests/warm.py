@@ -210,14 +210,15 @@ def _import_everything() -> None:
 
 
 def _lighten() -> None:
-    from dar_probe.reports import canvas, comparison_page, figures, page
+    from dar_probe.reports import canvas, comparison_page, figures, page, study_page, study_print
 
     def save(figure: Any, path: Path, **_: Any) -> None:
         path.touch()
 
     canvas.save = figures.save = save
     figures.draw = figures.dilution = figures.write_all = lambda *_, **__: None
-    page.render = comparison_page.render = lambda *_, **__: ""
+    study_print.figure = lambda *_, **__: None
+    page.render = comparison_page.render = study_page.render = lambda *_, **__: ""
 
 
 if __name__ == "__main__":

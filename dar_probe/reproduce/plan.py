@@ -44,7 +44,7 @@ class Scale:
         settings: of ``TrainConfig``, which every run shares.
         entries: what is trained; the first is ``REFERENCE``.
         checkpoints: at how many equal distances samples are judged.
-        samples, solver, solver_steps: how they are drawn; no samples, no judgement.
+        samples, solver, solver_steps: how they are drawn; only the digits have a judge here.
         rounds: timed training steps of each run beside the residual model's.
     """
 
@@ -226,7 +226,7 @@ SCALES = {
                 "probe_levels": 5,
             },
             entries=(*MAIN, *OTHERS[:1]),
-            samples=0,  # latents have no judge here: dar-probe sample writes what ADM's suite reads
+            samples=0,
         ),
     )
 }  # fmt: skip

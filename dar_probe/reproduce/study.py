@@ -4,7 +4,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dar_probe.reproduce.record import Record
 from dar_probe.train import loop
 from dar_probe.train.config import TrainConfig
 
+OnStart = Callable[[Run], None]
 OnStep = Callable[[Run, loop.Progress], None]
 
 
@@ -49,16 +50,28 @@ def pending(planned: Sequence[Run], out: Path) -> list[Run]:
 
 
 def perform(
-    run: Run, out: Path, *, device: str = "cpu", on_step: OnStep | None = None
+    run: Run,
+    out: Path,
+    *,
+    device: str = "cpu",
+    on_start: OnStart | None = None,
+    on_step: OnStep | None = None,
 ) -> Record | None:
     """Do one run, or go on with it, and write its record.
 
     Checkpoints lie in out/work until then, so that a run which is cut off goes on where it was.
+    ``on_start`` is called where nothing stands in the way any more.
 
     Returns:
         The record; None where another process does this run.
     """
     work = out / "work" / run.name
+    # What cannot be done is refused before there is a folder, not after the training.
+    sizes = loop.Run(run.config, work, device=device).model_config
+    judge: Judge | None = None
+    if run.scale.samples and run.config.data == "digits":
+        shape = (sizes.in_channels, sizes.input_size, sizes.input_size)
+        judge = Judge(run.config.data, "digits", shape=shape, device=device)
     with ExitStack() as held:
         try:
             held.callback(os.close, files.hold(work.absolute(), work))
@@ -66,10 +79,14 @@ def perform(
             return None
         if record_path(out, run).exists():  # another process has finished it meanwhile
             return record.read(record_path(out, run))
-        found = _perform(run, work, device, on_step)
+        if on_start:
+            on_start(run)
+        found = _perform(run, work, device, judge, on_step)
         files.make_folder(out / "runs", out / "runs")
         found.write(record_path(out, run))
         shutil.rmtree(work)
+        with suppress(OSError):  # another run's is in it
+            work.parent.rmdir()
     return found
 
 
@@ -78,7 +95,9 @@ def record_path(out: Path, run: Run) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def _perform(run: Run, work: Path, device: str, on_step: OnStep | None) -> Record:
+def _perform(
+    run: Run, work: Path, device: str, judge: Judge | None, on_step: OnStep | None
+) -> Record:
     costs = cost.measure(run, device)
     steps, parts = run.config.steps, run.scale.checkpoints
     config = replace(run.config, checkpoint_every=max(1, steps // parts), probe_every=steps)
@@ -101,7 +120,7 @@ def _perform(run: Run, work: Path, device: str, on_step: OnStep | None) -> Recor
         config=run.config.to_dict(),
         steps=[step for step, _ in curve],
         losses=[loss for _, loss in curve],
-        quality=_quality(run, work / "train", device),
+        quality=_quality(run, work / "train", device, judge) if judge else [],
         start=_symptoms(start),
         end=_symptoms(end),
         blocks={name: _profile(end, name) for name in ("rms", "grad_rms", "cosine")},
@@ -115,15 +134,11 @@ def _curve(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
 
 
-def _quality(run: Run, trained: Path, device: str) -> list[dict[str, Any]]:
+def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[str, Any]]:
     """Judge samples of the average at every checkpoint; equal noise for all runs of one seed."""
     scale, found = run.scale, []
-    if not scale.samples:
-        return []
-    judge: Judge | None = None
     for path in sorted((trained / "checkpoints").glob("step-*.pt")):
         made = generator(path, solver=scale.solver, steps=scale.solver_steps, device=device)
-        judge = judge or Judge(run.config.data, "digits", shape=made.shape, device=device)
         drawn = made.draw(made.labels(scale.samples), seed=run.seed)
         measures = judge.measure(drawn)
         step = int(path.stem.removeprefix("step-"))

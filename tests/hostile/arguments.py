@@ -46,6 +46,10 @@ USAGES = {
     "figures": ["analysis", "--only", "dilution", "--format", "png"],
     "inspect": ["plain.pt"],
     "report": ["analysis"],
+    "reproduce": [
+        "--scale", "smoke", "--only", "residual", "--runs", "0", "--out", "study",
+        "--device", "cpu",
+    ],
     "sample": ["plain.pt", "--samples", "2", "--steps", "1", "--device", "cpu"],
     "evaluate": [
         "plain.pt", "--samples", "8", "--steps", "1", "--seeds", "1", "--device", "cpu",
@@ -82,7 +86,7 @@ WORDS = (
 )  # fmt: skip
 POOL = NUMBERS + LISTS + PATHS + WORDS
 # What a user asks for may take its time: many rounds or steps, or a large model, are no fault.
-PATIENT = {"--repeats", "--steps", "--train-steps", "--samples", "--seeds"}
+PATIENT = {"--repeats", "--steps", "--train-steps", "--samples", "--seeds", "--runs"}
 SMALL = ("0", "-1", "1", "2", "nan", "1e400", "0.5", "x")
 
 
@@ -152,7 +156,7 @@ def fault(done: Done, changes: Sequence[str]) -> str:
     if not all(line.isprintable() for line in (*lines, *done.stdout.splitlines())):
         return "it prints control characters"
     if not refused:
-        talks = {"compare", "train"} & set(done.arguments)  # what the rule finds; where it wrote
+        talks = {"compare", "train", "reproduce"} & set(done.arguments)  # of rules, files, runs
         return f"says on stderr {lines[0]!r}" if lines and not talks else ""
     if changes:
         return f"refuses, but changes {changes[0]}"

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from dar_probe import store
+from dar_probe.reproduce import plan, study
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import train
+from tests.studies import finished
 from tests.synthetic import dataset
 
 MODULE = """
@@ -121,6 +123,12 @@ def fill(folder: Path) -> None:
     for name in ("analysis", "other"):
         (folder / name).mkdir()
         store.write(dataset(blocks=4, samples=2, levels=2), folder / name / "analysis.nc")
+    (run, *_) = plan.runs(plan.scale_of("smoke"), only=["residual"])
+    path = study.record_path(folder / "study", run)
+    path.parent.mkdir(parents=True)
+    finished(config=run.config.to_dict()).write(path)
+    (folder / "tampered" / "runs").mkdir(parents=True)
+    (folder / "tampered" / "runs" / path.name).write_text("{}")
     (folder / "mine.py").write_text(MODULE, encoding="utf-8")
     np.savez(folder / "latents.npz", latents=np.zeros((2, 1, 8, 8), np.float32), labels=[0, 1])
     (folder / "run.toml").write_text("depth = 1\n")

@@ -317,6 +317,26 @@ EVALUATE: list[Case] = [
     ("evaluate nowhere.npz", 2, "there is no file 'nowhere.npz'"),
 ]
 
+REPRODUCE: list[Case] = [
+    ("reproduce now", 2, "extra argument"),
+    ("reproduce --scale huge", 2, "unknown scale 'huge'"),
+    ("reproduce --scale smoke --only dense", 2, "smoke has no run called 'dense'"),
+    ("reproduce --scale smoke --only ''", 2, "smoke has no run called ''"),
+    ("reproduce --scale smoke --runs -1", 2, "--runs"),
+    ("reproduce --scale smoke --runs some", 2, "--runs"),
+    ("reproduce --scale smoke --runs 0 --out new", 2, "no finished run"),
+    ("reproduce --scale imagenet", 2, "needs data"),
+    ("reproduce --scale smoke --data cats --out new", 2, "unknown data 'cats'"),
+    ("reproduce --scale smoke --data images:nowhere --out new", 2, "no folder 'nowhere'"),
+    ("reproduce --scale smoke --data latents:latents.npz --out new", 2, "too small to train on"),
+    ("reproduce --scale smoke --device meta", 2, "meta"),
+    ("reproduce --scale smoke --out folder", 2, "no part of a study"),
+    ("reproduce --scale smoke --out text.pt", 2, "is a file"),
+    ("reproduce --scale smoke --out .", 2, "holds the current folder"),
+    ("reproduce --scale digits --out study", 2, "was made with other settings"),
+    ("reproduce --scale smoke --only residual --out tampered", 3, "is no finished run"),
+]
+
 TRAIN: list[Case] = [
     ("train", 2, "Missing option '--out'"),
     ("train --out", 2, "--out"),

@@ -19,6 +19,7 @@ TABLE = {
     "figures": (refused_values.FIGURES, ""),
     "inspect": (refused_values.INSPECT, ""),
     "report": (refused_values.REPORT, ""),
+    "reproduce": (refused_values.REPRODUCE, ""),
     "train": (refused_values.TRAIN, ""),
     "sample": (refused_values.SAMPLE, ""),
     "evaluate": (refused_values.EVALUATE, ""),

@@ -23,6 +23,7 @@ LESS = {  # to measure; of an option that is given twice the last one counts
     "ablate": ["--samples", "2", "--noise-levels", "2"],
     "bench": ["--repeats", "1"],
     "evaluate": ["--samples", "16", "--steps", "2"],
+    "reproduce": ["--only", "residual", "--runs", "1"],
     "sample": ["--steps", "2"],
 }
 
@@ -55,7 +56,8 @@ def test_the_example_works(made, tmp_path, command):
     done = run(name, *arguments, *LESS.get(name, ()), cwd=tmp_path / "here", light=True)
     assert name == command
     assert done.returncode == (1 if "FAIL" in done.stdout and name == "audit" else 0)
-    assert done.stdout and done.stderr == ""
+    said = "Run residual-seed0 (1 of 2)\n" if name == "reproduce" else ""
+    assert done.stdout and done.stderr == said
 
 
 def test_the_example_of_train_is_understood():

@@ -1,0 +1,321 @@
+"""The study: its plan, its records, what they say, and a run that is cut off."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dar_probe import files
+from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.sit import SiT
+from dar_probe.reports import study_page, study_panels, study_print
+from dar_probe.reproduce import claims, plan, publish, record, results, study, summary
+from dar_probe.reproduce.record import Record
+from dar_probe.routing import SCHEMES
+from dar_probe.train.config import TrainConfig
+from dar_probe.train.loop import Run as Training
+from dar_probe.train.quality import student
+from tests.studies import finished
+
+
+def test_every_scheme_is_in_the_plan_and_every_run_makes_a_model():
+    planned = plan.runs(plan.scale_of("digits"))
+    assert {run.config.routing for run in planned} == set(SCHEMES)
+    assert planned[0].name == "residual-seed0" and planned[0].config == planned[0].reference
+    assert len({run.name for run in planned}) == len(planned)
+    thrice = {"residual", "attnres", "dar-static+t", "dar-dynamic", "denseformer", "hc-dynamic"}
+    assert {run.entry.name for run in planned if run.seed == 2} == thrice
+    for run in planned:
+        assert run.reference.routing == "residual" and run.reference.depth == run.config.depth
+        with torch.device("meta"):
+            SiT(run.config.model(in_channels=1, input_size=8, num_classes=10))
+
+
+def test_the_wider_residual_model_is_as_large_as_dynamic_dar():
+    runs = {run.entry.name: run for run in plan.runs(plan.scale_of("digits")) if not run.seed}
+    sizes = [
+        sum(p.numel() for p in SiT(
+            runs[name].config.model(in_channels=1, input_size=8, num_classes=10)
+        ).parameters())
+        for name in ("residual-wide", "dar-dynamic")
+    ]  # fmt: skip
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
+
+
+def test_what_a_plan_refuses():
+    for match, call in {
+        "no run called 'dense'": lambda: plan.runs(plan.scale_of("smoke"), only=["dense"]),
+        "unknown scale 'huge'": lambda: plan.scale_of("huge"),
+        "needs data": lambda: plan.runs(plan.scale_of("imagenet")),
+    }.items():
+        with pytest.raises(UsageError, match=match):
+            call()
+    only = plan.runs(plan.scale_of("imagenet"), only=["dar-static"], data="latents:x.npz")
+    assert [run.config.data for run in only] == ["latents:x.npz"]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    one = finished(flops=None)
+    one.write(tmp_path / "one.json")
+    assert record.read(tmp_path / "one.json") == one
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.pop("cost"), "has not the keys"),
+        (lambda d: d.update(extra=1), "has not the keys"),
+        (lambda d: d.update(format="dar-probe-run-0"), "its format is 'dar-probe-run-0'"),
+        (lambda d: d.update(seed=True), "seed has the wrong type"),
+        (lambda d: d.update(steps="100"), "steps is no list"),
+        (lambda d: d.update(steps=[100, 100, 200, 300]), "lists have not one length"),
+        (lambda d: d.update(losses=[1.0]), "lists have not one length"),
+        (lambda d: d.update(losses=[1.0, 1.0, 1.0, None]), "losses has the wrong type"),
+        (lambda d: d["cost"].update(ratio=0), "lists have not one length"),
+        (lambda d: d["end"].pop("inflation"), "end has not the keys"),
+        (lambda d: d["blocks"].update(rms=[1.0]), "lists have not one length"),
+        (lambda d: d["quality"][0].update(frechet="2"), "frechet has the wrong type"),
+    ],
+)
+def test_a_record_that_was_tampered_with_is_refused(tmp_path, change, match):
+    path = tmp_path / "one.json"
+    finished().write(path)
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(CheckpointError, match=match):
+        record.read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"\xff", b"NaN", b"[" * 100_000, b" " * (record.LIMIT + 1), b"1e999"],
+    ids=["empty", "cut", "list", "bytes", "nan", "deep", "large", "infinite"],
+)
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "one.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match="no finished run"):
+        record.read(tmp_path / "one.json")
+
+
+def test_an_infinite_number_is_none(tmp_path):
+    path = tmp_path / "one.json"
+    finished().write(path)
+    path.write_text(path.read_text().replace("0.45", "1e999"))
+    with pytest.raises(CheckpointError, match="losses is not finite"):
+        record.read(path)
+
+
+def test_how_much_sooner_and_at_equal_time():
+    # Its loss meets the reference's last, 0.45, half way between steps 200 and 300.
+    fast = finished("dar-dynamic", losses=(0.7, 0.5, 0.4, 0.3), ratio=1.6)
+    line = results.Results([finished(), fast]).lines["dar-dynamic"]
+    assert line.factors == [pytest.approx(400 / 250)]
+    assert line.at_equal_time.value == pytest.approx(0.45)  # after 400 / 1.6 = 250 steps
+    slow = finished("dar-dynamic", losses=(0.9, 0.8, 0.7, 0.6))
+    assert results.Results([finished(), slow]).lines["dar-dynamic"].factors == [0.0]
+    at_once = finished("dar-dynamic", losses=(0.4, 0.4, 0.4, 0.4))
+    assert results.Results([finished(), at_once]).lines["dar-dynamic"].factors == [4.0]
+
+
+def test_differences_are_paired_over_seeds():
+    shifts = (0.0, 0.3, -0.2)  # what a seed does to both alike
+    base = np.array((0.8, 0.6, 0.5, 0.45))
+    plain = [finished(seed=s, losses=base + d) for s, d in enumerate(shifts)]
+    gains = (0.02, 0.03, 0.04)
+    better = [
+        finished("dar-dynamic", s, losses=base + d - g)
+        for s, (d, g) in enumerate(zip(shifts, gains, strict=True))
+    ]
+    found = results.Results([*plain, *better]).lines["dar-dynamic"].gain(lambda r: r.losses[-1])
+    assert found.value == pytest.approx(0.03)
+    half = student(2) * 0.01 / math.sqrt(3)
+    assert (found.low, found.high) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
+
+
+def status_of(records, start):
+    (found,) = [c for c in claims.judge(results.Results(records)) if c.text.startswith(start)]
+    return found.status
+
+
+def test_a_claim_is_confirmed_by_its_interval_alone():
+    def both(better, count=3):
+        return [
+            one
+            for seed in range(count)
+            for one in (
+                finished(seed=seed),
+                finished("dar-dynamic", seed, losses=(0.8, 0.6, 0.5, 0.45 - better[seed])),
+            )
+        ]
+
+    start = "At equal steps DAR's loss"
+    assert status_of(both([0.03, 0.031, 0.029]), start) == "confirmed"
+    assert status_of(both([0.03, -0.03, 0.01]), start) == "not confirmed"
+    assert status_of(both([-0.03, -0.031, -0.029]), start) == "not confirmed"
+    assert status_of(both([0.03], 1), start) == "undecided"
+    assert status_of([finished()], start) == "undecided"
+    assert status_of([finished()], "DAR can be added") == "not testable"
+
+
+def test_nine_times_fewer_steps_confirm_the_paper():
+    def factor(steps):
+        return [
+            one
+            for seed in range(3)
+            for one in (
+                finished(seed=seed, steps=[10, 1000], losses=[0.8, 0.45]),
+                finished("dar-dynamic", seed, steps=[steps, 1000], losses=[0.45, 0.4]),
+            )
+        ]
+
+    assert status_of(factor(100), "DAR reaches") == "confirmed"
+    assert status_of(factor(200), "DAR reaches") == "not confirmed"
+
+
+@pytest.mark.parametrize(("share", "best"), [(0.4, 4.90), (0.5, 4.32), (0.6, 3.74), (0.7, 3.14)])
+def test_the_cost_model_of_the_paper(share, best):
+    assert results.optimal_chunk(56, share) == pytest.approx(best, abs=0.005)
+    sizes = np.linspace(1, 56, 5501)
+    costs = [results.chunk_cost(56, size, share) for size in sizes]
+    assert sizes[np.argmin(costs)] == pytest.approx(best, abs=0.01)
+
+
+def test_runs_that_do_not_belong_together():
+    with pytest.raises(UsageError, match="no finished run yet"):
+        results.Results([])
+    with pytest.raises(UsageError, match="scales digits and smoke"):
+        results.Results([finished(), finished(seed=1, scale="smoke")])
+    with pytest.raises(UsageError, match="different steps"):
+        results.Results([finished(), finished(seed=1, steps=[1, 2, 3, 4])])
+
+
+def whole():
+    """Return records enough for every figure and table; one of them has a hostile name."""
+    evil = "</script><img src=x onerror=alert(1)>"
+    dar = [finished("dar-dynamic", seed, losses=(0.9, 0.7, 0.5, 0.4)) for seed in range(3)]
+    four = finished("dar-static+t", losses=(0.9, 0.7, 0.5, 0.43), label=evil)
+    chunks = [
+        finished(f"dar-static+t-S{size}", group="chunks",
+             config={**TrainConfig(routing="dar", chunk_size=size).to_dict()})
+        for size in (1, 2)
+    ]  # fmt: skip
+    deep = [finished(name, group="deep") for name in ("residual-28", "dar-dynamic-28")]
+    plain = [finished(seed=seed) for seed in range(3)]
+    bare = finished("rezero", quality=[], flops=None, end={
+        key: {"value": None, "low": None, "high": None} for key in record.SYMPTOMS
+    })  # fmt: skip
+    return [*plain, *dar, four, *chunks, *deep, bare]
+
+
+def test_a_page_of_everything_keeps_names_as_text(tmp_path):
+    found = results.Results(whole())
+    drawings = study_panels.drawings(found)
+    assert [d.name for d in drawings] == ["loss", "frechet", "depth", "others-1", "deep", "chunks"]
+    text = study_page.render(found, drawings)
+    assert text == study_page.render(found, drawings)
+    assert "<img src=x" not in text and "&lt;img src=x" in text
+    for word in ("Times fewer steps", "not testable", "S* = ", "DAR-DYNAMIC", "never"):
+        assert word in text
+    for drawing in drawings:
+        assert len(study_print.figure(drawing).axes) == len(drawing.panels)
+        assert len(study_print.figure(drawing, width="one").axes) == len(drawing.panels)
+    json.dumps(summary.plain(found), allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One residual run at the smallest scale."""
+    out = tmp_path_factory.mktemp("study")
+    (run,) = plan.runs(plan.scale_of("smoke"), only=["denseformer"])
+    return out, run, study.perform(run, out)
+
+
+def test_a_run_leaves_a_small_record_and_nothing_else(trained):
+    out, run, found = trained
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["denseformer-seed0.json"]
+    path = study.record_path(out, run)
+    assert path.stat().st_size < 50_000 and record.read(path) == found
+    assert found.steps == [6, 12, 18, 24] and [q["step"] for q in found.quality] == [12, 24]
+    assert found.parameters == sum(
+        p.numel() for p in SiT(run.config.model(in_channels=1, input_size=8, num_classes=10))
+        .parameters() if p.requires_grad
+    )  # fmt: skip
+    assert found.flops and len(found.blocks["rms"]) == run.config.depth
+    assert not study.pending([run], out)
+
+
+def test_a_run_that_is_cut_off_goes_on_and_ends_the_same(trained, tmp_path):
+    _, run, whole_run = trained
+
+    def cut(_, progress):
+        if progress.step == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.perform(run, tmp_path, on_step=cut)
+    assert study.pending([run], tmp_path) == [run]
+    seen = []
+    found = study.perform(run, tmp_path, on_step=lambda _, p: seen.append(p.step))
+    assert seen[0] == 13  # behind the checkpoint of step 12
+    for name in ("losses", "quality", "start", "end", "blocks", "parameters"):
+        assert getattr(found, name) == getattr(whole_run, name)
+
+
+def test_a_run_that_another_process_does_is_left_to_it(trained, tmp_path):
+    _, run, _ = trained
+    lock = files.hold(tmp_path / "work" / run.name, tmp_path)
+    try:
+        assert study.perform(run, tmp_path) is None
+    finally:
+        os.close(lock)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(trained, tmp_path):
+    _, run, found = trained
+    path = study.record_path(tmp_path, run)
+    path.parent.mkdir()
+    Record(**{**vars(found), "config": {**found.config, "lr": 0.5}}).write(path)
+    with pytest.raises(UsageError, match="lr is 0.5 there and 0.001 here"):
+        study.pending([run], tmp_path)
+
+
+def test_a_page_is_published_of_what_is_there(trained, tmp_path):
+    out, run, found = trained
+    with pytest.raises(UsageError, match="no finished run"):
+        publish.publish(tmp_path)
+    path = study.record_path(tmp_path, run)
+    path.parent.mkdir()
+    found.write(path)
+    told = publish.publish(tmp_path)
+    assert told == json.loads((tmp_path / "reproduce.json").read_text())
+    assert (tmp_path / "figures" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    path.rename(path.with_name("residual-seed0.json"))
+    with pytest.raises(CheckpointError, match="is the run denseformer, seed 0"):
+        publish.publish(tmp_path)
+
+
+def test_the_routing_may_learn_at_a_rate_of_its_own(tmp_path):
+    settings = {"depth": 1, "width": 8, "routing": "dar", "chunk_size": 2, "batch_size": 4}
+    run = Training(TrainConfig(**settings, routing_lr=10.0, warmup=1), tmp_path, device="cpu")
+    run.step(1)
+    slow, fast = run.optimiser.param_groups
+    assert fast["lr"] == pytest.approx(10 * slow["lr"])
+    own = {id(p) for p in run.model.stream.parameters()}
+    assert {id(p) for p in fast["params"]} == own
+    assert {id(p) for p in slow["params"]} & own == set()
+    alone = Training(TrainConfig(**settings), tmp_path, device="cpu")
+    assert len(alone.optimiser.param_groups) == 1
+    with pytest.raises(UsageError, match="routing_lr is 0"):
+        TrainConfig(routing_lr=0.0)
+
+
+def test_the_timestep_embedder_starts_at_zero_unless_asked(tmp_path):
+    settings = {"depth": 1, "width": 8, "routing": "dar", "chunk_size": 2, "batch_size": 4}
+    for zero in (True, False):
+        run = Training(TrainConfig(**settings, zero_time=zero), tmp_path, device="cpu")
+        last = run.model.get_submodule("t_embedder.mlp.2")
+        assert bool(last.weight.any()) is not zero
