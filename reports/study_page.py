@@ -56,7 +56,7 @@ def render(results: Results, drawings: Sequence[Drawing]) -> str:
         ],
         figures=[_figure(at, drawing) for at, drawing in enumerate(drawings, start=1)],
         tables=[
-            (title, reference, group, [_row(line) for line in results.of(group)])
+            (title, reference, group, [_row(line) for line in _members(results, group)])
             for group, (title, reference) in GROUPS.items()
             if results.of(group)
         ],
@@ -82,6 +82,12 @@ def _facts(results: Results, config: dict[str, Any]) -> list[str]:
         f"data: {config['data']}",
     ]
     return [style.clean(fact) for fact in found]
+
+
+def _members(results: Results, group: str) -> list[Line]:
+    """Return the lines of a group's table, what they vary first."""
+    varied = [results.get("dar-static+t")] if group in ("chunks", "ablations") else []
+    return [*(line for line in varied if line is not None), *results.of(group)]
 
 
 def _figure(at: int, drawing: Drawing) -> dict[str, Any]:

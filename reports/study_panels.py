@@ -185,16 +185,18 @@ def _chunks(results: Results) -> list[Panel] | None:
     lines.sort(key=lambda line: _size(line.records[0]))
     sizes = [_size(line.records[0]) for line in lines]
     at, sublayers = np.array(sizes, float), _sublayers(results)
+    gap = np.full(len(at), np.nan)
     best = optimal_chunk(sublayers, SHARES[-1]), optimal_chunk(sublayers, SHARES[0])
 
     def panel(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
         curve = _curve(lines[0], 0, style.ORANGE, at, [value(line) for line in lines])
-        return Panel(title, "S", up, [curve._replace(label="measured")], ticks=sizes, marked=best)
+        # The interval of S = 4, which has more seeds, would be all that is seen.
+        bare = curve._replace(label="measured", low=gap, high=gap)
+        return Panel(title, "S", up, [bare], ticks=sizes, marked=best)
 
     model = []
     for look, (share, colour) in enumerate(zip(SHARES, style.OTHERS, strict=False), start=1):
         values = np.array([chunk_cost(sublayers, size, share) for size in at])
-        gap = np.full(len(at), np.nan)
         model.append(Curve(f"C(S), a = {share}", look, colour, at, values, gap, gap))
     panels = [panel("loss", "validation loss", lambda line: line.loss)]
     if lines[0].quality[0]:

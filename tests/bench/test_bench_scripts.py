@@ -24,6 +24,11 @@ ROWS = {
     ],
     "memory": ["residual", "dynamic"],
     "precision": ["rms", "grad_rms", "cosine", "write_rms", "gate", "query_share", "write_lost"],
+    "routing": [
+        "residual", "static S=4", "static+t S=4", "dynamic S=4", "static dense", "static+t dense",
+        "dynamic dense", "AttnRes", "naive static S=4", "naive static dense",
+        "naive dynamic dense",
+    ],
     "watch": ["2 x 16, residual", "2 x 16, dar"],
     "xl": ["SiT-S/8"],
 }  # fmt: skip
