@@ -33,6 +33,7 @@ def finished(
             for step in (200, 400)
         ],
         "start": symptoms, "end": copy.deepcopy(symptoms),
+        "routes": [[1.0], [0.5, 0.5], [0.25, None, 0.75]],
         "blocks": {"rms": [1.0, 2.0], "grad_rms": [1.0, 0.5], "cosine": [None, 0.9]},
     }  # fmt: skip
     return Record(**(fields | other))

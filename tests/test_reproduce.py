@@ -77,6 +77,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
         (lambda d: d["cost"].update(ratio=0), "lists have not one length"),
         (lambda d: d["end"].pop("inflation"), "end has not the keys"),
         (lambda d: d["blocks"].update(rms=[1.0]), "lists have not one length"),
+        (lambda d: d["routes"][1].pop(), "lists have not one length"),
         (lambda d: d["quality"][0].update(frechet="2"), "frechet has the wrong type"),
     ],
 )
@@ -244,6 +245,7 @@ def test_a_run_leaves_a_small_record_and_nothing_else(trained):
         p.numel() for p in SiT(run.config.model(in_channels=1, input_size=8, num_classes=10))
         .parameters() if p.requires_grad
     )  # fmt: skip
+    assert [len(row) for row in found.routes] == [1, 2, 3, 4, 5]
     assert found.flops and len(found.blocks["rms"]) == run.config.depth
     assert not study.pending([run], out)
 

@@ -46,6 +46,7 @@ FORM: dict[str, Any] = {
     "quality": [{"step": int, "samples": int, **dict.fromkeys(MEASURES, NUMBER)}],
     "start": SYMPTOM_FORM,
     "end": SYMPTOM_FORM,
+    "routes": [[(NUMBER, None)]],
     "blocks": {"rms": [(NUMBER, None)], "grad_rms": [(NUMBER, None)], "cosine": [(NUMBER, None)]},
 }
 
@@ -65,6 +66,8 @@ class Record:
         quality: Fréchet distance and so on, along the run; empty where nothing judges samples.
         start, end: the symptoms before the first and after the last step, with 95 % intervals
             over samples; null where they cannot be measured.
+        routes: per reader 1..L+1 the route of every earlier source at the end, mean over samples
+            and noise levels, null where it is not on offer; empty where routes are no scalars.
         blocks: rms, grad_rms and cosine over blocks 1..B at the end.
     """
 
@@ -84,6 +87,7 @@ class Record:
     quality: list[dict[str, Any]]
     start: dict[str, dict[str, float | None]]
     end: dict[str, dict[str, float | None]]
+    routes: list[list[float | None]]
     blocks: dict[str, list[float | None]]
 
     def write(self, path: Path) -> None:
@@ -142,13 +146,14 @@ def misfit(value: Any, form: Any, where: str = "it") -> str:
 
 def _runs_along(found: dict[str, Any]) -> bool:
     """Tell whether steps rise from above 0, with a loss each, and blocks are equally many."""
-    steps, blocks = found["steps"], found["blocks"]
+    steps, blocks, routes = found["steps"], found["blocks"], found["routes"]
     rising = all(a < b for a, b in zip([0, *steps], steps, strict=False))
     return (
         bool(steps)
         and rising
         and len(steps) == len(found["losses"])
         and len({len(values) for values in blocks.values()}) == 1
+        and [len(row) for row in routes] == [*range(1, len(routes) + 1)]
         and found["cost"]["ratio"] > 0
     )
 

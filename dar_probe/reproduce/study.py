@@ -123,6 +123,7 @@ def _perform(
         quality=_quality(run, work / "train", device, judge) if judge else [],
         start=_symptoms(start),
         end=_symptoms(end),
+        routes=_routes(end),
         blocks={name: _profile(end, name) for name in ("rms", "grad_rms", "cosine")},
         **costs,
     )
@@ -150,6 +151,17 @@ def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[st
 def _symptoms(ds: Any) -> dict[str, dict[str, float | None]]:
     measured = metrics.compute(ds)
     return {name: metrics.numbers(measured[name]) for name in record.SYMPTOMS}
+
+
+def _routes(ds: Any) -> list[list[float | None]]:
+    if "route" not in ds or not np.isfinite(ds["route"]).any():
+        return []
+    # An offer is the same at every noise level and in every sample.
+    means = ds["route"].mean(("noise_level", "sample"), skipna=False).values
+    return [
+        [float(f"{value:.5g}") if np.isfinite(value) else None for value in row[: at + 1]]
+        for at, row in enumerate(means)
+    ]
 
 
 def _profile(ds: Any, name: str) -> list[float | None]:
