@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dar_probe.reports import definitions, document, facts, study_screen, style, words
+from dar_probe.reports import definitions, document, facts, study_routes, study_screen, style, words
 from dar_probe.reports.study_panels import Drawing
 from dar_probe.reproduce import claims, summary
 from dar_probe.reproduce.record import SYMPTOMS
@@ -54,7 +54,7 @@ def render(results: Results, drawings: Sequence[Drawing]) -> str:
             )
             for claim in claims.judge(results)
         ],
-        figures=[_figure(at, drawing) for at, drawing in enumerate(drawings, start=1)],
+        figures=_figures(results, drawings),
         tables=[
             (title, reference, group, [_row(line) for line in _members(results, group)])
             for group, (title, reference) in GROUPS.items()
@@ -90,18 +90,28 @@ def _members(results: Results, group: str) -> list[Line]:
     return [*(line for line in varied if line is not None), *results.of(group)]
 
 
-def _figure(at: int, drawing: Drawing) -> dict[str, Any]:
-    made = study_screen.figure(drawing)
-    return {
-        "id": f"fig-{at:02d}",
-        "title": drawing.title,
-        "caption": drawing.caption,
-        "alt": _alt(drawing),
-        "small": False,
-        "still": None,
-        "define": ("study:loss", "study:pairs", "study:seconds"),
-        "spec": json.loads(made.to_json(engine="json")),
-    }
+def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
+    """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
+    keys: tuple[str, ...] = ("study:loss", "study:pairs", "study:seconds")
+    found = [
+        (one.title, one.caption, _alt(one), keys, study_screen.figure(one)) for one in drawings
+    ]
+    if routes := study_routes.maps(results):
+        spoken, made = study_routes.spoken(routes), study_routes.screened(routes)
+        found.append((study_routes.TITLE, study_routes.CAPTION, spoken, ("route",), made))
+    return [
+        {
+            "id": f"fig-{at:02d}",
+            "title": title,
+            "caption": caption,
+            "alt": alt,
+            "small": False,
+            "still": None,
+            "define": define,
+            "spec": json.loads(made.to_json(engine="json")),
+        }
+        for at, (title, caption, alt, define, made) in enumerate(found, start=1)
+    ]
 
 
 def _alt(drawing: Drawing) -> str:

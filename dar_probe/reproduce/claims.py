@@ -183,7 +183,9 @@ def sooner(line: Line) -> str:
     if never:
         times = f"in {never} of {len(line.factors)} runs" if len(line.factors) > 1 else "in its run"
         return f"{line.label} does not reach it {times}"
-    return f"{line.label} in {told(over_seeds(line.factors))}x fewer"
+    found = over_seeds(line.factors)
+    spread = f"[{found.low:.3g}, {found.high:.3g}]" if found.seeds > 1 else "(one seed)"
+    return f"{line.label} takes {found.value:.3g}x fewer steps {spread}"
 
 
 def _queries(results: Results) -> list[Claim]:

@@ -118,7 +118,7 @@ MAIN = (
     Entry(name="dar-dynamic", label="DAR dynamic", settings=_dar("dynamic")),
     Entry(name="attnres", label="AttnRes", settings={"routing": "attnres"}),
     Entry(name="denseformer", label="DenseFormer", settings={"routing": "denseformer"}),
-    Entry(name="hc-dynamic", label="Hyper-Connections", settings={"routing": "hc-dynamic"}),
+    Entry(name="hc-dynamic", label="HC dynamic", settings={"routing": "hc-dynamic"}),
 )
 OTHERS = (
     Entry(name="dar-static", label="DAR static", settings=_dar("static")),
@@ -136,7 +136,7 @@ OTHERS = (
     Entry(name="attnres-block", label="AttnRes Block", settings={"routing": "attnres-block"}),
     Entry(name="delta-attnres", label="Delta AttnRes", settings={"routing": "delta-attnres"}),
     Entry(name="sigmoid", label="sigmoid gates", settings={"routing": "sigmoid"}),
-    Entry(name="time-mix", label="timestep-only mix", settings={"routing": "time-mix"}),
+    Entry(name="time-mix", label="time mix", settings={"routing": "time-mix"}),
 )
 CHUNKS = tuple(
     Entry(

@@ -16,7 +16,7 @@ def publish(out: Path) -> dict[str, Any]:
         CheckpointError: a record cannot be read.
         UsageError: there is none, or they do not belong together.
     """
-    from dar_probe.reports import canvas, study_page, study_panels, study_print
+    from dar_probe.reports import canvas, study_page, study_panels, study_print, study_routes
 
     records = results.load(out / "runs")
     scale = SCALES.get(records[0].scale)
@@ -25,14 +25,16 @@ def publish(out: Path) -> dict[str, Any]:
     drawings = study_panels.drawings(found)
     files.write_text(out / "reproduce.html", study_page.render(found, drawings))
     files.make_folder(out / "figures", out / "figures")
-    for drawing in drawings:
-        made = study_print.figure(drawing)
+    made_of = {drawing.name: study_print.figure(drawing) for drawing in drawings}
+    if routes := study_routes.maps(found):
+        made_of["routes"] = study_routes.printed(routes)
+    for name, made in made_of.items():
         for suffix in ("png", "pdf"):
 
             def write(path: Path, form: str = suffix, figure: Any = made) -> None:
                 canvas.save(figure, path, form=form)
 
-            files.write_atomically(out / "figures" / f"{drawing.name}.{suffix}", write)
+            files.write_atomically(out / "figures" / f"{name}.{suffix}", write)
     told = summary.plain(found)
     files.write_text(out / "reproduce.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
     return told

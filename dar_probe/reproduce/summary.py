@@ -32,7 +32,7 @@ def sentences(results: Results) -> list[str]:
     dars = [line for line in main if line.name.startswith("dar-") and line.pairs]
     if dars:
         found.append(
-            "Residual's final loss: " + "; ".join(map(sooner, dars)) + " (the paper: 8.75x fewer)."
+            "Residual's final loss: " + "; ".join(map(sooner, dars)) + " (the paper: 8.75x)."
         )
         found.append(
             "A step of "
