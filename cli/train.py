@@ -13,15 +13,15 @@ def train(
         typer.Option(
             help="residual, highway, rezero, layerscale, deepnorm, siamesenorm, uvit, hunyuan, "
             "densenet, denseformer, hc-static, hc-dynamic, mhc, mhc-lite, attnres, attnres-block, "
-            "delta-attnres, dar, sigmoid or time-mix."
+            "delta-attnres, dar, dar-uvit, sigmoid or time-mix."
         ),
     ] = None,
     query: Annotated[
-        str | None, typer.Option(help="Of dar and sigmoid: static, static+t or dynamic.")
+        str | None, typer.Option(help="Of dar, dar-uvit, sigmoid: static, static+t or dynamic.")
     ] = None,
     chunk_size: Annotated[
         int | None,
-        typer.Option(help="Of dar, sigmoid, time-mix, attnres-block: sublayers in a chunk."),
+        typer.Option(help="Of all dar, sigmoid, time-mix, attnres-block: sublayers in a chunk."),
     ] = None,
     streams: Annotated[
         int | None, typer.Option(help="Of hc-static, hc-dynamic, mhc, mhc-lite.")

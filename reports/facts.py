@@ -34,6 +34,7 @@ ROUTINGS = {  # in words, where the flag's own name is not what people say
     "attnres-block": "block AttnRes",
     "delta-attnres": "Delta AttnRes",
     "dar": "DAR",
+    "dar-uvit": "DAR on U-ViT skips",
     "sigmoid": "sigmoid gates",
     "time-mix": "time mix",
 }

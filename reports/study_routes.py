@@ -87,13 +87,13 @@ def screened(found: list[Map]) -> go.Figure:
         screen.title(drawn, at, screen.text(one.label))
         words = ("source", "reader" if at % COLUMNS == 0 else "")
         screen.map_axes(drawn, at, sources, readers, words)
+        few = {"nticks": 5, "tickangle": 0}
+        drawn.update_layout({screen.numbered(f"{letter}axis", at): few for letter in "xy"})
     values = np.array([0.0, TOP])
     screen.colour_axis(drawn, 0, values, "rocket_r", WORDS)
     columns = min(COLUMNS, len(found))
     bars = [list(range(len(found)))]
-    return screen.placed(
-        drawn, len(found), columns=columns, row=130, room=760, gap=0.035, bars=bars
-    )
+    return screen.placed(drawn, len(found), columns=columns, row=130, room=760, gap=0.05, bars=bars)
 
 
 def spoken(found: list[Map]) -> str:

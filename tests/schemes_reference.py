@@ -190,9 +190,11 @@ mhc = hyper(_manifold)
 mhc_lite = hyper(lambda p, l, streams: _manifold(p, l, streams, permuted))
 
 
-def attend(p, name, sources, *, scale=1.0, squash=None):
+def attend(p, name, sources, *, scale=1.0, squash=None, more=None):
     """A softmax over sources (or ``squash``) by the query and the gain under ``name``."""
     query, gain = p[f"{name}.query.weight"], p[f"{name}.norm.weight"]
+    if more is not None:
+        query = (query + more)[:, None]
     logits = torch.stack([(query * (rms_norm(v) * gain)).sum(-1) * scale for v in sources], -1)
     exponentials = torch.exp(logits)
     weights = squash(logits) if squash else exponentials / exponentials.sum(-1, keepdim=True)
@@ -248,6 +250,25 @@ def sigmoid(p, v_0, t_emb, branch, blocks, *, size):
                 squash=lambda logits: 1 / (1 + torch.exp(-logits)),
             )
         )  # fmt: skip
+        if l <= 2 * blocks:
+            v.append(branch(l, reads[-1]))
+    return reads
+
+
+def dar_uvit(p, v_0, t_emb, branch, blocks, *, size):
+    v, reads, states, pairs = [v_0], [], {}, blocks // 2
+    for l in range(1, 2 * blocks + 2):
+        offered = [v[i] for i in _chunked(l, 2 * blocks, size)]
+        h = attend(p, f"readers.{l - 1}", offered, scale=v_0.shape[-1] ** -0.5, more=t_emb)
+        block = (l + 1) // 2
+        if l % 2:
+            states[block - 1] = h
+        fused, at = h, block - (blocks - pairs) - 1
+        if l % 2 and l <= 2 * blocks and at >= 0:
+            both = torch.cat([h, states[blocks + 1 - block]], -1)
+            name = f"fusions.{at}.linear"
+            fused = both @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+        reads.append(fused)
         if l <= 2 * blocks:
             v.append(branch(l, reads[-1]))
     return reads

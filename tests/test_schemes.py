@@ -38,8 +38,9 @@ CASES = [
     ("delta-attnres", {}, {}),
     ("sigmoid", {"query": "static", "chunk_size": 5}, {"size": 5}),
     ("time-mix", {"chunk_size": 2}, {"size": 2}),
+    ("dar-uvit", {"query": "static+t", "chunk_size": 5}, {"size": 5}),
 ]
-NO_ROUTES = {"deepnorm", "siamesenorm", "highway", "densenet"}
+NO_ROUTES = {"deepnorm", "siamesenorm", "highway", "densenet", "dar-uvit"}
 ODD_FUSIONS = {"uvit", "hunyuan"}  # what they add to the stream is no write
 
 
@@ -135,6 +136,7 @@ COUNTS = [
     ("dar", {"query": "static"}, 131_328),
     ("dar", {"query": "dynamic"}, 75_644_928 + 65_664),
     ("sigmoid", {"query": "static+t"}, 131_328),
+    ("dar-uvit", {"query": "static+t"}, 131_328 + 37_175_040),
 ]
 
 
@@ -199,7 +201,9 @@ def test_the_start_is_the_plain_model(case):
     assert error < tolerance, error
 
 
-@pytest.mark.parametrize("name", ["dar", "uvit", "mhc", "siamesenorm", "deepnorm", "highway"])
+@pytest.mark.parametrize(
+    "name", ["dar", "uvit", "dar-uvit", "mhc", "siamesenorm", "deepnorm", "highway"]
+)
 def test_other_starts_are_not_the_plain_model(name):
     plain, other = opened(build("residual")), opened(build(name))
     with torch.no_grad():

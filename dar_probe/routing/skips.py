@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
+from dar_probe.routing.dar import DAR, History, Query
 from dar_probe.routing.residual import Residual, Sum
 from dar_probe.routing.stream import Layout, register
 
@@ -33,6 +34,26 @@ class Fusion(nn.Module):
         return self.linear(self.norm(torch.cat([x, skip], -1)))  # type: ignore[no-any-return]
 
 
+def fusions(width: int, pairs: int, depth: int, *, norm: bool = False) -> nn.ModuleList:
+    """Return one fusion for every late block.
+
+    Raises:
+        UsageError: the model is not deep enough for any.
+    """
+    if pairs < 1:
+        raise UsageError(f"{depth} blocks are too few for long skips")
+    return nn.ModuleList(Fusion(width, norm=norm) for _ in range(pairs))
+
+
+def taking(layout: Layout, pairs: int, l: int) -> int | None:
+    """Return which fusion comes before reader l, from 0; None before most."""
+    blocks = (0, *layout.blocks)
+    plain = blocks[-1] - pairs
+    if l > len(layout) or blocks[l] == blocks[l - 1] or blocks[l] <= plain:
+        return None
+    return blocks[l] - 1 - plain
+
+
 @register("uvit")
 class UViT(Residual):
     """Blocks B/2+1..B begin with W [x, skip] of the outputs of blocks B/2..1 (arXiv 2209.12152).
@@ -47,9 +68,7 @@ class UViT(Residual):
         super().__init__(width, layout)
         self.depth = max(layout.blocks)
         self.pairs = self.count()
-        if self.pairs < 1:
-            raise UsageError(f"{self.depth} blocks are too few for long skips")
-        self.fusions = nn.ModuleList(Fusion(width, norm=self.norm) for _ in range(self.pairs))
+        self.fusions = fusions(width, self.pairs, self.depth, norm=self.norm)
 
     def count(self) -> int:
         """Return how many blocks give a skip, the first ones, and how many take one, the last."""
@@ -69,14 +88,8 @@ class UViT(Residual):
         return super().read(state, l)
 
     def fusion(self, l: int) -> nn.Module | None:
-        blocks = (0, *self.layout.blocks)
-        if (
-            l > len(self.layout)
-            or blocks[l] == blocks[l - 1]
-            or blocks[l] <= self.depth - self.pairs
-        ):
-            return None
-        return self.fusions[blocks[l] - 1 - (self.depth - self.pairs)]
+        at = taking(self.layout, self.pairs, l)
+        return None if at is None else self.fusions[at]
 
 
 @register("hunyuan")
@@ -91,3 +104,55 @@ class Hunyuan(UViT):
 
     def count(self) -> int:
         return self.depth // 2 - 1
+
+
+@register("dar-uvit")
+class DARUViT(DAR):
+    """DAR whose late blocks fuse what they read with what an early block left (2209.12152).
+
+    The attention of block B+1-k reads W [h, z_k]: h is what DAR reads there, z_k the state that
+    block k handed on, which under DAR is what the first reader of block k+1 reads. There is no
+    stream that the fusion could rewrite: the MLP of the block reads by DAR alone. The paper (section
+    5) does not say how it joins the two.
+    """
+
+    scalar = False
+
+    def __init__(
+        self,
+        width: int,
+        layout: Layout,
+        *,
+        query: Query = "static+t",
+        chunk_size: int = 4,
+        zero_time: bool = True,
+    ) -> None:
+        super().__init__(width, layout, query=query, chunk_size=chunk_size, zero_time=zero_time)
+        depth = max(layout.blocks)
+        self.pairs = depth // 2
+        self.fusions = fusions(width, self.pairs, depth)
+
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Any:
+        return Fused(super().open(v_0, t_emb))
+
+    def read(self, state: Any, l: int) -> Tensor:
+        h = super().read(state.history, l)
+        ended = self.layout.blocks[l - 2] if l > 1 else 0
+        if 0 < ended <= self.pairs and self.layout.blocks[l - 1] != ended:
+            state.kept.append(h)
+        at = taking(self.layout, self.pairs, l)
+        return h if at is None else self.fusions[at](h, state.kept.pop())
+
+    def write(self, state: Any, l: int, v_l: Tensor) -> None:
+        super().write(state.history, l, v_l)
+
+    def routes(self, state: Any) -> list[Tensor]:
+        raise NotImplementedError("a fusion mixes channels")
+
+
+@dataclass
+class Fused:
+    """DAR's state, and what early blocks have handed on and no late block has taken yet."""
+
+    history: History
+    kept: list[Tensor] = field(default_factory=list)
