@@ -112,8 +112,8 @@ class DARUViT(DAR):
 
     The attention of block B+1-k reads W [h, z_k]: h is what DAR reads there, z_k the state that
     block k handed on, which under DAR is what the first reader of block k+1 reads. There is no
-    stream that the fusion could rewrite: the MLP of the block reads by DAR alone. The paper (section
-    5) does not say how it joins the two.
+    stream that the fusion could rewrite, so the block's MLP reads by DAR alone. How the paper
+    (section 5) joins the two, it does not say.
     """
 
     scalar = False
