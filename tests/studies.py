@@ -37,3 +37,21 @@ def finished(
         "blocks": {"rms": [1.0, 2.0], "grad_rms": [1.0, 0.5], "cosine": [None, 0.9]},
     }  # fmt: skip
     return Record(**(fields | other))
+
+
+def everything():
+    """Return records enough for every figure and table; one of them has a hostile name."""
+    evil = "</script><img src=x onerror=alert(1)>"
+    dar = [finished("dar-dynamic", seed, losses=(0.9, 0.7, 0.5, 0.4)) for seed in range(3)]
+    four = finished("dar-static+t", losses=(0.9, 0.7, 0.5, 0.43), label=evil)
+    chunks = [
+        finished(f"dar-static+t-S{size}", group="chunks",
+             config={**TrainConfig(routing="dar", chunk_size=size).to_dict()})
+        for size in (1, 2)
+    ]  # fmt: skip
+    deep = [finished(name, group="deep") for name in ("residual-28", "dar-dynamic-28")]
+    plain = [finished(seed=seed) for seed in range(3)]
+    bare = finished("rezero", quality=[], flops=None, end={
+        key: {"value": None, "low": None, "high": None} for key in record.SYMPTOMS
+    })  # fmt: skip
+    return [*plain, *dar, four, *chunks, *deep, bare]

@@ -9,8 +9,10 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from dar_probe import importance, metrics, trajectory
-from dar_probe.reports import definitions, page, style
+from dar_probe.reports import definitions, page, study_page, study_panels, style
+from dar_probe.reproduce import results
 from dar_probe.verdict import judge
+from tests.studies import everything
 from tests.synthetic import trained
 
 HOSTILE = "=1+1</script><img src=x onerror=alert(1)>\n\u202e$\\frac{%{y}" + "x" * 300
@@ -477,3 +479,20 @@ def test_the_first_screen_holds_name_verdict_symptoms_and_assumptions(shown):
         box = shown.locator(selector).first.bounding_box()
         assert 0 <= box["y"]
         assert box["y"] + box["height"] < 800
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_page_of_a_study_draws_all_of_it(browser, tmp_path, width):
+    found = results.Results(everything())
+    path = tmp_path / "reproduce.html"
+    path.write_text(study_page.render(found, study_panels.drawings(found)), encoding="utf-8")
+    opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})
+    sheet = opened.drawn()
+    assert sheet.locator(".plot .main-svg").count() >= 7
+    assert sheet.evaluate("document.documentElement.scrollWidth") <= width
+    table = sheet.locator("#table-schemes")
+    table.locator("th", has_text="Scheme").first.locator("button").first.click()
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == sorted(names, key=str.lower) and "</script>" in "".join(names)
+    assert opened.console == [] and opened.requests == [path.as_uri()]
+    opened.context.close()

@@ -18,7 +18,7 @@ from dar_probe.routing import SCHEMES
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import Run as Training
 from dar_probe.train.quality import student
-from tests.studies import finished
+from tests.studies import everything, finished
 
 
 def test_every_scheme_is_in_the_plan_and_every_run_makes_a_model():
@@ -194,26 +194,8 @@ def test_runs_that_do_not_belong_together():
         results.Results([finished(), finished(seed=1, steps=[1, 2, 3, 4])])
 
 
-def whole():
-    """Return records enough for every figure and table; one of them has a hostile name."""
-    evil = "</script><img src=x onerror=alert(1)>"
-    dar = [finished("dar-dynamic", seed, losses=(0.9, 0.7, 0.5, 0.4)) for seed in range(3)]
-    four = finished("dar-static+t", losses=(0.9, 0.7, 0.5, 0.43), label=evil)
-    chunks = [
-        finished(f"dar-static+t-S{size}", group="chunks",
-             config={**TrainConfig(routing="dar", chunk_size=size).to_dict()})
-        for size in (1, 2)
-    ]  # fmt: skip
-    deep = [finished(name, group="deep") for name in ("residual-28", "dar-dynamic-28")]
-    plain = [finished(seed=seed) for seed in range(3)]
-    bare = finished("rezero", quality=[], flops=None, end={
-        key: {"value": None, "low": None, "high": None} for key in record.SYMPTOMS
-    })  # fmt: skip
-    return [*plain, *dar, four, *chunks, *deep, bare]
-
-
 def test_a_page_of_everything_keeps_names_as_text(tmp_path):
-    found = results.Results(whole())
+    found = results.Results(everything())
     drawings = study_panels.drawings(found)
     assert [d.name for d in drawings] == ["loss", "frechet", "depth", "others-1", "deep", "chunks"]
     text = study_page.render(found, drawings)
