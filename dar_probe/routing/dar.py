@@ -22,14 +22,13 @@ class History(Turns):
     """One forward: all sources so far with their inverse RMS, and the weights of each read.
 
     Static queries are known before their sources are, so a source meets all of them at once, as
-    it comes: ``queries`` and ``gains`` (readers, D) are None where queries are dynamic.
+    it comes: ``queries``, times the gain of the keys, are (readers, D), or (N, readers, D) where
+    they know the noise level, and None where they are dynamic.
     """
 
     sources: Sources
     eps: float
-    t_emb: Tensor | None  # (N, D)
     queries: Tensor | None = None
-    gains: Tensor | None = None
     inverse_rms: list[Tensor] = field(default_factory=list)  # (N, T, 1) each
     weights: list[Tensor] = field(default_factory=list)  # (N, T, offered) per reader
     _dots: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
@@ -49,13 +48,9 @@ class History(Turns):
 
     def _meet(self, v: Tensor, rows: slice) -> Tensor:
         """Return the products (N, T, readers) of a source with the queries of some readers."""
-        assert self.queries is not None and self.gains is not None
+        assert self.queries is not None
         with _full_precision(v.device.type):
-            v = v.to(self.queries.dtype)
-            found = v @ self.queries[rows].T
-            if self.t_emb is not None:
-                found = found + (v * self.t_emb.to(v.dtype)[:, None]) @ self.gains[rows].T
-        return found
+            return v.to(self.queries.dtype) @ self.queries[..., rows, :].mT
 
 
 def _full_precision(device: str) -> AbstractContextManager[object]:
@@ -67,11 +62,13 @@ def _full_precision(device: str) -> AbstractContextManager[object]:
 def history(readers: Iterable[nn.Module], eps: float, t_emb: Tensor | None = None) -> History:
     """Start one forward of aggregators; ``t_emb`` (N, D) is a part of every static query."""
     aggregators: list[Any] = list(readers)
-    state = History(sources=Sources(len(aggregators)), eps=eps, t_emb=t_emb)
+    state = History(sources=Sources(len(aggregators)), eps=eps)
     if not any(isinstance(one.query, nn.Linear) for one in aggregators):
+        queries = torch.stack([one.query.weight for one in aggregators])
+        if t_emb is not None:
+            queries = queries + t_emb.to(queries.dtype)[:, None]
         # The gain belongs to the keys; k . q is the same with the gain on the query.
-        state.gains = torch.stack([one.norm.weight for one in aggregators])
-        state.queries = torch.stack([one.query.weight for one in aggregators]) * state.gains
+        state.queries = queries * torch.stack([one.norm.weight for one in aggregators])
     return state
 
 

@@ -1,6 +1,7 @@
 """An ablation: routes that know the noise level and nothing of what the sources hold."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 from dar_probe.routing.dar import DAR, History
 from dar_probe.routing.mixing import Sources
 from dar_probe.routing.stream import Layout, register
+
+
+@dataclass
+class Timed(History):
+    """One forward, with the timestep embedding (N, D)."""
+
+    t_emb: Tensor | None = None
 
 
 @register("time-mix")
@@ -25,18 +33,18 @@ class TimeMix(DAR):
             Clocked(width, len(self.offered(l))) for l in range(1, len(layout) + 2)
         )
 
-    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> History:
-        state = History(sources=Sources(len(self.readers)), eps=0.0, t_emb=t_emb)
+    def open(self, v_0: Tensor, t_emb: Tensor | None = None) -> Timed:
+        state = Timed(sources=Sources(len(self.readers)), eps=0.0, t_emb=t_emb)
         state.sources.append(self.writers[0](v_0))
         return state
 
-    def read(self, state: History, l: int) -> Tensor:
+    def read(self, state: Any, l: int) -> Tensor:
         state.turn(l)
         h, weights = self.readers[l - 1](state, l, self.offered(l))
         state.weights.append(weights)
         return h  # type: ignore[no-any-return]
 
-    def write(self, state: History, l: int, v_l: Tensor) -> None:
+    def write(self, state: Any, l: int, v_l: Tensor) -> None:
         state.sources.append(self.writers[l](v_l))
 
 
@@ -50,7 +58,7 @@ class Clocked(nn.Module):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
 
-    def forward(self, history: History, reader: int, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def forward(self, history: Timed, reader: int, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return h (N, T, D) and the weights (N, T, n), equal for all tokens."""
         weights = torch.softmax(self.logits(history.t_emb), -1)[:, None]
         h = history.sources.mix(weights, ids, reader)
