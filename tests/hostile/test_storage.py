@@ -389,9 +389,8 @@ def test_output_to_a_full_disk(name, home, wanted, tmp_path, full, unread):
     code, told = streamed(line, full)
     assert code == 2 and told.startswith("Error: the output cannot be written: No space left")
     assert told.splitlines()[1].startswith("Hint: ") and told.count("\n") == 2
-    assert name not in COMMANDS or files(out) == wanted[name].files, (
-        "files are written all the same"
-    )
+    whole = name not in COMMANDS or files(out) == wanted[name].files
+    assert whole, "files are written all the same"
     shutil.rmtree(out, ignore_errors=True)
     assert streamed(line, unread) == (0, ""), "a reader that has seen enough is no error"
     assert name not in COMMANDS or files(out) == wanted[name].files
