@@ -123,12 +123,12 @@ def fill(folder: Path) -> None:
     for name in ("analysis", "other"):
         (folder / name).mkdir()
         store.write(dataset(blocks=4, samples=2, levels=2), folder / name / "analysis.nc")
-    (run, *_) = plan.runs(plan.scale_of("smoke"), only=["residual"])
-    path = study.record_path(folder / "study", run)
-    path.parent.mkdir(parents=True)
-    finished(config=run.config.to_dict()).write(path)
+    (folder / "study" / "runs").mkdir(parents=True)
+    for run in plan.runs(plan.scale_of("smoke"), only=["residual"]):
+        path = study.record_path(folder / "study", run)
+        finished(seed=run.seed, config=run.config.to_dict()).write(path)
     (folder / "tampered" / "runs").mkdir(parents=True)
-    (folder / "tampered" / "runs" / path.name).write_text("{}")
+    (folder / "tampered" / "runs" / "residual-seed0.json").write_text("{}")
     (folder / "mine.py").write_text(MODULE, encoding="utf-8")
     np.savez(folder / "latents.npz", latents=np.zeros((2, 1, 8, 8), np.float32), labels=[0, 1])
     (folder / "run.toml").write_text("depth = 1\n")
