@@ -258,6 +258,15 @@ def test_a_run_that_another_process_does_is_left_to_it(trained, tmp_path):
         os.close(lock)
 
 
+def test_a_run_that_another_process_has_finished_leaves_no_folder(trained, tmp_path):
+    _, run, found = trained
+    path = study.record_path(tmp_path, run)
+    path.parent.mkdir()
+    found.write(path)
+    assert study.perform(run, tmp_path) == found
+    assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]
+
+
 def test_a_run_of_other_settings_is_not_taken_for_this_one(trained, tmp_path):
     _, run, found = trained
     path = study.record_path(tmp_path, run)

@@ -1,6 +1,5 @@
 """What one optimiser step costs beside the residual model's, with nothing else going on."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ def measure(run: Run, device: str) -> dict[str, Any]:
     The trainer's own steps are timed (batch, forward, backward, AdamW, average), those of the run
     and of its reference in turn, on models that are thrown away.
     """
-    own, twin = (_trained(config, device) for config in (run.config, run.reference))
+    own, twin = (
+        loop.Run(config, Path("never written"), device=device)
+        for config in (run.config, run.reference)
+    )
     timings = bench.compare(
         {"reference": lambda: _step(twin), "own": lambda: _step(own)},
         repeats=run.scale.rounds,
@@ -31,10 +33,11 @@ def measure(run: Run, device: str) -> dict[str, Any]:
         torch.zeros(1, device="meta"),
         torch.zeros(1, dtype=torch.long, device="meta"),
     )
-    flops, _ = survey.count_flops(copy.deepcopy(model), inputs, {})
+    parameters = sum(p.numel() for name, p in counted.items() if "projectors" not in name)
+    flops, _ = survey.count_flops(model, inputs, {})  # which leaves the model without its weights
     return {
         "machine": bench.machine(torch.device(device)),
-        "parameters": sum(p.numel() for name, p in counted.items() if "projectors" not in name),
+        "parameters": parameters,
         "flops": flops,
         "cost": {
             "seconds": mine.seconds,
@@ -52,7 +55,3 @@ def _step(trained: loop.Run) -> None:
     trained.step(1)
     # The profiler complains about memory that is freed within and was there before.
     trained.optimiser.zero_grad(set_to_none=True)
-
-
-def _trained(config: Any, device: str) -> loop.Run:
-    return loop.Run(config, Path("never written"), device=device)

@@ -78,12 +78,13 @@ def perform(
         except InUseError:
             return None
         if record_path(out, run).exists():  # another process has finished it meanwhile
-            return record.read(record_path(out, run))
-        if on_start:
-            on_start(run)
-        found = _perform(run, work, device, judge, on_step)
-        files.make_folder(out / "runs", out / "runs")
-        found.write(record_path(out, run))
+            found = record.read(record_path(out, run))
+        else:
+            if on_start:
+                on_start(run)
+            found = _perform(run, work, device, judge, on_step)
+            files.make_folder(out / "runs", out / "runs")
+            found.write(record_path(out, run))
         shutil.rmtree(work)
         with suppress(OSError):  # another run's is in it
             work.parent.rmdir()
