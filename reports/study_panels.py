@@ -51,8 +51,7 @@ class Drawing(NamedTuple):
 
 def drawings(results: Results) -> list[Drawing]:
     """Return every figure that the records are enough for."""
-    schemes = results.of("schemes")
-    main = [line for line in schemes if line.seeds > 1] or schemes
+    schemes, main = results.of("schemes"), results.main
     seeds = " Bands: 95 % intervals over seeds." if any(line.seeds > 1 for line in main) else ""
     found = [
         Drawing(
@@ -178,11 +177,9 @@ def _depth(lines: Sequence[Line]) -> list[Panel]:
 
 def _chunks(results: Results) -> list[Panel] | None:
     """Loss, distance and price over S, beside C(S)."""
-    four = results.get("dar-static+t")
-    lines = [*results.of("chunks"), *([four] if four else [])]
+    lines = sorted(results.sized, key=lambda line: _size(line.records[0]))
     if len(lines) < 3:
         return None
-    lines.sort(key=lambda line: _size(line.records[0]))
     sizes = [_size(line.records[0]) for line in lines]
     at, sublayers = np.array(sizes, float), _sublayers(results)
     gap = np.full(len(at), np.nan)

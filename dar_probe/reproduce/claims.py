@@ -164,8 +164,7 @@ def _quality(results: Results) -> list[Claim]:
 
 
 def _time_gain(line: Line) -> Interval:
-    step = line.steps / line.ratio
-    return over_seeds([other.losses[-1] - line.loss_at(own, step) for own, other in line.pairs])
+    return over_seeds([other.losses[-1] - line.loss_in_time(own) for own, other in line.pairs])
 
 
 def _faster(results: Results) -> Claim:

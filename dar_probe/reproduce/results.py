@@ -87,7 +87,7 @@ class Line:
     @cached_property
     def at_equal_time(self) -> Interval:
         """Validation loss when the reference has done all its steps; at most its own last."""
-        return over_seeds([self.loss_at(one, self.steps / self.ratio) for one in self.records])
+        return over_seeds([self.loss_in_time(one) for one in self.records])
 
     @cached_property
     def factors(self) -> list[float]:
@@ -101,10 +101,9 @@ class Line:
         """Return what the reference has more of ``value``, paired over seeds."""
         return over_seeds([value(other) - value(own) for own, other in self.pairs])
 
-    @staticmethod
-    def loss_at(one: Record, step: float) -> float:
-        """Return the validation loss of a run at a step, between two measured ones."""
-        return float(np.interp(step, one.steps, one.losses))
+    def loss_in_time(self, one: Record) -> float:
+        """Return a run's validation loss when the reference has done all its steps."""
+        return float(np.interp(self.steps / self.ratio, one.steps, one.losses))
 
     def _reached(self, one: Record, target: float) -> float:
         """Return the step, between two measured ones, at which a loss is reached; else infinity."""
@@ -161,6 +160,18 @@ class Results:
     def of(self, group: str) -> list[Line]:
         """Return the lines of one group."""
         return [line for line in self.lines.values() if line.group == group]
+
+    @cached_property
+    def main(self) -> list[Line]:
+        """The schemes that were trained more than once; all of them where none was."""
+        schemes = self.of("schemes")
+        return [line for line in schemes if line.seeds > 1] or schemes
+
+    @cached_property
+    def sized(self) -> list[Line]:
+        """The lines that differ in DAR's chunk size alone, that of the schemes first."""
+        varied, four = self.of("chunks"), self.get("dar-static+t")
+        return [four, *varied] if four and varied else varied
 
     @cached_property
     def reference_seconds(self) -> float:

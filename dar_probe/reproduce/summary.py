@@ -12,9 +12,7 @@ from dar_probe.train.quality import Interval
 def sentences(results: Results) -> list[str]:
     """Return what the study found, one sentence each; nothing where the runs are missing."""
     found = []
-    schemes = results.of("schemes")
-    residual = results.get("residual")
-    main = [line for line in schemes if line.seeds > 1] or schemes
+    residual, main = results.get("residual"), results.main
     if residual is None:
         return []
     best = min(main, key=lambda line: line.loss.value)
@@ -41,9 +39,7 @@ def sentences(results: Results) -> list[str]:
             + ", ".join(f"{line.label} {told(line.at_equal_time, 4)}" for line in dars)
             + f" and residual {told(residual.loss, 4)}."
         )
-    if chunks := results.of("chunks"):
-        four = results.get("dar-static+t")
-        sized = [*chunks, *([four] if four else [])]
+    if sized := results.sized:
         least = min(sized, key=lambda line: line.loss.value)
         depth = int(residual.records[0].config["depth"])
         low, high = optimal_chunk(2 * depth, 0.6), optimal_chunk(2 * depth, 0.4)
