@@ -209,12 +209,11 @@ def _queries(results: Results) -> list[Claim]:
 
 def _chunks(results: Results) -> Claim:
     text = "Chunks of S = 4 beat both the dense model (S = 1) and larger ones (S = 8)."
-    four = results.get("dar-static+t")
-    others = results.of("chunks")
-    if four is None or not others:
+    four, sized = results.get("dar-static+t"), results.sized
+    if four is None or len(sized) < 2:
         return _missing(text, "the chunk sizes")
-    parts = [f"S={chunk_of(line)}: {told(line.loss)}" for line in (four, *others)]
-    best = min((four, *others), key=lambda line: line.loss.value)
+    parts = [f"S={chunk_of(line)}: {told(line.loss)}" for line in sized]
+    best = min(sized, key=lambda line: line.loss.value)
     evidence = f"loss {', '.join(parts)}; best S={chunk_of(best)}"
     status: Status = "not confirmed" if best is not four else "undecided"
     return Claim(text=text, status=status, evidence=evidence)
