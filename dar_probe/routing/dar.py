@@ -204,12 +204,15 @@ class Aggregator(nn.Module):
 
         ``query_input`` (N, T, D) is what a dynamic query is made of, v_(l-1).
         """
-        if isinstance(self.query, nn.Linear):
-            query = self.query(query_input) * self.norm.weight
-            dots = history.sources.dots(query, ids, reader)
+        factors = torch.cat([history.inverse_rms[i] for i in ids], -1) * self.scale
+        if not isinstance(self.query, nn.Linear):
+            logits = history.dots(reader, ids) * factors
         else:
-            dots = history.dots(reader, ids)
-        logits = dots * torch.cat([history.inverse_rms[i] for i in ids], -1) * self.scale
+            query = self.query(query_input) * self.norm.weight
+            if self.squash == "softmax":
+                h, weights = history.sources.attend(query, factors, ids, reader)
+                return h, weights.detach()
+            logits = history.sources.dots(query, ids, reader) * factors
         weights = torch.softmax(logits, -1) if self.squash == "softmax" else torch.sigmoid(logits)
         return history.sources.mix(weights, ids, reader), weights.detach()
 

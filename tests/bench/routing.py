@@ -1,8 +1,10 @@
 """Training steps of DAR against the residual step: time and peak memory, side by side.
 
 28 blocks, width 256, 64 tokens; "naive" is the textbook form of DAR, which stacks its sources and
-normalises their keys again for every reader.
+normalises their keys again for every reader; "triton" takes the fused kernels, on a GPU alone.
 """
+
+import os
 
 import common
 import torch
@@ -57,6 +59,17 @@ CASES = {
 }
 
 
+def fused(step):
+    def run():
+        os.environ["DAR_PROBE_KERNELS"] = "triton"
+        try:
+            step()
+        finally:
+            del os.environ["DAR_PROBE_KERNELS"]
+
+    return run
+
+
 def main():
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=8, help="samples in a batch")
@@ -68,6 +81,9 @@ def main():
     for name in names:
         config = common.config(depth, width, tokens, **CASES[name])
         steps[name] = bench.step(common.workload(config, arguments.cells, arguments.device))
+        on_gpu = torch.device(arguments.device).type == "cuda"
+        if on_gpu and CASES[name].get("routing") in ("dar", "attnres"):
+            steps[f"triton {name}"] = fused(steps[name])
     found = bench.compare(steps, repeats=arguments.repeats, device=arguments.device)
     base = found["residual"].peak_bytes
     common.table(
