@@ -26,6 +26,9 @@ def reproduce(
     runs: Annotated[
         int | None, typer.Option(help="Stop after so many runs.", min=0, show_default=False)
     ] = None,
+    prices: Annotated[
+        bool, typer.Option("--prices", help="Time the steps of finished runs again; train nothing.")
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="In place of the scale's: digits, images:DIR, latents:FILE.")
     ] = None,
@@ -36,7 +39,8 @@ def reproduce(
 
     A finished run is a small JSON file in OUT/runs, and is not done again: a study that is cut off
     goes on where it was, on another machine too. Several processes may share OUT, each takes the
-    next run. --runs 0 writes the page of what is there.
+    next run. --runs 0 writes the page of what is there. What steps cost is timed before each run;
+    where other work went on beside it, --prices does that again on an idle machine.
 
     Example: dar-probe reproduce --scale smoke --out study
     """
@@ -51,6 +55,12 @@ def reproduce(
     place = str(find_device(device))
     left = study.pending(planned, out)
     done = len(planned) - len(left)
+    if prices:
+        finished = [run for run in planned if run not in left]
+        for number, run in enumerate(finished, 1):
+            terminal.say(f"Steps of {run.name} ({number} of {len(finished)})")
+            study.reprice(run, out, device=place)
+        left = []
     for run in left[:runs]:
 
         def on_start(run: "Run", number: int = done + 1) -> None:

@@ -3,12 +3,15 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from dar_probe import files
+from dar_probe.cli import app
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.reports import study_page, study_panels, study_print
@@ -265,6 +268,31 @@ def test_a_run_that_another_process_has_finished_leaves_no_folder(trained, tmp_p
     found.write(path)
     assert study.perform(run, tmp_path) == found
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]
+
+
+def test_only_the_price_is_measured_again(trained, tmp_path):
+    _, run, found = trained
+    path = study.record_path(tmp_path, run)
+    path.parent.mkdir()
+    marked = replace(found, cost={**found.cost, "seconds": 1e9}, flops=None, version="of old")
+    marked.write(path)
+    again = study.reprice(run, tmp_path)
+    assert record.read(path) == again
+    assert again.cost["seconds"] < 1e9 and again.flops == found.flops
+    assert replace(again, cost=marked.cost, flops=None) == marked
+
+
+def test_prices_train_nothing(trained, tmp_path):
+    _, run, found = trained
+    path = study.record_path(tmp_path, run)
+    path.parent.mkdir()
+    found.write(path)
+    arguments = ["reproduce", "--scale", "smoke", "--out", str(tmp_path), "--prices"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[0] == "Steps of denseformer-seed0 (1 of 1)"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert replace(record.read(path), cost=found.cost) == found
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(trained, tmp_path):

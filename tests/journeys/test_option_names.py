@@ -24,7 +24,7 @@ NAMES = {
     "--steps --batch-size --lr --seed --data --objective --path --prediction "
     "--time-sampling --init-from --probe-every --autocast --compile --no-compile --config --device "
     "--tensorboard --resume",
-    "reproduce": "--out --scale --only --runs --data --device --json",
+    "reproduce": "--out --scale --only --runs --prices --data --device --json",
     "sample": "CHECKPOINT --samples --classes --solver --steps --guidance --seed --batch-size "
     "--vae --weights --objective --heads --family --dtype --device --out",
     "evaluate": "CHECKPOINT --data --features --samples --seeds --solver --steps --guidance "
