@@ -13,6 +13,7 @@ from dar_probe import schema, store, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.making import step_of
+from dar_probe.reports import figures
 from tests import tiny
 from tests.synthetic import dataset, trained
 
@@ -85,10 +86,17 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No printed figures: what is measured and kept is the point."""
+    monkeypatch.setattr(figures, "write_all", lambda *_, **__: [])
+
+
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_checkpoints_of_one_run_give_one_dataset(run, tmp_path):
     paths = sorted(run.glob("*.pt"))
     cells = []

@@ -54,16 +54,16 @@ def products(vector: Tensor, sources: Sequence[Tensor], dtype: torch.dtype) -> T
 def attend(
     query: Tensor, factors: Tensor, sources: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return h (N, T, D) as ``dtype``, and weights softmax_i(factors_i q . v_i), (N, T, n).
+    """Return h (N, T, D), and its weights softmax_i(factors_i q . v_i), (N, T, n).
 
     Args:
         query: (N, T, D).
         factors: (N, T, n), dense: inverse RMS times scale.
         sources: n of (N, T, D).
-        dtype: of h; the weights have the type of ``factors``.
+        dtype: of both.
     """
     h = torch.empty_like(query, dtype=dtype)
-    weights = torch.empty_like(factors)
+    weights = torch.empty_like(factors, dtype=dtype)
     n = len(sources)
     slots = triton.next_power_of_2(n)
     _launch(_attend, sources, query, factors, h, weights, n, query.shape[-1], SLOTS=slots)
@@ -76,7 +76,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of the query (N, T, D), of q . v_i and of the factors (N, T, n)."""
     grad_query = torch.empty_like(query)
-    grad_dots, grad_factors = torch.empty_like(factors), torch.empty_like(factors)
+    grad_dots, grad_factors = torch.empty_like(weights), torch.empty_like(factors)
     _launch(
         _attend_backward, sources, grad_h, query, factors, h, weights, grad_query, grad_dots,
         grad_factors, len(sources), query.shape[-1],
