@@ -129,7 +129,7 @@ OTHERS = (
     Entry(name="highway", label="Highway", settings={"routing": "highway"}),
     Entry(name="uvit", label="U-ViT skips", settings={"routing": "uvit"}),
     Entry(name="dar-uvit", label="DAR on U-ViT skips", settings={"routing": "dar-uvit"}),
-    Entry(name="hunyuan", label="HunyuanDiT skips", settings={"routing": "hunyuan"}),
+    Entry(name="hunyuan", label="Hunyuan skips", settings={"routing": "hunyuan"}),
     Entry(name="densenet", label="DenseNet", settings={"routing": "densenet"}),
     Entry(name="hc-static", label="HC static", settings={"routing": "hc-static"}),
     Entry(name="mhc", label="mHC", settings={"routing": "mhc"}),
