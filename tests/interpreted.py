@@ -8,7 +8,7 @@ from dar_probe.routing import kernels, mixing
 from tests import tiny
 
 SIZES = [(2, 3, 20, 5), (1, 4, 64, 1), (3, 1, 5, 9)]  # N, T, D, n
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 6e-16, torch.float32: 5e-7, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_attention_and_its_gradients(size, dtype, sharp, counted):
         assert one.dtype == dtype
         scale = other.abs().max().item() + 1e-30
         error = (one.double() - other).abs().max().item() / scale
-        assert error < TOLERANCE[dtype] * max(4, sharp), error
+        assert error < TOLERANCE[dtype] * max(4, 2 * sharp), error
     assert counted == ["_attend", "_attend_backward", *["_mixture"] * n]
 
 
@@ -103,7 +103,7 @@ def test_model(query, counted, monkeypatch):
     assert ("_attend_backward" in counted) == (query == "dynamic")
     ran = len(counted)
     monkeypatch.setenv("DAR_PROBE_KERNELS", "torch")
-    torch.testing.assert_close(found, gradients(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, gradients(), rtol=1e-11, atol=1e-11)
     assert len(counted) == ran
 
 

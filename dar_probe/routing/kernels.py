@@ -2,7 +2,7 @@
 
 ``mixing`` and its plain torch operations are the reference, and what runs wherever these do not
 fit. They are used where the environment says ``DAR_PROBE_KERNELS=triton``: they are checked in
-Triton's interpreter and compiled for 8.0 and 9.0, but have not been timed on a GPU.
+Triton's interpreter and compiled for 8.0 and 9.0, but have not run on a GPU.
 
 One program works on one row, that is one token of one sample, whose D numbers lie in registers;
 sources are separate tensors, of which a kernel gets the addresses.
