@@ -4,7 +4,16 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dar_probe.reports import definitions, document, facts, study_routes, study_screen, style, words
+from dar_probe.reports import (
+    definitions,
+    document,
+    facts,
+    study_ranking,
+    study_routes,
+    study_screen,
+    style,
+    words,
+)
 from dar_probe.reports.study_panels import Drawing
 from dar_probe.reproduce import claims, summary
 from dar_probe.reproduce.record import SYMPTOMS
@@ -96,6 +105,9 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
     found = [
         (one.title, one.caption, _alt(one), keys, study_screen.figure(one)) for one in drawings
     ]
+    if ranking := study_ranking.ranking(results):
+        spoken, made = study_ranking.spoken(ranking), study_ranking.screened(ranking)
+        found.insert(0, (study_ranking.TITLE, study_ranking.CAPTION, spoken, keys, made))
     if routes := study_routes.maps(results):
         spoken, made = study_routes.spoken(routes), study_routes.screened(routes)
         found.append((study_routes.TITLE, study_routes.CAPTION, spoken, ("route",), made))

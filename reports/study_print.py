@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dar_probe.reports import canvas, lettering, style
 from dar_probe.reports.study_panels import Drawing, Panel
@@ -38,6 +38,8 @@ def _draw(axis: Axes, panel: Panel) -> dict[str, Line2D]:
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(panel.ticks), [str(size) for size in panel.ticks])
         axis.xaxis.set_minor_locator(NullLocator())
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if panel.marked:
         axis.axvspan(*panel.marked, color=GROUND, linewidth=0)
     if panel.zero:

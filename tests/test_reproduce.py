@@ -14,13 +14,13 @@ from dar_probe import files
 from dar_probe.cli import app
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.sit import SiT
-from dar_probe.reports import study_page, study_panels, study_print
+from dar_probe.reports import study_page, study_panels, study_print, study_ranking
 from dar_probe.reproduce import claims, plan, publish, record, results, study, summary
 from dar_probe.reproduce.record import Record
 from dar_probe.routing import SCHEMES
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import Run as Training
-from dar_probe.train.quality import student
+from dar_probe.train.quality import Interval, student
 from tests.studies import everything, finished
 
 
@@ -165,6 +165,30 @@ def test_a_claim_is_confirmed_by_its_interval_alone():
     assert status_of([finished()], "DAR can be added") == "not testable"
 
 
+def test_a_gain_says_which_way_it_goes():
+    gain = Interval(0.5, 0.25, 0.75, 3)
+    assert claims.apart(gain) == "lower by 0.5 [0.25, 0.75]"
+    assert claims.apart(-gain) == "higher by 0.5 [0.25, 0.75]"
+    assert claims.apart(Interval(math.nan, math.nan, math.nan, 1)) == "not measured"
+
+
+def test_the_chunk_size_is_judged_over_the_seeds_that_both_have():
+    def sized(seeds):
+        four = [finished("dar-static+t", seed, config=size(4)) for seed in range(3)]
+        worse = (0.8, 0.6, 0.5, 0.46)
+        return four + [
+            finished(f"dar-static+t-S{s}", seed, group="chunks", config=size(s), losses=worse)
+            for s in (1, 12)
+            for seed in range(seeds)
+        ]
+
+    def size(chunk_size):
+        return {**finished("dar-static+t").config, "chunk_size": chunk_size}
+
+    assert status_of(sized(1), "Chunks of S = 4") == "undecided"
+    assert status_of(sized(3), "Chunks of S = 4") == "confirmed"
+
+
 def test_nine_times_fewer_steps_confirm_the_paper():
     def factor(steps):
         return [
@@ -209,6 +233,10 @@ def test_a_page_of_everything_keeps_names_as_text(tmp_path):
     for drawing in drawings:
         assert len(study_print.figure(drawing).axes) == len(drawing.panels)
         assert len(study_print.figure(drawing, width="one").axes) == len(drawing.panels)
+    ranking = study_ranking.ranking(found)
+    gaps = [value.value for value in ranking.columns[0].values]
+    assert gaps == sorted(gaps) and gaps[ranking.names.index("RESIDUAL")] == 0
+    assert len(study_ranking.printed(ranking).axes) == len(ranking.columns) == 3
     json.dumps(summary.plain(found), allow_nan=False)
 
 

@@ -51,7 +51,8 @@ def symptom(name: str, when: str = "end") -> Callable[[Record], float]:
     return value
 
 
-def _final_loss(one: Record) -> float:
+def final_loss(one: Record) -> float:
+    """Return the validation loss after a run's last step."""
     return one.losses[-1]
 
 
@@ -68,6 +69,15 @@ def told(found: Interval, digits: int = 3) -> str:
     return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
 
 
+def apart(gain: Interval, digits: int = 3) -> str:
+    """Return "lower by 0.41 [0.40, 0.42]", or "higher by" what a negative gain loses."""
+    if not math.isfinite(gain.value):
+        return "not measured"
+    return (
+        f"higher by {told(-gain, digits)}" if gain.value < 0 else f"lower by {told(gain, digits)}"
+    )
+
+
 def decide(found: Interval, above: float = 0.0) -> Status:
     """Return whether a number is known to lie above a limit."""
     if not math.isfinite(found.value) or found.seeds < 2:
@@ -77,6 +87,13 @@ def decide(found: Interval, above: float = 0.0) -> Status:
 
 def _over(line: Line, value: Callable[[Record], float]) -> Interval:
     return over_seeds([value(one) for one in line.records])
+
+
+def _less(line: Line, other: Line, value: Callable[[Record], float]) -> Interval:
+    """Return how much less of ``value`` a line has than another, paired; NaN without a pair."""
+    theirs = {one.seed: one for one in other.records}
+    both = [(own, theirs[own.seed]) for own in line.records if own.seed in theirs]
+    return over_seeds([value(one) - value(own) for own, one in both] or [math.nan])
 
 
 def _missing(text: str, *names: str) -> Claim:
@@ -126,7 +143,7 @@ def _tightened(results: Results) -> list[Claim]:
             continue
         gains = [line.gain(symptom(name)) for line in lines]
         evidence = "; ".join(
-            f"{line.label} {told(_over(line, symptom(name)))}, lower by {told(gain)}"
+            f"{line.label} {told(_over(line, symptom(name)))}, {apart(gain)}"
             for line, gain in zip(lines, gains, strict=True)
         )
         found.append(Claim(text=text, status=_all([decide(gain) for gain in gains]),
@@ -145,7 +162,7 @@ def _quality(results: Results) -> list[Claim]:
     if not lines:
         return [_missing(text, "dar-static+t", "dar-dynamic") for text in texts]
     frechet = [line.gain(_final_frechet) for line in lines]
-    loss = [line.gain(_final_loss) for line in lines]
+    loss = [line.gain(final_loss) for line in lines]
     timed = [_time_gain(line) for line in lines]
     found = []
     for text, word, gains in zip(
@@ -155,8 +172,7 @@ def _quality(results: Results) -> list[Claim]:
         strict=True,
     ):
         evidence = "; ".join(
-            f"{line.label}: {word} lower by {told(gain)}"
-            for line, gain in zip(lines, gains, strict=True)
+            f"{line.label}: {word} {apart(gain)}" for line, gain in zip(lines, gains, strict=True)
         )
         found.append(Claim(text=text, status=_any([decide(gain) for gain in gains]),
                            evidence=evidence))  # fmt: skip
@@ -198,12 +214,9 @@ def _queries(results: Results) -> list[Claim]:
         if blind is None or aware is None:
             found.append(_missing(text, "dar-static", better))
             continue
-        theirs = {one.seed: one for one in aware.records}
-        both = [(one, theirs[one.seed]) for one in blind.records if one.seed in theirs]
-        loss = over_seeds([_final_loss(own) - _final_loss(other) for own, other in both])
-        frechet = over_seeds([_final_frechet(own) - _final_frechet(other) for own, other in both])
-        evidence = f"loss higher by {told(loss)}, Fréchet distance by {told(frechet)}"
-        found.append(Claim(text=text, status=decide(frechet), evidence=evidence))
+        loss, frechet = (_less(blind, aware, value) for value in (final_loss, _final_frechet))
+        evidence = f"static: loss {apart(loss)}, Fréchet distance {apart(frechet)}"
+        found.append(Claim(text=text, status=decide(-frechet), evidence=evidence))
     return found
 
 
@@ -215,8 +228,8 @@ def _chunks(results: Results) -> Claim:
     parts = [f"S={chunk_of(line)}: {told(line.loss)}" for line in sized]
     best = min(sized, key=lambda line: line.loss.value)
     evidence = f"loss {', '.join(parts)}; best S={chunk_of(best)}"
-    status: Status = "not confirmed" if best is not four else "undecided"
-    return Claim(text=text, status=status, evidence=evidence)
+    states = [decide(_less(four, line, final_loss)) for line in sized if line is not four]
+    return Claim(text=text, status=_all(states), evidence=evidence)
 
 
 def chunk_of(line: Line) -> int:
@@ -229,8 +242,8 @@ def _with_repa(results: Results) -> Claim:
     line = results.get("dar-static+t-repa")
     if line is None or not line.pairs:
         return _missing(text, "residual-repa", "dar-static+t-repa")
-    gain = line.gain(_final_loss)
-    evidence = f"{sooner(line)}; loss lower by {told(gain)}"
+    gain = line.gain(final_loss)
+    evidence = f"{sooner(line)}; loss {apart(gain)}"
     return Claim(text=text, status=decide(over_seeds(line.factors), 1.0), evidence=evidence)
 
 

@@ -16,7 +16,14 @@ def publish(out: Path) -> dict[str, Any]:
         CheckpointError: a record cannot be read.
         UsageError: there is none, or they do not belong together.
     """
-    from dar_probe.reports import canvas, study_page, study_panels, study_print, study_routes
+    from dar_probe.reports import (
+        canvas,
+        study_page,
+        study_panels,
+        study_print,
+        study_ranking,
+        study_routes,
+    )
 
     records = results.load(out / "runs")
     scale = SCALES.get(records[0].scale)
@@ -26,6 +33,8 @@ def publish(out: Path) -> dict[str, Any]:
     files.write_text(out / "reproduce.html", study_page.render(found, drawings))
     files.make_folder(out / "figures", out / "figures")
     made_of = {drawing.name: study_print.figure(drawing) for drawing in drawings}
+    if ranking := study_ranking.ranking(found):
+        made_of["ranking"] = study_ranking.printed(ranking)
     if routes := study_routes.maps(found):
         made_of["routes"] = study_routes.printed(routes)
     for name, made in made_of.items():

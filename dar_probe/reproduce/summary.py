@@ -1,10 +1,11 @@
 """A study in a few sentences, and in plain data."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from dar_probe.reproduce.claims import Claim, chunk_of, judge, sooner, told
+from dar_probe.reproduce.claims import Claim, chunk_of, final_loss, judge, sooner, told
 from dar_probe.reproduce.results import Line, Results, optimal_chunk
 from dar_probe.train.quality import Interval
 
@@ -15,17 +16,13 @@ def sentences(results: Results) -> list[str]:
     residual, main = results.get("residual"), results.main
     if residual is None:
         return []
-    best = min(main, key=lambda line: line.loss.value)
     found.append(
-        f"Lowest validation loss after {residual.steps:,} steps: {best.label} {told(best.loss, 4)}"
-        + ("." if best is residual else f"; residual {told(residual.loss, 4)}.")
+        f"Lowest validation loss after {residual.steps:,} steps: "
+        + _least(results, residual, lambda line: line.loss, 4)
     )
-    judged = [line for line in main if math.isfinite(line.frechet.value)]
-    if judged:
-        nearest = min(judged, key=lambda line: line.frechet.value)
+    if math.isfinite(residual.frechet.value):
         found.append(
-            f"Lowest Fréchet distance: {nearest.label} {told(nearest.frechet)}"
-            + ("." if nearest is residual else f"; residual {told(residual.frechet)}.")
+            "Lowest Fréchet distance: " + _least(results, residual, lambda line: line.frechet, 3)
         )
     dars = [line for line in main if line.name.startswith("dar-") and line.pairs]
     if dars:
@@ -39,6 +36,7 @@ def sentences(results: Results) -> list[str]:
             + ", ".join(f"{line.label} {told(line.at_equal_time, 4)}" for line in dars)
             + f" and residual {told(residual.loss, 4)}."
         )
+    found += _moved(results)
     if sized := results.sized:
         least = min(sized, key=lambda line: line.loss.value)
         depth = int(residual.records[0].config["depth"])
@@ -48,6 +46,34 @@ def sentences(results: Results) -> list[str]:
             f"paper's cost model says {low:.1f} to {high:.1f}."
         )
     return found
+
+
+def _least(results: Results, residual: Line, value: Callable[[Line], Interval], digits: int) -> str:
+    """Name the least of the schemes, the least of those with several seeds, and residual."""
+    named = []
+    for lines in (results.of("schemes"), results.main):
+        known = [line for line in lines if math.isfinite(value(line).value)]
+        best = min(known, key=lambda line: value(line).value)
+        if best not in named:
+            named.append(best)
+    if residual not in named:
+        named.append(residual)
+    return "; ".join(f"{line.label} {told(value(line), digits)}" for line in named) + "."
+
+
+def _moved(results: Results) -> list[str]:
+    """Say what each setting alone changes in the loss of DAR static+t, in the first seed."""
+    base = results.get("dar-static+t")
+    if base is None:
+        return []
+    first = base.records[0]
+    parts = [
+        f"{line.label.removeprefix(f'{base.label}, ')} "
+        f"{final_loss(line.records[0]) - final_loss(first):+.4f}"
+        for line in (*results.of("chunks"), *results.of("ablations"))
+        if line.name.startswith(f"{base.name}-") and line.records[0].seed == first.seed
+    ]
+    return [f"What moves the loss of {base.label}: {'; '.join(parts)} (one seed)."] * bool(parts)
 
 
 def plain(results: Results) -> dict[str, Any]:

@@ -24,6 +24,10 @@ class Interval:
     high: float
     seeds: int
 
+    def __neg__(self) -> "Interval":
+        """Turn the sign of a difference."""
+        return Interval(-self.value, -self.high, -self.low, self.seeds)
+
 
 def frechet(real: Array, drawn: Array) -> float:
     """Return the squared Fréchet distance of two Gaussians fitted to the rows (1706.08500).
