@@ -89,6 +89,14 @@ def _print_json(found: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
+def _signed(found: dict[str, float | None] | None) -> str:
+    """Return "+0.0012"; nothing for the reference itself."""
+    if found is None:
+        return ""
+    value = found["value"]
+    return "n/a" if value is None else f"{value:+.4f}"
+
+
 def _show(found: dict[str, object], out: Path) -> None:
     import sys
 
@@ -99,16 +107,18 @@ def _show(found: dict[str, object], out: Path) -> None:
     console = console_on(sys.stdout)
     lines = found["lines"]
     assert isinstance(lines, list)
-    heads = ("scheme", "seeds", "loss", "Fréchet", "step time")
+    heads = ("scheme", "seeds", "loss", "against", "Fréchet", "step")
     rows = [[Text(head, style="dim") for head in heads]]
     for line in lines:
         loss, frechet = (line[name]["value"] for name in ("loss", "frechet"))
+        deep = " (28)" * (line["group"] == "deep")
         cells = (
-            printable(line["label"]), str(line["seeds"]), f"{loss:.4f}",
+            printable(line["label"]) + deep, str(line["seeds"]), f"{loss:.4f}",
+            _signed(line["loss_difference"]),
             "n/a" if frechet is None else f"{frechet:.3f}", f"{line['step_ratio']:.2f}x",
         )  # fmt: skip
         rows.append([Text(cell) for cell in cells])
-    aligned(console, rows, right=[1, 2, 3, 4])
+    aligned(console, rows, right=[1, 2, 3, 4, 5])
     console.print()
     sentences = found["sentences"]
     assert isinstance(sentences, list)

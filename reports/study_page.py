@@ -95,8 +95,7 @@ def _facts(results: Results, config: dict[str, Any]) -> list[str]:
 
 def _members(results: Results, group: str) -> list[Line]:
     """Return the lines of a group's table, what they vary first."""
-    varied = [results.get("dar-static+t")] if group in ("chunks", "ablations") else []
-    return [*(line for line in varied if line is not None), *results.of(group)]
+    return results.varied(group) if group in ("chunks", "ablations") else results.of(group)
 
 
 def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
@@ -151,6 +150,7 @@ def _row(line: Line) -> dict[str, Any]:
         "seeds": line.seeds,
         "cells": [
             _cell(line.loss, 4),
+            _none("") if line.is_reference else _cell(-line.gain(claims.final_loss), 3),
             _cell(line.frechet, 3),
             _cell(line.at_equal_time, 4),
             sooner,

@@ -177,7 +177,7 @@ def _depth(lines: Sequence[Line]) -> list[Panel]:
 
 def _chunks(results: Results) -> list[Panel] | None:
     """Loss, distance and price over S, beside C(S)."""
-    lines = sorted(results.sized, key=lambda line: _size(line.records[0]))
+    lines = sorted(results.varied("chunks"), key=lambda line: _size(line.records[0]))
     if len(lines) < 3:
         return None
     sizes = [_size(line.records[0]) for line in lines]

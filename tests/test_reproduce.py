@@ -189,6 +189,33 @@ def test_the_chunk_size_is_judged_over_the_seeds_that_both_have():
     assert status_of(sized(3), "Chunks of S = 4") == "confirmed"
 
 
+def test_what_varies_dar_is_seen_beside_the_same_seeds_of_it():
+    config = {**finished("dar-static+t").config, "chunk_size": 12}
+    records = [
+        *(finished("dar-static+t", seed, losses=(0.8, 0.6, 0.5, 0.4 - seed)) for seed in range(3)),
+        finished("dar-static+t-S12", 1, group="chunks", config=config),
+    ]
+    found = results.Results(records)
+    assert [line.loss.value for line in found.varied("chunks")] == [-0.6, 0.45]
+    assert found.varied("ablations") == []
+    assert results.Results(records[::2] + records[3:]).varied("chunks") == []  # seed 1 is missing
+
+
+def test_the_sentences_pair_seeds():
+    """A scheme of one seed is not held against the mean of another's three."""
+    plain = [finished(seed=seed, losses=(0.8, 0.6, 0.5, 0.45 - 0.1 * seed)) for seed in range(3)]
+    dense = finished("denseformer", losses=(0.8, 0.6, 0.5, 0.44))
+    dar = [finished("dar-dynamic", s, losses=(0.8, 0.6, 0.5, 0.46 - 0.1 * s)) for s in range(3)]
+    told = summary.sentences(results.Results([*plain, dense, *dar]))
+    assert told[0] == (
+        "Validation loss after 400 steps: residual 0.35 [0.1016, 0.5984]; DENSEFORMER lower by "
+        "0.01 (one seed); DAR-DYNAMIC higher by 0.01 [0.01, 0.01]."
+    )
+    first, second = summary.plain(results.Results([*plain, dense], ["residual"]))["lines"]
+    assert first["loss_difference"] is None
+    assert second["loss_difference"]["value"] == pytest.approx(-0.01)
+
+
 def test_nine_times_fewer_steps_confirm_the_paper():
     def factor(steps):
         return [

@@ -56,7 +56,8 @@ def final_loss(one: Record) -> float:
     return one.losses[-1]
 
 
-def _final_frechet(one: Record) -> float:
+def final_frechet(one: Record) -> float:
+    """Return the Fréchet distance after a run's last step; NaN where nothing judged it."""
     return float(one.quality[-1]["frechet"]) if one.quality else math.nan
 
 
@@ -93,7 +94,7 @@ def _less(line: Line, other: Line, value: Callable[[Record], float]) -> Interval
     """Return how much less of ``value`` a line has than another, paired; NaN without a pair."""
     theirs = {one.seed: one for one in other.records}
     both = [(own, theirs[own.seed]) for own in line.records if own.seed in theirs]
-    return over_seeds([value(one) - value(own) for own, one in both] or [math.nan])
+    return over_seeds([value(one) - value(own) for own, one in both])
 
 
 def _missing(text: str, *names: str) -> Claim:
@@ -161,9 +162,9 @@ def _quality(results: Results) -> list[Claim]:
     )
     if not lines:
         return [_missing(text, "dar-static+t", "dar-dynamic") for text in texts]
-    frechet = [line.gain(_final_frechet) for line in lines]
+    frechet = [line.gain(final_frechet) for line in lines]
     loss = [line.gain(final_loss) for line in lines]
-    timed = [_time_gain(line) for line in lines]
+    timed = [time_gain(line) for line in lines]
     found = []
     for text, word, gains in zip(
         texts,
@@ -179,7 +180,8 @@ def _quality(results: Results) -> list[Claim]:
     return found
 
 
-def _time_gain(line: Line) -> Interval:
+def time_gain(line: Line) -> Interval:
+    """Return how much lower the loss is when the reference has done all its steps, paired."""
     return over_seeds([other.losses[-1] - line.loss_in_time(own) for own, other in line.pairs])
 
 
@@ -214,7 +216,7 @@ def _queries(results: Results) -> list[Claim]:
         if blind is None or aware is None:
             found.append(_missing(text, "dar-static", better))
             continue
-        loss, frechet = (_less(blind, aware, value) for value in (final_loss, _final_frechet))
+        loss, frechet = (_less(blind, aware, value) for value in (final_loss, final_frechet))
         evidence = f"static: loss {apart(loss)}, Fréchet distance {apart(frechet)}"
         found.append(Claim(text=text, status=decide(-frechet), evidence=evidence))
     return found
@@ -222,13 +224,14 @@ def _queries(results: Results) -> list[Claim]:
 
 def _chunks(results: Results) -> Claim:
     text = "Chunks of S = 4 beat both the dense model (S = 1) and larger ones (S = 8)."
-    four, sized = results.get("dar-static+t"), results.sized
-    if four is None or len(sized) < 2:
+    sized = results.varied("chunks")
+    if results.get("dar-static+t") is None or len(sized) < 2:
         return _missing(text, "the chunk sizes")
     parts = [f"S={chunk_of(line)}: {told(line.loss)}" for line in sized]
     best = min(sized, key=lambda line: line.loss.value)
     evidence = f"loss {', '.join(parts)}; best S={chunk_of(best)}"
-    states = [decide(_less(four, line, final_loss)) for line in sized if line is not four]
+    four, *others = sized
+    states = [decide(_less(four, line, final_loss)) for line in others]
     return Claim(text=text, status=_all(states), evidence=evidence)
 
 

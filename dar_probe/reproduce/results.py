@@ -1,8 +1,8 @@
 """What the records of a study say: means over seeds, pairs against the residual model."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -97,6 +97,14 @@ class Line:
         """
         return [other.steps[-1] / self._reached(own, other.losses[-1]) for own, other in self.pairs]
 
+    def of_seeds(self, seeds: Collection[int]) -> "Line":
+        """Return the same line with these seeds alone."""
+        return replace(
+            self,
+            records=tuple(one for one in self.records if one.seed in seeds),
+            pairs=tuple(pair for pair in self.pairs if pair[0].seed in seeds),
+        )
+
     def gain(self, value: Callable[[Record], float]) -> Interval:
         """Return what the reference has more of ``value``, paired over seeds."""
         return over_seeds([value(other) - value(own) for own, other in self.pairs])
@@ -167,11 +175,16 @@ class Results:
         schemes = self.of("schemes")
         return [line for line in schemes if line.seeds > 1] or schemes
 
-    @cached_property
-    def sized(self) -> list[Line]:
-        """The lines that differ in DAR's chunk size alone, that of the schemes first."""
-        varied, four = self.of("chunks"), self.get("dar-static+t")
-        return [four, *varied] if four and varied else varied
+    def varied(self, group: str) -> list[Line]:
+        """Return DAR static+t and what varies it, with the seeds that all of them have.
+
+        A seed moves all losses alike, and by more than most settings do.
+        """
+        base, others = self.get("dar-static+t"), self.of(group)
+        lines = [base, *others] if base and others else others
+        seeds = [{one.seed for one in line.records} for line in lines]
+        shared = set.intersection(*seeds) if seeds else set()
+        return [line.of_seeds(shared) for line in lines] if shared else []
 
     @cached_property
     def reference_seconds(self) -> float:

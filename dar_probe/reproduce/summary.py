@@ -5,24 +5,35 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from dar_probe.reproduce.claims import Claim, chunk_of, final_loss, judge, sooner, told
+from dar_probe.reproduce.claims import (
+    Claim,
+    apart,
+    chunk_of,
+    final_frechet,
+    final_loss,
+    judge,
+    sooner,
+    time_gain,
+    told,
+)
+from dar_probe.reproduce.record import Record
 from dar_probe.reproduce.results import Line, Results, optimal_chunk
 from dar_probe.train.quality import Interval
 
 
 def sentences(results: Results) -> list[str]:
     """Return what the study found, one sentence each; nothing where the runs are missing."""
-    found = []
     residual, main = results.get("residual"), results.main
     if residual is None:
         return []
-    found.append(
-        f"Lowest validation loss after {residual.steps:,} steps: "
-        + _least(results, residual, lambda line: line.loss, 4)
-    )
+    found = [
+        f"Validation loss after {residual.steps:,} steps: residual {told(residual.loss, 4)}"
+        + _against(results, final_loss)
+    ]
     if math.isfinite(residual.frechet.value):
         found.append(
-            "Lowest Fréchet distance: " + _least(results, residual, lambda line: line.frechet, 3)
+            f"Fréchet distance: residual {told(residual.frechet)}"
+            + _against(results, final_frechet)
         )
     dars = [line for line in main if line.name.startswith("dar-") and line.pairs]
     if dars:
@@ -32,12 +43,17 @@ def sentences(results: Results) -> list[str]:
         found.append(
             "A step of "
             + ", ".join(f"{line.label} takes {line.ratio:.2f}x" for line in dars)
-            + " of the residual step; at equal time the losses are "
-            + ", ".join(f"{line.label} {told(line.at_equal_time, 4)}" for line in dars)
-            + f" and residual {told(residual.loss, 4)}."
+            + " of the residual step; at equal time the loss is "
+            + ", ".join(f"{apart(time_gain(line))} with {line.label}" for line in dars)
+            + "."
         )
     found += _moved(results)
-    if sized := results.sized:
+    for group, where in (("repa", "With REPA"), ("deep", "At 28 blocks")):
+        held = [line for line in results.of(group) if line.pairs and not line.is_reference]
+        if held:
+            parts = "; ".join(f"{line.label} {apart(line.gain(final_loss))}" for line in held)
+            found.append(f"{where}, loss against residual's: {parts}.")
+    if len(sized := results.varied("chunks")) > 1:
         least = min(sized, key=lambda line: line.loss.value)
         depth = int(residual.records[0].config["depth"])
         low, high = optimal_chunk(2 * depth, 0.6), optimal_chunk(2 * depth, 0.4)
@@ -48,17 +64,17 @@ def sentences(results: Results) -> list[str]:
     return found
 
 
-def _least(results: Results, residual: Line, value: Callable[[Line], Interval], digits: int) -> str:
-    """Name the least of the schemes, the least of those with several seeds, and residual."""
+def _against(results: Results, value: Callable[[Record], float]) -> str:
+    """Say how the best scheme, the best of those with several seeds, and each DAR differ."""
+    lines = [line for line in results.of("schemes") if line.pairs and not line.is_reference]
+    gains = {line.name: line.gain(value) for line in lines}
+    known = [line for line in lines if math.isfinite(gains[line.name].value)]
     named = []
-    for lines in (results.of("schemes"), results.main):
-        known = [line for line in lines if math.isfinite(value(line).value)]
-        best = min(known, key=lambda line: value(line).value)
-        if best not in named:
-            named.append(best)
-    if residual not in named:
-        named.append(residual)
-    return "; ".join(f"{line.label} {told(value(line), digits)}" for line in named) + "."
+    for pool in (known, [line for line in known if line in results.main]):
+        named += sorted(pool, key=lambda line: -gains[line.name].value)[:1]
+    named += [line for line in known if line in results.main and line.name.startswith("dar-")]
+    parts = dict.fromkeys(f"{line.label} {apart(gains[line.name])}" for line in named)
+    return "".join(f"; {part}" for part in parts) + "."
 
 
 def _moved(results: Results) -> list[str]:
@@ -97,6 +113,7 @@ def _line(line: Line) -> dict[str, Any]:
         "seeds": line.seeds,
         "steps": line.steps,
         "loss": _interval(line.loss),
+        "loss_difference": None if line.is_reference else _interval(-line.gain(final_loss)),
         "frechet": _interval(line.frechet),
         "loss_at_equal_time": _interval(line.at_equal_time),
         "times_fewer_steps": [factor or None for factor in line.factors],

@@ -71,8 +71,12 @@ def precision_recall(real: Array, drawn: Array, *, neighbours: int = 3) -> tuple
 
 
 def over_seeds(values: Sequence[float], *, share: bool = False) -> Interval:
-    """Return the mean of one value per seed and its 95 % interval, that of a share within 0..1."""
-    mean, count = float(np.mean(values)), len(values)
+    """Return the mean of one value per seed and its 95 % interval, that of a share within 0..1.
+
+    NaN where there is no seed.
+    """
+    count = len(values)
+    mean = float(np.mean(values)) if count else math.nan
     if count < 2:
         return Interval(mean, math.nan, math.nan, count)
     half = student(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
