@@ -150,7 +150,7 @@ def _row(line: Line) -> dict[str, Any]:
         "seeds": line.seeds,
         "cells": [
             _cell(line.loss, 4),
-            _none("") if line.is_reference else _cell(-line.gain(claims.final_loss), 3),
+            _none("") if line.is_reference else _signed(-line.gain(claims.final_loss)),
             _cell(line.frechet, 3),
             _cell(line.at_equal_time, 4),
             sooner,
@@ -170,6 +170,15 @@ def _cell(found: Interval, digits: int) -> Cell:
     ends = (found.low, found.high) if known else ("", "")
     return Cell(style.number(found.value, digits), f"[{low}, {high}]" if known else "",
                 found.value, *ends)  # fmt: skip
+
+
+def _signed(found: Interval) -> Cell:
+    """Show a difference with four decimals and its sign."""
+    cell = _cell(found, 4)
+    if found.value != found.value:
+        return cell
+    ends = f"[{found.low:+.4f}, {found.high:+.4f}]" if cell.range else ""
+    return cell._replace(text=f"{found.value:+.4f}", range=ends)
 
 
 def _none(text: str) -> Cell:

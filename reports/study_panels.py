@@ -1,5 +1,6 @@
 """What the figures of a study draw, whatever draws it: panels of lines with bands."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,12 +42,13 @@ class Panel(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure: the stem of its files, title, caption and panels."""
+    """A figure: the stem of its files, title, caption, panels, and what its bands are."""
 
     name: str
     title: str
     caption: str
     panels: list[Panel]
+    band: str = "95 % interval over seeds"
 
 
 def drawings(results: Results) -> list[Drawing]:
@@ -76,7 +78,8 @@ def drawings(results: Results) -> list[Drawing]:
         Drawing(
             "depth",
             "The symptoms over depth",
-            f"After training, at the study's noise levels. {style.GRADIENT_NOTE}{seeds}",
+            "After training, at the study's noise levels; magnitudes are geometric means over "
+            f"seeds. {style.GRADIENT_NOTE}{seeds}",
             _depth(main),
         )
     )
@@ -101,16 +104,18 @@ def drawings(results: Results) -> list[Drawing]:
             Drawing(
                 "chunks",
                 "Chunk size S",
-                "DAR static+t, one seed each. Shaded: where the paper's cost model has its least, "
+                "DAR static+t, one seed each. Price: median and quartiles of timed steps. Shaded: "
+                "where the paper's cost model has its least, "
                 f"S* = {low} to {high} for a from 0.6 to 0.4.",
                 chunks,
+                "quartiles of timed steps",
             )
         )
     return found
 
 
 def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
-    seconds = results.reference_seconds
+    seconds = results.reference_seconds(lines)
     curves, differences, timed = [], [], []
     for line, (look, colour) in zip(lines, _looks(lines), strict=True):
         steps, losses = line.curve
@@ -143,7 +148,7 @@ def _settled(curves: list[Curve]) -> list[Curve]:
 
 
 def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
-    seconds = results.reference_seconds
+    seconds = results.reference_seconds(lines)
     over_steps, over_time = [], []
     for line, (look, colour) in zip(lines, _looks(lines), strict=True):
         steps, distances = line.quality
@@ -163,16 +168,19 @@ def _depth(lines: Sequence[Line]) -> list[Panel]:
     for panel in style.PANELS:
         curves = []
         for line, (look, colour) in zip(lines, _looks(lines), strict=True):
-            rows = [
-                [np.nan if value is None else value for value in one.blocks[panel.variable]]
-                for one in line.records
-            ]
-            pooled = [
-                over_seeds([float(value) for value in column]) for column in zip(*rows, strict=True)
-            ]
+            rows = np.array([one.blocks[panel.variable] for one in line.records], float)
+            pool = _geometric if panel.may_log else over_seeds
+            pooled = [pool(column.tolist()) for column in rows.T]  # None became NaN
             curves.append(_curve(line, look, colour, np.arange(1.0, len(pooled) + 1), pooled))
         found.append(Panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
     return found
+
+
+def _geometric(values: Sequence[float]) -> Interval:
+    """Pool magnitudes by their logarithms, so that no end of the interval lies below zero."""
+    found = over_seeds([math.log(value) if value > 0 else math.nan for value in values])
+    middle, low, high = (math.exp(end) for end in (found.value, found.low, found.high))
+    return Interval(middle, low, high, found.seeds)
 
 
 def _chunks(results: Results) -> list[Panel] | None:
@@ -187,9 +195,8 @@ def _chunks(results: Results) -> list[Panel] | None:
 
     def panel(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
         curve = _curve(lines[0], 0, style.ORANGE, at, [value(line) for line in lines])
-        # The interval of S = 4, which has more seeds, would be all that is seen.
-        bare = curve._replace(label="measured", low=gap, high=gap)
-        return Panel(title, "S", up, [bare], ticks=sizes, marked=best)
+        named = curve._replace(label="measured")
+        return Panel(title, "S", up, [named], ticks=sizes, marked=best)
 
     model = []
     for look, (share, colour) in enumerate(zip(SHARES, style.OTHERS, strict=False), start=1):
@@ -198,9 +205,7 @@ def _chunks(results: Results) -> list[Panel] | None:
     panels = [panel("loss", "validation loss", lambda line: line.loss)]
     if lines[0].quality[0]:
         panels.append(panel("quality", "Fréchet distance", lambda line: line.frechet))
-    panels.append(
-        panel("price", "step / residual step", lambda line: Interval(line.ratio, np.nan, np.nan, 1))
-    )
+    panels.append(panel("price", "step / residual step", lambda line: line.price))
     panels.append(Panel("cost model", "S", "C(S)", model, ticks=sizes, marked=best))
     return panels
 

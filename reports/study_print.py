@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from dar_probe.reports import canvas, lettering, style
 from dar_probe.reports.study_panels import Drawing, Panel
 
-BAND = "95 % interval over seeds"
 GROUND = "#ececec"
 
 
@@ -27,7 +26,7 @@ def figure(drawing: Drawing, *, width: canvas.Width = "two") -> Figure:
         bands = any(
             bool(np.isfinite(curve.low).any()) for panel in drawing.panels for curve in panel.curves
         )
-        lettering.legend(made, list(lines.values()), list(lines), bands=bands, band=BAND)
+        lettering.legend(made, list(lines.values()), list(lines), bands=bands, band=drawing.band)
     return made
 
 

@@ -17,7 +17,8 @@ TITLE = "Every scheme at the end of training"
 CAPTION = (
     "The difference is to plain residuals of the same seeds, negative where a scheme is better; "
     "the best come first. Bars: 95 % intervals over seeds; a dot without one is one seed, where "
-    "differences of a few thousandths are not to be told from chance."
+    "differences of a few thousandths are not to be told from chance. Price: median and quartiles "
+    "of timed steps."
 )
 KINDS = {"plain residuals": style.BLUE, "DAR": style.ORANGE, "other schemes": "#767676"}
 
@@ -54,7 +55,7 @@ def ranking(results: Results) -> Ranking | None:
         distances = [line.frechet for line in lines]
         level = plain.frechet.value
         columns.append(Column("quality", "Fréchet distance", distances, level, True))
-    prices = [Interval(line.ratio, np.nan, np.nan, line.seeds) for line in lines]
+    prices = [line.price for line in lines]
     columns.append(Column("price", "step / residual step", prices, 1.0, False))
     return Ranking([line.label for line in lines], [KINDS[_kind(line)] for line in lines], columns)
 

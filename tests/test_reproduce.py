@@ -29,7 +29,10 @@ def test_every_scheme_is_in_the_plan_and_every_run_makes_a_model():
     assert {run.config.routing for run in planned} == set(SCHEMES)
     assert planned[0].name == "residual-seed0" and planned[0].config == planned[0].reference
     assert len({run.name for run in planned}) == len(planned)
-    thrice = {"residual", "attnres", "dar-static+t", "dar-dynamic", "denseformer", "hc-dynamic"}
+    thrice = {
+        "residual", "attnres", "dar-static", "dar-static+t", "dar-dynamic", "denseformer",
+        "hc-dynamic",
+    }  # fmt: skip
     assert {run.entry.name for run in planned if run.seed == 2} == thrice
     for run in planned:
         assert run.reference.routing == "residual" and run.reference.depth == run.config.depth
@@ -237,6 +240,27 @@ def test_the_cost_model_of_the_paper(share, best):
     sizes = np.linspace(1, 56, 5501)
     costs = [results.chunk_cost(56, size, share) for size in sizes]
     assert sizes[np.argmin(costs)] == pytest.approx(best, abs=0.01)
+
+
+def test_seconds_are_those_of_the_lines_own_reference():
+    slow = {**finished().cost, "reference_seconds": 0.5, "ratio": 2.0, "low": 1.5, "high": 3.0}
+    deep = [finished(n, group="deep", cost=slow) for n in ("residual-28", "dar-dynamic-28")]
+    found = results.Results([finished(), *deep])
+    assert found.reference_seconds(found.of("schemes")) == 0.2
+    assert found.reference_seconds(found.of("deep")) == 0.5
+    routed, plain = (found.lines[name].price for name in ("dar-dynamic-28", "residual-28"))
+    assert routed == Interval(2.0, 1.5, 3.0, 1) and plain.value == 1.0
+
+
+def test_magnitudes_over_depth_stay_positive():
+    blocks = [{**finished().blocks, "rms": [scale, 2.0]} for scale in (0.001, 1.0, 1000.0)]
+    records = [finished(seed=seed, blocks=one) for seed, one in enumerate(blocks)]
+    (depth,) = [d for d in study_panels.drawings(results.Results(records)) if d.name == "depth"]
+    (curve,) = depth.panels[0].curves
+    assert curve.value == pytest.approx([1.0, 2.0])
+    half = student(2) * math.log(1000) / math.sqrt(3)
+    assert curve.low == pytest.approx([math.exp(-half), 2.0])
+    assert curve.high == pytest.approx([math.exp(half), 2.0])
 
 
 def test_runs_that_do_not_belong_together():

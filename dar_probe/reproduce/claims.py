@@ -201,8 +201,8 @@ def sooner(line: Line) -> str:
         times = f"in {never} of {len(line.factors)} runs" if len(line.factors) > 1 else "in its run"
         return f"{line.label} does not reach it {times}"
     found = over_seeds(line.factors)
-    spread = f"[{found.low:.3g}, {found.high:.3g}]" if found.seeds > 1 else "(one seed)"
-    return f"{line.label} takes {found.value:.3g}x fewer steps {spread}"
+    spread = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "(one seed)"
+    return f"{line.label} takes {found.value:.2f}x fewer steps {spread}"
 
 
 def _queries(results: Results) -> list[Claim]:

@@ -116,12 +116,12 @@ MAIN = (
     Entry(name=REFERENCE, label="residual"),
     Entry(name="dar-static+t", label="DAR static+t", settings=_dar("static+t")),
     Entry(name="dar-dynamic", label="DAR dynamic", settings=_dar("dynamic")),
+    Entry(name="dar-static", label="DAR static", settings=_dar("static")),
     Entry(name="attnres", label="AttnRes", settings={"routing": "attnres"}),
     Entry(name="denseformer", label="DenseFormer", settings={"routing": "denseformer"}),
     Entry(name="hc-dynamic", label="HC dynamic", settings={"routing": "hc-dynamic"}),
 )
 OTHERS = (
-    Entry(name="dar-static", label="DAR static", settings=_dar("static")),
     Entry(name="rezero", label="ReZero", settings={"routing": "rezero"}),
     Entry(name="layerscale", label="LayerScale", settings={"routing": "layerscale"}),
     Entry(name="deepnorm", label="DeepNorm", settings={"routing": "deepnorm"}),

@@ -74,9 +74,18 @@ class Line:
     @cached_property
     def ratio(self) -> float:
         """Seconds of a step over those of the reference, median over seeds; 1 of the reference."""
+        return self.price.value
+
+    @cached_property
+    def price(self) -> Interval:
+        """The ratio with the quartiles of its timed steps, median over seeds."""
         if self.is_reference:
-            return 1.0
-        return float(np.median([one.cost["ratio"] for one in self.records]))
+            return Interval(1.0, math.nan, math.nan, self.seeds)
+        costs = [one.cost for one in self.records]
+        middle, low, high = (
+            float(np.median([cost[key] for cost in costs])) for key in ("ratio", "low", "high")
+        )
+        return Interval(middle, low, high, self.seeds)
 
     @cached_property
     def memory(self) -> float:
@@ -157,7 +166,7 @@ class Results:
     def _line(by_name: dict[str, list[Record]], name: str) -> Line:
         own = by_name[name]
         group = own[0].group
-        others = {r.seed: r for r in by_name.get(REFERENCES.get(group, "residual"), [])}
+        others = {r.seed: r for r in by_name.get(_reference(group), [])}
         pairs = tuple((r, others[r.seed]) for r in own if r.seed in others)
         return Line(name=name, label=own[0].label, group=group, records=tuple(own), pairs=pairs)
 
@@ -186,12 +195,15 @@ class Results:
         shared = set.intersection(*seeds) if seeds else set()
         return [line.of_seeds(shared) for line in lines] if shared else []
 
-    @cached_property
-    def reference_seconds(self) -> float:
-        """Seconds of a residual step, median over all runs at the study's depth."""
-        own = [one.cost["reference_seconds"] for one in self.records if one.group != "deep"]
-        own = own or [one.cost["reference_seconds"] for one in self.records]
-        return float(np.median(own))
+    def reference_seconds(self, lines: Sequence[Line]) -> float:
+        """Return the seconds of a step of these lines' reference, median over all its timings."""
+        own = {_reference(line.group) for line in lines}
+        timed = [one for one in self.records if _reference(one.group) in own]
+        return float(np.median([one.cost["reference_seconds"] for one in timed]))
+
+
+def _reference(group: str) -> str:
+    return REFERENCES.get(group, "residual")
 
 
 def load(folder: Path) -> list[Record]:
