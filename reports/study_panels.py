@@ -179,7 +179,8 @@ def _depth(lines: Sequence[Line]) -> list[Panel]:
 def _geometric(values: Sequence[float]) -> Interval:
     """Pool magnitudes by their logarithms, so that no end of the interval lies below zero."""
     found = over_seeds([math.log(value) if value > 0 else math.nan for value in values])
-    middle, low, high = (math.exp(end) for end in (found.value, found.low, found.high))
+    ends = (found.value, found.low, found.high)
+    middle, low, high = (math.exp(min(end, 700.0)) for end in ends)  # beyond it no float is left
     return Interval(middle, low, high, found.seeds)
 
 
