@@ -153,25 +153,25 @@ def draw_line(
     return line
 
 
-def value_axis(axis: Axes, values: Array, may_log: bool) -> None:
-    """Choose the y scale from everything drawn: log where it may and spans more than 5x."""
+def value_axis(axis: Axes, values: Array, may_log: bool, which: Literal["x", "y"] = "y") -> None:
+    """Choose a scale from everything drawn: log where it may and spans more than 5x."""
+    side = axis.xaxis if which == "x" else axis.yaxis
     finite = values[np.isfinite(values)]
     if not finite.size:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center")
-        axis.set_yticks([])
+        side.set_ticks([])
         return
     low, high = float(finite.min()), float(finite.max())
     if may_log and style.spans(finite, 5):
-        axis.set_yscale("log")
-        axis.set_ylim(low / 1.15, high * 1.15)
+        axis.set(**{f"{which}scale": "log", f"{which}lim": (low / 1.15, high * 1.15)})
         marks = style.log_ticks(low / 1.15, high * 1.15)
-        axis.set_yticks(marks, style.tick_labels(marks))
-        axis.yaxis.set_minor_locator(NullLocator())
+        side.set_ticks(marks, style.tick_labels(marks))
+        side.set_minor_locator(NullLocator())
     else:
         pad = max(0.08 * (high - low), 0.005 * abs(high), 1e-12)
-        axis.set_ylim(low - pad, high + pad)
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axis.yaxis.set_major_formatter(Plain())
+        axis.set(**{f"{which}lim": (low - pad, high + pad)})
+        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        side.set_major_formatter(Plain())
 
 
 def scale(values: Array, *, from_zero: bool = False) -> Normalize:

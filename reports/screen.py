@@ -239,6 +239,7 @@ def placed(
     gap: float = 0.0,
     bars: Sequence[Sequence[int]] = (),
     names_across: bool = False,
+    names_shared: bool = False,
 ) -> go.Figure:
     """Place the panels, and leave in ``layout.meta`` what makes the figure wide or narrow.
 
@@ -251,9 +252,10 @@ def placed(
         gap: space between two columns, share of the width.
         bars: for each colour axis the panels that it belongs to.
         names_across: whether the x axis holds names, which a narrow figure leaves out.
+        names_shared: whether panels side by side share the names on the y axis of the first.
     """
-    wide = _places(drawn, panels, columns, row, gap, bars, False)
-    narrow = _places(drawn, panels, 1, row, gap, bars, names_across)
+    wide = _places(drawn, panels, columns, row, gap, bars, False, names_shared)
+    narrow = _places(drawn, panels, 1, row, gap, bars, names_across, names_shared)
     meta = {**(drawn.layout.meta or {}), "wide": wide, "narrow": narrow, "room": room}
     drawn.update_layout(meta=meta, autosize=True)
     for key, value in wide.items():
@@ -284,6 +286,7 @@ def _places(
     gap: float,
     bars: Sequence[Sequence[int]],
     hide_names: bool,
+    names_shared: bool,
 ) -> dict[str, Any]:
     """Return plotly's relayout of all panels on a grid, first row on top."""
     rows = math.ceil(panels / columns)
@@ -298,6 +301,8 @@ def _places(
     patch: dict[str, Any] = {"height": inner + margin.t + margin.b}
     for panel, (left, right, bottom, top) in enumerate(spots):
         patch[f"{numbered('xaxis', panel)}.showticklabels"] = not hide_names
+        if names_shared:
+            patch[f"{numbered('yaxis', panel)}.showticklabels"] = panel % columns == 0
         patch[f"{numbered('xaxis', panel)}.domain"] = [round(left, 4), round(min(right, 1), 4)]
         patch[f"{numbered('yaxis', panel)}.domain"] = [
             round(max(bottom, 0), 4),

@@ -6,7 +6,6 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dar_probe.reports import canvas, interactive, lettering, screen, style
 from dar_probe.reproduce.claims import final_loss
@@ -73,15 +72,7 @@ def printed(found: Ranking) -> Figure:
             axis.hlines(rows, low, high, color=found.colours, linewidth=1.4)
             axis.scatter(value, rows, s=14, color=found.colours, zorder=3)
             axis.set(xlabel=column.words, title=f"({letter}) {column.title}")
-            seen = np.concatenate([value, low, high])
-            if column.may_log and style.spans(seen, 5):
-                axis.set_xscale("log")
-                marks = style.log_ticks(np.nanmin(seen) / 1.15, np.nanmax(seen) * 1.15)
-                axis.set_xticks(marks, style.tick_labels(marks))
-                axis.xaxis.set_minor_locator(NullLocator())
-            else:
-                axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-                axis.xaxis.set_major_formatter(canvas.Plain())
+            canvas.value_axis(axis, np.concatenate([value, low, high]), column.may_log, "x")
         axes[0].set_yticks(rows, [lettering.fitted(name, room) for name in found.names])
         for label in axes[0].get_yticklabels():
             label.set_parse_math(False)
@@ -131,18 +122,7 @@ def screened(found: Ranking) -> go.Figure:
             range=[-0.5, len(names) - 0.5], automargin=True, tickfont={"size": 11},
         )  # fmt: skip
     many, row = len(found.columns), 18 * len(names)
-    screen.placed(drawn, many, columns=many, row=row, room=760, gap=0.04)
-    meta = dict(drawn.layout.meta)
-    for shape in ("wide", "narrow"):  # side by side the panels share the names
-        named = {
-            f"{screen.numbered('yaxis', at)}.showticklabels": shape == "narrow" or at == 0
-            for at in range(many)
-        }
-        meta[shape] = {**meta[shape], **named}
-        if shape == "wide":
-            for key, shown in named.items():
-                drawn.layout[key] = shown
-    drawn.update_layout(meta=meta)
+    screen.placed(drawn, many, columns=many, row=row, room=760, gap=0.04, names_shared=True)
     return screen.with_legend_room(drawn)
 
 

@@ -8,13 +8,6 @@ from dar_probe.errors import UsageError
 from dar_probe.train.config import TrainConfig, from_dict
 
 REFERENCE = "residual"
-GROUPS = {
-    "schemes": "Schemes",
-    "chunks": "Chunk size S",
-    "ablations": "Ablations",
-    "repa": "With REPA",
-    "deep": "28 blocks",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +17,7 @@ class Entry:
     Attributes:
         name: of its files and of ``--only``.
         label: what pictures call it.
-        group: a key of ``GROUPS``.
+        group: schemes, chunks, ablations, repa or deep.
         settings: of ``TrainConfig``, over the scale's.
         seeds: how often it is trained.
     """

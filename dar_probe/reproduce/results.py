@@ -71,7 +71,7 @@ class Line:
         found = self.quality[1]
         return found[-1] if found else Interval(math.nan, math.nan, math.nan, self.seeds)
 
-    @cached_property
+    @property
     def ratio(self) -> float:
         """Seconds of a step over those of the reference, median over seeds; 1 of the reference."""
         return self.price.value

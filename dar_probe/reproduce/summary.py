@@ -69,12 +69,11 @@ def _against(results: Results, value: Callable[[Record], float]) -> str:
     lines = [line for line in results.of("schemes") if line.pairs and not line.is_reference]
     gains = {line.name: line.gain(value) for line in lines}
     known = [line for line in lines if math.isfinite(gains[line.name].value)]
-    named = []
-    for pool in (known, [line for line in known if line in results.main]):
-        named += sorted(pool, key=lambda line: -gains[line.name].value)[:1]
-    named += [line for line in known if line in results.main and line.name.startswith("dar-")]
-    parts = dict.fromkeys(f"{line.label} {apart(gains[line.name])}" for line in named)
-    return "".join(f"; {part}" for part in parts) + "."
+    main = [line for line in known if line in results.main]
+    best = [max(pool, key=lambda line: gains[line.name].value) for pool in (known, main) if pool]
+    named = [*best, *(line for line in main if line.name.startswith("dar-"))]
+    parts = dict.fromkeys(f"; {line.label} {apart(gains[line.name])}" for line in named)
+    return "".join(parts) + "."
 
 
 def _moved(results: Results) -> list[str]:
@@ -89,7 +88,7 @@ def _moved(results: Results) -> list[str]:
         for line in (*results.of("chunks"), *results.of("ablations"))
         if line.name.startswith(f"{base.name}-") and line.records[0].seed == first.seed
     ]
-    return [f"What moves the loss of {base.label}: {'; '.join(parts)} (one seed)."] * bool(parts)
+    return [f"What moves the loss of {base.label}: {'; '.join(parts)} (one seed)."] if parts else []
 
 
 def plain(results: Results) -> dict[str, Any]:
