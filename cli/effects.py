@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar_probe import ranks
 from dar_probe.cli.terminal import printable
+from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis

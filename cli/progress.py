@@ -8,8 +8,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from dar_probe import ranks
 from dar_probe.cli.console import console_on
+from dar_probe.runtime import ranks
 
 HOUR = 3600.0
 ROOMY = 78  # columns: below, a note would crowd out the numbers

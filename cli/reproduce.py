@@ -45,10 +45,10 @@ def reproduce(
     Example: dar-probe reproduce --scale smoke --out study
     """
     from dar_probe.cli import terminal
-    from dar_probe.devices import find_device
     from dar_probe.output import check_target
     from dar_probe.reproduce import plan, study
     from dar_probe.reproduce.publish import publish
+    from dar_probe.runtime.device import find_device
 
     planned = plan.runs(plan.scale_of(scale), only=only or (), data=data)
     check_target(out, "study")

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar_probe import ranks
 from dar_probe.cli.console import (
     GAP,
     SPARK_WIDTH,
@@ -23,6 +22,7 @@ from dar_probe.cli.console import (
 from dar_probe.cli.progress import progress
 from dar_probe.reports import facts
 from dar_probe.reports.facts import SYMPTOMS, number
+from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis

@@ -82,7 +82,7 @@ def train(
         if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
     }
     from dar_probe.cli import terminal
-    from dar_probe.devices import find_device
+    from dar_probe.runtime.device import find_device
     from dar_probe.train import config as configs
     from dar_probe.train import loop, retrofit
 

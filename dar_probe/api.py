@@ -17,7 +17,7 @@ from dar_probe.output import OutputFolder, check_target
 from dar_probe.probe import ablation
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import same_randomness
-from dar_probe.ranks import Ranks, joined
+from dar_probe.runtime.ranks import Ranks, joined
 from dar_probe.task import Levels, OnCells, Task
 from dar_probe.train.module import OnStep, check, train_copy
 

@@ -18,13 +18,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from dar_probe import objective
 from dar_probe import task as tasks
-from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
+from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.subjects import Subject, sit
 from dar_probe.subjects.entrance import entrance, with_grad
 from dar_probe.train.data import Data

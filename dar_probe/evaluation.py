@@ -10,9 +10,9 @@ import torch
 
 from dar_probe import arrays
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.devices import find_device
 from dar_probe.errors import UsageError
 from dar_probe.generation import generator
+from dar_probe.runtime.device import find_device
 from dar_probe.task import check_counts
 from dar_probe.train import data as datasets
 from dar_probe.train import features, quality

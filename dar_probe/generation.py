@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.hub import decoder
 from dar_probe.loading import BySignature, Loaded, load
+from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.task import check_counts
 from dar_probe.train import sample as drawing
 from dar_probe.train.data import Data

@@ -13,7 +13,7 @@ from dar_probe import schema, store, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.output import OutputFolder, check_target
-from dar_probe.ranks import Ranks
+from dar_probe.runtime.ranks import Ranks
 from dar_probe.task import OnCells, Task
 
 OWN_SAMPLES = "every training step was measured on samples of its own: curves over steps mix both"

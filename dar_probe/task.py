@@ -12,7 +12,6 @@ import xarray as xr
 from dar_probe import dataset, subjects
 from dar_probe.checkpoints import room
 from dar_probe.checkpoints.sniff import quote
-from dar_probe.devices import find_device, find_dtype
 from dar_probe.errors import UsageError, blamed
 from dar_probe.hub.model import dtype_of
 from dar_probe.loading import Loaded, load
@@ -26,7 +25,8 @@ from dar_probe.probe.proof import prove
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
-from dar_probe.ranks import ALONE, Ranks
+from dar_probe.runtime.device import find_device, find_dtype
+from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
 from dar_probe.subjects.sites import describe, is_fresh
 from dar_probe.train.data import Data

@@ -9,7 +9,7 @@ import torch
 import dar_probe as dp
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Grid, spread
-from dar_probe.ranks import Ranks, leads
+from dar_probe.runtime.ranks import Ranks, leads
 from dar_probe.subjects import sit
 from tests import tiny
 from tests.shell import torchrun
@@ -148,7 +148,7 @@ def test_a_halved_walk_measures_the_same_and_the_dataset_says_so():
 JOB = """
 import sys
 import dar_probe as dp
-from dar_probe.ranks import leads
+from dar_probe.runtime.ranks import leads
 analysis = dp.analyze(sys.argv[1], noise_levels=2, samples=5, batch_size=3, out=sys.argv[2])
 assert analysis.dataset.sizes["sample"] == 5
 if leads():
@@ -216,7 +216,7 @@ def test_a_job_whose_rank_was_killed_is_continued_by_any_number_of_ranks(alone, 
 FAILING = """
 import os, sys
 import dar_probe as dp
-from dar_probe.ranks import joined
+from dar_probe.runtime.ranks import joined
 with joined() as ranks:
     if ranks.rank == 1:
         os._exit(7)

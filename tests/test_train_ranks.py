@@ -10,7 +10,7 @@ import torch
 
 from dar_probe import store
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.ranks import Ranks, alive
+from dar_probe.runtime.ranks import Ranks, alive
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import Run, train
 from tests.shell import torchrun

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dar_probe.errors import out_of_memory
-from dar_probe.ranks import ALONE, Ranks
+from dar_probe.runtime.ranks import ALONE, Ranks
 
 Arrays = dict[str, np.ndarray]
 Work = Callable[[slice], Arrays]

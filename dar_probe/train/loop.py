@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dar_probe import __version__
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
-from dar_probe.ranks import ALONE, Ranks, alive, joined
+from dar_probe.runtime.ranks import ALONE, Ranks, alive, joined
 from dar_probe.train import board, ema, repa, watching
 from dar_probe.train import data as datasets
 from dar_probe.train.config import TrainConfig

@@ -18,7 +18,7 @@ from dar_probe import files, making, output, store
 from dar_probe.analysis import open_analysis
 from dar_probe.errors import UsageError
 from dar_probe.output import OutputFolder
-from dar_probe.ranks import ALONE
+from dar_probe.runtime.ranks import ALONE
 from tests import synthetic
 from tests.hostile.commands import files as contents
 from tests.hostile.commands import forked, hidden

@@ -1,0 +1,1 @@
+"""The machine: devices, memory, the processes of one job, checks of arguments."""
