@@ -94,8 +94,8 @@ def ablate(
 
 
 def _pair(text: str) -> tuple[int, int]:
-    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
+    from dar_probe.files.kinds import quote
 
     reader, _, source = text.partition(":")
     if not all(number.isdecimal() and len(number) <= DIGITS for number in (reader, source)):

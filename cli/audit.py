@@ -63,7 +63,7 @@ def audit(
     """
     from dar_probe import api
     from dar_probe.cli import terminal
-    from dar_probe.output import check_target
+    from dar_probe.files.analysis_folder import check_target
     from dar_probe.rule import parse_rule
 
     if fail_on is not None:
@@ -105,9 +105,9 @@ def audit(
 
 def _check_file(path: Path) -> None:
     """Refuse a file that could not be written, before anything is measured."""
-    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
-    from dar_probe.files import check_place
+    from dar_probe.files.atomic import check_place
+    from dar_probe.files.kinds import quote
 
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
         # A link too: /dev/stdout is one, and would become a file.
@@ -117,7 +117,7 @@ def _check_file(path: Path) -> None:
 
 
 def _write_junit(analysis: "Analysis", path: Path) -> None:
-    from dar_probe.files import make_folder, write_atomically
+    from dar_probe.files.atomic import make_folder, write_atomically
     from dar_probe.reports import junit
 
     content = junit.render(
@@ -138,8 +138,8 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
     """Return module, batch (None where its config tells) and loss (or None)."""
     from torch import nn
 
-    from dar_probe.checkpoints.sniff import quote
     from dar_probe.errors import UsageError
+    from dar_probe.files.kinds import quote
 
     shown = quote(factory)
     home, _, name = factory.partition(":")

@@ -42,7 +42,7 @@ def compare(
     """
     from dar_probe.cli.terminal import say
     from dar_probe.comparison import compare as open_and_compare
-    from dar_probe.output import check_target
+    from dar_probe.files.analysis_folder import check_target
     from dar_probe.pairs import NUMBERS
     from dar_probe.rule import parse_rule
 

@@ -62,7 +62,7 @@ def figures(
     Example: dar-probe figures dar-probe-out/digits-residual --only dilution,sources --width one
     """
     from dar_probe.cli import terminal
-    from dar_probe.files import check_place
+    from dar_probe.files.atomic import check_place
     from dar_probe.reports import canvas
     from dar_probe.reports.figures import FIGURES, Options
 
@@ -145,7 +145,7 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 
 def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
-    from dar_probe.files import make_folder, write_atomically
+    from dar_probe.files.atomic import make_folder, write_atomically
     from dar_probe.reports import canvas
 
     make_folder(folder, folder, "choose another --out")

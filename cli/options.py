@@ -66,9 +66,9 @@ def check_first(path: Path) -> None:
     Raises:
         CheckpointError: it is none, or no checkpoint.
     """
-    from dar_probe.checkpoints import sniff
+    from dar_probe.files import kinds
     from dar_probe.hub.folder import is_folder
 
     if not is_folder(path):
-        with sniff.open_file(path) as file:
-            sniff.check(file, path)
+        with kinds.open_file(path) as file:
+            kinds.check(file, path)

@@ -21,7 +21,7 @@ def report(
     """
     from dar_probe.analysis import open_analysis
     from dar_probe.cli import terminal
-    from dar_probe.output import check_target
+    from dar_probe.files.analysis_folder import check_target
 
     if out is not None:
         check_target(out)

@@ -45,7 +45,7 @@ def reproduce(
     Example: dar-probe reproduce --scale smoke --out study
     """
     from dar_probe.cli import terminal
-    from dar_probe.output import check_target
+    from dar_probe.files.analysis_folder import check_target
     from dar_probe.reproduce import plan, study
     from dar_probe.reproduce.publish import publish
     from dar_probe.runtime.device import find_device

@@ -10,9 +10,9 @@ import xarray as xr
 
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe import metrics, rule, schema, store, trajectory, verdict
-from dar_probe.files import identity, write_text
+from dar_probe.files.analysis_folder import BEFORE, OutputFolder
+from dar_probe.files.atomic import identity, write_text
 from dar_probe.metrics import Metric
-from dar_probe.output import BEFORE, OutputFolder
 from dar_probe.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:

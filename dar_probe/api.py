@@ -11,9 +11,9 @@ from torch import nn
 from dar_probe import module_task, task
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
+from dar_probe.files.analysis_folder import OutputFolder, check_target
 from dar_probe.making import made, made_over_steps
 from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.output import OutputFolder, check_target
 from dar_probe.probe import ablation
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import same_randomness

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dar_probe import pairs
 from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.errors import UsageError
-from dar_probe.files import write_text
+from dar_probe.files.analysis_folder import OutputFolder
+from dar_probe.files.atomic import write_text
 from dar_probe.metrics import Metric, numbers
-from dar_probe.output import OutputFolder
 from dar_probe.pairs import NUMBERS, Pair
 from dar_probe.reports import style
 from dar_probe.rule import Rule

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dar_probe import arrays
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
+from dar_probe.files import arrays
+from dar_probe.files.kinds import quote
 from dar_probe.generation import generator
 from dar_probe.runtime.device import find_device
 from dar_probe.task import check_counts

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.files.kinds import quote
 from dar_probe.hub import decoder
 from dar_probe.loading import BySignature, Loaded, load
 from dar_probe.runtime.device import find_device, find_dtype

@@ -16,8 +16,8 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.selection import Weights
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
+from dar_probe.files.kinds import quote
 from dar_probe.hub import clock, conditioning, folder, inputs, sampling
 from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective

@@ -12,7 +12,7 @@ import xarray as xr
 from dar_probe import schema, store, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
-from dar_probe.output import OutputFolder, check_target
+from dar_probe.files.analysis_folder import OutputFolder, check_target
 from dar_probe.runtime.ranks import Ranks
 from dar_probe.task import OnCells, Task
 

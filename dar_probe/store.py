@@ -9,10 +9,10 @@ import h5py  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import xarray as xr
 
-from dar_probe.checkpoints import sniff
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.files import write_atomically
+from dar_probe.files import kinds
+from dar_probe.files.atomic import write_atomically
+from dar_probe.files.kinds import quote
 from dar_probe.schema import validate
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -56,7 +56,7 @@ def read(path: str | Path) -> xr.Dataset:
     """
     name = quote(path)
     try:
-        with sniff.open_file(Path(path)) as file:
+        with kinds.open_file(Path(path)) as file:
             _check_start(file, name)
             return validate(_load(file))
     except CheckpointError as error:

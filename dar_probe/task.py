@@ -11,11 +11,11 @@ import xarray as xr
 
 from dar_probe import dataset, subjects
 from dar_probe.checkpoints import room
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError, blamed
+from dar_probe.files.analysis_folder import OutputFolder
+from dar_probe.files.kinds import quote
 from dar_probe.hub.model import dtype_of
 from dar_probe.loading import Loaded, load
-from dar_probe.output import OutputFolder
 from dar_probe.probe import ablation, trace
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction

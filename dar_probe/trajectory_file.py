@@ -6,8 +6,9 @@ from typing import Any
 
 import xarray as xr
 
-from dar_probe import files, schema, store, trajectory
+from dar_probe import schema, store, trajectory
 from dar_probe.errors import UsageError
+from dar_probe.files import atomic
 
 # What a manifest tells of its own moment, or of where the model stood.
 PASSING = {"model": ("name", "fresh"), "config": ("batch_size",)}
@@ -26,8 +27,8 @@ class TrajectoryFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        files.check_place(self.path)
-        self._left = files.identity(self.path)
+        atomic.check_place(self.path)
+        self._left = atomic.identity(self.path)
         self._pairs: list[tuple[int, xr.Dataset]] = []
         if self._left is None:
             return
@@ -81,7 +82,7 @@ class TrajectoryFile:
         return [pair for pair in self._pairs if pair[0] <= step]
 
     def _replace(self, pairs: list[tuple[int, xr.Dataset]]) -> None:
-        if files.identity(self.path) not in (None, self._left):
+        if atomic.identity(self.path) not in (None, self._left):
             raise UsageError(
                 f"{str(self.path)!r} was changed by another process meanwhile",
                 hint="give every run a trajectory of its own",
@@ -89,9 +90,9 @@ class TrajectoryFile:
         if pairs:
             store.write(trajectory.join(pairs), self.path)
         else:
-            with files.writing(self.path):
+            with atomic.writing(self.path):
                 self.path.unlink(missing_ok=True)
-        self._pairs, self._left = pairs, files.identity(self.path)
+        self._pairs, self._left = pairs, atomic.identity(self.path)
 
 
 def _lasting(manifest: dict[str, Any]) -> dict[str, Any]:

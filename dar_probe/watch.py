@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
-from dar_probe.files import make_folder
+from dar_probe.files.atomic import make_folder
 from dar_probe.task import Task
 from dar_probe.trajectory_file import TrajectoryFile
 

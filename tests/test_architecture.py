@@ -17,6 +17,7 @@ LAYERS = [
         "dar_probe.devices",
         "dar_probe.digits",
         "dar_probe.files",
+        "dar_probe.files.atomic",
         "dar_probe.objective",
         "dar_probe.pooling",
         "dar_probe.ranks",
@@ -29,6 +30,10 @@ LAYERS = [
     {
         "dar_probe.arrays",
         "dar_probe.checkpoints",
+        "dar_probe.files.analysis_folder",
+        "dar_probe.files.arrays",
+        "dar_probe.files.kinds",
+        "dar_probe.files.safetensors_header",
         "dar_probe.importance",
         "dar_probe.metrics",
         "dar_probe.models",

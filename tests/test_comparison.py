@@ -15,7 +15,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.cli import app
 from dar_probe.comparison import Comparison, compare
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.output import CONTENTS
+from dar_probe.files.analysis_folder import CONTENTS
 from dar_probe.pairs import NUMBERS, over_depth
 from dar_probe.reports import comparison_page, differences, document, figures, style
 from dar_probe.rule import parse_rule

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from dar_probe.checkpoints.peek import peek
 from dar_probe.checkpoints.reader import read
-from dar_probe.checkpoints.stored import stored
 from dar_probe.errors import CheckpointError
+from dar_probe.files.safetensors_header import stored
 from tests.hostile.builders import BAD, official_state, rezip, training_checkpoint
 from tests.hostile.builders import safetensors as write_safetensors
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dar_probe import files
 from dar_probe.cli import app
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
 from dar_probe.reports import study_page, study_panels, study_print, study_ranking
 from dar_probe.reproduce import claims, plan, publish, record, results, study, summary
@@ -333,7 +333,7 @@ def test_a_run_that_is_cut_off_goes_on_and_ends_the_same(trained, tmp_path):
 
 def test_a_run_that_another_process_does_is_left_to_it(trained, tmp_path):
     _, run, _ = trained
-    lock = files.hold(tmp_path / "work" / run.name, tmp_path)
+    lock = atomic.hold(tmp_path / "work" / run.name, tmp_path)
     try:
         assert study.perform(run, tmp_path) is None
     finally:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dar_probe.checkpoints import sniff
+from dar_probe.files import kinds
 
 if TYPE_CHECKING:
     from dar_probe.checkpoints.reader import Checkpoint
@@ -15,8 +15,8 @@ def read(path: str | Path, *, weights: Literal["auto", "ema", "model"] = "auto")
     Raises:
         CheckpointError: the file is refused, or holds no state dict.
     """
-    with sniff.open_file(Path(path)) as file:
-        sniff.check(file, Path(path))
+    with kinds.open_file(Path(path)) as file:
+        kinds.check(file, Path(path))
     from dar_probe.checkpoints import reader
 
     return reader.read(path, weights=weights)

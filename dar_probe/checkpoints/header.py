@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError
+from dar_probe.files.kinds import quote
 
 Shapes = dict[str, tuple[int, ...]]
 

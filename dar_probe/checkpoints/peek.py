@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dar_probe.checkpoints import reader, sniff
+from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.selection import Weights, choose
 from dar_probe.checkpoints.settings import settings
-from dar_probe.checkpoints.sniff import quote
+from dar_probe.files import kinds
+from dar_probe.files.kinds import quote
 
 
 @dataclass(kw_only=True)
@@ -42,8 +43,8 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
     """
     path = Path(path)
-    with sniff.open_file(path) as file:
-        kind = sniff.check(file, path)
+    with kinds.open_file(path) as file:
+        kind = kinds.check(file, path)
         size = os.fstat(file.fileno()).st_size
         content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
     label, found = choose(content, weights, quote(path))

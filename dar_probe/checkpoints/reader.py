@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from dar_probe.checkpoints import sniff
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.selection import SAVE, Weights, choose, plain_names
 from dar_probe.checkpoints.settings import settings
-from dar_probe.checkpoints.sniff import quote
-from dar_probe.checkpoints.stored import Stored, stored
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
+from dar_probe.files import kinds
+from dar_probe.files.kinds import quote
+from dar_probe.files.safetensors_header import Stored, stored
 
 # CVE-2026-24747: before 2.10 a file could corrupt the heap under weights_only.
 if TorchVersion(torch.__version__) < "2.10":
@@ -84,8 +84,8 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
     """
     path = Path(path)
-    with sniff.open_file(path) as file:
-        kind = sniff.check(file, path)
+    with kinds.open_file(path) as file:
+        kind = kinds.check(file, path)
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         content = _load_zip(file, path, weights) if kind == "zip" else _load_safetensors(file, path)
@@ -149,7 +149,7 @@ def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
     Which storages these are is known when all of the pickle was read, so it is read twice; both
     times torch meets the storages in the same order.
     """
-    sniff.verify_checksums(file, path)
+    kinds.verify_checksums(file, path)
     label, _ = choose(outline(file, path), weights, quote(path))
     if label == "flat":
         return _unpickle(file, path, "cpu")

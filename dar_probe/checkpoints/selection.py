@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError
+from dar_probe.files.kinds import quote
 
 Weights = Literal["auto", "ema", "model"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dar_probe import objective
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError
+from dar_probe.files.kinds import quote
 from dar_probe.objective import Objective
 
 TRAINED_STEPS = 1000

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dar_probe import arrays
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
+from dar_probe.files import arrays
+from dar_probe.files.kinds import quote
 from dar_probe.train import data as datasets
 
 

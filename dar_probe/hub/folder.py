@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dar_probe.checkpoints import sniff
-from dar_probe.checkpoints.sniff import quote
-from dar_probe.checkpoints.stored import stored
 from dar_probe.errors import CheckpointError
+from dar_probe.files import kinds
+from dar_probe.files.kinds import quote
+from dar_probe.files.safetensors_header import stored
 
 MAX_CONFIG = 2**20  # bytes; the largest config.json of a transformer has 3 kB
 MAX_INDEX = 2**20  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB
@@ -165,7 +165,7 @@ def read(path: str | Path) -> Folder:
 
 def _json(path: Path, limit: int) -> dict[str, Any]:
     """Return the object in a file of at most ``limit`` bytes."""
-    with sniff.open_file(path) as file:
+    with kinds.open_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise CheckpointError(f"{quote(path)} has over {limit} bytes", hint=_AGAIN)
@@ -279,8 +279,8 @@ def _headers(
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: list[str] = []
     for path in weights:
-        with sniff.open_file(path) as file:
-            if sniff.check(file, path) != "safetensors":
+        with kinds.open_file(path) as file:
+            if kinds.check(file, path) != "safetensors":
                 raise CheckpointError(
                     f"{quote(path)} is a pickle under another name, which is never opened",
                     hint=_AGAIN,
@@ -313,5 +313,5 @@ def _disagreement(shown: str, key: str) -> CheckpointError:
 
 
 def _sha256(path: Path) -> str:
-    with sniff.open_file(path) as file:
+    with kinds.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

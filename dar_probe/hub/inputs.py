@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
+from dar_probe.files.kinds import quote
 from dar_probe.hub import conditioning, rules
 from dar_probe.hub.latents import Latents, describe
 from dar_probe.hub.model import transformer_class

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dar_probe.checkpoints.reader import check_finite
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files.kinds import quote
 from dar_probe.hub.folder import Folder
 
 _HOME = "diffusers.models.transformers."

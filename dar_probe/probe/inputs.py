@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
+from dar_probe.files.kinds import quote
 from dar_probe.probe.measure import Batch
 from dar_probe.train import data as datasets
 

@@ -18,7 +18,7 @@ OnCells = Callable[[int, int], None]
 
 
 class Shards(Protocol):
-    """Keeps the finished part of a walk; see ``dar_probe.output``."""
+    """Keeps the finished part of a walk; see ``dar_probe.files.analysis_folder``."""
 
     def load(self, index: int) -> Arrays | None:
         """Return shard ``index`` if it is there and whole."""

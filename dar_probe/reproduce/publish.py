@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dar_probe import files
+from dar_probe.files import atomic
 from dar_probe.reproduce import results, summary
 from dar_probe.reproduce.plan import SCALES
 
@@ -30,8 +30,8 @@ def publish(out: Path) -> dict[str, Any]:
     order = [entry.name for entry in scale.entries] if scale else []
     found = results.Results(records, order)
     drawings = study_panels.drawings(found)
-    files.write_text(out / "reproduce.html", study_page.render(found, drawings))
-    files.make_folder(out / "figures", out / "figures")
+    atomic.write_text(out / "reproduce.html", study_page.render(found, drawings))
+    atomic.make_folder(out / "figures", out / "figures")
     made_of = {drawing.name: study_print.figure(drawing) for drawing in drawings}
     if ranking := study_ranking.ranking(found):
         made_of["ranking"] = study_ranking.printed(ranking)
@@ -43,7 +43,7 @@ def publish(out: Path) -> dict[str, Any]:
             def write(path: Path, form: str = suffix, figure: Any = made) -> None:
                 canvas.save(figure, path, form=form)
 
-            files.write_atomically(out / "figures" / f"{name}.{suffix}", write)
+            atomic.write_atomically(out / "figures" / f"{name}.{suffix}", write)
     told = summary.plain(found)
-    files.write_text(out / "reproduce.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
+    atomic.write_text(out / "reproduce.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
     return told

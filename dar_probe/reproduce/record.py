@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dar_probe.errors import CheckpointError
-from dar_probe.files import write_text
+from dar_probe.files.atomic import write_text
 
 FORMAT = "dar-probe-run-1"
 LIMIT = 2**20  # bytes; a record has about 10,000

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dar_probe import __version__, files, metrics, store, trajectory
+from dar_probe import __version__, metrics, store, trajectory
 from dar_probe.errors import InUseError, UsageError
 from dar_probe.evaluation import Judge
+from dar_probe.files import atomic
 from dar_probe.generation import generator
 from dar_probe.reproduce import cost, record
 from dar_probe.reproduce.plan import Run
@@ -74,7 +75,7 @@ def perform(
         judge = Judge(run.config.data, "digits", shape=shape, device=device)
     with ExitStack() as held:
         try:
-            held.callback(os.close, files.hold(work.absolute(), work))
+            held.callback(os.close, atomic.hold(work.absolute(), work))
         except InUseError:
             return None
         if record_path(out, run).exists():  # another process has finished it meanwhile
@@ -83,7 +84,7 @@ def perform(
             if on_start:
                 on_start(run)
             found = _perform(run, work, device, judge, on_step)
-            files.make_folder(out / "runs", out / "runs")
+            atomic.make_folder(out / "runs", out / "runs")
             found.write(record_path(out, run))
         shutil.rmtree(work)
         with suppress(OSError):  # another run's is in it

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files.kinds import quote
 
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import CheckpointError
+from dar_probe.files.kinds import quote
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.subjects import told
 from dar_probe.subjects.family import Family, Identified

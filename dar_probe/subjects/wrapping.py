@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import ProbeError, blamed
+from dar_probe.files.kinds import quote
 from dar_probe.subjects.entrance import with_grad
 from dar_probe.subjects.hooking import hooked
 

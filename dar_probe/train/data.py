@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dar_probe import arrays
-from dar_probe.checkpoints import sniff
-from dar_probe.checkpoints.sniff import quote
 from dar_probe.errors import UsageError
+from dar_probe.files import arrays, kinds
+from dar_probe.files.kinds import quote
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -212,7 +211,7 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
 def _read_image(path: Path, channels: int, size: int) -> Tensor:
     wanted = "L" if channels == 1 else "RGB"
     try:
-        with sniff.open_file(path) as file, warnings.catch_warnings():
+        with kinds.open_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own, higher limit of pixels
             # Its other formats are many, and one of them starts Ghostscript.
             with Image.open(file, formats=IMAGE_FORMATS) as image:

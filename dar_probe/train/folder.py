@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dar_probe import files
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files import atomic
 from dar_probe.train.board import EVENTS
 
 RETRY = "check the free space, then continue with --resume"
@@ -31,9 +31,9 @@ class RunFolder:
 
     def held(self) -> ExitStack:
         """Hold the folder against other processes; it is made where it is missing."""
-        files.check_place(self.path)
+        atomic.check_place(self.path)
         stack = ExitStack()
-        stack.callback(os.close, files.hold(Path(os.path.realpath(self.path)), self.path))
+        stack.callback(os.close, atomic.hold(Path(os.path.realpath(self.path)), self.path))
         return stack
 
     def begin(self) -> None:
@@ -47,7 +47,7 @@ class RunFolder:
                 f"{str(self.path)!r} is not empty",
                 hint="add --resume to continue it, or choose another --out",
             )
-        with files.writing(self.path, "choose another folder with --out"):
+        with atomic.writing(self.path, "choose another folder with --out"):
             (self.path / "checkpoints").mkdir()
         self._write_rows([])
 
@@ -106,11 +106,11 @@ class RunFolder:
                     raise error.__context__ from error
                 raise
 
-        files.write_atomically(self.checkpoint(step), write)
+        atomic.write_atomically(self.checkpoint(step), write)
 
     def add(self, row: dict[str, float]) -> None:
         """Append one row; what it lacks stays empty."""
-        with files.writing(self.metrics, RETRY), self.metrics.open("a", newline="") as file:
+        with atomic.writing(self.metrics, RETRY), self.metrics.open("a", newline="") as file:
             csv.writer(file).writerow([row.get(name, "") for name in self.columns])
 
     def rewind(self, step: int) -> None:
@@ -132,4 +132,4 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
 
-        files.write_atomically(self.metrics, write)
+        atomic.write_atomically(self.metrics, write)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from dar_probe import checkpoints  # noqa: E402
 from dar_probe.analysis import Analysis, open_analysis  # noqa: E402
 from dar_probe.cli import app  # noqa: E402
-from dar_probe.output import CONTENTS  # noqa: E402
+from dar_probe.files.analysis_folder import CONTENTS  # noqa: E402
 from dar_probe.reports import figures, page  # noqa: E402, F401  (imported before the forks)
 from tests import tiny  # noqa: E402
 

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dar_probe import checkpoints
-from dar_probe.checkpoints import reader, sniff
+from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.reader import Checkpoint
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files import kinds
 from dar_probe.subjects.sit_layout import Sizes
 from tests.hostile.builders import (
     BAD,
@@ -130,7 +131,7 @@ def test_no_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(CheckpointError, match=f"'{os.name}.system'"):
         checkpoints.read(path)
     # The second wall holds alone: torch refuses what the first one would have let through.
-    monkeypatch.setattr(sniff, "ALLOWED_GLOBALS", sniff.ALLOWED_GLOBALS | {f"{os.name}.system"})
+    monkeypatch.setattr(kinds, "ALLOWED_GLOBALS", kinds.ALLOWED_GLOBALS | {f"{os.name}.system"})
     with pytest.raises(CheckpointError, match="torch's safe loader refuses its pickle"):
         checkpoints.read(path)
     # So does the first, in a process where somebody widened torch's list.
@@ -156,7 +157,7 @@ def test_the_allow_list_is_this() -> None:
         "torch._utils._rebuild_tensor_v2",
         *(f"torch.{name}Storage" for name in types),
         *(f"torch.{name}" for name in dtypes),
-    } == sniff.ALLOWED_GLOBALS
+    } == kinds.ALLOWED_GLOBALS
 
 
 def python_files() -> list[Path]:
@@ -247,7 +248,7 @@ def test_nothing_of_the_unused_parts_stays_in_memory(tmp_path: Path) -> None:
 
 @given(st.text(), st.integers(20, 200))
 def test_a_quoted_text_is_short_and_printable(text: str, limit: int) -> None:
-    shown = sniff.quote(text, limit)
+    shown = kinds.quote(text, limit)
     assert shown.isprintable() and len(shown) <= limit
     assert (shown == repr(text)) == (len(repr(text)) <= limit and len(text) <= limit)
 
@@ -420,7 +421,7 @@ def test_any_bytes_in_an_archive_that_is_whole(
     )
     with pytest.MonkeyPatch.context() as patch:
         if not scanned:
-            patch.setattr(sniff, "_check_pickle", lambda pickled, shown: None)
+            patch.setattr(kinds, "_check_pickle", lambda pickled, shown: None)
         opens_or_is_refused(folder / "mutant")
 
 
@@ -436,7 +437,7 @@ def test_any_small_file(folder: Path, content: bytes, start: bytes) -> None:
 def test_any_pickle(content: bytes) -> None:
     """The walk over the pickle ends with nothing or a refusal, whatever the opcodes."""
     try:
-        sniff._check_pickle(content, "'x'")
+        kinds._check_pickle(content, "'x'")
     except CheckpointError:
         return
     assert b"." in content
@@ -465,9 +466,9 @@ def test_the_walk_weighs_every_tuple_that_torch_builds(opcodes: list[bytes]) -> 
     pickled = b"\x80\x02" + b"".join(opcodes) + b"t."
     limit = 12
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sniff, "MAX_TUPLE", limit)
+        patch.setattr(kinds, "MAX_TUPLE", limit)
         try:
-            sniff._check_pickle(pickled, "'x'")
+            kinds._check_pickle(pickled, "'x'")
         except CheckpointError:
             return
     try:

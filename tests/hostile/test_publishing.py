@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dar_probe import files, making, output, store
+from dar_probe import making, store
 from dar_probe.analysis import open_analysis
 from dar_probe.errors import UsageError
-from dar_probe.output import OutputFolder
+from dar_probe.files import analysis_folder, atomic
+from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.runtime.ranks import ALONE
 from tests import synthetic
 from tests.hostile.commands import files as contents
 from tests.hostile.commands import forked, hidden
 
-TRACED = {output.__file__, files.__file__}
+TRACED = {analysis_folder.__file__, atomic.__file__}
 OLD, NEW = {"summary.json": b"old"}, {"summary.json": b"new", "report.html": b"new"}
 
 
 def fill(folder, what=NEW):
     for name, content in what.items():
-        files.write_atomically(
+        atomic.write_atomically(
             folder / name, lambda path, content=content: path.write_bytes(content)
         )
 
@@ -82,7 +83,9 @@ def test_ctrl_c_at_every_line(tmp_path, monkeypatch, swap):
     """The target is whole, and the next run finishes."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill of the process needs no disk
     if not swap:
-        monkeypatch.setattr(output, "RENAME_EXCHANGE", 1 << 20)  # no such flag: the call fails
+        monkeypatch.setattr(
+            analysis_folder, "RENAME_EXCHANGE", 1 << 20
+        )  # no such flag: the call fails
 
     def body() -> None:
         found, at = [], 0

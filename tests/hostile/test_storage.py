@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dar_probe import files as written
 from dar_probe.cli import audit
 from dar_probe.errors import UsageError
-from dar_probe.output import OutputFolder, check_target
+from dar_probe.files import atomic as written
+from dar_probe.files.analysis_folder import OutputFolder, check_target
 from tests.hostile import disk
 from tests.hostile.commands import (
     COMMANDS,

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from dar_probe import arrays
 from dar_probe.errors import UsageError
-from dar_probe.files import check_place, hold, sync, write_atomically, writing
+from dar_probe.files import arrays
+from dar_probe.files.atomic import check_place, hold, sync, write_atomically, writing
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dar_probe.checkpoints import sniff
-from dar_probe.checkpoints.sniff import quote
-from dar_probe.checkpoints.stored import Stored, stored
 from dar_probe.errors import UsageError
+from dar_probe.files import kinds
+from dar_probe.files.kinds import quote
+from dar_probe.files.safetensors_header import Stored, stored
 
 MAX_RATIO = 100  # of bytes to compressed ones: floats have hardly 2, masks and labels some more
 SMALL = 2**24  # bytes that may come of anything
@@ -31,7 +31,7 @@ def load(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarr
             tensors = {k: v for k, v in stored(file).items() if names is None or k in names}
             _require_room(sum(entry.bytes for entry in tensors.values()), path)
             return {name: _tensor(file, entry) for name, entry in tensors.items()}
-        sniff.check_directory(file, os.fstat(file.fileno()).st_size, quote(path.name))
+        kinds.check_directory(file, os.fstat(file.fileno()).st_size, quote(path.name))
         with zipfile.ZipFile(file) as archive:
             arrays = {e.filename: e for e in archive.infolist() if e.filename.endswith(".npy")}
             wanted = {
@@ -57,7 +57,7 @@ def load_one(path: Path) -> np.ndarray:
 @contextmanager
 def _reading(path: Path) -> Iterator[BufferedReader]:
     try:
-        with sniff.open_file(path) as file:
+        with kinds.open_file(path) as file:
             yield file
     except UsageError:
         raise

@@ -1,0 +1,1 @@
+"""Bytes on disk: what kind a file is, how it is read unexecuted, how it is written whole."""
