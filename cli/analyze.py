@@ -57,7 +57,7 @@ def analyze(
     for checkpoint in checkpoints:
         options.check_first(checkpoint)
     from dar_probe import api
-    from dar_probe.rule import parse_rule
+    from dar_probe.results.fail_rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)

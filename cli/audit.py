@@ -64,7 +64,7 @@ def audit(
     from dar_probe import api
     from dar_probe.cli import terminal
     from dar_probe.files.analysis_folder import check_target
-    from dar_probe.rule import parse_rule
+    from dar_probe.results.fail_rule import parse_rule
 
     if fail_on is not None:
         parse_rule(fail_on)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dar_probe.comparison import Comparison
-    from dar_probe.pairs import Pair
-    from dar_probe.rule import Rule
+    from dar_probe.results.fail_rule import Rule
+    from dar_probe.results.paired import Pair
 
 NOT_COMPARED = 4
 
@@ -43,8 +43,8 @@ def compare(
     from dar_probe.cli.terminal import say
     from dar_probe.comparison import compare as open_and_compare
     from dar_probe.files.analysis_folder import check_target
-    from dar_probe.pairs import NUMBERS
-    from dar_probe.rule import parse_rule
+    from dar_probe.results.fail_rule import parse_rule
+    from dar_probe.results.paired import NUMBERS
 
     rule = parse_rule(fail_on, NUMBERS) if fail_on is not None else None
     if out is not None:
@@ -92,8 +92,8 @@ def _show_pair(console: "Console", pair: "Pair") -> None:
     from rich.text import Text
 
     from dar_probe.cli.console import aligned, printable, write
-    from dar_probe.pairs import amount, signed
-    from dar_probe.verdict import plain
+    from dar_probe.results.paired import amount, signed
+    from dar_probe.results.verdict import plain
 
     if pair.reason:
         write(console, Text(printable(pair.sentence), style="bold red"))
@@ -118,8 +118,8 @@ def _short(text: str) -> str:
 def _judge(found: "Comparison", rule: "Rule | None") -> int:
     """Say on stderr what a rule finds, and return the exit code."""
     from dar_probe.cli.terminal import say
-    from dar_probe.pairs import signed
-    from dar_probe.verdict import plain
+    from dar_probe.results.paired import signed
+    from dar_probe.results.verdict import plain
 
     code = NOT_COMPARED if any(pair.reason for pair in found.pairs) else 0
     if rule is None:

@@ -14,7 +14,7 @@ from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
-    from dar_probe.metrics import Metric
+    from dar_probe.results.metrics import Metric
 
 LARGEST = 12
 COUNTED = {"ablation": "intervention", "noise_level": "noise level", "sample": "sample"}
@@ -25,11 +25,14 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
 
     With ``as_json`` print every effect, and nothing else.
     """
-    from dar_probe import effects
+    from dar_probe.results import interventions
 
     if not ranks.leads():
         return
-    found, table = effects.agreement(analysis.dataset), effects.effects(analysis.dataset)
+    found, table = (
+        interventions.agreement(analysis.dataset),
+        interventions.effects(analysis.dataset),
+    )
     if as_json:
         kinds = {
             a.kind: {"count": a.count, "rank_correlation": _json(a.rank), "error": _json(a.error)}
@@ -53,7 +56,7 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     kinds_table = _table("what was done", "times", "rank correlation", "error")
     for a in found:
         kinds_table.add_row(
-            effects.KIND_TEXT[a.kind], str(a.count), _interval(a.rank), _interval(a.error)
+            interventions.KIND_TEXT[a.kind], str(a.count), _interval(a.rank), _interval(a.error)
         )
     console.print(kinds_table)
     console.print(

@@ -97,7 +97,7 @@ def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
 def _read(paths: list[Path]) -> list["Named"]:
     """Return (name, dataset) pairs, names numbered where two are equal."""
     from dar_probe.analysis import open_analysis
-    from dar_probe.pairs import distinct
+    from dar_probe.results.paired import distinct
 
     opened = [open_analysis(path) for path in paths]
     return list(zip(distinct([a.name for a in opened]), [a.whole for a in opened], strict=True))
@@ -113,7 +113,7 @@ def _draw(
     """
     from dar_probe.errors import ProbeError
     from dar_probe.reports import figures
-    from dar_probe.trajectory import last_step
+    from dar_probe.results.trajectory import last_step
 
     _check_kind(named, options)
     drawn = []

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dar_probe.api import ablate, analyze, audit, build
     from dar_probe.comparison import Comparison, compare
     from dar_probe.handle import Probe
-    from dar_probe.verdict import Thresholds
+    from dar_probe.results.verdict import Thresholds
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,7 +41,7 @@ _HOMES = {
     "Comparison": "dar_probe.comparison",
     "compare": "dar_probe.comparison",
     "Probe": "dar_probe.handle",
-    "Thresholds": "dar_probe.verdict",
+    "Thresholds": "dar_probe.results.verdict",
 }
 
 

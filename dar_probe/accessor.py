@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.schema import VARIABLES
+from dar_probe.results.schema import VARIABLES
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from dar_probe.analysis import Analysis
-    from dar_probe.metrics import Metric
     from dar_probe.plots import Plots
-    from dar_probe.tidy import Per
-    from dar_probe.verdict import Verdict
+    from dar_probe.results.dataframe import Per
+    from dar_probe.results.metrics import Metric
+    from dar_probe.results.verdict import Verdict
 
 
 @xr.register_dataset_accessor("dar")  # type: ignore[no-untyped-call]
@@ -71,11 +71,11 @@ class DatasetAccessor:
         return self.analysis.plot
 
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
-        """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
-        from dar_probe import tidy
+        """Return variables as a tidy frame, see ``dar_probe.results.dataframe.to_dataframe``."""
+        from dar_probe.results import dataframe
 
         assert self.analysis  # or it says what is missing
-        return tidy.to_dataframe(self._ds, *names, per=per)
+        return dataframe.to_dataframe(self._ds, *names, per=per)
 
     def __repr__(self) -> str:
         return "<ds.dar: analysis, metrics, verdict, manifest, plot, to_dataframe>"

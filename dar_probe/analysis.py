@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
-from dar_probe import metrics, rule, schema, store, trajectory, verdict
 from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
-from dar_probe.metrics import Metric
-from dar_probe.verdict import Thresholds, Verdict
+from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dar_probe.plots import Plots
-    from dar_probe.tidy import Per
+    from dar_probe.results.dataframe import Per
 
 
 class Analysis:
     """A validated dataset and what it means.
 
     Attributes:
-        dataset: see ``dar_probe.schema`` for every variable.
+        dataset: see ``dar_probe.results.schema`` for every variable.
         thresholds: where a symptom becomes a warning and where it fails.
         rule: replaces that judgement where set, e.g. "inflation > 8".
         before: the same module untrained, where this is the analysis of a trained copy.
@@ -46,7 +46,7 @@ class Analysis:
         self.trajectory = whole if "step" in whole.dims else None
         self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
         self.thresholds = thresholds or Thresholds()
-        self.rule = rule.parse_rule(fail_on) if fail_on is not None else None
+        self.rule = fail_rule.parse_rule(fail_on) if fail_on is not None else None
         self.before = before
 
     @cached_property
@@ -58,7 +58,7 @@ class Analysis:
     def verdict(self) -> Verdict:
         """The judgement, by ``thresholds`` or by ``rule``."""
         found = verdict.judge(self.dataset, self.metrics, self.thresholds)
-        return rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
+        return fail_rule.apply_rule(found, self.rule, self.metrics) if self.rule else found
 
     @property
     def whole(self) -> xr.Dataset:
@@ -137,10 +137,10 @@ class Analysis:
         return Plots(self)
 
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
-        """Return variables as a tidy frame, see ``dar_probe.tidy.to_dataframe``."""
-        from dar_probe import tidy
+        """Return variables as a tidy frame, see ``dar_probe.results.dataframe.to_dataframe``."""
+        from dar_probe.results import dataframe
 
-        return tidy.to_dataframe(self.whole, *names, per=per)
+        return dataframe.to_dataframe(self.whole, *names, per=per)
 
     def save(self, folder: str | Path) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.

@@ -7,16 +7,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dar_probe import pairs
 from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.atomic import write_text
-from dar_probe.metrics import Metric, numbers
-from dar_probe.pairs import NUMBERS, Pair
 from dar_probe.reports import style
-from dar_probe.rule import Rule
-from dar_probe.verdict import plain
+from dar_probe.results import paired as pairs
+from dar_probe.results.fail_rule import Rule
+from dar_probe.results.metrics import Metric, numbers
+from dar_probe.results.paired import NUMBERS, Pair
+from dar_probe.results.verdict import plain
 
 if TYPE_CHECKING:
     import pandas as pd

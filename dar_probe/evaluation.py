@@ -12,12 +12,13 @@ from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
 from dar_probe.generation import generator
+from dar_probe.results import sample_quality
+from dar_probe.results.sample_quality import Interval
 from dar_probe.runtime.device import find_device
 from dar_probe.task import check_counts
 from dar_probe.train import data as datasets
-from dar_probe.train import features, quality
+from dar_probe.train import features
 from dar_probe.train.data import Data
-from dar_probe.train.quality import Interval
 
 LEAST = 8
 SHARES = ("precision", "recall", "agreement")
@@ -83,10 +84,10 @@ class Judge:
     def measure(self, drawn: Data) -> dict[str, float]:
         """Return the measures of one set of samples."""
         found = self.extract(drawn.latents).numpy()
-        precision, recall = quality.precision_recall(self.real, found)
+        precision, recall = sample_quality.precision_recall(self.real, found)
         measures = {
-            "frechet": quality.frechet(self.real, found),
-            "kernel": quality.kernel(self.real, found),
+            "frechet": sample_quality.frechet(self.real, found),
+            "kernel": sample_quality.kernel(self.real, found),
             "precision": precision,
             "recall": recall,
         }
@@ -147,7 +148,7 @@ def evaluate(
         drawn=drawn,
         samples=samples,
         measures={
-            key: quality.over_seeds([one[key] for one in sets], share=key in SHARES)
+            key: sample_quality.over_seeds([one[key] for one in sets], share=key in SHARES)
             for key in sets[0]
         },
         floor=judge.floor,

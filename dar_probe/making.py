@@ -9,10 +9,10 @@ from typing import Any
 
 import xarray as xr
 
-from dar_probe import schema, store, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
+from dar_probe.results import schema, store, trajectory
 from dar_probe.runtime.ranks import Ranks
 from dar_probe.task import OnCells, Task
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dar_probe import subjects, task
 from dar_probe.errors import UsageError, blamed
-from dar_probe.matching import STAND_IN
 from dar_probe.objective import Objective
 from dar_probe.probe import from_config
 from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
+from dar_probe.results.comparability import STAND_IN
 from dar_probe.subjects import Subject
 from dar_probe.subjects.sites import is_fresh
 from dar_probe.subjects.traced import innermost

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from dar_probe import dataset, subjects
+from dar_probe import subjects
 from dar_probe.checkpoints import room
 from dar_probe.errors import UsageError, blamed
 from dar_probe.files.analysis_folder import OutputFolder
@@ -25,6 +25,7 @@ from dar_probe.probe.proof import prove
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Arrays, Grid, spread
+from dar_probe.results import assemble
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
@@ -79,7 +80,7 @@ class Task:
             on_cells=tell,
             engine=ENGINES[self.engine],
         )
-        return dataset.assemble(
+        return assemble.assemble(
             arrays,
             self.subject,
             levels=np.array(self.grid.levels),
@@ -144,7 +145,7 @@ class Task:
         with untouched(subject.model):
             joined = spread(grid, work, shards=shards, first=first, ranks=ranks, on_cells=tell)
         shape = (len(grid.levels), len(grid.ids), len(changes))
-        return dataset.with_ablation(
+        return assemble.with_ablation(
             ds,
             names=[change.name for change in changes],
             kinds=[change.kind for change in changes],

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from dar_probe import metrics
 from dar_probe.reports import maps, matrix, style
+from dar_probe.results import metrics
 
 Array = npt.NDArray[np.floating]
 

@@ -8,9 +8,6 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import metrics, schema
-from dar_probe.metrics import Metric
-from dar_probe.pairs import NUMBERS, Pair, amount, distinct, signed
 from dar_probe.reports import (
     definitions,
     differences,
@@ -23,8 +20,11 @@ from dar_probe.reports import (
     style,
     words,
 )
-from dar_probe.trajectory import last_step
-from dar_probe.verdict import Verdict, judge, plain, unmeasured
+from dar_probe.results import metrics, schema
+from dar_probe.results.metrics import Metric
+from dar_probe.results.paired import NUMBERS, Pair, amount, distinct, signed
+from dar_probe.results.trajectory import last_step
+from dar_probe.results.verdict import Verdict, judge, plain, unmeasured
 
 LONG = 600  # characters of a sentence
 

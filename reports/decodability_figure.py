@@ -4,9 +4,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, lettering, readers
+from dar_probe.results import metrics
 
 NOTHING = "the noise level was not decoded: that takes two noise levels and two samples"
 NOTE = (

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from dar_probe import metrics, schema
 from dar_probe.reports import words
+from dar_probe.results import metrics, schema
 
 
 class Definition(NamedTuple):

@@ -9,13 +9,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.matching import obstacle, unlike_depth
-from dar_probe.pairs import over_depth
-from dar_probe.pooling import Array
 from dar_probe.reports import canvas, lettering, linking, maps, screen, style
 from dar_probe.reports.interactive import DASHES, intervals
-from dar_probe.schema import VARIABLES
-from dar_probe.trajectory import last_step
+from dar_probe.results.bootstrap import Array
+from dar_probe.results.comparability import obstacle, unlike_depth
+from dar_probe.results.paired import over_depth
+from dar_probe.results.schema import VARIABLES
+from dar_probe.results.trajectory import last_step
 
 Named = Sequence[tuple[str, xr.Dataset]]
 

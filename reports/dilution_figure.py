@@ -7,8 +7,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dar_probe import metrics
 from dar_probe.reports import canvas, lettering, maps, style
+from dar_probe.results import metrics
 
 LABEL = "block index"
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # the command line imports this module before anything heavy
     import xarray as xr
 
-    from dar_probe.metrics import Metric
-    from dar_probe.verdict import Status, Verdict
+    from dar_probe.results.metrics import Metric
+    from dar_probe.results.verdict import Status, Verdict
 
 SYMPTOMS = {  # label, variable over blocks, unit
     "inflation": ("RMS inflation", "rms", "x"),
@@ -62,7 +62,7 @@ def symptoms(
     ds: "xr.Dataset", metrics: "Mapping[str, Metric]", verdict: "Verdict"
 ) -> list[Symptom]:
     """Return the three symptoms in the order of the paper."""
-    from dar_probe.metrics import profile
+    from dar_probe.results.metrics import profile
 
     status = {finding.name: finding.status for finding in verdict.findings}
     found = []

@@ -27,7 +27,7 @@ from dar_probe.reports.matrix_figure import matrix
 from dar_probe.reports.sources_figure import sources
 from dar_probe.reports.spread_figure import spread
 from dar_probe.reports.trajectory_figure import trajectory
-from dar_probe.trajectory import last_step
+from dar_probe.results.trajectory import last_step
 
 __all__ = [
     "FIGURES",

@@ -4,8 +4,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from dar_probe import metrics
 from dar_probe.reports import canvas, lettering, style
+from dar_probe.results import metrics
 
 
 def heatmap(ds: xr.Dataset, name: str, *, width: canvas.Width = "two") -> Figure:

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import linking, maps, screen, style
 from dar_probe.reports.spread import Spread, middle
+from dar_probe.results import metrics
 
 Array = npt.NDArray[np.floating]
 

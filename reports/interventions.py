@@ -10,10 +10,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dar_probe import effects
-from dar_probe.effects import KIND_TEXT
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, lettering, screen, style
+from dar_probe.results import interventions
+from dar_probe.results.interventions import KIND_TEXT
 
 Array = npt.NDArray[np.floating]
 
@@ -59,9 +59,9 @@ def figure(ds: xr.Dataset, *, name: str, width: canvas.Width = "two") -> Figure:
     inches = canvas.inches(width)
     if lacks(ds):
         raise UsageError(lacks(ds), hint="dar-probe ablate measures them")
-    table = effects.effects(ds)
+    table = interventions.effects(ds)
     at = _scale(np.concatenate([table["low"], table["high"], table["true"], table["linear"]]))
-    legend = dict(zip(effects.kinds_of(ds), _legend(ds), strict=True))
+    legend = dict(zip(interventions.kinds_of(ds), _legend(ds), strict=True))
     with canvas.paper():
         stacked = width == "one"
         drawn = canvas.figure(inches, 5.2 if stacked else 2.9)
@@ -111,9 +111,9 @@ def lacks(ds: xr.Dataset) -> str:
 
 def interactive(ds: xr.Dataset) -> go.Figure:
     """Draw the same for the screen, with names and values under the pointer."""
-    table = effects.effects(ds)
+    table = interventions.effects(ds)
     at = _scale(np.concatenate([table["low"], table["high"], table["true"], table["linear"]]))
-    legend = dict(zip(effects.kinds_of(ds), _legend(ds), strict=True))
+    legend = dict(zip(interventions.kinds_of(ds), _legend(ds), strict=True))
     drawn = screen.figure()
     drawn.update_layout(margin={"t": 30})
     for kind in legend:
@@ -159,7 +159,7 @@ def _legend(ds: xr.Dataset) -> list[str]:
     return [
         f"{KIND_TEXT[a.kind]} ({a.count}): rank correlation {_short(a.rank.value)}, "
         f"error {_short(a.error.value)}"
-        for a in effects.agreement(ds, resamples=1)
+        for a in interventions.agreement(ds, resamples=1)
     ]
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
-    from dar_probe.verdict import Finding, Verdict
+    from dar_probe.results.verdict import Finding, Verdict
 
 SKIPPED = ("untrained", "not measurable")
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import style
+from dar_probe.results import importance, metrics
 
 NOTHING = "neither importances nor routes were measured, so there are no sources to draw"
 

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 
-from dar_probe import importance
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, lettering, maps, readers, style
+from dar_probe.results import importance
 
 Array = npt.NDArray[np.floating]
 

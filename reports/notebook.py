@@ -6,10 +6,10 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from dar_probe import schema
-from dar_probe.metrics import Metric
 from dar_probe.reports import document, facts, style, words
-from dar_probe.verdict import Verdict, quote
+from dar_probe.results import schema
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import Verdict, quote
 
 WIDE, HIGH, EDGE = 150, 26, 3  # of a sparkline, pixels
 LONG = 300  # characters of a warning

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from dar_probe import schema
-from dar_probe.metrics import Metric, means
 from dar_probe.reports import (
     definitions,
     document,
@@ -19,8 +17,10 @@ from dar_probe.reports import (
     tables,
     words,
 )
-from dar_probe.trajectory import split
-from dar_probe.verdict import SYMPTOMS, Thresholds, Verdict
+from dar_probe.results import schema
+from dar_probe.results.metrics import Metric, means
+from dar_probe.results.trajectory import split
+from dar_probe.results.verdict import SYMPTOMS, Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
 

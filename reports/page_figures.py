@@ -9,8 +9,6 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import effects, trajectory
-from dar_probe.importance import signs_can_tell
 from dar_probe.reports import (
     alts,
     interactive,
@@ -22,7 +20,10 @@ from dar_probe.reports import (
     style,
     words,
 )
-from dar_probe.verdict import Thresholds
+from dar_probe.results import interventions as effects
+from dar_probe.results import trajectory
+from dar_probe.results.importance import signs_can_tell
+from dar_probe.results.verdict import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)

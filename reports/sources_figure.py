@@ -8,9 +8,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dar_probe import importance
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, lettering, maps, style
+from dar_probe.results import importance
 
 Array = npt.NDArray[np.floating]
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import metrics
 from dar_probe.reports import linking, screen
+from dar_probe.results import metrics
 
 Array = npt.NDArray[np.floating]
 

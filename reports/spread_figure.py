@@ -5,9 +5,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dar_probe import metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, lettering, maps, readers
+from dar_probe.results import metrics
 
 NO_ROUTER = "there is no router, so routes have no spread to draw"
 GREY = "#777777"

@@ -6,10 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe import metrics
-from dar_probe.metrics import Metric
 from dar_probe.reports import alts, interactive, screen, style, words
-from dar_probe.verdict import SYMPTOMS, Thresholds
+from dar_probe.results import metrics
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import SYMPTOMS, Thresholds
 
 MAPS = ("rms", "grad_rms", "cosine")
 Step = tuple[int, Mapping[str, Metric]]

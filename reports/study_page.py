@@ -15,10 +15,10 @@ from dar_probe.reports import (
     words,
 )
 from dar_probe.reports.study_panels import Drawing
-from dar_probe.reproduce import claims, summary
-from dar_probe.reproduce.record import SYMPTOMS
-from dar_probe.reproduce.results import Line, Results
-from dar_probe.train.quality import Interval, over_seeds
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study import claims, summary
+from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.record import SYMPTOMS
 
 GROUPS = {
     "schemes": ("The schemes", "residual"),

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dar_probe.reports import style
-from dar_probe.reproduce.record import Record
-from dar_probe.reproduce.results import Line, Results, chunk_cost, optimal_chunk
-from dar_probe.train.quality import Interval, over_seeds
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study.aggregate import Line, Results, chunk_cost, optimal_chunk
+from dar_probe.results.study.record import Record
 
 Array = npt.NDArray[np.floating]
 SHARES = (0.4, 0.5, 0.6)  # of the paper's cost model: a

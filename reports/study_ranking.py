@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dar_probe.reports import canvas, interactive, lettering, screen, style
-from dar_probe.reproduce.claims import final_loss
-from dar_probe.reproduce.results import Line, Results
-from dar_probe.train.quality import Interval
+from dar_probe.results.sample_quality import Interval
+from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.claims import final_loss
 
 TITLE = "Every scheme at the end of training"
 CAPTION = (

@@ -10,8 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from dar_probe.reports import canvas, lettering, screen, style
-from dar_probe.reproduce.record import Record
-from dar_probe.reproduce.results import Results
+from dar_probe.results.study.aggregate import Results
+from dar_probe.results.study.record import Record
 
 Array = npt.NDArray[np.floating]
 

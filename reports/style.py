@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.importance import signs_can_tell
-from dar_probe.schema import VARIABLES, manifest
+from dar_probe.results.importance import signs_can_tell
+from dar_probe.results.schema import VARIABLES, manifest
 
 # seaborn's "colorblind" palette; blue and orange belong to the paper's two curves.
 BLUE, ORANGE = "#0173b2", "#de8f05"

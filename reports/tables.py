@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 
-from dar_probe import metrics
-from dar_probe.metrics import Metric
 from dar_probe.reports import maps, style, words
 from dar_probe.reports.spread import middle
-from dar_probe.verdict import SYMPTOMS
+from dar_probe.results import metrics
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import SYMPTOMS
 
 # What a marked block is said to have: the paper's three symptoms.
 SHORT = {"rms": "RMS", "grad_rms": "gradient", "cosine": "cosine"}

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.metrics import Metric
 from dar_probe.reports import canvas, lettering, style
-from dar_probe.trajectory import split
-from dar_probe.verdict import SYMPTOMS, Thresholds, plain
+from dar_probe.results import metrics
+from dar_probe.results.metrics import Metric
+from dar_probe.results.trajectory import split
+from dar_probe.results.verdict import SYMPTOMS, Thresholds, plain
 
 Array = npt.NDArray[np.floating]
 
@@ -45,7 +45,7 @@ def trajectory(
     Metrics have 95 % bootstrap intervals over samples, and the limits of the verdict beside them.
 
     Args:
-        ds: a trajectory, see ``dar_probe.trajectory.join``.
+        ds: a trajectory, see ``dar_probe.results.trajectory.join``.
         thresholds: the limits; left out, those of ``Thresholds()``.
         width: "one" column (3.25 in, panels stacked) or "two" (6.75 in).
 

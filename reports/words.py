@@ -1,6 +1,6 @@
 """Every sentence of the page that does not depend on the numbers."""
 
-from dar_probe import schema
+from dar_probe.results import schema
 
 STATUS_WORDS = {
     "pass": "pass",

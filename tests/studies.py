@@ -2,8 +2,8 @@
 
 import copy
 
-from dar_probe.reproduce import record
-from dar_probe.reproduce.record import Record
+from dar_probe.results.study import record
+from dar_probe.results.study.record import Record
 from dar_probe.train.config import TrainConfig
 
 NUMBER = {"value": 1.5, "low": 1.0, "high": 2.0}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe import schema, trajectory
+from dar_probe.results import schema, trajectory
 
 Routing = Literal["residual", "dar"]
 

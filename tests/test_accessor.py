@@ -4,10 +4,10 @@ import io
 
 import pytest
 
-from dar_probe import metrics, tidy
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas
+from dar_probe.results import dataframe, metrics
 from tests.synthetic import dataset
 
 
@@ -29,7 +29,7 @@ def test_the_same_as_an_analysis(ds):
     assert ds.dar.manifest == analysis.manifest
     assert ds.dar.metrics is ds.dar.metrics  # computed once
     frame = ds.dar.to_dataframe("gate", per="pooled")
-    assert frame.equals(tidy.to_dataframe(ds, "gate", per="pooled"))
+    assert frame.equals(dataframe.to_dataframe(ds, "gate", per="pooled"))
     assert analysis.to_dataframe("gate", per="pooled").equals(frame)
 
 

@@ -21,6 +21,10 @@ LAYERS = [
         "dar_probe.objective",
         "dar_probe.pooling",
         "dar_probe.ranks",
+        "dar_probe.results",
+        "dar_probe.results.bootstrap",
+        "dar_probe.results.schema",
+        "dar_probe.results.study",
         "dar_probe.routing",
         "dar_probe.runtime",
         "dar_probe.runtime.device",
@@ -38,6 +42,12 @@ LAYERS = [
         "dar_probe.metrics",
         "dar_probe.models",
         "dar_probe.output",
+        "dar_probe.results.dataframe",
+        "dar_probe.results.importance",
+        "dar_probe.results.metrics",
+        "dar_probe.results.store",
+        "dar_probe.results.trajectory",
+        "dar_probe.results.trajectory_store",
         "dar_probe.store",
         "dar_probe.tidy",
         "dar_probe.trajectory",
@@ -49,11 +59,27 @@ LAYERS = [
         "dar_probe.matching",
         "dar_probe.pairs",
         "dar_probe.reproduce",
+        "dar_probe.results.comparability",
+        "dar_probe.results.interventions",
+        "dar_probe.results.paired",
+        "dar_probe.results.sample_quality",
+        "dar_probe.results.study.aggregate",
+        "dar_probe.results.study.claims",
+        "dar_probe.results.study.record",
+        "dar_probe.results.study.summary",
+        "dar_probe.results.verdict",
         "dar_probe.subjects",
         "dar_probe.train",
         "dar_probe.verdict",
     },
-    {"dar_probe.dataset", "dar_probe.loading", "dar_probe.reports", "dar_probe.rule"},
+    {
+        "dar_probe.dataset",
+        "dar_probe.loading",
+        "dar_probe.reports",
+        "dar_probe.results.assemble",
+        "dar_probe.results.fail_rule",
+        "dar_probe.rule",
+    },
     {
         "dar_probe.accessor",
         "dar_probe.analysis",
@@ -146,9 +172,10 @@ def python(code, *blocked):
 
 def test_meaning_and_reports_run_without_torch():
     code = (
-        "import dar_probe, dar_probe.metrics, dar_probe.verdict, dar_probe.store\n"
+        "import dar_probe, dar_probe.results.metrics, dar_probe.results.verdict\n"
+        "import dar_probe.results.store\n"
         "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
-        "import dar_probe.tidy, dar_probe.reports.notebook\n"
+        "import dar_probe.results.dataframe, dar_probe.reports.notebook\n"
         "import dar_probe.reports.comparison_page, dar_probe.reports.differences\n"
         "dar_probe.open_analysis, dar_probe.Comparison, dar_probe.compare"
     )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from dar_probe import importance, metrics, trajectory
 from dar_probe.reports import definitions, page, study_page, study_panels, style
-from dar_probe.reproduce import results
-from dar_probe.verdict import judge
+from dar_probe.results import importance, metrics, trajectory
+from dar_probe.results.study import aggregate
+from dar_probe.results.verdict import judge
 from tests.studies import everything
 from tests.synthetic import trained
 
@@ -483,7 +483,7 @@ def test_the_first_screen_holds_name_verdict_symptoms_and_assumptions(shown):
 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_of_a_study_draws_all_of_it(browser, tmp_path, width):
-    found = results.Results(everything())
+    found = aggregate.Results(everything())
     path = tmp_path / "reproduce.html"
     path.write_text(study_page.render(found, study_panels.drawings(found)), encoding="utf-8")
     opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})

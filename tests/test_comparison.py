@@ -10,16 +10,16 @@ from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 import dar_probe as dp
-from dar_probe import schema, store
 from dar_probe.analysis import Analysis
 from dar_probe.cli import app
 from dar_probe.comparison import Comparison, compare
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.analysis_folder import CONTENTS
-from dar_probe.pairs import NUMBERS, over_depth
 from dar_probe.reports import comparison_page, differences, document, figures, style
-from dar_probe.rule import parse_rule
-from dar_probe.trajectory import last_step
+from dar_probe.results import schema, store
+from dar_probe.results.fail_rule import parse_rule
+from dar_probe.results.paired import NUMBERS, over_depth
+from dar_probe.results.trajectory import last_step
 from tests.synthetic import dataset, trained
 from tests.test_architecture import python
 from tests.test_figures import drawn_text

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import dar_probe as dp
-from dar_probe import metrics
 from dar_probe.probe import decoding, run
+from dar_probe.results import metrics
 from dar_probe.subjects import sit
 from tests import synthetic, tiny
 from tests.test_fixtures import FIXTURES

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from dar_probe import effects, schema, store
 from dar_probe.analysis import Analysis
-from dar_probe.dataset import with_ablation
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.reports import interventions
+from dar_probe.results import interventions as effects
+from dar_probe.results import schema, store
+from dar_probe.results.assemble import with_ablation
 from tests import synthetic
 
 KINDS = ["gate"] * 5 + ["block"] * 4 + ["uniform"] * 2

@@ -15,9 +15,9 @@ from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
-from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import canvas, figures, lettering, maps, style
+from dar_probe.results import importance, metrics
 from tests.synthetic import dataset
 
 HOSTILE = [

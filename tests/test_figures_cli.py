@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dar_probe import store
 from dar_probe.cli import app
 from dar_probe.cli import figures as command
 from dar_probe.reports import figures
+from dar_probe.results import store
 from tests.synthetic import dataset, trained
 
 HOSTILE = "../../$\\frac{<script>\n" + "x" * 300

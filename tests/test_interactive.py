@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dar_probe import importance, metrics
 from dar_probe.errors import UsageError
 from dar_probe.reports import interactive, maps, matrix, preview, screen, style
+from dar_probe.results import importance, metrics
 from tests.synthetic import dataset
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"

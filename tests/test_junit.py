@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pytest
 
 from dar_probe.analysis import Analysis
-from dar_probe.metrics import Metric
 from dar_probe.reports import junit
-from dar_probe.verdict import Finding, Verdict
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import Finding, Verdict
 from tests import synthetic
 
 HOSTILE = "a\x00b\x1b[31m<c> \"d\" 'e' & ]]> \ud800 \ufffe é\n"

@@ -6,9 +6,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar_probe import importance, metrics, pooling
 from dar_probe.errors import UsageError
-from dar_probe.schema import VARIABLES
+from dar_probe.results import bootstrap, importance, metrics
+from dar_probe.results.schema import VARIABLES
 from tests import synthetic
 
 ORDER = [
@@ -130,7 +130,7 @@ def test_missing_entries_do_not_count() -> None:
 def test_each_bootstrap_draw_equals_the_metric_of_the_resampled_dataset() -> None:
     ds = synthetic.dataset(blocks=4, samples=5, levels=3, routing="dar", spread=0.5)
     draws = metrics.draws(ds, resamples=7, seed=3)
-    counts = pooling.bootstrap(5, 7, 3)
+    counts = bootstrap.bootstrap(5, 7, 3)
     assert (counts.sum(axis=1) == 5).all() and (counts[0] == 1).all()
     for row, count in enumerate(counts):
         again = ds.isel(sample=np.repeat(np.arange(5), count.astype(int)))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from dar_probe import metrics, verdict
 from dar_probe.analysis import Analysis
 from dar_probe.reports import facts, figures, notebook
 from dar_probe.reports.words import STATUS_WORDS
+from dar_probe.results import metrics, verdict
 from tests.shell import ROOT
 from tests.synthetic import dataset
 

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dar_probe import importance
+from dar_probe.results import importance
 from tests import synthetic
 
 

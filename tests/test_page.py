@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from dar_probe import importance, metrics, schema, trajectory
 from dar_probe.errors import CheckpointError
 from dar_probe.reports import document, page, style, words
-from dar_probe.rule import apply_rule, parse_rule
-from dar_probe.verdict import SYMPTOMS, Thresholds, judge
+from dar_probe.results import importance, metrics, schema, trajectory
+from dar_probe.results.fail_rule import apply_rule, parse_rule
+from dar_probe.results.verdict import SYMPTOMS, Thresholds, judge
 from tests.synthetic import dataset, trained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"

@@ -9,10 +9,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dar_probe import matching, metrics, pairs, schema, trajectory
 from dar_probe.errors import UsageError
-from dar_probe.metrics import Metric
-from dar_probe.pairs import NUMBERS, Pair, compare, over_depth
+from dar_probe.results import comparability, metrics, schema, trajectory
+from dar_probe.results import paired as pairs
+from dar_probe.results.metrics import Metric
+from dar_probe.results.paired import NUMBERS, Pair, compare, over_depth
 from tests.synthetic import dataset, trained
 
 SMALL = {"blocks": 4, "samples": 6, "levels": 3}
@@ -232,14 +233,14 @@ def test_the_hash_decides_where_both_files_have_one(routed):
     assert one(first, moved).notes == ()
     assert one(first, routed).reason == ""
     assert "same by their ids" in one(first, routed).notes[0]
-    own = [with_manifest(ds, data={"name": matching.OWN}) for ds in (first, second)]
+    own = [with_manifest(ds, data={"name": comparability.OWN}) for ds in (first, second)]
     assert one(*own).reason == "each model was measured on samples that it drew itself"
 
 
 def test_the_name_of_own_samples_is_the_one_that_is_written():
     from dar_probe.probe import samples
 
-    assert matching.OWN == samples.OWN
+    assert comparability.OWN == samples.OWN
 
 
 def test_plain_residuals_have_no_selectivity(routed):

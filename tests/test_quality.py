@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dar_probe.train import quality
+from dar_probe.results import sample_quality
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(60, 5)) @ RNG.normal(size=(5, 5))
@@ -17,22 +17,22 @@ def test_frechet_against_the_product_of_covariances():
     root = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).sum().real
     shift = REAL.mean(0) - DRAWN.mean(0)
     wanted = shift @ shift + np.trace(a) + np.trace(b) - 2 * root
-    assert quality.frechet(REAL, DRAWN) == pytest.approx(wanted, rel=1e-10)
-    assert quality.frechet(DRAWN, REAL) == pytest.approx(wanted, rel=1e-10)
+    assert sample_quality.frechet(REAL, DRAWN) == pytest.approx(wanted, rel=1e-10)
+    assert sample_quality.frechet(DRAWN, REAL) == pytest.approx(wanted, rel=1e-10)
 
 
 def test_frechet_of_known_changes():
-    assert quality.frechet(REAL, REAL) == pytest.approx(0, abs=1e-6)
-    assert quality.frechet(REAL, REAL + [3, 0, 4, 0, 0]) == pytest.approx(25)
+    assert sample_quality.frechet(REAL, REAL) == pytest.approx(0, abs=1e-6)
+    assert sample_quality.frechet(REAL, REAL + [3, 0, 4, 0, 0]) == pytest.approx(25)
     doubled = REAL.mean(0) + 2 * (REAL - REAL.mean(0))  # (2 - 1)^2 tr(A)
-    assert quality.frechet(REAL, doubled) == pytest.approx(np.trace(np.cov(REAL.T)))
+    assert sample_quality.frechet(REAL, doubled) == pytest.approx(np.trace(np.cov(REAL.T)))
     flat = np.hstack([REAL, np.zeros((60, 2))])  # features that never fire
-    assert quality.frechet(flat, flat + 1) == pytest.approx(7, rel=1e-5)
+    assert sample_quality.frechet(flat, flat + 1) == pytest.approx(7, rel=1e-5)
 
 
 def test_frechet_needs_a_covariance():
     with pytest.raises(ValueError, match="two samples"):
-        quality.frechet(REAL[:1], DRAWN)
+        sample_quality.frechet(REAL[:1], DRAWN)
 
 
 def test_kernel_against_loops(monkeypatch):
@@ -44,13 +44,13 @@ def test_kernel_against_loops(monkeypatch):
 
     wanted = within(REAL) + within(DRAWN) - 2 * np.mean([k(a, b) for a in REAL for b in DRAWN])
     for rows in (7, 1024):
-        monkeypatch.setattr(quality, "ROWS", rows)
-        assert quality.kernel(REAL, DRAWN) == pytest.approx(wanted, rel=1e-10)
+        monkeypatch.setattr(sample_quality, "ROWS", rows)
+        assert sample_quality.kernel(REAL, DRAWN) == pytest.approx(wanted, rel=1e-10)
 
 
 def test_kernel_is_unbiased():
     rng = np.random.default_rng(1)
-    found = [quality.kernel(*rng.normal(size=(2, 25, 4))) for _ in range(400)]
+    found = [sample_quality.kernel(*rng.normal(size=(2, 25, 4))) for _ in range(400)]
     assert abs(np.mean(found)) < 4 * np.std(found) / math.sqrt(len(found))
 
 
@@ -65,15 +65,15 @@ def test_precision_and_recall_against_loops(monkeypatch):
     wanted = near(DRAWN, REAL), near(REAL, DRAWN)
     assert 0 < wanted[0] < 1 and 0 < wanted[1] < 1
     for rows in (7, 1024):
-        monkeypatch.setattr(quality, "ROWS", rows)
-        assert quality.precision_recall(REAL, DRAWN) == pytest.approx(wanted)
+        monkeypatch.setattr(sample_quality, "ROWS", rows)
+        assert sample_quality.precision_recall(REAL, DRAWN) == pytest.approx(wanted)
 
 
 def test_precision_falls_where_samples_stray_and_recall_where_they_gather():
     gathered = np.tile(REAL[:5], (8, 1)) + 1e-3 * RNG.normal(size=(40, 5))
-    precision, recall = quality.precision_recall(REAL, gathered)
+    precision, recall = sample_quality.precision_recall(REAL, gathered)
     assert precision == 1 and recall < 0.3
-    strayed, _ = quality.precision_recall(REAL, REAL + 100)
+    strayed, _ = sample_quality.precision_recall(REAL, REAL + 100)
     assert strayed == 0
 
 
@@ -81,15 +81,15 @@ def test_precision_falls_where_samples_stray_and_recall_where_they_gather():
     "freedom, wanted", [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423)]
 )
 def test_quantiles_of_student(freedom, wanted):
-    assert quality.student(freedom) == pytest.approx(wanted, abs=3e-4)
+    assert sample_quality.student(freedom) == pytest.approx(wanted, abs=3e-4)
 
 
 def test_intervals_cover_as_often_as_they_say():
     rng = np.random.default_rng(2)
-    found = [quality.over_seeds(row) for row in rng.normal(size=(4000, 3))]
+    found = [sample_quality.over_seeds(row) for row in rng.normal(size=(4000, 3))]
     covered = np.mean([one.low <= 0 <= one.high for one in found])
     assert covered == pytest.approx(0.95, abs=0.012)
-    share = quality.over_seeds([0.99, 0.9], share=True)
+    share = sample_quality.over_seeds([0.99, 0.9], share=True)
     assert share.high == 1 and 0 < share.low < share.value
-    one = quality.over_seeds([2.5])
+    one = sample_quality.over_seeds([2.5])
     assert one.value == 2.5 and math.isnan(one.low) and one.seeds == 1

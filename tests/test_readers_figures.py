@@ -6,11 +6,11 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from dar_probe import importance, metrics, trajectory
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports import figures
-from dar_probe.verdict import SYMPTOMS, Thresholds
+from dar_probe.results import importance, metrics, trajectory
+from dar_probe.results.verdict import SYMPTOMS, Thresholds
 from tests.synthetic import dataset, trained
 
 
@@ -155,7 +155,7 @@ def test_one_kind_alone(dar, name):
 
 
 def test_every_variable_with_one_depth_has_a_heatmap(dar):
-    from dar_probe.schema import VARIABLES
+    from dar_probe.results.schema import VARIABLES
 
     drawn = 0
     for name, spec in VARIABLES.items():

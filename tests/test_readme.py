@@ -53,7 +53,7 @@ def test_commands_exist(command):
 
 
 def test_thresholds_are_those_of_the_code():
-    from dar_probe.verdict import Thresholds
+    from dar_probe.results.verdict import Thresholds
 
     limits = Thresholds()
     for name in ("inflation", "gradient_decay", "redundancy"):

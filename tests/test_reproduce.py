@@ -15,12 +15,13 @@ from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
 from dar_probe.reports import study_page, study_panels, study_print, study_ranking
-from dar_probe.reproduce import claims, plan, publish, record, results, study, summary
-from dar_probe.reproduce.record import Record
+from dar_probe.reproduce import plan, publish, study
+from dar_probe.results.sample_quality import Interval, student
+from dar_probe.results.study import aggregate, claims, record, summary
+from dar_probe.results.study.record import Record
 from dar_probe.routing import SCHEMES
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import Run as Training
-from dar_probe.train.quality import Interval, student
 from tests.studies import everything, finished
 
 
@@ -119,13 +120,13 @@ def test_an_infinite_number_is_none(tmp_path):
 def test_how_much_sooner_and_at_equal_time():
     # Its loss meets the reference's last, 0.45, half way between steps 200 and 300.
     fast = finished("dar-dynamic", losses=(0.7, 0.5, 0.4, 0.3), ratio=1.6)
-    line = results.Results([finished(), fast]).lines["dar-dynamic"]
+    line = aggregate.Results([finished(), fast]).lines["dar-dynamic"]
     assert line.factors == [pytest.approx(400 / 250)]
     assert line.at_equal_time.value == pytest.approx(0.45)  # after 400 / 1.6 = 250 steps
     slow = finished("dar-dynamic", losses=(0.9, 0.8, 0.7, 0.6))
-    assert results.Results([finished(), slow]).lines["dar-dynamic"].factors == [0.0]
+    assert aggregate.Results([finished(), slow]).lines["dar-dynamic"].factors == [0.0]
     at_once = finished("dar-dynamic", losses=(0.4, 0.4, 0.4, 0.4))
-    assert results.Results([finished(), at_once]).lines["dar-dynamic"].factors == [4.0]
+    assert aggregate.Results([finished(), at_once]).lines["dar-dynamic"].factors == [4.0]
 
 
 def test_differences_are_paired_over_seeds():
@@ -137,14 +138,14 @@ def test_differences_are_paired_over_seeds():
         finished("dar-dynamic", s, losses=base + d - g)
         for s, (d, g) in enumerate(zip(shifts, gains, strict=True))
     ]
-    found = results.Results([*plain, *better]).lines["dar-dynamic"].gain(lambda r: r.losses[-1])
+    found = aggregate.Results([*plain, *better]).lines["dar-dynamic"].gain(lambda r: r.losses[-1])
     assert found.value == pytest.approx(0.03)
     half = student(2) * 0.01 / math.sqrt(3)
     assert (found.low, found.high) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
 
 
 def status_of(records, start):
-    (found,) = [c for c in claims.judge(results.Results(records)) if c.text.startswith(start)]
+    (found,) = [c for c in claims.judge(aggregate.Results(records)) if c.text.startswith(start)]
     return found.status
 
 
@@ -198,10 +199,10 @@ def test_what_varies_dar_is_seen_beside_the_same_seeds_of_it():
         *(finished("dar-static+t", seed, losses=(0.8, 0.6, 0.5, 0.4 - seed)) for seed in range(3)),
         finished("dar-static+t-S12", 1, group="chunks", config=config),
     ]
-    found = results.Results(records)
+    found = aggregate.Results(records)
     assert [line.loss.value for line in found.varied("chunks")] == [-0.6, 0.45]
     assert found.varied("ablations") == []
-    assert results.Results(records[::2] + records[3:]).varied("chunks") == []  # seed 1 is missing
+    assert aggregate.Results(records[::2] + records[3:]).varied("chunks") == []  # seed 1 is missing
 
 
 def test_the_sentences_pair_seeds():
@@ -209,12 +210,12 @@ def test_the_sentences_pair_seeds():
     plain = [finished(seed=seed, losses=(0.8, 0.6, 0.5, 0.45 - 0.1 * seed)) for seed in range(3)]
     dense = finished("denseformer", losses=(0.8, 0.6, 0.5, 0.44))
     dar = [finished("dar-dynamic", s, losses=(0.8, 0.6, 0.5, 0.46 - 0.1 * s)) for s in range(3)]
-    told = summary.sentences(results.Results([*plain, dense, *dar]))
+    told = summary.sentences(aggregate.Results([*plain, dense, *dar]))
     assert told[0] == (
         "Validation loss after 400 steps: residual 0.35 [0.1016, 0.5984]; DENSEFORMER lower by "
         "0.01 (one seed); DAR-DYNAMIC higher by 0.01 [0.01, 0.01]."
     )
-    first, second = summary.plain(results.Results([*plain, dense], ["residual"]))["lines"]
+    first, second = summary.plain(aggregate.Results([*plain, dense], ["residual"]))["lines"]
     assert first["loss_difference"] is None
     assert second["loss_difference"]["value"] == pytest.approx(-0.01)
 
@@ -236,16 +237,16 @@ def test_nine_times_fewer_steps_confirm_the_paper():
 
 @pytest.mark.parametrize(("share", "best"), [(0.4, 4.90), (0.5, 4.32), (0.6, 3.74), (0.7, 3.14)])
 def test_the_cost_model_of_the_paper(share, best):
-    assert results.optimal_chunk(56, share) == pytest.approx(best, abs=0.005)
+    assert aggregate.optimal_chunk(56, share) == pytest.approx(best, abs=0.005)
     sizes = np.linspace(1, 56, 5501)
-    costs = [results.chunk_cost(56, size, share) for size in sizes]
+    costs = [aggregate.chunk_cost(56, size, share) for size in sizes]
     assert sizes[np.argmin(costs)] == pytest.approx(best, abs=0.01)
 
 
 def test_seconds_are_those_of_the_lines_own_reference():
     slow = {**finished().cost, "reference_seconds": 0.5, "ratio": 2.0, "low": 1.5, "high": 3.0}
     deep = [finished(n, group="deep", cost=slow) for n in ("residual-28", "dar-dynamic-28")]
-    found = results.Results([finished(), *deep])
+    found = aggregate.Results([finished(), *deep])
     assert found.reference_seconds(found.of("schemes")) == 0.2
     assert found.reference_seconds(found.of("deep")) == 0.5
     routed, plain = (found.lines[name].price for name in ("dar-dynamic-28", "residual-28"))
@@ -255,7 +256,7 @@ def test_seconds_are_those_of_the_lines_own_reference():
 def test_magnitudes_over_depth_stay_positive():
     blocks = [{**finished().blocks, "rms": [scale, 2.0]} for scale in (0.001, 1.0, 1000.0)]
     records = [finished(seed=seed, blocks=one) for seed, one in enumerate(blocks)]
-    (depth,) = [d for d in study_panels.drawings(results.Results(records)) if d.name == "depth"]
+    (depth,) = [d for d in study_panels.drawings(aggregate.Results(records)) if d.name == "depth"]
     (curve,) = depth.panels[0].curves
     assert curve.value == pytest.approx([1.0, 2.0])
     half = student(2) * math.log(1000) / math.sqrt(3)
@@ -265,15 +266,15 @@ def test_magnitudes_over_depth_stay_positive():
 
 def test_runs_that_do_not_belong_together():
     with pytest.raises(UsageError, match="no finished run yet"):
-        results.Results([])
+        aggregate.Results([])
     with pytest.raises(UsageError, match="scales digits and smoke"):
-        results.Results([finished(), finished(seed=1, scale="smoke")])
+        aggregate.Results([finished(), finished(seed=1, scale="smoke")])
     with pytest.raises(UsageError, match="different steps"):
-        results.Results([finished(), finished(seed=1, steps=[1, 2, 3, 4])])
+        aggregate.Results([finished(), finished(seed=1, steps=[1, 2, 3, 4])])
 
 
 def test_a_page_of_everything_keeps_names_as_text(tmp_path):
-    found = results.Results(everything())
+    found = aggregate.Results(everything())
     drawings = study_panels.drawings(found)
     assert [d.name for d in drawings] == ["loss", "frechet", "depth", "others-1", "deep", "chunks"]
     text = study_page.render(found, drawings)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dar_probe import schema, trajectory
 from dar_probe.errors import CheckpointError
+from dar_probe.results import schema, trajectory
 from tests import synthetic
 
 

@@ -15,8 +15,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dar_probe import store
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.results import store
 from tests import synthetic
 from tests.shell import interruptible
 

@@ -6,8 +6,8 @@ import seaborn as sns
 import xarray as xr
 from matplotlib import pyplot as plt
 
-from dar_probe import schema, tidy
 from dar_probe.errors import UsageError
+from dar_probe.results import dataframe, schema
 from tests.synthetic import dataset, trained
 
 DEPTH = {"block", "sublayer", "reader", "source"}
@@ -38,7 +38,7 @@ def rows_by_loop(ds, name):
 
 @pytest.mark.parametrize("name", list(schema.VARIABLES))
 def test_a_row_is_a_cell(ds, name):
-    frame = tidy.to_dataframe(ds, name)
+    frame = dataframe.to_dataframe(ds, name)
     expected = list(rows_by_loop(ds, name))
     assert list(frame.columns) == list(expected[0])
     assert len(frame) == len(expected)
@@ -52,8 +52,8 @@ def test_a_row_is_a_cell(ds, name):
 
 @pytest.mark.parametrize("names", [(), ("gate", "route"), ("write_rms",), ("loss",)])
 def test_there_and_back(ds, names):
-    frame = tidy.to_dataframe(ds, *names)
-    names = names or tidy.BLOCK_VARIABLES
+    frame = dataframe.to_dataframe(ds, *names)
+    names = names or dataframe.BLOCK_VARIABLES
     dims = list(ds[names[0]].dims)
     back = frame.set_index(dims)[list(names)].to_xarray()
     for name in names:  # pairs without a row come back as NaN
@@ -61,8 +61,8 @@ def test_there_and_back(ds, names):
 
 
 def test_pooled_is_the_schema_s_average_over_samples(ds):
-    level = tidy.to_dataframe(ds, "rms", "cosine", per="level")
-    pooled = tidy.to_dataframe(ds, "rms", "cosine", per="pooled")
+    level = dataframe.to_dataframe(ds, "rms", "cosine", per="level")
+    pooled = dataframe.to_dataframe(ds, "rms", "cosine", per="pooled")
     assert len(level) == 2 * 4 and len(pooled) == 4
     rms, cosine = (ds[name].values.astype(float) for name in ("rms", "cosine"))
     np.testing.assert_allclose(level["rms"], np.sqrt((rms**2).mean(axis=1)).ravel())
@@ -79,12 +79,12 @@ def test_pooled_is_the_schema_s_average_over_samples(ds):
 
 def test_pooled_pairs_are_those_offered(ds):
     offered = np.isfinite(ds["route"].values).all(axis=(0, 1)).sum()
-    assert len(tidy.to_dataframe(ds, "gate", "route", per="pooled")) == offered
-    assert len(tidy.to_dataframe(ds, "gate", per="level")) == 2 * offered
+    assert len(dataframe.to_dataframe(ds, "gate", "route", per="pooled")) == offered
+    assert len(dataframe.to_dataframe(ds, "gate", per="level")) == 2 * offered
 
 
 def test_one_number_is_one_row(ds):
-    frame = tidy.to_dataframe(ds, "loss", per="pooled")
+    frame = dataframe.to_dataframe(ds, "loss", per="pooled")
     assert frame.shape == (1, 3)
     assert frame["loss"].item() == pytest.approx(ds["loss"].values.astype(float).mean())
 
@@ -92,9 +92,9 @@ def test_one_number_is_one_row(ds):
 def test_a_trajectory_has_a_column_of_steps():
     whole = trained(steps=2, blocks=3, samples=2, levels=2)
     for per in ("sample", "pooled"):
-        frame = tidy.to_dataframe(whole, "rms", per=per)
+        frame = dataframe.to_dataframe(whole, "rms", per=per)
         assert frame.columns[0] == "step" and frame["step"].unique().tolist() == [100, 200]
-    one = tidy.to_dataframe(whole, "rms").query("step == 200")["rms"]
+    one = dataframe.to_dataframe(whole, "rms").query("step == 200")["rms"]
     np.testing.assert_array_equal(one, whole["rms"].sel(step=200).values.ravel())
 
 
@@ -115,13 +115,15 @@ def with_interventions(ds):
 
 def test_interventions(ds):
     ablated = with_interventions(ds)
-    frame = tidy.to_dataframe(ablated, "gate_ablated", "gate_linear")
+    frame = dataframe.to_dataframe(ablated, "gate_ablated", "gate_linear")
     assert frame["gate_ablated"].tolist() == list(range(12))
     assert frame["ablation_name"].tolist() == ["a", "b"] * 6
-    assert len(tidy.to_dataframe(ablated, "linearisation_error")) == 4
-    assert tidy.to_dataframe(ablated, "rank_correlation")["intervention"].tolist() == ["gate"] * 2
+    assert len(dataframe.to_dataframe(ablated, "linearisation_error")) == 4
+    assert (
+        dataframe.to_dataframe(ablated, "rank_correlation")["intervention"].tolist() == ["gate"] * 2
+    )
     with pytest.raises(UsageError, match="not pooled"):
-        tidy.to_dataframe(ablated, "gate_ablated", per="level")
+        dataframe.to_dataframe(ablated, "gate_ablated", per="level")
 
 
 @pytest.mark.parametrize(
@@ -137,13 +139,13 @@ def test_interventions(ds):
 )
 def test_what_does_not_fit_is_told(ds, names, settings, sentence):
     with pytest.raises(UsageError, match=sentence) as caught:
-        tidy.to_dataframe(ds, *names, **settings)
+        dataframe.to_dataframe(ds, *names, **settings)
     assert caught.value.hint
 
 
 def test_seaborn_takes_one_line(ds):
     grid = sns.relplot(
-        tidy.to_dataframe(ds, "rms"), x="block", y="rms", hue="noise_level", kind="line"
+        dataframe.to_dataframe(ds, "rms"), x="block", y="rms", hue="noise_level", kind="line"
     )
     axis = grid.axes.flat[0]
     drawn = [line for line in axis.get_lines() if len(line.get_xdata())]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dar_probe import store
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.loading import load as load_subject
 from dar_probe.objective import FLOW_PREDICTIONS, PATHS
+from dar_probe.results import store
 from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import data as datasets
 from dar_probe.train import ema

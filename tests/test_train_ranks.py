@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dar_probe import store
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.results import store
 from dar_probe.runtime.ranks import Ranks, alive
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import Run, train

@@ -9,11 +9,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dar_probe import metrics, verdict
-from dar_probe import rule as rules
 from dar_probe.errors import UsageError
-from dar_probe.metrics import DEFINITIONS, Metric
-from dar_probe.verdict import Finding, Thresholds, Verdict
+from dar_probe.results import fail_rule as rules
+from dar_probe.results import metrics, verdict
+from dar_probe.results.metrics import DEFINITIONS, Metric
+from dar_probe.results.verdict import Finding, Thresholds, Verdict
 from tests import synthetic
 
 NAN = float("nan")

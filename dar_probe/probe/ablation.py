@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar_probe.effects import KIND_TEXT
 from dar_probe.errors import UsageError
 from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
 from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.results.interventions import KIND_TEXT
 from dar_probe.routing.mixing import mixture
 from dar_probe.subjects.subject import Subject
 

@@ -1,8 +1,8 @@
 """Pure tensor reductions: what one recorded forward and backward say, per sample.
 
 N samples, T tokens, D features; R = L + 1 readers, S = L + 1 sources, B blocks. Definitions are
-in ``dar_probe.schema``. A fresh temporary as large as a state costs more than the arithmetic on
-it (page faults), so every loop works in buffers that are made once.
+in ``dar_probe.results.schema``. A fresh temporary as large as a state costs more than the
+arithmetic on it (page faults), so every loop works in buffers that are made once.
 """
 
 import math

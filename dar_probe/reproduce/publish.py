@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dar_probe.files import atomic
-from dar_probe.reproduce import results, summary
 from dar_probe.reproduce.plan import SCALES
+from dar_probe.results.study import aggregate, summary
 
 
 def publish(out: Path) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def publish(out: Path) -> dict[str, Any]:
         study_routes,
     )
 
-    records = results.load(out / "runs")
+    records = aggregate.load(out / "runs")
     scale = SCALES.get(records[0].scale)
     order = [entry.name for entry in scale.entries] if scale else []
-    found = results.Results(records, order)
+    found = aggregate.Results(records, order)
     drawings = study_panels.drawings(found)
     atomic.write_text(out / "reproduce.html", study_page.render(found, drawings))
     atomic.make_folder(out / "figures", out / "figures")

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dar_probe import __version__, metrics, store, trajectory
+from dar_probe import __version__
 from dar_probe.errors import InUseError, UsageError
 from dar_probe.evaluation import Judge
 from dar_probe.files import atomic
 from dar_probe.generation import generator
-from dar_probe.reproduce import cost, record
+from dar_probe.reproduce import cost
 from dar_probe.reproduce.plan import Run
-from dar_probe.reproduce.record import Record
+from dar_probe.results import metrics, store, trajectory
+from dar_probe.results.study import record
+from dar_probe.results.study.record import Record
 from dar_probe.train import loop
 from dar_probe.train.config import TrainConfig
 

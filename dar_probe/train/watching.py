@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from dar_probe.loading import ByClass, Loaded
 from dar_probe.probe.levels import parse_levels
+from dar_probe.results.trajectory_store import TrajectoryFile
 from dar_probe.subjects import Identified
 from dar_probe.subjects.sit import FAMILY
 from dar_probe.task import Task, of_rows
-from dar_probe.trajectory_file import TrajectoryFile
 from dar_probe.watch import Watch
 
 if TYPE_CHECKING:

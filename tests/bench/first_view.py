@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dar_probe import metrics  # noqa: E402
 from dar_probe.reports import page  # noqa: E402
-from dar_probe.verdict import judge  # noqa: E402
+from dar_probe.results import metrics  # noqa: E402
+from dar_probe.results.verdict import judge  # noqa: E402
 from tests.synthetic import dataset  # noqa: E402
 
 WATCH = """<script>

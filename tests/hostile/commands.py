@@ -21,8 +21,9 @@ import torch
 import xarray as xr
 from matplotlib.lines import Line2D
 
-from dar_probe import cli, dataset, store
+from dar_probe import cli
 from dar_probe.reports import canvas, comparison_page, differences, figures, page
+from dar_probe.results import assemble, store
 from tests import tiny
 
 GRID = ["--samples", "4", "--noise-levels", "2", "--batch-size", "4"]
@@ -189,7 +190,7 @@ def inputs(home: Path) -> Iterator[dict[str, "Output"]]:
         patch.setattr(figures, "draw", _drawn)
         patch.setattr(figures, "dilution", _drawn)
         patch.setattr(differences, "drawable", lambda _: False)
-        patch.setattr(dataset, "datetime", _Stopped)
+        patch.setattr(assemble, "datetime", _Stopped)
         patch.setattr(store, "read", _remembered(store.read))
         found = {}
         with pytest.MonkeyPatch.context() as counted:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dar_probe import store
 from dar_probe.reproduce import plan, study
+from dar_probe.results import store
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.loop import train
 from tests.studies import finished

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dar_probe import making, store
+from dar_probe import making
 from dar_probe.analysis import open_analysis
 from dar_probe.errors import UsageError
 from dar_probe.files import analysis_folder, atomic
 from dar_probe.files.analysis_folder import OutputFolder
+from dar_probe.results import store
 from dar_probe.runtime.ranks import ALONE
 from tests import synthetic
 from tests.hostile.commands import files as contents

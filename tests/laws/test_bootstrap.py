@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dar_probe import metrics, pooling
+from dar_probe.results import bootstrap, metrics
 from tests import synthetic
 
 REPEATS = 2000
@@ -12,8 +12,8 @@ REPEATS = 2000
 def coverage(values: np.ndarray, truth: float, average: str, confidence: float = 0.95) -> float:
     """Share of REPEATS datasets (levels, n, REPEATS) whose interval holds the truth."""
     n = values.shape[1]
-    weights = pooling.bootstrap(n, 1000, seed=0)
-    low, high = metrics.interval(pooling.pool(values, weights, average), n, confidence)
+    weights = bootstrap.bootstrap(n, 1000, seed=0)
+    low, high = metrics.interval(bootstrap.pool(values, weights, average), n, confidence)
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
@@ -39,7 +39,7 @@ def test_levels_of_one_sample_are_not_taken_for_independent_samples() -> None:
 def test_plain_percentiles_would_not_cover_with_eight_samples() -> None:
     """Why the tail is moved out: without that the promise of 95 % is broken."""
     x = np.random.default_rng(1).normal(3.0, 1.0, size=(1, 8, REPEATS))
-    pooled = pooling.pool(x, pooling.bootstrap(8, 1000, seed=0), "mean")
+    pooled = bootstrap.pool(x, bootstrap.bootstrap(8, 1000, seed=0), "mean")
     low, high = np.quantile(pooled[1:], [0.025, 0.975], axis=0)
     assert np.mean((low <= 3.0) & (high >= 3.0)) < 0.92
 

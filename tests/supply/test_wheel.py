@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import dar_probe
-from dar_probe import store
+from dar_probe.results import store
 from tests.supply.lowest import lowest
 from tests.synthetic import dataset
 

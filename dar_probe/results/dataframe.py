@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import pandas as pd
 import xarray as xr
 
-from dar_probe import metrics, schema, trajectory
 from dar_probe.errors import UsageError
-from dar_probe.schema import ABLATION, VARIABLES, Variable
+from dar_probe.results import metrics, schema, trajectory
+from dar_probe.results.schema import ABLATION, VARIABLES, Variable
 
 Per = Literal["sample", "level", "pooled"]
 

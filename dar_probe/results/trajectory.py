@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from dar_probe import schema
 from dar_probe.errors import UsageError
+from dar_probe.results import schema
 
 SAME = ("noise_level", "sample", "reader_name", "source_name", "timestep")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from operator import ge, gt, le, lt
 
 from dar_probe.errors import UsageError
-from dar_probe.metrics import Metric
-from dar_probe.verdict import SYMPTOMS, Verdict, plain, quote
+from dar_probe.results.metrics import Metric
+from dar_probe.results.verdict import SYMPTOMS, Verdict, plain, quote
 
 RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.pooling import (
+from dar_probe.results.bootstrap import (
     Array,
     bootstrap,
     by_level,
@@ -18,7 +18,7 @@ from dar_probe.pooling import (
     shares,
     values_of,
 )
-from dar_probe.schema import VARIABLES, Average, Variable
+from dar_probe.results.schema import VARIABLES, Average, Variable
 
 DEFINITIONS = {
     "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square; NaN "

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from dar_probe import __version__, effects, metrics, schema
+from dar_probe import __version__
+from dar_probe.results import interventions, metrics, schema
 from dar_probe.subjects.subject import Subject
 
 
@@ -84,16 +85,16 @@ def with_ablation(
         batch_size: the smallest batch that was used.
     """
     kind_of = np.array(kinds)
-    present = [kind for kind in effects.KIND_TEXT if kind in kinds]
+    present = [kind for kind in interventions.KIND_TEXT if kind in kinds]
     means = true.mean(1), linear.mean(1)
     ranks = [
-        [effects.spearman(t[kind_of == kind], p[kind_of == kind]) for kind in present]
+        [interventions.spearman(t[kind_of == kind], p[kind_of == kind]) for kind in present]
         for t, p in zip(*means, strict=True)
     ]
     arrays = {
         "gate_ablated": true,
         "gate_linear": linear,
-        "linearisation_error": effects.linearisation_error(true, linear, 1),
+        "linearisation_error": interventions.linearisation_error(true, linear, 1),
         "rank_correlation": np.array(ranks),
     }
     manifest = schema.manifest(ds)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from dar_probe.reproduce.claims import (
+from dar_probe.results.sample_quality import Interval
+from dar_probe.results.study.aggregate import Line, Results, optimal_chunk
+from dar_probe.results.study.claims import (
     Claim,
     apart,
     chunk_of,
@@ -16,9 +18,7 @@ from dar_probe.reproduce.claims import (
     time_gain,
     told,
 )
-from dar_probe.reproduce.record import Record
-from dar_probe.reproduce.results import Line, Results, optimal_chunk
-from dar_probe.train.quality import Interval
+from dar_probe.results.study.record import Record
 
 
 def sentences(results: Results) -> list[str]:

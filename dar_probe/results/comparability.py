@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.pooling import Array
-from dar_probe.schema import VARIABLES, manifest
+from dar_probe.results.bootstrap import Array
+from dar_probe.results.schema import VARIABLES, manifest
 
 STAND_IN = "no loss was given"  # how an audit's assumption on its loss begins
 OWN = "own samples"  # the name of data that each model drew itself

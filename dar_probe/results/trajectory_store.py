@@ -6,9 +6,9 @@ from typing import Any
 
 import xarray as xr
 
-from dar_probe import schema, store, trajectory
 from dar_probe.errors import UsageError
 from dar_probe.files import atomic
+from dar_probe.results import schema, store, trajectory
 
 # What a manifest tells of its own moment, or of where the model stood.
 PASSING = {"model": ("name", "fresh"), "config": ("batch_size",)}

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from dar_probe import metrics
-from dar_probe.metrics import Metric
-from dar_probe.schema import ABLATION
+from dar_probe.results import metrics
+from dar_probe.results.metrics import Metric
+from dar_probe.results.schema import ABLATION
 
 Array = npt.NDArray[np.float64]
 FEWEST = 3  # interventions that can be ranked at all

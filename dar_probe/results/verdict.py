@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe.metrics import Metric, chance, numbers, profile, staged
-from dar_probe.schema import manifest
+from dar_probe.results.metrics import Metric, chance, numbers, profile, staged
+from dar_probe.results.schema import manifest
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
 

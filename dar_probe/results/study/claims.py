@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dar_probe.reproduce.record import Record
-from dar_probe.reproduce.results import Line, Results
-from dar_probe.train.quality import Interval, over_seeds
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.record import Record
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not testable"]
 PAPER_FACTOR = 8.75  # 1.75 M iterations of the baseline against 200 k of DAR

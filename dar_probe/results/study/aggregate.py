@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.reproduce import record
-from dar_probe.reproduce.record import Record
-from dar_probe.train.quality import Interval, over_seeds
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study import record
+from dar_probe.results.study.record import Record
 
 REFERENCES = {"deep": "residual-28", "repa": "residual-repa"}  # of the other groups: "residual"
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from dar_probe.pooling import Array, by_level, coords_of, shares, values_of
-from dar_probe.schema import Average
+from dar_probe.results.bootstrap import Array, by_level, coords_of, shares, values_of
+from dar_probe.results.schema import Average
 
 
 def importance(ds: xr.Dataset) -> xr.DataArray:

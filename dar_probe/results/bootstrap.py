@@ -5,7 +5,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.schema import Average
+from dar_probe.results.schema import Average
 
 Array = npt.NDArray[np.float64]
 

@@ -9,20 +9,20 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe import metrics
 from dar_probe.errors import UsageError
-from dar_probe.matching import (
+from dar_probe.results import metrics
+from dar_probe.results.bootstrap import Array, coords_of
+from dar_probe.results.comparability import (
     in_order_of,
     obstacle,
     unknown_samples,
     unlike_depth,
     unlike_losses,
 )
-from dar_probe.metrics import Metric
-from dar_probe.pooling import Array, coords_of
-from dar_probe.schema import VARIABLES
-from dar_probe.trajectory import last_step
-from dar_probe.verdict import SYMPTOMS, plain, unmeasured
+from dar_probe.results.metrics import Metric
+from dar_probe.results.schema import VARIABLES
+from dar_probe.results.trajectory import last_step
+from dar_probe.results.verdict import SYMPTOMS, plain, unmeasured
 
 NUMBERS = (*SYMPTOMS, "selectivity", "selectivity_shift", "importance_shift", "loss")
 Direction = Literal["rises", "falls", "same", "open", "unknown"]

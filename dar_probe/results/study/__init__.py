@@ -1,0 +1,1 @@
+"""What the runs of a study say: records, means over seeds, the paper's claims."""
