@@ -63,7 +63,7 @@ def ablate(
     options.check_first(checkpoint)
     pairs_wanted = [_pair(text) for text in gate or []]
     from dar_probe import api
-    from dar_probe.hub.folder import name_of
+    from dar_probe.checkpoints.diffusers_folder import name_of
 
     folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
     with terminal.progress("intervening") as tell:

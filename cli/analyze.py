@@ -90,7 +90,7 @@ def analyze(
 
 def _name(checkpoints: list[Path]) -> str:
     """Return a folder's name: the checkpoint's, or that of the run which several come from."""
-    from dar_probe.hub.folder import name_of
+    from dar_probe.checkpoints.diffusers_folder import name_of
 
     if len(checkpoints) == 1:
         return name_of(checkpoints[0])

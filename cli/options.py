@@ -66,8 +66,8 @@ def check_first(path: Path) -> None:
     Raises:
         CheckpointError: it is none, or no checkpoint.
     """
+    from dar_probe.checkpoints.diffusers_folder import is_folder
     from dar_probe.files import kinds
-    from dar_probe.hub.folder import is_folder
 
     if not is_folder(path):
         with kinds.open_file(path) as file:

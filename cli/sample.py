@@ -39,11 +39,11 @@ def sample(
     """
     from rich.text import Text
 
+    from dar_probe.checkpoints.diffusers_folder import name_of
     from dar_probe.cli import terminal
     from dar_probe.cli.console import console_on, printable
     from dar_probe.errors import UsageError
     from dar_probe.files.analysis_folder import OutputFolder, check_target
-    from dar_probe.hub.folder import name_of
 
     try:
         wanted = [int(part) for part in classes.split(",") if part.strip()]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import checkpoints, objective, subjects
-from dar_probe.checkpoints import peek, room
+from dar_probe.checkpoints import diffusers_folder, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
-from dar_probe.checkpoints.selection import Weights
+from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
-from dar_probe.hub import clock, conditioning, folder, inputs, sampling
+from dar_probe.hub import clock, conditioning, inputs, sampling
 from dar_probe.hub import model as hub_model
 from dar_probe.objective import Objective
 from dar_probe.subjects import Identified, Subject
@@ -166,7 +166,7 @@ def load(
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    if (home := folder.home_of(path)) is not None:
+    if (home := diffusers_folder.home_of(path)) is not None:
         for name, given in (("heads", heads), ("family", family)):
             if given is not None:
                 raise UsageError(
@@ -195,7 +195,7 @@ def _load_file(
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
     converted = {k: shape for k, shape in header.shapes.items() if header.dtypes[k] != dtype}
-    room.require(header.stored + room.needed(converted, dtype))
+    memory_check.require(header.stored + memory_check.needed(converted, dtype))
     checkpoint = checkpoints.read(path, weights=weights)
     checkpoint.header.compare(header.shapes)
     check_finite(checkpoint.state)
@@ -237,14 +237,14 @@ def _load_folder(
     text: str | Path | None,
     seed: int,
 ) -> Loaded:
-    read = folder.read(path)
+    read = diffusers_folder.read(path)
     given = conditioning.load(text) if text is not None else None
     call, chosen, assumed = plan(read, objective_name, shape=shape, given=given, seed=seed)
-    room.require(room.needed(read.shapes, dtype))
+    memory_check.require(memory_check.needed(read.shapes, dtype))
     model = hub_model.build(read, dtype=dtype)
     return Loaded(
         file={
-            "name": folder.name_of(path),
+            "name": diffusers_folder.name_of(path),
             "sha256": read.sha256,
             "bytes": read.bytes,
             "weights": read.variant or "folder",
@@ -268,7 +268,7 @@ def _load_folder(
 
 
 def plan(
-    read: folder.Folder,
+    read: diffusers_folder.Folder,
     objective_name: str | None = None,
     *,
     shape: Sequence[int] | None = None,

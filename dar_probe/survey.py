@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dar_probe import subjects
-from dar_probe.checkpoints import peek
+from dar_probe.checkpoints import diffusers_folder, peek
 from dar_probe.checkpoints.header import Header
-from dar_probe.hub import folder
 from dar_probe.hub import model as hub_model
 from dar_probe.loading import (
     blank,
@@ -75,7 +74,7 @@ def survey(
         UsageError: an option does not fit.
     """
     path = Path(path)
-    if (home := folder.home_of(path)) is not None:
+    if (home := diffusers_folder.home_of(path)) is not None:
         return _of_folder(home, objective_name)
     header = peek.peek(path, weights=check_weights(weights))
     kind = subjects.family_of(header, family)
@@ -109,7 +108,7 @@ def survey(
 
 
 def _of_folder(path: Path, objective_name: str | None) -> Survey:
-    read = folder.read(path)
+    read = diffusers_folder.read(path)
     call, chosen, assumed = plan(read, objective_name)
     model = hub_model.blank(read)
     x = torch.zeros(1, *call.shape, device="meta")
@@ -117,7 +116,7 @@ def _of_folder(path: Path, objective_name: str | None) -> Survey:
     flops, unknown = count_flops(model, args, kwargs)
     return Survey(
         file={
-            "name": folder.name_of(path),
+            "name": diffusers_folder.name_of(path),
             "bytes": read.bytes,
             "weights": read.variant or "folder",
             "dtype": read.dtype,

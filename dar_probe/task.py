@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from dar_probe import subjects
-from dar_probe.checkpoints import room
+from dar_probe.checkpoints import memory_check
 from dar_probe.errors import UsageError, blamed
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.kinds import quote
@@ -209,7 +209,9 @@ def of_checkpoint(
         dtype=find_dtype(dtype), shape=rows_of.shape_of(data), text=text, seed=seed,
     )  # fmt: skip
     if place.type == "cuda":
-        room.require(sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place)
+        memory_check.require(
+            sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
+        )
     loaded.model.to(place)
     return _plan(loaded, data, levels, samples, batch_size, seed, engine)
 

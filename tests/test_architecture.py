@@ -34,6 +34,8 @@ LAYERS = [
     {
         "dar_probe.arrays",
         "dar_probe.checkpoints",
+        "dar_probe.checkpoints.memory_check",
+        "dar_probe.checkpoints.state_dict",
         "dar_probe.files.analysis_folder",
         "dar_probe.files.arrays",
         "dar_probe.files.kinds",
@@ -54,6 +56,7 @@ LAYERS = [
         "dar_probe.trajectory_file",
     },
     {
+        "dar_probe.checkpoints.diffusers_folder",
         "dar_probe.effects",
         "dar_probe.hub",
         "dar_probe.matching",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe.checkpoints import room
+from dar_probe.checkpoints import memory_check
 from tests import tiny
 
 
@@ -42,12 +42,12 @@ def test_a_file_in_any_precision_is_measured_in_the_one_asked_for(tmp_path, mode
 def test_a_model_without_room_is_refused_before_its_weights_are_read(tmp_path, model, monkeypatch):
     path = saved(tmp_path / "large.pt", model, torch.float16)
     needed = sum(p.numel() for p in model.parameters()) * (2 + 4)  # as stored, and converted
-    monkeypatch.setattr(room, "available", lambda device="cpu": needed - 1)
+    monkeypatch.setattr(memory_check, "available", lambda device="cpu": needed - 1)
     monkeypatch.setattr("dar_probe.checkpoints.read", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(dp.ProbeError, match=r"this needs 0\.0 GiB on cpu, and 0\.0 GiB") as caught:
         dp.analyze(path, heads=2)
     assert caught.value.exit_code == 4 and "--dtype bfloat16" in caught.value.hint
-    monkeypatch.setattr(room, "available", lambda device="cpu": needed)
+    monkeypatch.setattr(memory_check, "available", lambda device="cpu": needed)
     with pytest.raises(ZeroDivisionError):  # now it is read
         dp.analyze(path, heads=2)
 

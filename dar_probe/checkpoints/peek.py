@@ -9,8 +9,8 @@ import torch
 
 from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.selection import Weights, choose
 from dar_probe.checkpoints.settings import settings
+from dar_probe.checkpoints.state_dict import Weights, choose
 from dar_probe.files import kinds
 from dar_probe.files.kinds import quote
 

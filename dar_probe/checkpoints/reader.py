@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.checkpoints.selection import SAVE, Weights, choose, plain_names
 from dar_probe.checkpoints.settings import settings
+from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.kinds import quote

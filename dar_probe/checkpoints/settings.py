@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dar_probe.checkpoints.selection import plain
+from dar_probe.checkpoints.state_dict import plain
 from dar_probe.errors import CheckpointError
 
 MAX_SETTINGS = 10_000  # values in args, counted as often as they are reached

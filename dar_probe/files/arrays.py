@@ -87,12 +87,12 @@ def _require_room(claimed: int, path: Path) -> None:
     """Require memory for ``claimed`` bytes, and for them once more in another type."""
     if claimed <= SMALL:
         return
-    from dar_probe.checkpoints import room  # it imports torch, which small files need not
+    from dar_probe.checkpoints import memory_check  # it imports torch, which small files need not
 
-    if 2 * claimed > (have := room.available()):
+    if 2 * claimed > (have := memory_check.available()):
         raise UsageError(
-            f"{quote(path.name)} needs {2 * claimed / room.GIB:.1f} GiB of memory, "
-            f"and {have / room.GIB:.1f} GiB are available",
+            f"{quote(path.name)} needs {2 * claimed / memory_check.GIB:.1f} GiB of memory, "
+            f"and {have / memory_check.GIB:.1f} GiB are available",
             hint="save the rows that are needed to a smaller file",
         )
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dar_probe.checkpoints.diffusers_folder import Folder
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.kinds import quote
-from dar_probe.hub.folder import Folder
 
 _HOME = "diffusers.models.transformers."
 _SCHEDULERS = "diffusers.schedulers."

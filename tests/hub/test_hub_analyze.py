@@ -10,7 +10,8 @@ import torch
 
 import dar_probe as dp
 from dar_probe import subjects
-from dar_probe.hub import clock, folder, inputs
+from dar_probe.checkpoints import diffusers_folder
+from dar_probe.hub import clock, inputs
 from dar_probe.probe.recorder import untouched
 from dar_probe.train import data as datasets
 from tests.families import check
@@ -30,7 +31,7 @@ def latents(path, shape):
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_a_folder_is_analysed_from_disk_to_dataset(tmp_path, name):
     home = tiny.save(name, tmp_path / name)
-    read = folder.read(home)
+    read = diffusers_folder.read(home)
     call = inputs.plan(read.class_name, read.config, shape=tiny.SHAPES.get(name))
     x = latents(tmp_path / "x.npz", call.shape)
     dtype = torch.float32 if name in SINGLE_PRECISION else torch.float64

@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.hub import conditioning, folder, inputs, model
+from dar_probe.hub import conditioning, inputs, model
 from tests.hub import others, tiny
 
 pytest.importorskip("diffusers")
@@ -17,7 +18,7 @@ ALONE = 1e-5
 
 
 def prepare(saved, name, **options):
-    found = folder.read(saved(name))
+    found = diffusers_folder.read(saved(name))
     call = inputs.plan(
         found.class_name, found.config, shape=tiny.SHAPES.get(name), **{"tokens": 5, **options}
     )
@@ -104,7 +105,7 @@ def test_another_shape_is_refused_by_name(saved):
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_the_default_size_runs(saved, name):
-    found = folder.read(saved(name))
+    found = diffusers_folder.read(saved(name))
     call = inputs.plan(found.class_name, found.config)
     x, time = some(call)
     assert predict(model.build(found), call, x, time, IDS).shape == x.shape
@@ -140,7 +141,7 @@ def test_a_reduced_size_is_said():
 
 @pytest.mark.parametrize("shape", [(4, 8), (5, 8, 8), (4, 7, 8), (4, 0, 8), (4, 8, 8, 8)])
 def test_a_size_that_does_not_fit(saved, shape):
-    found = folder.read(saved("sd3"))
+    found = diffusers_folder.read(saved("sd3"))
     with pytest.raises(UsageError, match=r"the model takes \(4, H, W\)"):
         inputs.plan(found.class_name, found.config, shape=shape)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.hub import folder, model
+from dar_probe.hub import model
 from tests.hub import tiny
 
 pytest.importorskip("diffusers")
@@ -36,7 +37,7 @@ def edit(path, **changes):
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_header_is_that_of_the_model(saved, name):
-    found = folder.read(saved(name))
+    found = diffusers_folder.read(saved(name))
     state = tiny.build(name).state_dict()
     assert found.shapes == {key: tuple(value.shape) for key, value in state.items()}
     assert (found.class_name, found.dtype) == (tiny.MODELS[name][0], "float32")
@@ -46,7 +47,7 @@ def test_header_is_that_of_the_model(saved, name):
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_every_weight_is_loaded(saved, name):
-    built = model.build(folder.read(saved(name)))
+    built = model.build(diffusers_folder.read(saved(name)))
     assert not built.training
     expected = tiny.build(name).state_dict()
     assert built.state_dict().keys() == expected.keys()
@@ -54,27 +55,30 @@ def test_every_weight_is_loaded(saved, name):
 
 
 def test_root_and_transformer_folder_are_the_same_model(saved):
-    root, inner = folder.read(saved("sd3")), folder.read(saved("sd3") / "transformer")
+    root, inner = (
+        diffusers_folder.read(saved("sd3")),
+        diffusers_folder.read(saved("sd3") / "transformer"),
+    )
     assert (root.sha256, root.scheduler) == (inner.sha256, inner.scheduler)
 
 
 def test_a_transformer_folder_elsewhere_has_no_scheduler(copy, tmp_path):
     moved = shutil.move(copy / "transformer", tmp_path / "mine")
-    assert folder.read(moved).scheduler is None
+    assert diffusers_folder.read(moved).scheduler is None
 
 
 def test_the_hash_sees_weights_and_settings(copy):
-    before = folder.read(copy).sha256
+    before = diffusers_folder.read(copy).sha256
     edit(copy / "scheduler" / "scheduler_config.json", shift=2.0)
-    other = folder.read(copy).sha256
+    other = diffusers_folder.read(copy).sha256
     weights = load_file(copy / "transformer" / WEIGHTS)
     weights["proj_out.bias"][0] += 1
     save_file(weights, copy / "transformer" / WEIGHTS, metadata={"format": "pt"})
-    assert len({before, other, folder.read(copy).sha256}) == 3
+    assert len({before, other, diffusers_folder.read(copy).sha256}) == 3
 
 
 def test_shards_are_one_model(shards, saved):
-    found, whole = folder.read(shards), folder.read(saved("sd3"))
+    found, whole = diffusers_folder.read(shards), diffusers_folder.read(saved("sd3"))
     assert len(found.weights) > 1
     assert found.shapes == whole.shapes
     one, other = model.build(found).state_dict(), model.build(whole).state_dict()
@@ -83,7 +87,7 @@ def test_shards_are_one_model(shards, saved):
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "60KB"}])
 def test_a_variant_is_read_and_said(tmp_path, options):
-    found = folder.read(tiny.save("sd3", tmp_path / "fp16", variant="fp16", **options))
+    found = diffusers_folder.read(tiny.save("sd3", tmp_path / "fp16", variant="fp16", **options))
     assert found.variant == "fp16"
     assert "fp16" in found.assumptions[0]
     model.build(found)
@@ -93,14 +97,14 @@ def test_old_folders_name_the_class_that_held_two(saved, tmp_path):
     for name, kind in (("dit", "DiTTransformer2DModel"), ("pixart", "PixArtTransformer2DModel")):
         old = shutil.copytree(saved(name), tmp_path / name)
         edit(old / "transformer" / "config.json", _class_name="Transformer2DModel")
-        found = folder.read(old)
+        found = diffusers_folder.read(old)
         assert found.class_name == kind
         assert type(model.build(found)).__name__ == kind
 
 
 def refused(path, match):
     with pytest.raises(CheckpointError, match=match) as caught:
-        model.build(folder.read(path))
+        model.build(diffusers_folder.read(path))
     assert caught.value.hint
     assert "\n" not in str(caught.value)
 
@@ -181,7 +185,7 @@ def test_nan_weights(copy):
     weights["proj_out.bias"][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ProbeError, match="'proj_out.bias' has 1 of"):
-        model.build(folder.read(copy))
+        model.build(diffusers_folder.read(copy))
 
 
 def test_settings_that_the_weights_do_not_fit_cost_no_memory(copy, monkeypatch):
@@ -223,14 +227,14 @@ def test_hostile_indices(shards, content, match):
 
 def test_a_shard_with_more_than_its_index_says_is_not_read_on(shards):
     """Or a thousand shards, each with a header that takes a second, would take long."""
-    first, second = folder.read(shards).weights[:2]
+    first, second = diffusers_folder.read(shards).weights[:2]
     save_file({**load_file(first), "one.more": torch.zeros(1)}, first)
     second.write_bytes(b"no shard")
     refused(shards, "disagree on 'one.more'")
 
 
 def test_a_shard_is_missing(shards):
-    folder.read(shards).weights[0].unlink()
+    diffusers_folder.read(shards).weights[0].unlink()
     refused(shards, "lacks the shard")
 
 
@@ -270,7 +274,7 @@ def test_an_index_that_disagrees_with_its_shards(shards):
 
 
 def test_a_tensor_in_two_shards(shards):
-    first, second = folder.read(shards).weights[:2]
+    first, second = diffusers_folder.read(shards).weights[:2]
     weights = load_file(second)
     key, value = next(iter(load_file(first).items()))
     save_file({**weights, key: value}, second, metadata={"format": "pt"})
@@ -280,7 +284,7 @@ def test_a_tensor_in_two_shards(shards):
 def test_without_diffusers_one_is_told_what_to_install(saved, monkeypatch):
     import sys
 
-    found = folder.read(saved("sd3"))
+    found = diffusers_folder.read(saved("sd3"))
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UsageError) as caught:
         model.build(found)
@@ -301,7 +305,7 @@ def test_nothing_imports_diffusers_until_it_is_needed():
     import sys
 
     code = (
-        "import sys, dar_probe.hub.folder, dar_probe.hub.model, dar_probe.hub.inputs\n"
+        "import sys, dar_probe.checkpoints.diffusers_folder, dar_probe.hub.model, dar_probe.hub.inputs\n"
         "import dar_probe.hub.clock, dar_probe.hub.sampling\n"
         "assert 'diffusers' not in sys.modules"
     )

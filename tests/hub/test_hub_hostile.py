@@ -9,8 +9,9 @@ import torch
 
 import dar_probe as dp
 from dar_probe import bench, task
+from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.hub import folder, model
+from dar_probe.hub import model
 from dar_probe.survey import survey
 from tests.hub import tiny
 
@@ -110,7 +111,7 @@ def test_weights_that_are_not_the_classs_own_are_refused_with_their_name(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_class_that_keeps_weights_in_float32_runs_in_another_type(saved, dtype, spoil):
-    built = model.build(folder.read(saved("wan")), dtype=dtype)
+    built = model.build(diffusers_folder.read(saved("wan")), dtype=dtype)
     assert next(built.parameters()).dtype == torch.float32
     assert model.dtype_of(built) == dtype
     name = str(dtype).removeprefix("torch.")
@@ -177,27 +178,29 @@ def test_a_transformer_is_known_from_wherever_one_stands(saved, tmp_path, monkey
     """By its own name, by a link's, from within, and in the layout of the hub's cache."""
     home = tmp_path / "models--a--b.5" / "snapshots" / "0f1e"
     shutil.copytree(saved("sd3"), home)
-    plain = folder.read(home)
+    plain = diffusers_folder.read(home)
     link = tmp_path / "link"
     link.symlink_to(home / "transformer")
     weights = home / "transformer" / "diffusion_pytorch_model.safetensors"
     monkeypatch.chdir(home / "transformer")
     for path in (".", link, home / "transformer"):
-        assert folder.read(path).scheduler == plain.scheduler is not None
-        assert folder.read(path).sha256 == plain.sha256
+        assert diffusers_folder.read(path).scheduler == plain.scheduler is not None
+        assert diffusers_folder.read(path).sha256 == plain.sha256
     for path in (".", link, home, home / "transformer", weights):
-        assert folder.name_of(path) == "a--b.5"
-    assert folder.name_of(shutil.copytree(home, tmp_path / "sd-3.5-large")) == "sd-3.5-large"
-    assert folder.name_of(tmp_path / "x.y.pt") == "x.y"
+        assert diffusers_folder.name_of(path) == "a--b.5"
+    assert (
+        diffusers_folder.name_of(shutil.copytree(home, tmp_path / "sd-3.5-large")) == "sd-3.5-large"
+    )
+    assert diffusers_folder.name_of(tmp_path / "x.y.pt") == "x.y"
     # Analyses are written to a folder of that name: it must not lead out of its own.
     for name in ("...pt", "....safetensors"):
-        assert folder.name_of(tmp_path / name) == "checkpoint"
+        assert diffusers_folder.name_of(tmp_path / name) == "checkpoint"
     outside = tmp_path / "models--.." / "snapshots" / "0f1e"
-    assert folder.name_of(shutil.copytree(home, outside)) == "checkpoint"
+    assert diffusers_folder.name_of(shutil.copytree(home, outside)) == "checkpoint"
 
 
 def test_shards_are_read_without_a_bar(tmp_path, capfd):
     home = tiny.save("sd3", tmp_path / "sharded", max_shard_size="60KB")
     capfd.readouterr()
-    model.build(folder.read(home))
+    model.build(diffusers_folder.read(home))
     assert capfd.readouterr().err == ""

@@ -5,7 +5,8 @@ import inspect
 import pytest
 import torch
 
-from dar_probe.hub import clock, folder, inputs, model, sampling
+from dar_probe.checkpoints import diffusers_folder
+from dar_probe.hub import clock, inputs, model, sampling
 from dar_probe.train import data
 from tests.hub import others, tiny
 
@@ -24,7 +25,7 @@ EVEN = [1, 0.75, 0.5, 0.25]
 
 
 def prepare(saved, name, scheduler=True):
-    found = folder.read(saved(name))
+    found = diffusers_folder.read(saved(name))
     call = inputs.plan(found.class_name, found.config, shape=SHAPES.get(name), tokens=5)
     settings = found.scheduler if scheduler else None
     chosen, _ = clock.choose(found.class_name, found.config, settings)
