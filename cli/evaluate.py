@@ -8,7 +8,7 @@ import typer
 from dar_probe.cli import options
 
 if TYPE_CHECKING:
-    from dar_probe.evaluation import Quality
+    from dar_probe.diffusion.evaluation import Quality
 
 ROWS = {
     "frechet": "Fréchet distance",
@@ -59,7 +59,7 @@ def evaluate(
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
         options.check_first(checkpoint)
-    from dar_probe import evaluation
+    from dar_probe.diffusion import evaluation
 
     with terminal.progress("sampling", "samples") as tell:
         found = evaluation.evaluate(

@@ -52,7 +52,7 @@ def sample(
     if out is not None:
         check_target(out, "sheet")
     options.check_first(checkpoint)
-    from dar_probe import generation
+    from dar_probe.diffusion import generation
     from dar_probe.task import check_counts
 
     check_counts(samples=samples)

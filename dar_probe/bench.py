@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from dar_probe import objective
 from dar_probe import task as tasks
+from dar_probe.diffusion import objectives
+from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.denoising import Denoising
-from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.subjects import Subject, sit
 from dar_probe.subjects.entrance import entrance, with_grad
-from dar_probe.train.data import Data
 
 WARM_UPS = 2
 LEVELS = 64  # noise levels among which a checkpoint's batch is spread
@@ -325,7 +325,7 @@ def random_workload(
     model = random_model(config, seed=seed).to(device, dtype)
     subject = sit.subject(model)
     spread = torch.from_numpy(parse_levels(min(cells, LEVELS)))
-    levels = objective.get(objective_name).reached(spread[torch.arange(cells) % len(spread)])
+    levels = objectives.get(objective_name).reached(spread[torch.arange(cells) % len(spread)])
     generator = torch.Generator().manual_seed(seed)
     shape = (cells, config.in_channels, config.input_size, config.input_size)
     data = Data(
@@ -335,7 +335,7 @@ def random_workload(
         labels=torch.arange(cells) % config.num_classes,
         ids=torch.arange(cells),
     )
-    problem = Denoising(objective.get(objective_name), data, seed=seed, device=device, dtype=dtype)
+    problem = Denoising(objectives.get(objective_name), data, seed=seed, device=device, dtype=dtype)
     return Workload(
         subject=subject, batch=problem.batch, loss=problem.loss, ids=data.ids,
         levels=levels,

@@ -10,19 +10,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dar_probe import checkpoints, objective, subjects
+from dar_probe import checkpoints, subjects
 from dar_probe.checkpoints import diffusers_folder, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.state_dict import Weights
+from dar_probe.diffusion import objectives as objective
+from dar_probe.diffusion import samplers
+from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
 from dar_probe.hub import clock, conditioning, inputs, sampling
 from dar_probe.hub import model as hub_model
-from dar_probe.objective import Objective
 from dar_probe.subjects import Identified, Subject
-from dar_probe.train import sample
 
 
 class Call(Protocol):
@@ -117,12 +118,12 @@ class Loaded:
             )
         labels = torch.arange(count) % max(self.identified.num_classes, 1)
         parameter = next(self.model.parameters())
-        drawn = sample.draw(
+        drawn = samplers.draw(
             self.model, self.objective, labels, self.identified.shape,
             seed=seed, device=parameter.device, dtype=parameter.dtype,
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
-        steps = f"{sample.Sampler.steps} Euler steps"
+        steps = f"{samplers.Sampler.steps} Euler steps"
         return drawn, f"{many} drawn from the model itself ({steps}, labels in turn)"
 
     def refusing(self) -> AbstractContextManager[None]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import subjects, task
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.noise_levels import parse_levels
+from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import UsageError, blamed
-from dar_probe.objective import Objective
 from dar_probe.probe import from_config
-from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
@@ -21,7 +22,6 @@ from dar_probe.results.comparability import STAND_IN
 from dar_probe.subjects import Subject
 from dar_probe.subjects.sites import is_fresh
 from dar_probe.subjects.traced import innermost
-from dar_probe.train import data as datasets
 
 LEVELS = 5  # of a module with a time of its own
 TARGET_SEED = 7_919  # no inputs are drawn from it

@@ -11,6 +11,8 @@ import xarray as xr
 
 from dar_probe import subjects
 from dar_probe.checkpoints import memory_check
+from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError, blamed
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.kinds import quote
@@ -19,7 +21,6 @@ from dar_probe.loading import Loaded, load
 from dar_probe.probe import ablation, trace
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
-from dar_probe.probe.levels import parse_levels
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
 from dar_probe.probe.proof import prove
 from dar_probe.probe.recorder import untouched
@@ -30,7 +31,6 @@ from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.subjects import Subject
 from dar_probe.subjects.sites import describe, is_fresh
-from dar_probe.train.data import Data
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]

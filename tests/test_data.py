@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
-from dar_probe.train import data as datasets
 
 
 def test_digits():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dar_probe import UsageError, evaluation, generation
-from dar_probe.train import data, features
+from dar_probe import UsageError
+from dar_probe.diffusion import data, evaluation, features, generation
 from tests import tiny
 from tests.shell import FIXTURES, run
 

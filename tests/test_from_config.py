@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import dar_probe as dp
+from dar_probe.diffusion import data
 from dar_probe.module_task import TARGET_SEED, mean_square, random_target, stand_in
 from dar_probe.probe import from_config
-from dar_probe.train import data
 
 transformers = pytest.importorskip("transformers")
 

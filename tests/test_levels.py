@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
-from dar_probe.probe.levels import parse_levels
 
 
 @pytest.mark.parametrize(

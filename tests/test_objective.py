@@ -5,26 +5,25 @@ import math
 import pytest
 import torch
 
-from dar_probe import objective
+from dar_probe.diffusion import objectives, samplers
 from dar_probe.errors import UsageError
 from dar_probe.probe.denoising import Denoising, contradiction
-from dar_probe.train import sample
 from tests import tiny
 
 EVERY_FLOW = [
     f"{clock}:{path}:{prediction}"
     for clock in ("sit", "repa")
-    for path in objective.PATHS
-    for prediction in objective.FLOW_PREDICTIONS
+    for path in objectives.PATHS
+    for prediction in objectives.FLOW_PREDICTIONS
 ]
 EVERY = [
-    *objective.OBJECTIVES,
+    *objectives.OBJECTIVES,
     *EVERY_FLOW,
-    *(f"ddpm:{s}:{p}" for s in objective.SCHEDULES for p in objective.PREDICTIONS),
+    *(f"ddpm:{s}:{p}" for s in objectives.SCHEDULES for p in objectives.PREDICTIONS),
     "dit:v",
     "uvit:x0",
 ]
-EVERY_DDPM = [name for name in EVERY if isinstance(objective.get(name), objective.DDPM)]
+EVERY_DDPM = [name for name in EVERY if isinstance(objectives.get(name), objectives.DDPM)]
 X = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -40,13 +39,13 @@ def level(value):
 
 @pytest.mark.parametrize("name", ["sit", "repa"])
 def test_level_zero_is_data_and_one_is_noise(name):
-    flow = objective.get(name)
+    flow = objectives.get(name)
     assert torch.equal(flow.interpolate(X, NOISE, level(0.0)), X)
     assert torch.equal(flow.interpolate(X, NOISE, level(1.0)), NOISE)
 
 
 def test_time_runs_both_ways():
-    sit, repa, dit = (objective.get(name) for name in ("sit", "repa", "dit"))
+    sit, repa, dit = (objectives.get(name) for name in ("sit", "repa", "dit"))
     assert sit.model_time(level(1.0)).tolist() == [0.0] * 3  # t = 0 is noise
     assert repa.model_time(level(1.0)).tolist() == [1.0] * 3  # t = 1 is noise
     assert dit.model_time(level(1.0)).tolist() == [999] * 3
@@ -57,11 +56,11 @@ def test_time_runs_both_ways():
 
 
 FLOWS = {
-    "sit": objective.get("sit"),
-    "repa": objective.get("repa"),
-    "sd3": objective.Flow("sd3", noise_time=1, scale=1000),
-    "reversed": objective.Flow("reversed", noise_time=0, scale=1000),
-    **{name: objective.get(name) for name in EVERY_FLOW if name.endswith("velocity")},
+    "sit": objectives.get("sit"),
+    "repa": objectives.get("repa"),
+    "sd3": objectives.Flow("sd3", noise_time=1, scale=1000),
+    "reversed": objectives.Flow("reversed", noise_time=0, scale=1000),
+    **{name: objectives.get(name) for name in EVERY_FLOW if name.endswith("velocity")},
 }
 
 
@@ -88,11 +87,11 @@ def sit_path(path, t):
     return math.exp(log_mean), math.sqrt(1 - math.exp(2 * log_mean))
 
 
-@pytest.mark.parametrize("path", objective.PATHS)
+@pytest.mark.parametrize("path", objectives.PATHS)
 def test_paths_and_losses_are_those_of_sit(path):
     for t in (0.02, 0.3, 0.77, 0.99):
         alpha, sigma = sit_path(path, t)
-        noise, score = (objective.get(f"sit:{path}:{p}") for p in ("noise", "score"))
+        noise, score = (objectives.get(f"sit:{path}:{p}") for p in ("noise", "score"))
         s = level(1 - t)
         torch.testing.assert_close(noise.model_time(s), level(t))
         for found, wanted in zip(score.alpha_sigma(s), (alpha, sigma), strict=True):
@@ -109,7 +108,7 @@ def test_paths_and_losses_are_those_of_sit(path):
 
 def test_the_vp_path_is_the_vp_process_at_its_own_time():
     """One process: there the noise level is sigma, here the time along the path."""
-    path, process, s = objective.get("repa:vp:noise"), objective.get("vp"), level(0.3)
+    path, process, s = objectives.get("repa:vp:noise"), objectives.get("vp"), level(0.3)
     alpha, sigma = path.alpha_sigma(s)
     torch.testing.assert_close(process.alpha_sigma(sigma)[0], alpha)
     torch.testing.assert_close(process.model_time(sigma), 999 * path.model_time(s))
@@ -120,7 +119,7 @@ def test_the_linear_velocity_is_the_plain_flow_bit_for_bit(dtype):
     x, noise = X.to(dtype), NOISE.to(dtype)
     for s in torch.rand(64, 1, dtype=dtype, generator=torch.Generator().manual_seed(0)):
         s = s.expand(3)
-        sit, repa = objective.get("sit"), objective.get("repa")
+        sit, repa = objectives.get("sit"), objectives.get("repa")
         assert torch.equal(sit.reached(s), s)
         x_s, at = sit.interpolate(x, noise, s), s[0]
         assert torch.equal(x_s, (1 - at) * x + at * noise)
@@ -132,7 +131,7 @@ def test_the_linear_velocity_is_the_plain_flow_bit_for_bit(dtype):
 
 
 def test_ddpm_levels_are_those_of_the_schedule():
-    dit = objective.get("dit")
+    dit = objectives.get("dit")
     alpha_bar = 1.0
     sigmas = []
     for step in range(1000):
@@ -170,7 +169,7 @@ def slow_alpha_bars(schedule, steps=1000, start=1e-4, end=2e-2, zero_snr=False):
 
 SETTINGS = [
     {"schedule": schedule, "zero_snr": zero_snr, **more}
-    for schedule in objective.SCHEDULES
+    for schedule in objectives.SCHEDULES
     for zero_snr in (False, True)
     for more in ({}, {"steps": 50, "beta_start": 0.00085, "beta_end": 0.012})
 ]
@@ -178,14 +177,14 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_schedules_equal_a_loop(settings):
-    found = objective.ddpm("mine", **settings).alpha_bar
+    found = objectives.ddpm("mine", **settings).alpha_bar
     renamed = {"beta_start": "start", "beta_end": "end"}
     slow = slow_alpha_bars(**{renamed.get(key, key): value for key, value in settings.items()})
     expected = torch.tensor(slow, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-17)
     if settings["zero_snr"]:
         assert found[-1] == 0
-        assert found[0] == pytest.approx(float(objective.ddpm(
+        assert found[0] == pytest.approx(float(objectives.ddpm(
             "mine", **{**settings, "zero_snr": False}).alpha_bar[0]), rel=1e-12)  # fmt: skip
 
 
@@ -208,7 +207,7 @@ def test_schedules_equal_diffusers(settings, trained):
     theirs = diffusers.DDPMScheduler(
         beta_schedule=spelled, rescale_betas_zero_snr=zero_snr, **config, **more
     )
-    mine = objective.ddpm(
+    mine = objectives.ddpm(
         "mine",
         schedule=spelled,
         prediction="v_prediction",
@@ -235,7 +234,7 @@ def test_schedules_equal_diffusers(settings, trained):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("wanted", [0.05, 0.6, 0.99])
 def test_a_perfect_prediction_splits_into_data_and_noise(name, wanted):
-    o = objective.get(name)
+    o = objectives.get(name)
     s = o.reached(level(wanted))
     x, noise = o.split(o.interpolate(X, NOISE, s), o.target(X, NOISE, s), s)
     torch.testing.assert_close(x, X, rtol=1e-9, atol=1e-9)
@@ -245,7 +244,7 @@ def test_a_perfect_prediction_splits_into_data_and_noise(name, wanted):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_split_is_finite_at_both_ends(name, dtype):
-    o = objective.get(name)
+    o = objectives.get(name)
     for wanted in (0.0, 1.0):
         s = o.reached(level(wanted).to(dtype))
         x, noise = (tensor.to(dtype) for tensor in (X, NOISE))
@@ -259,22 +258,22 @@ def test_a_split_is_finite_at_both_ends(name, dtype):
             )
 
 
-@pytest.mark.parametrize("schedule", objective.SCHEDULES)
+@pytest.mark.parametrize("schedule", objectives.SCHEDULES)
 def test_zero_terminal_snr_leaves_no_data_and_v_still_tells_it(schedule):
-    o = objective.ddpm("mine", schedule=schedule, prediction="v", zero_snr=True)
+    o = objectives.ddpm("mine", schedule=schedule, prediction="v", zero_snr=True)
     s = o.reached(level(1.0))
     assert s.tolist() == [1.0] * 3
     assert o.log_snr(s).tolist() == [-math.inf] * 3
     assert torch.equal(o.interpolate(X, NOISE, s), NOISE)
     x, noise = o.split(NOISE, o.target(X, NOISE, s), s)
     assert torch.equal(x, X) and torch.equal(noise, NOISE)
-    eps = objective.ddpm("mine", schedule=schedule, zero_snr=True)
+    eps = objectives.ddpm("mine", schedule=schedule, zero_snr=True)
     assert not eps.split(NOISE, NOISE, s)[0].isfinite().any()  # nothing says what the data are
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_time_axis_runs_from_data_to_noise(name):
-    o = objective.get(name)
+    o = objectives.get(name)
     reached = o.reached(torch.linspace(0, 1, 201, dtype=torch.float64)).unique()
     assert len(reached) > 190  # unique also sorts
     x_s = o.interpolate(torch.ones(len(reached), 1, dtype=torch.float64), torch.zeros(()), reached)
@@ -287,15 +286,15 @@ def test_the_time_axis_runs_from_data_to_noise(name):
 
 def test_log_snr_is_even_at_the_middle_of_a_path():
     for name in ("sit", "repa"):
-        assert float(objective.get(name).log_snr(level(0.5))[0]) == pytest.approx(0, abs=1e-12)
-    vp = objective.get("vp")
+        assert float(objectives.get(name).log_snr(level(0.5))[0]) == pytest.approx(0, abs=1e-12)
+    vp = objectives.get("vp")
     assert float(vp.log_snr(level(0.5**0.5))[0]) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", EVERY_DDPM)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_step_is_the_one_whose_level_is_nearest(name, dtype):
-    o = objective.get(name)
+    o = objectives.get(name)
     start, end = (0.00085, 0.012) if "uvit" in name or "scaled" in name else (1e-4, 2e-2)
     schedule = {"dit": "linear", "uvit": "scaled-linear"}.get(
         name.partition(":")[0], name.split(":")[1] if ":" in name else ""
@@ -314,14 +313,14 @@ def test_the_step_is_the_one_whose_level_is_nearest(name, dtype):
 
 
 def test_uvit_is_fed_steps_from_one():
-    uvit = objective.get("uvit")
+    uvit = objectives.get("uvit")
     assert uvit.model_time(level(0.0)).tolist() == [1] * 3
     assert uvit.model_time(level(1.0)).tolist() == [1000] * 3
     assert float(uvit.reached(level(0.0))[0]) == pytest.approx(math.sqrt(0.00085), rel=1e-12)
 
 
 def test_vp_levels_are_the_integral_of_beta():
-    vp = objective.get("vp")
+    vp = objectives.get("vp")
     for t in (1e-4, 0.01, 0.3, 0.9, 1.0):
         # The midpoint rule is exact for a linear beta.
         integral = sum((0.1 + 19.9 * t * (i + 0.5) / 1000) * t / 1000 for i in range(1000))
@@ -337,7 +336,7 @@ def test_vp_levels_are_the_integral_of_beta():
 
 def test_dit_steps_are_the_vp_process_in_steps():
     """1,000 betas from 1e-4 to 2e-2 discretise beta(t) from 0.1 to 20; up to 3.4 steps apart."""
-    dit, vp = objective.get("dit"), objective.get("vp")
+    dit, vp = objectives.get("dit"), objectives.get("vp")
     times = vp.model_time(dit.sigmas)
     assert (times - torch.arange(1000)).abs().max() < 4
 
@@ -357,11 +356,11 @@ def test_dit_steps_are_the_vp_process_in_steps():
 )
 def test_what_is_no_noise_schedule(settings, complaint):
     with pytest.raises(UsageError, match=complaint):
-        objective.ddpm("mine", **settings)
+        objectives.ddpm("mine", **settings)
 
 
 def test_loss_is_the_mean_over_one_sample():
-    losses = objective.per_sample_loss(X, NOISE)
+    losses = objectives.per_sample_loss(X, NOISE)
     for i in range(3):
         assert float(losses[i]) == pytest.approx(float(((X[i] - NOISE[i]) ** 2).mean()))
 
@@ -385,7 +384,7 @@ def test_loss_is_the_mean_over_one_sample():
 )
 def test_unknown_objective(name):
     with pytest.raises(UsageError, match=repr(name)) as caught:
-        objective.get(name)
+        objectives.get(name)
     for word in (
         "sit",
         "uvit",
@@ -402,16 +401,16 @@ def test_unknown_objective(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_candidate_can_be_asked_for(name):
-    assumed = objective.get(name)
+    assumed = objectives.get(name)
     assert assumed.name == name
-    found = objective.candidates(assumed)
+    found = objectives.candidates(assumed)
     assert {"sit", "repa", "dit", name} <= set(found)
     others = 5 * (name in EVERY_FLOW) + 2 * (name in EVERY_DDPM)
     assert len(found) == len({"sit", "repa", "dit", name}) + others
     for other, o in found.items():
-        assert o.name == other and objective.get(other) == o
-        if isinstance(o, objective.DDPM):
-            assert torch.equal(objective.get(other).alpha_bar, o.alpha_bar)
+        assert o.name == other and objectives.get(other) == o
+        if isinstance(o, objectives.DDPM):
+            assert torch.equal(objectives.get(other).alpha_bar, o.alpha_bar)
 
 
 class Oracle(torch.nn.Module):
@@ -419,22 +418,22 @@ class Oracle(torch.nn.Module):
 
     def __init__(self, name, x):
         super().__init__()
-        self.objective, self.x = objective.get(name), x
+        self.objective, self.x = objectives.get(name), x
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def level(self, t):
         """The noise level of the model's own time."""
-        if isinstance(self.objective, objective.DDPM):
+        if isinstance(self.objective, objectives.DDPM):
             step = t.long() - self.objective.first
             return self.objective.sigmas[step.clamp(0, 999)]
-        if isinstance(self.objective, objective.VPSDE):
+        if isinstance(self.objective, objectives.VPSDE):
             t = t.double() / 999
             return torch.sqrt(-torch.expm1(-(0.1 * t + 19.9 * t**2 / 2)))
         return self.objective.model_time(t)  # its own inverse
 
     def forward(self, x_s, t, y):
         s = self.level(t)
-        alpha, sigma = (objective.column(v, x_s) for v in self.objective.alpha_sigma(s))
+        alpha, sigma = (objectives.column(v, x_s) for v in self.objective.alpha_sigma(s))
         noise = (x_s - alpha * self.x) / sigma.clamp(min=1e-3)
         return self.objective.target(self.x.expand_as(x_s), noise, s)
 
@@ -442,8 +441,8 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize("name", EVERY)
 def test_euler_steps_reach_the_data(name):
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    o = objective.get(name)
-    drawn = sample.draw(Oracle(name, x), o, torch.zeros(2, dtype=torch.long), (1, 4, 4), seed=0)
+    o = objectives.get(name)
+    drawn = samplers.draw(Oracle(name, x), o, torch.zeros(2, dtype=torch.long), (1, 4, 4), seed=0)
     # DDPM's cleanest step, and where a path must keep off its end, still hold noise.
     left = float(o.alpha_sigma(o.reached(torch.zeros(1)))[1][0])
     torch.testing.assert_close(drawn, x.expand(2, -1, -1, -1), rtol=0, atol=1e-3 + 4 * left)
@@ -467,9 +466,9 @@ def test_a_wrong_clock_is_found(true, assumed):
         assert "--objective" in sentence
         named = sentence.rpartition("--objective ")[2].removesuffix(".")
         assert (
-            objective.get(named)
+            objectives.get(named)
             .target(X, NOISE, level(0.5))
-            .equal(objective.get(true).target(X, NOISE, level(0.5)))
+            .equal(objectives.get(true).target(X, NOISE, level(0.5)))
         )
         assert named == true or {named, true} == {"dit", "dit:eps"}  # one and the same
 
@@ -482,7 +481,7 @@ def test_the_right_clock_is_not_doubted(name):
 def judged(true, assumed):
     data, _ = tiny.problem(tiny.model(), samples=1)
     problem = Denoising(
-        objective.get(assumed), data, seed=0, device=torch.device("cpu"), dtype=torch.float32
+        objectives.get(assumed), data, seed=0, device=torch.device("cpu"), dtype=torch.float32
     )
     return contradiction(Oracle(true, data.latents), problem, data, seed=0)
 

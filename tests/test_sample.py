@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from dar_probe import UsageError, objective
-from dar_probe.objective import column
-from dar_probe.train import data, sample
-from dar_probe.train.sample import Sampler
+from dar_probe import UsageError
+from dar_probe.diffusion import data, objectives, samplers
+from dar_probe.diffusion.objectives import column
+from dar_probe.diffusion.samplers import Sampler
 
 MEAN, SPREAD = 0.7, 0.4
 SHAPE = (1, 2, 2)
@@ -19,11 +19,11 @@ class Exact(torch.nn.Module):
 
     def __init__(self, name):
         super().__init__()
-        self.objective = objective.get(name)
+        self.objective = objectives.get(name)
 
     def forward(self, x_s, t, y):
         o = self.objective
-        if isinstance(o, objective.DDPM):
+        if isinstance(o, objectives.DDPM):
             s = o.sigmas[t - o.first]
         else:
             s = o.model_time(t)  # a flow's clock is its own inverse
@@ -36,8 +36,8 @@ class Exact(torch.nn.Module):
 
 def drawn(name="sit", *, count=6, labels=None, batch_size=16, **settings):
     labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
-    return sample.draw(
-        Exact(name), objective.get(name), labels, SHAPE, seed=3, dtype=torch.float64,
+    return samplers.draw(
+        Exact(name), objectives.get(name), labels, SHAPE, seed=3, dtype=torch.float64,
         sampler=Sampler(**settings), batch_size=batch_size,
     )  # fmt: skip
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from dar_probe.checkpoints.reader import read
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
+from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.loading import load as load_subject
-from dar_probe.objective import FLOW_PREDICTIONS, PATHS
 from dar_probe.results import store
 from dar_probe.subjects.sit_layout import read_sizes
-from dar_probe.train import data as datasets
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, read_toml
 from dar_probe.train.loop import COLUMNS, Run, train
 from dar_probe.train.retrofit import sizes
-from dar_probe.train.sample import Sampler, draw
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,

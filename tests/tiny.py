@@ -2,10 +2,10 @@
 
 import torch
 
-from dar_probe import objective
+from dar_probe.diffusion import objectives
+from dar_probe.diffusion.data import Data
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.denoising import Denoising
-from dar_probe.train.data import Data
 
 ROUTINGS = [
     {"routing": "residual"},
@@ -52,6 +52,6 @@ def problem(model, *, samples=4, seed=0, dtype=torch.float64, name="sit"):
         ids=torch.arange(samples),
     )
     denoising = Denoising(
-        objective.get(name), data, seed=seed, device=torch.device("cpu"), dtype=dtype
+        objectives.get(name), data, seed=seed, device=torch.device("cpu"), dtype=dtype
     )
     return data, denoising

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe import objective
+from dar_probe.diffusion import objectives
+from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError
 from dar_probe.files.kinds import quote
-from dar_probe.objective import Objective
 
 TRAINED_STEPS = 1000
 _OTHERWISE = "dar-probe audit measures it in Python, with a batch and a loss of your own"
@@ -161,7 +161,7 @@ def _flow(class_name: str, config: dict[str, Any], scheduler: dict[str, Any]) ->
             raise CheckpointError(f"a timestep_scale of {quote(own)} cannot be right")
     time = f"{scale:g}" if scale != 1 else ""
     time += "(1-s)" if reverse else "s"
-    return objective.Flow(f"flow:t={time}", noise_time=0.0 if reverse else 1.0, scale=scale)
+    return objectives.Flow(f"flow:t={time}", noise_time=0.0 if reverse else 1.0, scale=scale)
 
 
 def _ddpm(scheduler: dict[str, Any]) -> Objective:
@@ -189,8 +189,8 @@ def _ddpm(scheduler: dict[str, Any]) -> Objective:
     name = f"ddpm:{label}:{settings['prediction']}"
     shift = scheduler.get("snr_shift_scale")
     if shift not in (None, 1, 1.0):
-        settings["trained_betas"] = _shifted(objective.ddpm(name, **settings), float(shift))
-    return objective.ddpm(
+        settings["trained_betas"] = _shifted(objectives.ddpm(name, **settings), float(shift))
+    return objectives.ddpm(
         name, **settings, zero_snr=bool(scheduler.get("rescale_betas_zero_snr", False))
     )
 

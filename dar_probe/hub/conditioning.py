@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
-from dar_probe.train import data as datasets
 
 
 def load(path: str | Path) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion import samplers
+from dar_probe.diffusion.objectives import Flow, Objective
 from dar_probe.hub import clock
 from dar_probe.hub.inputs import Call
 from dar_probe.hub.model import dtype_of, quiet, scheduler_class
-from dar_probe.objective import Flow, Objective
-from dar_probe.train import data as datasets
-from dar_probe.train import sample
 
 STEPS = 25
 _STEP = ("self", "model_output", "timestep", "sample")
@@ -52,10 +52,10 @@ def draw(
     if kind is None or not _can_step(kind):
         method = "Euler steps" if isinstance(objective, Flow) else "DDIM steps"
         why = "no scheduler" if kind is None else f"the scheduler {kind.__name__} not usable here"
-        drawn = sample.draw(
+        drawn = samplers.draw(
             _Called(model, call), objective, torch.arange(count),
             call.shape,
-            seed=seed, sampler=sample.Sampler(steps=steps), device=parameter.device,
+            seed=seed, sampler=samplers.Sampler(steps=steps), device=parameter.device,
             dtype=dtype_of(model), batch_size=batch_size,
         )  # fmt: skip
         return drawn, f"{_many(count)} drawn from the model itself ({steps} {method}, {why})"

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.objectives import Objective, candidates
 from dar_probe.loading import ByClass, Call
-from dar_probe.objective import Objective, candidates
-from dar_probe.train import data as datasets
-from dar_probe.train.data import Data
 
 CHECK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CHECK_SAMPLES = 8

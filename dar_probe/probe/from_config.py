@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.objectives import Objective, per_sample_loss
 from dar_probe.hub import clock, inputs
-from dar_probe.objective import Objective, per_sample_loss
 from dar_probe.probe.measure import Batch, Loss
-from dar_probe.train import data as datasets
 
 TOKENS = 64  # at most, in one sequence
 CHANNELS = 3  # where the config does not say

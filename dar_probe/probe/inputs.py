@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.files.kinds import quote
 from dar_probe.probe.measure import Batch
-from dar_probe.train import data as datasets
 
 DIGITS = 12  # of one dimension
 

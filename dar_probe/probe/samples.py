@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.data import Data
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files import arrays
 from dar_probe.files.atomic import write_atomically
 from dar_probe.files.kinds import quote
 from dar_probe.loading import Loaded
-from dar_probe.train import data as datasets
-from dar_probe.train.data import Data
 
 OWN = "own samples"
 MAX_TEXT = 600  # characters of how samples were drawn

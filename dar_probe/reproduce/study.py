@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from dar_probe import __version__
+from dar_probe.diffusion.evaluation import Judge
+from dar_probe.diffusion.generation import generator
 from dar_probe.errors import InUseError, UsageError
-from dar_probe.evaluation import Judge
 from dar_probe.files import atomic
-from dar_probe.generation import generator
 from dar_probe.reproduce import cost
 from dar_probe.reproduce.plan import Run
 from dar_probe.results import metrics, store, trajectory

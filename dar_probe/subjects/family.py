@@ -20,7 +20,7 @@ class Identified:
         sizes: depth, width, heads and whatever else builds the model, as plain data.
         shape: of one sample, e.g. (C, h, w).
         num_classes: classes without the row for dropped labels; 0 without labels.
-        objective: a name of ``dar_probe.objective``, unless the user says otherwise.
+        objective: a name of ``dar_probe.diffusion.objectives``, unless the user says otherwise.
         assumptions: one sentence for each thing that the file could not tell.
     """
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS, Flow, flow
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
-from dar_probe.objective import FLOW_PREDICTIONS, PATHS, Flow, flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class TrainConfig:
         data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
         objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
         path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see
-            ``dar_probe.objective.Flow``.
+            ``dar_probe.diffusion.objectives.Flow``.
         time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
         time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
         repa_depth: the block, from 1, after which hidden tokens are aligned with an encoder's

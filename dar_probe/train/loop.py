@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dar_probe import __version__
+from dar_probe.diffusion import data as datasets
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.runtime.ranks import ALONE, Ranks, alive, joined
 from dar_probe.train import board, ema, repa, watching
-from dar_probe.train import data as datasets
 from dar_probe.train.config import TrainConfig
 from dar_probe.train.folder import RunFolder
 from dar_probe.train.retrofit import Original, objective_settings, original

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dar_probe.diffusion.features import ImageModel
 from dar_probe.errors import UsageError
-from dar_probe.train.features import ImageModel
 
 Encoder = Callable[[Tensor], Tensor]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from dar_probe import checkpoints, objective
+from dar_probe import checkpoints
 from dar_probe.checkpoints.peek import peek
+from dar_probe.diffusion import objectives as objective
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.subjects import sit

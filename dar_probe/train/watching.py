@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.loading import ByClass, Loaded
-from dar_probe.probe.levels import parse_levels
 from dar_probe.results.trajectory_store import TrajectoryFile
 from dar_probe.subjects import Identified
 from dar_probe.subjects.sit import FAMILY

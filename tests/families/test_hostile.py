@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import objective
+from dar_probe.diffusion import objectives
 from dar_probe.errors import CheckpointError, ProbeError
 from dar_probe.probe import samples
 from dar_probe.probe.denoising import Denoising, contradiction
@@ -68,7 +68,7 @@ def test_weights_that_predict_nothing_contradict_nothing():
         torch.nn.init.normal_(parameter, std=9.0)
     data, problem = tiny.problem(model, samples=8, dtype=torch.float32)
     other = Denoising(
-        objective.get("dit"), data, seed=0, device=problem.device, dtype=torch.float32
+        objectives.get("dit"), data, seed=0, device=problem.device, dtype=torch.float32
     )
     for assumed in (problem, other):
         assert contradiction(model, assumed, data, seed=0) is None

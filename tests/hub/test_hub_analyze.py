@@ -11,9 +11,9 @@ import torch
 import dar_probe as dp
 from dar_probe import subjects
 from dar_probe.checkpoints import diffusers_folder
+from dar_probe.diffusion import data as datasets
 from dar_probe.hub import clock, inputs
 from dar_probe.probe.recorder import untouched
-from dar_probe.train import data as datasets
 from tests.families import check
 from tests.hub import tiny
 from tests.hub.test_hub_sites import SINGLE_PRECISION, Called

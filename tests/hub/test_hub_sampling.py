@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dar_probe.checkpoints import diffusers_folder
+from dar_probe.diffusion import data
 from dar_probe.hub import clock, inputs, model, sampling
-from dar_probe.train import data
 from tests.hub import others, tiny
 
 diffusers = pytest.importorskip("diffusers")

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion import features
+from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.generation import generator
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
-from dar_probe.generation import generator
 from dar_probe.results import sample_quality
 from dar_probe.results.sample_quality import Interval
 from dar_probe.runtime.device import find_device
 from dar_probe.task import check_counts
-from dar_probe.train import data as datasets
-from dar_probe.train import features
-from dar_probe.train.data import Data
 
 LEAST = 8
 SHARES = ("precision", "recall", "agreement")

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dar_probe.diffusion import samplers as drawing
+from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files.kinds import quote
 from dar_probe.hub import decoder
 from dar_probe.loading import BySignature, Loaded, load
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.task import check_counts
-from dar_probe.train import sample as drawing
-from dar_probe.train.data import Data
-from dar_probe.train.sample import Sampler
 
 COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
 

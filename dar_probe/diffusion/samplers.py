@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.objectives import Objective, column
 from dar_probe.errors import UsageError
-from dar_probe.objective import Objective, column
-from dar_probe.train import data as datasets
 
 MOST = 100_000  # steps
 SOLVERS = ("euler", "heun", "sde", "dopri5")

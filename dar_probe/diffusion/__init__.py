@@ -1,0 +1,1 @@
+"""Noise levels, paths, predictions, data, samplers, generation and quality."""
