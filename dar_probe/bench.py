@@ -26,8 +26,8 @@ from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.device import find_device, find_dtype
+from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.subjects import Subject, sit
-from dar_probe.subjects.entrance import entrance, with_grad
 
 WARM_UPS = 2
 LEVELS = 64  # noise levels among which a checkpoint's batch is spread

@@ -15,7 +15,7 @@ from dar_probe.probe import trace
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import frozen
 from dar_probe.runtime.ranks import leads
-from dar_probe.subjects.entrance import with_grad
+from dar_probe.sites.autograd_entry import with_grad
 from dar_probe.watch import Watch
 
 FEW = 8

@@ -19,9 +19,9 @@ from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
 from dar_probe.results.comparability import STAND_IN
+from dar_probe.sites.listing import is_fresh
+from dar_probe.sites.tracing import innermost
 from dar_probe.subjects import Subject
-from dar_probe.subjects.sites import is_fresh
-from dar_probe.subjects.traced import innermost
 
 LEVELS = 5  # of a module with a time of its own
 TARGET_SEED = 7_919  # no inputs are drawn from it

@@ -23,8 +23,8 @@ from dar_probe.loading import (
     of_weights,
     plan,
 )
+from dar_probe.sites.block_lists import members
 from dar_probe.subjects import Subject
-from dar_probe.subjects.blocks import members
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ from dar_probe.probe.spread import Arrays, Grid, spread
 from dar_probe.results import assemble
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
+from dar_probe.sites.listing import describe, is_fresh
 from dar_probe.subjects import Subject
-from dar_probe.subjects.sites import describe, is_fresh
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]

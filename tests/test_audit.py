@@ -8,7 +8,7 @@ from torch import nn
 import dar_probe as dp
 from dar_probe.models.sit import unpatchify
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import discover
+from dar_probe.sites import discover
 from tests import tiny
 
 

@@ -149,7 +149,7 @@ class InPlace(nn.Module):
 
 
 def test_stream_that_is_overwritten_in_place_is_an_error():
-    from dar_probe.subjects.subject import Reader, Source, Subject
+    from dar_probe.sites.subject import Reader, Source, Subject
 
     model = InPlace()
     subject = Subject(

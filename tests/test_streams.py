@@ -13,7 +13,7 @@ import dar_probe as dp
 from dar_probe.probe import trace
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import discover
+from dar_probe.sites import discover
 from tests.test_audit import Block, Branch, Stack, TwoNorms, batch, loss
 
 Pair = namedtuple("Pair", "state other")

@@ -17,7 +17,7 @@ from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record
 from dar_probe.probe.recorder import Recorder, Visitor
 from dar_probe.results.interventions import KIND_TEXT
 from dar_probe.routing.mixing import mixture
-from dar_probe.subjects.subject import Subject
+from dar_probe.sites.subject import Subject
 
 KINDS = tuple(KIND_TEXT)
 

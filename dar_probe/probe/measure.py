@@ -13,8 +13,8 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Visitor
-from dar_probe.subjects.entrance import entrance, with_grad
-from dar_probe.subjects.subject import Subject
+from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.subject import Subject
 
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
 Engine = Callable[[Visitor, tuple[Any, ...], dict[str, Any]], Any]

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from dar_probe.errors import CheckpointError, ProbeError, blamed
 from dar_probe.probe.recorder import Recorder
-from dar_probe.subjects.hooking import hooked
-from dar_probe.subjects.subject import Branch, Subject
-from dar_probe.subjects.wrapping import does_not_run
+from dar_probe.sites.hooks import hooked
+from dar_probe.sites.subject import Branch, Subject
+from dar_probe.sites.unwrap import does_not_run
 
 AGREE = 1e-4  # of a write; float32 agrees to 1e-6
 ROUNDINGS = 4  # of the stream, in units of its type's precision: differences of reads hold them

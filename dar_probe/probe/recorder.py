@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
-from dar_probe.subjects.hooking import hooked
-from dar_probe.subjects.subject import Site, Subject
+from dar_probe.sites.hooks import hooked
+from dar_probe.sites.subject import Site, Subject
 
 
 class Visitor:

@@ -12,7 +12,7 @@ from dar_probe.probe.measure import Batch, Engine, Loss, hooks, measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Arrays, Grid, OnCells, Shards, spread
 from dar_probe.runtime.ranks import ALONE, Ranks
-from dar_probe.subjects.subject import Subject
+from dar_probe.sites.subject import Subject
 
 POOLED_BYTES = 2**28  # of token means in one walk: enough to decode the noise level from them
 POOLED_SAMPLES = 8  # are kept in any case

@@ -18,7 +18,7 @@ from torch import nn
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.recorder import Visitor, replaced
-from dar_probe.subjects.subject import Site
+from dar_probe.sites.subject import Site
 
 _ONE_AT_A_TIME = threading.RLock()  # nnsight's traces are not safe across threads
 _STATE = "__nnsight__"  # what a wrapped module carries in its __dict__, beside ``forward``

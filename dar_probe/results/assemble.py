@@ -12,7 +12,7 @@ import xarray as xr
 
 from dar_probe import __version__
 from dar_probe.results import interventions, metrics, schema
-from dar_probe.subjects.subject import Subject
+from dar_probe.sites.subject import Subject
 
 
 def assemble(

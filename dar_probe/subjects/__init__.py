@@ -10,11 +10,12 @@ from torch import nn
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models.sit import SiT
-from dar_probe.subjects import discover, lightningdit, mdt, sit, told, udit, uvit
-from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.stack import Stack
-from dar_probe.subjects.subject import Reader, Source, Subject
-from dar_probe.subjects.wrapping import check_forward, unwrap
+from dar_probe.sites import discover
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.stack import Stack
+from dar_probe.sites.subject import Reader, Source, Subject
+from dar_probe.sites.unwrap import check_forward, unwrap
+from dar_probe.subjects import lightningdit, mdt, sit, told, udit, uvit
 
 __all__ = [
     "FAMILIES",

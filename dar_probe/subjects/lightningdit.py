@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.stack import Stack
+from dar_probe.sites.subject import Subject
 from dar_probe.subjects import told
-from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.stack import Stack
-from dar_probe.subjects.subject import Subject
 
 # (width, depth) -> heads of B, L, XL, 1p0B and 1p6B.
 HEADS = {(768, 12): 12, (1024, 24): 16, (1152, 28): 16, (1536, 24): 24, (1792, 28): 28}

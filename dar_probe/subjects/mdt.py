@@ -22,10 +22,10 @@ from dar_probe.models.sit import (
     modulate,
     unpatchify,
 )
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.stack import Stack
+from dar_probe.sites.subject import Subject
 from dar_probe.subjects import told
-from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.stack import Stack
-from dar_probe.subjects.subject import Subject
 
 TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
 

@@ -17,10 +17,10 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
 from dar_probe.files.kinds import quote
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.stack import Stack
+from dar_probe.sites.subject import Subject, View
 from dar_probe.subjects import told
-from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.stack import Stack
-from dar_probe.subjects.subject import Subject, View
 
 # Lists of blocks in firing order, and their widths in units of the first.
 LEVELS = {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
 from dar_probe.models.sit import PatchEmbed, sinusoid, unpatchify
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.stack import Stack
+from dar_probe.sites.subject import Subject
 from dar_probe.subjects import told
-from dar_probe.subjects.family import Family, Identified
-from dar_probe.subjects.stack import Stack
-from dar_probe.subjects.subject import Subject
 
 # (width, blocks) -> heads of S, M, L and H in the official configs.
 HEADS = {(512, 13): 8, (768, 17): 12, (1024, 21): 16, (1152, 29): 16}

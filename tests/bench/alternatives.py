@@ -17,7 +17,7 @@ from torch import Tensor
 from dar_probe import bench
 from dar_probe.probe.recorder import untouched
 from dar_probe.routing.stream import Stream
-from dar_probe.subjects.entrance import with_grad
+from dar_probe.sites.autograd_entry import with_grad
 
 TOLERANCE = 1e-3
 NAMES = ("rms", "cosine", "grad_rms", "gate")

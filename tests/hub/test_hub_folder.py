@@ -305,7 +305,8 @@ def test_nothing_imports_diffusers_until_it_is_needed():
     import sys
 
     code = (
-        "import sys, dar_probe.checkpoints.diffusers_folder, dar_probe.hub.model, dar_probe.hub.inputs\n"
+        "import sys, dar_probe.checkpoints.diffusers_folder, dar_probe.hub.model\n"
+        "import dar_probe.hub.inputs\n"
         "import dar_probe.hub.clock, dar_probe.hub.sampling\n"
         "assert 'diffusers' not in sys.modules"
     )

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from dar_probe.subjects.family import Identified
-from dar_probe.subjects.subject import (
+from dar_probe.sites.family import Identified
+from dar_probe.sites.subject import (
     WHOLE,
     Branch,
     Passage,

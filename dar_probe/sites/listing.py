@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from dar_probe.subjects.subject import Subject
-from dar_probe.subjects.wrapping import plain_name
+from dar_probe.sites.subject import Subject
+from dar_probe.sites.unwrap import plain_name
 
 
 def describe(subject: Subject) -> list[dict[str, Any]]:

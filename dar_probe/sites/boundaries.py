@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError
-from dar_probe.subjects import chain
-from dar_probe.subjects.subject import Reader, Source, Subject
-from dar_probe.subjects.traced import Passed, Trace
+from dar_probe.sites import stream_detection
+from dar_probe.sites.subject import Reader, Source, Subject
+from dar_probe.sites.tracing import Passed, Trace
 
 
 def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
@@ -74,14 +74,14 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
     for call, following in pairwise(passed):
         state, after = call.given[0], following.given[0]
         kind = type(call.home[0]).__name__
-        if not chain.comes_from(found, after, call):
+        if not stream_detection.comes_from(found, after, call):
             raise ProbeError(
                 f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
                 "does not come from the one before",
                 hint="a block's first tensor must be the state; name blocks of one stack with "
                 "--blocks",
             )
-        if chain.returns_what_is_added(call, state, after):
+        if stream_detection.returns_what_is_added(call, state, after):
             raise ProbeError(
                 f"nothing can be measured between the blocks: {why}, and what it returns is added "
                 "to the stream outside of it",

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from dar_probe.errors import ProbeError, blamed
 from dar_probe.files.kinds import quote
-from dar_probe.subjects.entrance import with_grad
-from dar_probe.subjects.hooking import hooked
+from dar_probe.sites.autograd_entry import with_grad
+from dar_probe.sites.hooks import hooked
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # By name: to import them takes longer than the audit of a small model.

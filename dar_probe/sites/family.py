@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.subjects.subject import Subject
+from dar_probe.sites.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

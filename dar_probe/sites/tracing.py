@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar_probe.subjects.entrance import entrance, with_grad
-from dar_probe.subjects.hooking import hooked
+from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.hooks import hooked
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
 

@@ -11,21 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError
-from dar_probe.subjects import chain
-from dar_probe.subjects.between import by_block, facts
-from dar_probe.subjects.blocks import members, named
-from dar_probe.subjects.chain import Link, NoStream
-from dar_probe.subjects.confirm import agrees
-from dar_probe.subjects.subject import (
-    Passage,
-    Reader,
-    Source,
-    Subject,
-    View,
-    offered_by_addition,
-)
-from dar_probe.subjects.traced import Read, Trace, is_norm, trace
-from dar_probe.subjects.wrapping import plain_name
+from dar_probe.sites import stream_detection
+from dar_probe.sites.block_lists import members, named
+from dar_probe.sites.boundaries import by_block, facts
+from dar_probe.sites.cross_check import agrees
+from dar_probe.sites.stream_detection import Link, NoStream
+from dar_probe.sites.subject import Passage, Reader, Source, Subject, View, offered_by_addition
+from dar_probe.sites.tracing import Read, Trace, is_norm, trace
+from dar_probe.sites.unwrap import plain_name
 
 
 def discover(
@@ -67,7 +60,7 @@ def discover(
             hint="the probe needs (N, T, D), one row a sample",
         )
     try:
-        links = chain.follow(found, live_only=live_only)
+        links = stream_detection.follow(found, live_only=live_only)
         aside = _aside(found, links)
     except NoStream as error:
         if blocks or readers:
@@ -76,7 +69,7 @@ def discover(
                 hint="leave --readers out to see what is found by itself",
             ) from error
         return by_block(model, found, str(error))
-    if (module := chain.overwritten(found, links)) is not None:
+    if (module := stream_detection.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}
         raise ProbeError(
             f"the stream was overwritten in place after {names[module]!r} read or returned it",
@@ -160,7 +153,7 @@ def _by_sublayer(
                 unlike,
                 links,
                 [names[block] for block in aside],
-                [names[read.module] for read in chain.others(found, links)],
+                [names[read.module] for read in stream_detection.others(found, links)],
             )
         ),
     )

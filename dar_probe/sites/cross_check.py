@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dar_probe.subjects.chain import Link
-from dar_probe.subjects.traced import Trace
+from dar_probe.sites.stream_detection import Link
+from dar_probe.sites.tracing import Trace
 
 AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
 

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.subjects.traced import is_norm
-from dar_probe.subjects.wrapping import plain_name
+from dar_probe.sites.tracing import is_norm
+from dar_probe.sites.unwrap import plain_name
 
 
 def members(model: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dar_probe.subjects.traced import Passed, Read, Trace
+from dar_probe.sites.tracing import Passed, Read, Trace
 
 
 class NoStream(Exception):

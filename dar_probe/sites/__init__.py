@@ -1,0 +1,1 @@
+"""Where any module reads and writes its residual stream."""
