@@ -167,7 +167,7 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
         batch = random_batch(module, shape)
     elif batch is None:
         from dar_probe.probe import from_config
-        from dar_probe.subjects import unwrap
+        from dar_probe.sites.unwrap import unwrap
 
         if from_config.find(unwrap(module)) is None:
             raise UsageError(

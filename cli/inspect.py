@@ -10,7 +10,7 @@ import typer
 from dar_probe.cli import options
 
 if TYPE_CHECKING:
-    from dar_probe.survey import Survey
+    from dar_probe.models.inspection import Survey
 
 
 def inspect(
@@ -26,7 +26,7 @@ def inspect(
     Example: dar-probe inspect fixtures/digits-dar-static.pt
     """
     options.check_first(checkpoint)
-    from dar_probe.survey import survey
+    from dar_probe.models.inspection import survey
 
     found = survey(
         checkpoint, heads=heads, family=family, weights=weights, objective_name=objective

@@ -21,13 +21,14 @@ from dar_probe.diffusion import objectives
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
+from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.sites.autograd_entry import entrance, with_grad
-from dar_probe.subjects import Subject, sit
+from dar_probe.sites.subject import Subject
 
 WARM_UPS = 2
 LEVELS = 64  # noise levels among which a checkpoint's batch is spread
@@ -323,7 +324,7 @@ def random_workload(
     tasks.check_counts(batch_size=cells)
     device = torch.device(device)
     model = random_model(config, seed=seed).to(device, dtype)
-    subject = sit.subject(model)
+    subject = sit_family.subject(model)
     spread = torch.from_numpy(parse_levels(min(cells, LEVELS)))
     levels = objectives.get(objective_name).reached(spread[torch.arange(cells) % len(spread)])
     generator = torch.Generator().manual_seed(seed)

@@ -9,13 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dar_probe import module_task, subjects, task
+from dar_probe import module_task, task
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.probe import trace
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import frozen
 from dar_probe.runtime.ranks import leads
 from dar_probe.sites.autograd_entry import with_grad
+from dar_probe.sites.unwrap import unwrap
 from dar_probe.watch import Watch
 
 FEW = 8
@@ -69,7 +70,7 @@ class Probe:
                 hint="batch(sample_ids, noise_level) -> (args, kwargs)",
             )
         else:
-            module = subjects.unwrap(model)
+            module = unwrap(model)
             self._batch, self._loss = batch, loss or module_task.mean_square
             try:
                 planned = module_task.of_module(module, batch=batch, loss=loss, **settings)

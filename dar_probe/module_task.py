@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dar_probe import subjects, task
+from dar_probe import task
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import UsageError, blamed
+from dar_probe.models import registry
 from dar_probe.probe import from_config
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.spread import Grid
 from dar_probe.results.comparability import STAND_IN
 from dar_probe.sites.listing import is_fresh
+from dar_probe.sites.subject import Subject
 from dar_probe.sites.tracing import innermost
-from dar_probe.subjects import Subject
+from dar_probe.sites.unwrap import unwrap
 
 LEVELS = 5  # of a module with a time of its own
 TARGET_SEED = 7_919  # no inputs are drawn from it
@@ -41,7 +43,7 @@ def of_module(
 ) -> task.Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
     task.check_counts(samples=samples, batch_size=batch_size)
-    module = subjects.unwrap(module)
+    module = unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []
     objective: Objective | None = None
@@ -101,7 +103,7 @@ def find_sites(
     with untouched(module):
         # What a level scales may well vanish at the lowest one.
         first = _first_inputs(module, batch, levels[len(levels) // 2])
-        subject = subjects.find(module, *first, blocks=blocks, readers=readers)
+        subject = registry.find(module, *first, blocks=blocks, readers=readers)
     return replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from dar_probe import subjects
 from dar_probe.checkpoints import memory_check
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError, blamed
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.kinds import quote
-from dar_probe.hub.model import dtype_of
-from dar_probe.loading import Loaded, load
+from dar_probe.models import registry
+from dar_probe.models.diffusers.model import dtype_of
+from dar_probe.models.loading import Loaded, load
 from dar_probe.probe import ablation, trace
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
@@ -30,7 +30,7 @@ from dar_probe.results import assemble
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.sites.listing import describe, is_fresh
-from dar_probe.subjects import Subject
+from dar_probe.sites.subject import Subject
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
@@ -324,7 +324,7 @@ def of_rows(
 
 def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:
     """Find the sites of a model that no family's file describes, on the tokens of its samples."""
-    found = subjects.find(loaded.model, *inputs, live_only=True)
+    found = registry.find(loaded.model, *inputs, live_only=True)
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {**found.facts, "family": loaded.identified.family, "heads": heads}
     return replace(found, family=loaded.identified.family, facts=facts)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dar_probe.errors import UsageError
+from dar_probe.models import sit_family
 from dar_probe.probe import ablation, trace
 from dar_probe.probe.ablation import KINDS, Change
 from dar_probe.probe.measure import hooks, measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import sit
 from tests import reference, tiny
 
 LEVELS = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
@@ -21,7 +21,7 @@ FROZEN_AT = 0.5
 def setting(options):
     model = tiny.model(depth=3, **options)
     data, problem = tiny.problem(model, samples=3)
-    return model, sit.subject(model), data, problem
+    return model, sit_family.subject(model), data, problem
 
 
 def changes_of(subject, problem, data, *, pairs=8):

@@ -17,8 +17,8 @@ from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.loading import load
-from dar_probe.survey import survey
+from dar_probe.models.inspection import survey
+from dar_probe.models.loading import load
 from tests.hostile.builders import (
     official_shapes,
     official_state,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import dar_probe as dp
+from dar_probe.models import sit_family
 from dar_probe.probe import decoding, run
 from dar_probe.results import metrics
-from dar_probe.subjects import sit
 from tests import synthetic, tiny
 from tests.test_fixtures import FIXTURES
 
@@ -137,7 +137,7 @@ def walked(samples, batch_size=16):
     model = tiny.model()
     _, problem = tiny.problem(model, samples=samples)
     grid = run.Grid(levels=(0.1, 0.5, 0.9), ids=tuple(range(samples)), batch_size=batch_size)
-    return run.walk(sit.subject(model), grid, problem.batch, problem.loss)
+    return run.walk(sit_family.subject(model), grid, problem.batch, problem.loss)
 
 
 def test_only_the_first_samples_are_decoded_where_memory_is_short(monkeypatch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dar_probe.models import sit_family
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import sit
 from tests import reference, tiny
 
 CASES = [(depth, options) for depth in (1, 3) for options in tiny.ROUTINGS]
@@ -19,7 +19,7 @@ def probe(model, samples=3):
     data, problem = tiny.problem(model, samples=samples)
     levels = torch.linspace(0.1, 0.9, samples, dtype=torch.float64)
     with untouched(model):
-        return measure(sit.subject(model), problem.batch, problem.loss, data.ids, levels)
+        return measure(sit_family.subject(model), problem.batch, problem.loss, data.ids, levels)
 
 
 def slow(model, options, samples=3):

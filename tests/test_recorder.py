@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from dar_probe.errors import ProbeError
+from dar_probe.models import sit_family
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import Recorder, untouched
 from dar_probe.probe.run import Grid, walk
-from dar_probe.subjects import sit
 from tests import tiny
 
 
@@ -52,7 +52,7 @@ def test_observed_output_is_bit_equal(options, dtype):
     x.requires_grad_()
     with untouched(model):
         bare = model(x, t, y)
-        with Recorder(sit.subject(model)) as recorder:
+        with Recorder(sit_family.subject(model)) as recorder:
             observed = model(x, t, y)
         recorder.check()
         assert torch.equal(bare, observed)
@@ -80,9 +80,9 @@ def test_model_is_left_as_it_was(failure):
     before = state(model)
     if failure:
         with pytest.raises(failure):
-            walk(sit.subject(model), grid, problem.batch, loss)
+            walk(sit_family.subject(model), grid, problem.batch, loss)
     else:
-        walk(sit.subject(model), grid, problem.batch, loss)
+        walk(sit_family.subject(model), grid, problem.batch, loss)
     assert state(model) == before
     assert all(map(torch.equal, parameters, model.parameters()))
 
@@ -93,7 +93,9 @@ def test_hooks_are_gone_when_a_block_raises():
     handle = model.blocks[1].register_forward_pre_hook(lambda *args: 1 / 0)
     data, problem = tiny.problem(model, dtype=torch.float32)
     with pytest.raises(ZeroDivisionError):
-        measure(sit.subject(model), problem.batch, problem.loss, data.ids, torch.full((4,), 0.5))
+        measure(
+            sit_family.subject(model), problem.batch, problem.loss, data.ids, torch.full((4,), 0.5)
+        )
     handle.remove()
     assert hooks(model) == before
 
@@ -104,15 +106,15 @@ def test_compiled_blocks_are_probed_eagerly():
         block.compile(backend="eager")
     data, problem = tiny.problem(model, dtype=torch.float32)
     grid = Grid(levels=(0.5,), ids=tuple(data.ids.tolist()), batch_size=4)
-    found = walk(sit.subject(model), grid, problem.batch, problem.loss)
-    expected = walk(sit.subject(plain), grid, problem.batch, problem.loss)
+    found = walk(sit_family.subject(model), grid, problem.batch, problem.loss)
+    expected = walk(sit_family.subject(plain), grid, problem.batch, problem.loss)
     assert (found["gate"][0, :, 1:, 0] == expected["gate"][0, :, 1:, 0]).all()
 
 
 def test_reader_that_fires_twice_is_an_error():
     model = tiny.model(dtype=torch.float32)
     model.blocks[1].norm2 = model.blocks[1].norm1
-    subject = sit.subject(model)
+    subject = sit_family.subject(model)
     data, problem = tiny.problem(model, dtype=torch.float32)
     with untouched(model), pytest.raises(ProbeError, match="fired"):
         measure(subject, problem.batch, problem.loss, data.ids, torch.full((4,), 0.5))
@@ -122,7 +124,7 @@ def test_a_norm_that_runs_for_two_readers_has_one_site_a_call():
     model, shared = tiny.model(dtype=torch.float32), tiny.model(dtype=torch.float32)
     for block in shared.blocks:
         block.norm2 = block.norm1  # without parameters: the same function
-    subjects = [sit.subject(model), sit.subject(shared)]
+    subjects = [sit_family.subject(model), sit_family.subject(shared)]
     rows = subjects[1].readers
     calls = [replace(r, call=(row % 2, 2)) for row, r in enumerate(rows[:-1])]
     subjects[1] = replace(subjects[1], readers=(*calls, rows[-1]))
@@ -173,7 +175,7 @@ def test_nan_names_the_first_bad_reader():
     data, problem = tiny.problem(model, dtype=torch.float32)
     grid = Grid(levels=(0.5,), ids=tuple(data.ids.tolist()), batch_size=4)
     with pytest.raises(ProbeError, match="'block 2 attention' reads"):
-        walk(sit.subject(model), grid, problem.batch, problem.loss)
+        walk(sit_family.subject(model), grid, problem.batch, problem.loss)
 
 
 def test_a_model_that_couples_samples_is_refused():
@@ -185,4 +187,4 @@ def test_a_model_that_couples_samples_is_refused():
 
     grid = Grid(levels=(0.5,), ids=tuple(data.ids.tolist()), batch_size=4)
     with pytest.raises(ProbeError, match="couples samples"):
-        walk(sit.subject(model), grid, problem.batch, loss)
+        walk(sit_family.subject(model), grid, problem.batch, loss)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dar_probe.errors import UsageError
+from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.routing import SCHEMES, Layout, make
-from dar_probe.subjects import sit
 from tests import schemes_reference as reference
 from tests import tiny
 
@@ -238,7 +238,7 @@ def test_the_probe_measures_every_scheme(name):
     data, task = tiny.problem(model, samples=3)
     levels = torch.full((3,), 0.4, dtype=torch.float64)
     with untouched(model):
-        found = measure(sit.subject(model), task.batch, task.loss, data.ids, levels)
+        found = measure(sit_family.subject(model), task.batch, task.loss, data.ids, levels)
     assert bool(torch.isfinite(found["rms"]).all() & torch.isfinite(found["grad_rms"]).all())
     gates = found["gate"]
     if name in NO_ROUTES:

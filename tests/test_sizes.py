@@ -60,7 +60,7 @@ import json, struct, sys
 from pathlib import Path
 import torch
 import dar_probe as dp
-from dar_probe.survey import survey
+from dar_probe.models.inspection import survey
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import dar_probe as dp
+from dar_probe.models import sit_family
 from dar_probe.probe.run import walk
 from dar_probe.probe.spread import Grid, spread
 from dar_probe.runtime.ranks import Ranks, leads
-from dar_probe.subjects import sit
 from tests import tiny
 from tests.shell import torchrun
 
@@ -128,9 +128,9 @@ def test_a_halved_walk_measures_the_same_and_the_dataset_says_so():
         return problem.loss(output, ids, level)
 
     told = []
-    one = walk(sit.subject(model), grid, problem.batch, problem.loss)
+    one = walk(sit_family.subject(model), grid, problem.batch, problem.loss)
     other = walk(
-        sit.subject(model), grid, problem.batch, narrow, on_cells=lambda *p: told.append(p)
+        sit_family.subject(model), grid, problem.batch, narrow, on_cells=lambda *p: told.append(p)
     )
     assert told == [(6, 2)]
     # What a reader's gates leave over is a share of its largest gate, which may be small itself.

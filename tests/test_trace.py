@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import dar_probe as dp
+from dar_probe.models import sit_family
+from dar_probe.models.registry import find
 from dar_probe.probe import trace
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import find, sit
 from dar_probe.task import of_checkpoint
 from tests import tiny
 
@@ -35,7 +36,7 @@ def test_both_engines_give_bit_equal_datasets_of_every_fixture(name):
 def test_engines_agree_in_every_precision(options, dtype):
     model = tiny.model(dtype=dtype, **options)
     data, problem = tiny.problem(model, dtype=dtype)
-    subject, levels = sit.subject(model), torch.full((4,), 0.4, dtype=torch.float64)
+    subject, levels = sit_family.subject(model), torch.full((4,), 0.4, dtype=torch.float64)
     with untouched(model):
         one = measure(subject, problem.batch, problem.loss, data.ids, levels)
         other = measure(

@@ -18,9 +18,9 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
 from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.loading import load as load_subject
+from dar_probe.models.loading import load as load_subject
+from dar_probe.models.sit_layout import read_sizes
 from dar_probe.results import store
-from dar_probe.subjects.sit_layout import read_sizes
 from dar_probe.train import ema
 from dar_probe.train.config import TrainConfig, from_dict, read_toml
 from dar_probe.train.loop import COLUMNS, Run, train

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
-from dar_probe.loading import load as load_subject
+from dar_probe.models.loading import load as load_subject
 from dar_probe.models.sit import SiT
 from dar_probe.train import repa
 from dar_probe.train.loop import train

@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import dar_probe as dp
+from dar_probe.models import sit_family
 from dar_probe.probe.run import Grid, walk
-from dar_probe.subjects import sit, unwrap
+from dar_probe.sites.unwrap import unwrap
 from tests import tiny
 from tests.test_audit import Branch, Stack, batch
 from tests.test_recorder import state
@@ -355,4 +356,4 @@ def test_a_writer_that_fires_twice_is_an_error():
     data, problem = tiny.problem(model, dtype=torch.float32)
     grid = Grid(levels=(0.5,), ids=tuple(data.ids.tolist()), batch_size=4)
     with pytest.raises(dp.ProbeError, match="fired 2 times.*'block 2 attention' share"):
-        walk(sit.subject(model), grid, problem.batch, problem.loss)
+        walk(sit_family.subject(model), grid, problem.batch, problem.loss)

@@ -196,11 +196,11 @@ def _import_everything() -> None:
     import dar_probe.bench
     import dar_probe.cli.effects
     import dar_probe.comparison
+    import dar_probe.models.inspection
     import dar_probe.reports.comparison_page
     import dar_probe.reports.figures
     import dar_probe.reports.junit
     import dar_probe.reports.page
-    import dar_probe.survey
     import dar_probe.train.loop  # noqa: F401
 
     _command(["--help"])

@@ -15,8 +15,8 @@ from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files.kinds import quote
-from dar_probe.hub import decoder
-from dar_probe.loading import BySignature, Loaded, load
+from dar_probe.models.diffusers import vae as decoder
+from dar_probe.models.loading import BySignature, Loaded, load
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.task import check_counts
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.objectives import Objective, candidates
-from dar_probe.loading import ByClass, Call
+from dar_probe.models.loading import ByClass, Call
 
 CHECK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CHECK_SAMPLES = 8

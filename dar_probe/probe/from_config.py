@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objectives import Objective, per_sample_loss
-from dar_probe.hub import clock, inputs
+from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.measure import Batch, Loss
 
 TOKENS = 64  # at most, in one sequence
@@ -129,7 +129,7 @@ def _diffusers(module: nn.Module) -> Inputs | None:
     settings: Any = module.config
     name, config = type(module).__name__, dict(settings)
     call = inputs.plan(name, config, seed=SEED)
-    objective, assumed = clock.choose(name, config, None)
+    objective, assumed = scheduler.choose(name, config, None)
 
     def rows(sample_ids: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         like = next(module.parameters())

@@ -14,7 +14,7 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files import arrays
 from dar_probe.files.atomic import write_atomically
 from dar_probe.files.kinds import quote
-from dar_probe.loading import Loaded
+from dar_probe.models.loading import Loaded
 
 OWN = "own samples"
 MAX_TEXT = 600  # characters of how samples were drawn

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from dar_probe import bench, survey
+from dar_probe import bench
+from dar_probe.models import inspection
 from dar_probe.reproduce.plan import Run
 from dar_probe.train import loop
 
@@ -34,7 +35,9 @@ def measure(run: Run, device: str) -> dict[str, Any]:
         torch.zeros(1, dtype=torch.long, device="meta"),
     )
     parameters = sum(p.numel() for name, p in counted.items() if "projectors" not in name)
-    flops, _ = survey.count_flops(model, inputs, {})  # which leaves the model without its weights
+    flops, _ = inspection.count_flops(
+        model, inputs, {}
+    )  # which leaves the model without its weights
     return {
         "machine": bench.machine(torch.device(device)),
         "parameters": parameters,

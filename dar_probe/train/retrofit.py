@@ -10,8 +10,8 @@ from dar_probe import checkpoints
 from dar_probe.checkpoints.peek import peek
 from dar_probe.diffusion import objectives as objective
 from dar_probe.errors import UsageError
+from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.subjects import sit
 
 SIZES = ("depth", "width", "heads", "patch", "learn_sigma", "qk_norm")  # told by the file
 
@@ -66,7 +66,7 @@ class Original:
 
 def sizes(path: str | Path) -> dict[str, Any]:
     """Return the settings of a training run that the file decides, without reading its weights."""
-    identified = sit.identify(peek(path))
+    identified = sit_family.identify(peek(path))
     found = {name: identified.sizes[name] for name in SIZES}
     return {**found, **objective_settings(identified.objective)}
 
@@ -90,8 +90,8 @@ def original(path: str | Path) -> Original:
         CheckpointError: the file is refused, or of another layout.
     """
     found = checkpoints.read(path)
-    identified = sit.identify(found.header)
-    model = sit.build(identified)
+    identified = sit_family.identify(found.header)
+    model = sit_family.build(identified)
     found.header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
     model.load_state_dict(found.state)
     return Original(

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dar_probe.diffusion.noise_levels import parse_levels
-from dar_probe.loading import ByClass, Loaded
+from dar_probe.models.loading import ByClass, Loaded
+from dar_probe.models.sit_family import FAMILY
 from dar_probe.results.trajectory_store import TrajectoryFile
-from dar_probe.subjects import Identified
-from dar_probe.subjects.sit import FAMILY
+from dar_probe.sites.family import Identified
 from dar_probe.task import Task, of_rows
 from dar_probe.watch import Watch
 

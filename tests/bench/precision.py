@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from dar_probe import bench
+from dar_probe.models import sit_family
 from dar_probe.probe.recorder import untouched
-from dar_probe.subjects import sit
 
 SCALE = 2.0**12  # of the loss: a power of two, so that dividing it out again is exact
 BY_LOSS = ("gate", "grad_rms", "loss")  # variables that grow with the loss
@@ -77,7 +77,9 @@ def in_float64(config, cells, device):
     model = copy.deepcopy(work.subject.model).double()
     args, kwargs = work.batch(work.ids, work.levels)
     wide = tuple(a.double() if a.is_floating_point() else a for a in args)
-    return measured(replace(work, subject=sit.subject(model), batch=lambda *_: (wide, kwargs)))
+    return measured(
+        replace(work, subject=sit_family.subject(model), batch=lambda *_: (wide, kwargs))
+    )
 
 
 def measured(work, *, autocast=None, scale=1.0):

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dar_probe import loading, subjects
 from dar_probe.checkpoints.header import Header
+from dar_probe.models import loading, registry
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 
@@ -47,7 +47,7 @@ def header(state, args=None):
 def identify(family, state, *, args=None, heads=None):
     """What the header says, and that a model of these sizes takes it, without its weights."""
     head = header(state, args)
-    assert subjects.family_of(head) is family
+    assert registry.family_of(head) is family
     identified = family.identify(head, heads)
     loading.blank(head, family, identified)
     return identified
@@ -55,7 +55,7 @@ def identify(family, state, *, args=None, heads=None):
 
 def load(family, state, *, args=None, heads=None):
     """Return (subject, identified) of a file of ``state`` by the way that every file takes."""
-    assert subjects.family_of(header(state, args)) is family
+    assert registry.family_of(header(state, args)) is family
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / "model.pt", state, args)
         loaded = loading.load(path, heads=heads, dtype=torch.float64)

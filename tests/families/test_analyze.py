@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import loading
+from dar_probe.models import loading
 from tests import reference
 from tests.families import check, files
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import loading
 from dar_probe.errors import UsageError
+from dar_probe.models import loading
 from tests.families import check, files
 
 LEVELS = [0.2, 0.7]

@@ -9,9 +9,9 @@ import torch
 import dar_probe as dp
 from dar_probe.diffusion import objectives
 from dar_probe.errors import CheckpointError, ProbeError
+from dar_probe.models.inspection import survey
 from dar_probe.probe import samples
 from dar_probe.probe.denoising import Denoising, contradiction
-from dar_probe.survey import survey
 from tests import tiny
 from tests.families import files, test_own
 

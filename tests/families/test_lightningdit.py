@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.loading import load as load_file
-from dar_probe.subjects import family_of, sit
-from dar_probe.subjects.lightningdit import FAMILY
+from dar_probe.models import sit_family
+from dar_probe.models.lightningdit import FAMILY
+from dar_probe.models.loading import load as load_file
+from dar_probe.models.registry import family_of
 from tests.families import check
 
 FLAGS = ("swiglu", "rmsnorm", "rope", "qk_norm", "wo_shift", "learn_sigma")
@@ -246,7 +247,7 @@ def test_heads_come_from_the_file_then_the_user_then_the_presets():
 @pytest.mark.parametrize("flags", [[], ["learn_sigma"], ["qk_norm"]])
 def test_without_its_own_options_it_is_a_file_of_sit(flags):
     head = check.header(check.random_state(official(flags)))
-    assert family_of(head) is sit.FAMILY
+    assert family_of(head) is sit_family.FAMILY
     assert not FAMILY.matches(head)
 
 

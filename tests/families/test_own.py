@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import loading
+from dar_probe.models import loading
 from tests.families import check, files
 from tests.shell import run
 from tests.test_readme import blocks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.subjects.udit import FAMILY
+from dar_probe.models.udit import FAMILY
 from tests.families import check
 
 LEVELS = ["encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.subjects.uvit import FAMILY
+from dar_probe.models.uvit import FAMILY
 from tests import reference
 from tests.families import check, transcript
 

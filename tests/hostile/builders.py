@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dar_probe import loading
 from dar_probe.checkpoints.header import Header
-from dar_probe.subjects import sit
-from dar_probe.subjects.sit_layout import Sizes, read_sizes
+from dar_probe.models import loading, sit_family
+from dar_probe.models.sit_layout import Sizes, read_sizes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -79,8 +78,8 @@ def official_shapes(
 
 def sizes_of(header: Header, heads: int | None = None) -> Sizes:
     """What a file in SiT's layout is, if a model without memory takes its names and shapes."""
-    found = sit.identify(header, heads)
-    loading.blank(header, sit.FAMILY, found)
+    found = sit_family.identify(header, heads)
+    loading.blank(header, sit_family.FAMILY, found)
     header.assumptions.clear()  # they would be said twice
     return read_sizes(header, heads)
 

@@ -42,7 +42,7 @@ from dar_probe.checkpoints.reader import Checkpoint  # noqa: E402
 from dar_probe.diffusion import data  # noqa: E402
 from dar_probe.errors import CheckpointError, DarProbeError, UsageError  # noqa: E402
 from dar_probe.files.analysis_folder import OutputFolder  # noqa: E402
-from dar_probe.hub import conditioning  # noqa: E402
+from dar_probe.models.diffusers import conditioning  # noqa: E402
 from dar_probe.results import store  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
 from tests.synthetic import dataset  # noqa: E402

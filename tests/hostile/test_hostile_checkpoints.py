@@ -22,7 +22,7 @@ from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.reader import Checkpoint
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import kinds
-from dar_probe.subjects.sit_layout import Sizes
+from dar_probe.models.sit_layout import Sizes
 from tests.hostile.builders import (
     BAD,
     Execute,

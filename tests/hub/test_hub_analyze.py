@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import subjects
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.diffusion import data as datasets
-from dar_probe.hub import clock, inputs
+from dar_probe.models import registry
+from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.recorder import untouched
 from tests.families import check
 from tests.hub import tiny
@@ -43,7 +43,7 @@ def test_a_folder_is_analysed_from_disk_to_dataset(tmp_path, name):
         dtype=str(dtype).removeprefix("torch."),
     ).dataset
     model = getattr(diffusers, read.class_name).from_pretrained(read.path, torch_dtype=dtype)
-    objective, _ = clock.choose(read.class_name, read.config, read.scheduler)
+    objective, _ = scheduler.choose(read.class_name, read.config, read.scheduler)
     noise = datasets.noise(range(SAMPLES), call.shape, seed=0).to(dtype)
     for row, level in enumerate(ds["noise_level"].values):
         s = torch.full((SAMPLES,), float(level), dtype=dtype)
@@ -52,7 +52,7 @@ def test_a_folder_is_analysed_from_disk_to_dataset(tmp_path, name):
         noised = objective.interpolate(x.to(dtype), noise, s)
         target = objective.target(x.to(dtype), noise, s)
         with untouched(called):
-            subject = subjects.find(called, (noised[:1],), {}, live_only=True)
+            subject = registry.find(called, (noised[:1],), {}, live_only=True)
             expected = check.reference(
                 subject, (noised,), lambda out, t=target: (out - t).square().flatten(1).mean(1)
             )

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.hub import conditioning, inputs, model
+from dar_probe.models.diffusers import conditioning, inputs, model
 from tests.hub import others, tiny
 
 pytest.importorskip("diffusers")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError
-from dar_probe.hub import clock
+from dar_probe.models.diffusers import scheduler as clock
 from tests.hub import tiny
 
 diffusers = pytest.importorskip("diffusers")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.hub import model
+from dar_probe.models.diffusers import model
 from tests.hub import tiny
 
 pytest.importorskip("diffusers")
@@ -305,9 +305,9 @@ def test_nothing_imports_diffusers_until_it_is_needed():
     import sys
 
     code = (
-        "import sys, dar_probe.checkpoints.diffusers_folder, dar_probe.hub.model\n"
-        "import dar_probe.hub.inputs\n"
-        "import dar_probe.hub.clock, dar_probe.hub.sampling\n"
+        "import sys, dar_probe.checkpoints.diffusers_folder, dar_probe.models.diffusers.model\n"
+        "import dar_probe.models.diffusers.inputs\n"
+        "import dar_probe.models.diffusers.scheduler, dar_probe.models.diffusers.sampling\n"
         "assert 'diffusers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

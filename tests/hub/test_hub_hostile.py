@@ -11,8 +11,8 @@ import dar_probe as dp
 from dar_probe import bench, task
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.hub import model
-from dar_probe.survey import survey
+from dar_probe.models.diffusers import model
+from dar_probe.models.inspection import survey
 from tests.hub import tiny
 
 pytest.importorskip("diffusers")

@@ -7,7 +7,8 @@ import torch
 
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.diffusion import data
-from dar_probe.hub import clock, inputs, model, sampling
+from dar_probe.models.diffusers import inputs, model, sampling
+from dar_probe.models.diffusers import scheduler as clock
 from tests.hub import others, tiny
 
 diffusers = pytest.importorskip("diffusers")

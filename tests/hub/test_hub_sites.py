@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dar_probe import subjects
 from dar_probe.errors import ProbeError
-from dar_probe.hub import inputs
+from dar_probe.models import registry
+from dar_probe.models.diffusers import inputs
 from dar_probe.probe.recorder import untouched
 from tests.families import check
 from tests.hub import others, tiny
@@ -62,7 +62,7 @@ def prepare(model, name, shape=None, *, samples=2, dtype=torch.float64):
     called = Called(model.to(dtype), call, samples)
     x = torch.randn(samples, *call.shape, dtype=dtype)
     with untouched(called):
-        return subjects.find(called, (x[:1],), {}, live_only=True), x
+        return registry.find(called, (x[:1],), {}, live_only=True), x
 
 
 def mean_square(output):

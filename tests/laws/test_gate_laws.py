@@ -6,11 +6,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dar_probe.models import sit_family
 from dar_probe.probe import statistics
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.run import Grid
-from dar_probe.subjects import sit
 from tests import reference, tiny
 from tests.laws.test_probe_laws import LAWS, models, set_eps
 
@@ -46,7 +46,9 @@ def probe(model, dtype=torch.float64):
     problem, _, _ = inputs(model, dtype)
     model = copy.deepcopy(model).to(dtype)
     with untouched(model):
-        return measure(sit.subject(model), problem.batch, problem.loss, torch.arange(N), LEVELS)
+        return measure(
+            sit_family.subject(model), problem.batch, problem.loss, torch.arange(N), LEVELS
+        )
 
 
 def options(model):
@@ -219,7 +221,7 @@ def cells(model, dtype, ids, levels):
     """Measure the cells (id, level) of one batch."""
     _, problem = tiny.problem(model, samples=6, dtype=dtype)
     with untouched(model):
-        return measure(sit.subject(model), problem.batch, problem.loss, ids, levels)
+        return measure(sit_family.subject(model), problem.batch, problem.loss, ids, levels)
 
 
 def join(parts):

@@ -6,10 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dar_probe.models import sit_family
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.run import Grid, walk
-from dar_probe.subjects import sit
 from tests import tiny
 
 LAWS = settings(
@@ -33,7 +33,7 @@ def grid(levels=(0.2, 0.7), samples=4, batch_size=64):
 
 def run(model, where):
     _, problem = tiny.problem(model, samples=len(where.ids))
-    return walk(sit.subject(model), where, problem.batch, problem.loss)
+    return walk(sit_family.subject(model), where, problem.batch, problem.loss)
 
 
 def set_eps(model, eps):
@@ -85,7 +85,7 @@ def test_permuted_samples_permute_rows(model, order):
     straight = run(model, grid())
     _, problem = tiny.problem(model, samples=4)
     permuted = walk(
-        sit.subject(model),
+        sit_family.subject(model),
         Grid(levels=(0.2, 0.7), ids=tuple(order), batch_size=64),
         problem.batch,
         problem.loss,
@@ -137,7 +137,9 @@ def test_stream_gate_law_under_residuals():
     for handle in handles:
         handle.remove()
     with untouched(model):
-        gate = measure(sit.subject(model), problem.batch, problem.loss, data.ids, levels)["gate"]
+        gate = measure(sit_family.subject(model), problem.batch, problem.loss, data.ids, levels)[
+            "gate"
+        ]
     for i, (grad, write) in enumerate(zip(grads, writes, strict=True)):
         torch.testing.assert_close(
             gate.nansum(1)[:, i], (grad * write).sum((1, 2)).detach(), rtol=1e-9, atol=1e-13
@@ -173,7 +175,7 @@ def test_loss_reduction_does_not_see_the_batch():
     data, problem = tiny.problem(model, samples=1)
     once, level = data.ids, torch.tensor([0.5], dtype=torch.float64)
     with untouched(model):
-        subject = sit.subject(model)
+        subject = sit_family.subject(model)
         one = measure(subject, problem.batch, problem.loss, once, level)
         two = measure(subject, problem.batch, problem.loss, once.repeat(2), level.repeat(2))
     same(

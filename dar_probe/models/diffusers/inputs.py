@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
-from dar_probe.hub import conditioning, rules
-from dar_probe.hub.latents import Latents, describe
-from dar_probe.hub.model import transformer_class
-from dar_probe.hub.setting import Batch, Maker, Setting
+from dar_probe.models.diffusers import conditioning, input_rules
+from dar_probe.models.diffusers.input_context import Batch, Maker, Setting
+from dar_probe.models.diffusers.latents import Latents, describe
+from dar_probe.models.diffusers.model import transformer_class
 
 TOKENS = 16  # of text, where the settings fix no number
 _LATENTS = ("hidden_states", "x")
@@ -92,7 +92,7 @@ class Call:
         if isinstance(value, list):
             value = torch.stack(value)
         if isinstance(value, Tensor):
-            if self.class_name in rules.SINGLE_FRAME:
+            if self.class_name in input_rules.SINGLE_FRAME:
                 value = value.squeeze(2)
             if self.latents.axes == "TC":  # some return the text's tokens too, before the image's
                 value = value[:, -self.shape[0] :]
@@ -101,7 +101,7 @@ class Call:
             if value.ndim == len(self.shape) + 1 and value.shape[axis] == 2 * wanted:
                 value = value.narrow(axis, 0, wanted)
             if tuple(value.shape[1:]) == self.shape:
-                return -value if self.class_name in rules.NEGATED else value
+                return -value if self.class_name in input_rules.NEGATED else value
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ProbeError(
             f"{self.class_name} returned {found} for samples of shape {self.shape}",
@@ -170,7 +170,7 @@ def plan(
         class_name=class_name,
         latents=latents,
         tokens=setting.tokens,
-        classes=(rules.classes(setting) or 0) if takes_classes else 0,
+        classes=(input_rules.classes(setting) or 0) if takes_classes else 0,
         assumptions=tuple(_assumptions(setting, makers, labelled)),
         _makers=makers,
         _positional=(leading,) if leading in _LATENTS else (),
@@ -190,12 +190,12 @@ def _tokens(given: Mapping[str, Tensor], tokens: int | None) -> int:
 def _maker(name: str, setting: Setting, *, required: bool) -> Maker | None:
     """Return what makes the argument ``name``, None where it is left out."""
     if name in _LATENTS:
-        if setting.class_name in rules.SINGLE_FRAME:
+        if setting.class_name in input_rules.SINGLE_FRAME:
             return lambda batch: list(batch.x.unsqueeze(2))
         return lambda batch: batch.x
     if name in _TIME:
-        return lambda batch: rules.model_time(setting, batch)
-    rule = rules.RULES.get(name)
+        return lambda batch: input_rules.model_time(setting, batch)
+    rule = input_rules.RULES.get(name)
     maker = rule(setting, required) if rule is not None else None
     if name in setting.given:
         _check(name, setting, maker)
@@ -214,11 +214,11 @@ def _check(name: str, setting: Setting, maker: Maker | None) -> None:
     Raises:
         UsageError: it does not fit.
     """
-    if maker is None or name not in rules.DRAWN | {"class_labels"}:
+    if maker is None or name not in input_rules.DRAWN | {"class_labels"}:
         return
     one = torch.zeros(1)
     made = maker(Batch(x=one.new_zeros(1, *setting.latents.shape), time=one, ids=one.long()))
-    like = torch.stack(made) if name in rules.LISTS else made
+    like = torch.stack(made) if name in input_rules.LISTS else made
     if not isinstance(like, Tensor) or len(like) != 1:  # several layers at once
         return
     found = setting.given[name]
@@ -231,7 +231,7 @@ def _check(name: str, setting: Setting, maker: Maker | None) -> None:
     if found.is_floating_point() != like.is_floating_point() or found.is_complex():
         kind = "real numbers" if like.is_floating_point() else "whole numbers"
         raise UsageError(f"{name!r} must hold {kind}, not {found.dtype}")
-    count = rules.classes(setting) if name == "class_labels" else None
+    count = input_rules.classes(setting) if name == "class_labels" else None
     if count and not 0 <= int(found.min()) <= int(found.max()) < count:
         raise UsageError(f"{name!r} must lie between 0 and {count - 1}")
 
@@ -241,7 +241,7 @@ def _from_file(name: str, setting: Setting) -> Maker:
         values = conditioning.rows(setting.given, name, batch.ids)
         like = batch.x.dtype if values.is_floating_point() else values.dtype
         values = values.to(batch.x.device, like)
-        return list(values) if name in rules.LISTS else values
+        return list(values) if name in input_rules.LISTS else values
 
     return make
 
@@ -249,7 +249,7 @@ def _from_file(name: str, setting: Setting) -> Maker:
 def _assumptions(setting: Setting, makers: Mapping[str, Maker], labelled: bool) -> list[str]:
     """Return one sentence for each thing that was chosen for the user."""
     found = []
-    drawn = [name for name in makers if name in rules.DRAWN and name not in setting.given]
+    drawn = [name for name in makers if name in input_rules.DRAWN and name not in setting.given]
     if drawn:
         found.append(
             "no text was given: every sample has random normal numbers of its own as "
@@ -258,7 +258,7 @@ def _assumptions(setting: Setting, makers: Mapping[str, Maker], labelled: bool) 
     if "class_labels" in makers and "class_labels" not in setting.given and not labelled:
         found.append("no class labels were given: samples take the classes in turn")
     if "guidance" in makers and "guidance" not in setting.given:
-        scale = rules.guidance_scale(setting)
+        scale = input_rules.guidance_scale(setting)
         found.append(f"the model takes a guidance scale, which is {scale:g}")
     if setting.latents.extra:
         found.append(

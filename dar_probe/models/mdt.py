@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
+from dar_probe.models import conventions
 from dar_probe.models.sit import (
     FinalLayer,
     LabelEmbedder,
@@ -25,7 +26,6 @@ from dar_probe.models.sit import (
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject
-from dar_probe.subjects import told
 
 TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
 
@@ -193,18 +193,18 @@ def identify(header: Header, heads: int | None) -> Identified:
     _, shaped = header.shape(TABLE, 2)
     hidden, _ = header.shape("en_inblocks.0.mlp.fc1.weight", 2)
     rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
-    side = told.side(header)
+    side = conventions.side(header)
     if width % shaped:
         raise header.misshapen(TABLE)
     sizes = {
-        "half": told.depth(header, "en_inblocks"),
-        "decoder": told.depth(header, "de_blocks"),
+        "half": conventions.depth(header, "en_inblocks"),
+        "decoder": conventions.depth(header, "de_blocks"),
         "width": width,
-        "heads": told.heads(header, heads, width=width, shaped=shaped),
+        "heads": conventions.heads(header, heads, width=width, shaped=shaped),
         "patch": patch,
         "hidden": hidden,
         "rows": rows,
-        "learn_sigma": told.learned_sigma(
+        "learn_sigma": conventions.learned_sigma(
             header, "final_layer.linear.bias", patch * patch * channels
         ),
     }
@@ -212,7 +212,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         family="mdt",
         sizes=sizes,
         shape=(channels, patch * side, patch * side),
-        num_classes=told.classes(header, rows),
+        num_classes=conventions.classes(header, rows),
         objective="dit",
         assumptions=header.assumptions,
     )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe.hub import conditioning, positions
-from dar_probe.hub.latents import first
-from dar_probe.hub.setting import Batch, Maker, Rule, Setting
+from dar_probe.models.diffusers import conditioning, positions
+from dar_probe.models.diffusers.input_context import Batch, Maker, Rule, Setting
+from dar_probe.models.diffusers.latents import first
 
 PIXELS = 8  # per latent, of the usual autoencoders
 

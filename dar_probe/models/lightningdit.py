@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.models import conventions
 from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject
-from dar_probe.subjects import told
 
 # (width, depth) -> heads of B, L, XL, 1p0B and 1p6B.
 HEADS = {(768, 12): 12, (1024, 24): 16, (1152, 28): 16, (1536, 24): 24, (1792, 28): 28}
@@ -174,15 +174,19 @@ def identify(header: Header, heads: int | None) -> Identified:
     modulation, _ = header.shape("blocks.0.adaLN_modulation.1.weight", 2)
     swiglu = "blocks.0.mlp.w12.weight" in shapes
     last = "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight"
-    side, depth = told.side(header), told.depth(header)
-    learn_sigma = told.learned_sigma(header, "final_layer.linear.bias", patch * patch * channels)
+    side, depth = conventions.side(header), conventions.depth(header)
+    learn_sigma = conventions.learned_sigma(
+        header, "final_layer.linear.bias", patch * patch * channels
+    )
     if modulation not in (4 * width, 6 * width):
         raise header.misshapen("blocks.0.adaLN_modulation.1.weight")
     shaped = _shaped_heads(header, width)
     sizes: dict[str, Any] = {
         "depth": depth,
         "width": width,
-        "heads": told.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS),
+        "heads": conventions.heads(
+            header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS
+        ),
         "patch": patch,
         "channels": channels,
         "side": patch * side,
@@ -195,8 +199,8 @@ def identify(header: Header, heads: int | None) -> Identified:
         "shift": modulation == 6 * width,
         "rope": "feat_rope.freqs_cos" in shapes,
     }
-    classes = told.classes(header, rows)
-    if not told.flow(header):
+    classes = conventions.classes(header, rows)
+    if not conventions.flow(header):
         header.assumptions.append(
             "read as LightningDiT: time runs t = 1 - s; --objective overrides"
         )
@@ -218,7 +222,7 @@ def _shaped_heads(header: Header, width: int) -> int | None:
             if dims == 2 and header.shape(key, dims)[-1] % 4:
                 raise header.misshapen(key)
             header.shape(key, dims)
-            return told.heads_of_size(header, key, width)
+            return conventions.heads_of_size(header, key, width)
     return None
 
 

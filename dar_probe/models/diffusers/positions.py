@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe.hub.setting import Batch, Maker, Rule, Setting
+from dar_probe.models.diffusers.input_context import Batch, Maker, Rule, Setting
 
 HUNYUAN_BASE = 32  # tokens per side at 512 pixels; other grids are fitted into it
 

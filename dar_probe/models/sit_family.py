@@ -6,10 +6,10 @@ from typing import Any
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.models.sit import SiT, SiTConfig, routing_options
+from dar_probe.models.sit_layout import read_sizes
 from dar_probe.routing.stream import Stream
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Branch, Passage, Reader, Source, Subject, offered_by_addition
-from dar_probe.subjects.sit_layout import read_sizes
 
 NO_ROUTES = (
     "mixes channels or normalises as it adds: it has no scalar routes, so states are measured alone"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.files.kinds import quote
+from dar_probe.models import conventions
 from dar_probe.routing.stream import options_of
-from dar_probe.subjects import told
 
 Family = Literal["sit", "dit", "repa", "dar-probe"]
 
@@ -66,7 +66,7 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         raise header.misshapen("x_embedder.proj.weight")
     rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
     hidden, _ = header.shape("blocks.0.mlp.fc1.weight", 2)
-    depth, norm = told.depth(header), "blocks.0.attn.q_norm.weight"
+    depth, norm = conventions.depth(header), "blocks.0.attn.q_norm.weight"
     projectors: list[int] = []
     while (last := f"projectors.{len(projectors)}.4.bias") in header.shapes:
         projectors += header.shape(last, 1)
@@ -74,12 +74,14 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     qk_norm, ratio = norm in header.shapes, hidden / width
     if qk_norm:
         header.shape(norm, 1)
-    input_size = patch * told.side(header)
-    learn_sigma = told.learned_sigma(header, "final_layer.linear.bias", patch**2 * in_channels)
+    input_size = patch * conventions.side(header)
+    learn_sigma = conventions.learned_sigma(
+        header, "final_layer.linear.bias", patch**2 * in_channels
+    )
     family = "dar-probe" if own else _family(header, bool(projectors))
-    shaped = told.heads_of_size(header, norm, width) if qk_norm else None
-    known = told.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
-    classes = told.classes(header, rows)
+    shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
+    known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
+    classes = conventions.classes(header, rows)
     return Sizes(
         family=family,
         depth=depth,
@@ -102,7 +104,7 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
 
 
 def _family(header: Header, projectors: bool) -> Family:
-    named = told.flow(header)
+    named = conventions.flow(header)
     if projectors:
         header.assumptions.append(
             "projectors are there: read as REPA, time runs t = s; --objective overrides"
@@ -122,7 +124,7 @@ def _routing(header: Header) -> dict[str, Any]:
     routing = {name: header.args[name] for name in names if name in header.args}
     for name, value in routing.items():
         text = name in ("routing", "query")
-        if not (isinstance(value, str) if text else told.is_count(value)):
+        if not (isinstance(value, str) if text else conventions.is_count(value)):
             raise header.contradiction(f"its {name} is {quote(value, 40)}")
     if "routing" not in routing:
         raise header.contradiction("it says that it is from dar-probe, but names no routing")

@@ -1,4 +1,4 @@
-"""One file per family: builds the model and names its sites."""
+"""Which family a checkpoint is of, and the sites of any module."""
 
 import importlib
 from collections.abc import Callable
@@ -9,30 +9,15 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
+from dar_probe.models import lightningdit, mdt, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
-from dar_probe.sites.family import Family, Identified
-from dar_probe.sites.stack import Stack
-from dar_probe.sites.subject import Reader, Source, Subject
-from dar_probe.sites.unwrap import check_forward, unwrap
-from dar_probe.subjects import lightningdit, mdt, sit, told, udit, uvit
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Identified",
-    "Reader",
-    "Source",
-    "Stack",
-    "Subject",
-    "family_of",
-    "find",
-    "told",
-    "unwrap",
-]
+from dar_probe.sites.family import Family
+from dar_probe.sites.subject import Subject
+from dar_probe.sites.unwrap import check_forward
 
 # In this order the marks of a file are compared; the last one also takes what has no mark.
-FAMILIES = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY, sit.FAMILY)
+FAMILIES = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY, sit_family.FAMILY)
 
 
 def family_of(header: Header, name: str | None = None) -> Family:
@@ -99,7 +84,7 @@ def find(
     """
     check_forward(module, args, kwargs)
     if isinstance(module, SiT) and not blocks and not readers:
-        return sit.subject(module)
+        return sit_family.subject(module)
     return discover.discover(
         module, args, kwargs, blocks=blocks, readers=readers, live_only=live_only
     )

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion import samplers
 from dar_probe.diffusion.objectives import Flow, Objective
-from dar_probe.hub import clock
-from dar_probe.hub.inputs import Call
-from dar_probe.hub.model import dtype_of, quiet, scheduler_class
+from dar_probe.models.diffusers import scheduler as clock
+from dar_probe.models.diffusers.inputs import Call
+from dar_probe.models.diffusers.model import dtype_of, quiet, scheduler_class
 
 STEPS = 25
 _STEP = ("self", "model_output", "timestep", "sample")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
 from dar_probe.files.kinds import quote
+from dar_probe.models import conventions
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject, View
-from dar_probe.subjects import told
 
 # Lists of blocks in firing order, and their widths in units of the first.
 LEVELS = {
@@ -229,13 +229,13 @@ def identify(header: Header, heads: int | None) -> Identified:
     width, channels, *_ = header.shape("x_embedder.proj.weight", 4)
     rows, _ = header.shape("y_embedder_1.embedding_table.weight", 2)
     shaped, *_ = header.shape(SCALE, 3)
-    learn_sigma = told.learned_sigma(header, "final_layer.out_proj.bias", channels)
+    learn_sigma = conventions.learned_sigma(header, "final_layer.out_proj.bias", channels)
     if width % 2 or width % shaped:
         raise header.misshapen(SCALE)
-    depths = [told.depth(header, level) for level in LEVELS]
+    depths = [conventions.depth(header, level) for level in LEVELS]
     sizes: dict[str, Any] = {
         "width": width,
-        "heads": told.heads(header, heads, width=width, shaped=shaped),
+        "heads": conventions.heads(header, heads, width=width, shaped=shaped),
         "channels": channels,
         "outputs": channels * (2 if learn_sigma else 1),
         "rows": rows,
@@ -249,7 +249,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         family="udit",
         sizes={**sizes, "side": side},
         shape=(channels, side, side),
-        num_classes=told.classes(header, rows),
+        num_classes=conventions.classes(header, rows),
         objective="dit",
         assumptions=header.assumptions,
     )
@@ -268,7 +268,7 @@ def _options(header: Header, size: tuple[int, int], depths: list[int]) -> dict[s
         header.assumptions.append(f"down-sampling and positions from the preset of width {size[0]}")
     options = {**OPTIONS, **named}
     if (
-        not told.is_count(options["down_factor"])
+        not conventions.is_count(options["down_factor"])
         or options["posemb_type"] not in (None, "rope2d")
         or options["down_shortcut"] not in (0, 1)
     ):
@@ -285,7 +285,7 @@ def _side(header: Header, factor: int) -> int:
     if "image_size" not in header.args:
         header.assumptions.append("latents of 32 x 32, as for images of 256 pixels")
     # Two down-samplings by 2 and one by the factor.
-    if not told.is_count(pixels) or pixels % (8 * 4 * factor):
+    if not conventions.is_count(pixels) or pixels % (8 * 4 * factor):
         raise header.contradiction(f"images of {quote(pixels, 40)} pixels do not fit its levels")
     return int(pixels) // 8
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dar_probe.errors import UsageError, blamed
-from dar_probe.hub.model import quiet
+from dar_probe.models.diffusers.model import quiet
 
 BATCH = 8
 

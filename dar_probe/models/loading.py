@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dar_probe import checkpoints, subjects
+from dar_probe import checkpoints
 from dar_probe.checkpoints import diffusers_folder, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
@@ -21,9 +21,12 @@ from dar_probe.diffusion import samplers
 from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
-from dar_probe.hub import clock, conditioning, inputs, sampling
-from dar_probe.hub import model as hub_model
-from dar_probe.subjects import Identified, Subject
+from dar_probe.models import registry
+from dar_probe.models.diffusers import conditioning, inputs, sampling
+from dar_probe.models.diffusers import model as hub_model
+from dar_probe.models.diffusers import scheduler as clock
+from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.subject import Subject
 
 
 class Call(Protocol):
@@ -190,7 +193,7 @@ def _load_file(
     dtype: torch.dtype,
 ) -> Loaded:
     header = peek.peek(path, weights=weights)
-    kind = subjects.family_of(header, family)
+    kind = registry.family_of(header, family)
     found = kind.identify(header, heads)
     model = blank(header, kind, found)
     check_real(header, model)
@@ -323,7 +326,7 @@ def of_weights(header: Header) -> list[str]:
     return ["the file does not say whether its weights are averaged (EMA)"] if flat else []
 
 
-def blank(header: Header, family: subjects.Family, found: Identified) -> nn.Module:
+def blank(header: Header, family: Family, found: Identified) -> nn.Module:
     """Build the model without memory for weights, and hold the file to its names and shapes.
 
     Raises:

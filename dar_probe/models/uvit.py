@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
+from dar_probe.models import conventions
 from dar_probe.models.sit import PatchEmbed, sinusoid, unpatchify
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject
-from dar_probe.subjects import told
 
 # (width, blocks) -> heads of S, M, L and H in the official configs.
 HEADS = {(512, 13): 8, (768, 17): 12, (1024, 21): 16, (1152, 29): 16}
@@ -158,9 +158,9 @@ def identify(header: Header, heads: int | None) -> Identified:
     width, channels, patch, _ = header.shape("patch_embed.proj.weight", 4)
     hidden, _ = header.shape("mid_block.mlp.fc1.weight", 2)
     rows = header.shape("label_emb.weight", 2)[0] if "label_emb.weight" in header.shapes else 0
-    side = told.side(header, extras=2 if rows else 1)
-    depth = 2 * told.depth(header, "in_blocks") + 1
-    known = told.heads(header, heads, width=width, depth=depth, presets=HEADS)
+    side = conventions.side(header, extras=2 if rows else 1)
+    depth = 2 * conventions.depth(header, "in_blocks") + 1
+    known = conventions.heads(header, heads, width=width, depth=depth, presets=HEADS)
     pixels = channels == PIXELS
     time = (
         "images, its time is 999 t of a VP SDE" if pixels else "latents, its time counts 1000 steps"
@@ -183,7 +183,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         },
         shape=(channels, patch * side, patch * side),
         # Only models of latents were trained with dropped labels.
-        num_classes=told.classes(header, rows, dropped=not pixels) if rows else 0,
+        num_classes=conventions.classes(header, rows, dropped=not pixels) if rows else 0,
         objective="vp" if pixels else "uvit",
         assumptions=header.assumptions,
     )

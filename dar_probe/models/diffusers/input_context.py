@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dar_probe.hub.latents import Latents, first
+from dar_probe.models.diffusers.latents import Latents, first
 
 WAN_TOKENS = 512
 TEXT_LIKE_LATENTS = {"MiniMaxMusic3Transformer1DModel"}  # one token of it for every step in time

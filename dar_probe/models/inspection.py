@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dar_probe import subjects
 from dar_probe.checkpoints import diffusers_folder, peek
 from dar_probe.checkpoints.header import Header
-from dar_probe.hub import model as hub_model
-from dar_probe.loading import (
+from dar_probe.models import registry
+from dar_probe.models.diffusers import model as hub_model
+from dar_probe.models.loading import (
     blank,
     check_real,
     check_weights,
@@ -24,7 +24,8 @@ from dar_probe.loading import (
     plan,
 )
 from dar_probe.sites.block_lists import members
-from dar_probe.subjects import Subject
+from dar_probe.sites.family import Family
+from dar_probe.sites.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def survey(
     if (home := diffusers_folder.home_of(path)) is not None:
         return _of_folder(home, objective_name)
     header = peek.peek(path, weights=check_weights(weights))
-    kind = subjects.family_of(header, family)
+    kind = registry.family_of(header, family)
     identified = kind.identify(header, heads)
     model = blank(header, kind, identified)
     check_real(header, model)
@@ -175,7 +176,7 @@ def _sites(subject: Subject) -> list[str]:
     return found
 
 
-def _marked(kind: subjects.Family, header: Header) -> str:
+def _marked(kind: Family, header: Header) -> str:
     """Return a name that the family is known by."""
     return next(key for key in header.shapes if re.match(kind.marks[-1], key))
 
