@@ -166,10 +166,10 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
 
         batch = random_batch(module, shape)
     elif batch is None:
-        from dar_probe.probe import from_config
+        from dar_probe.probe import inferred_inputs
         from dar_probe.sites.unwrap import unwrap
 
-        if from_config.find(unwrap(module)) is None:
+        if inferred_inputs.find(unwrap(module)) is None:
             raise UsageError(
                 f"{shown} gave a module without inputs",
                 hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",

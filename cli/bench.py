@@ -10,7 +10,7 @@ import typer
 from dar_probe.cli import options
 
 if TYPE_CHECKING:
-    from dar_probe.bench import Price, Workload
+    from dar_probe.probe.bench import Price, Workload
 
 
 def bench(
@@ -55,8 +55,8 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    from dar_probe import bench as core
     from dar_probe.cli import terminal
+    from dar_probe.probe import bench as core
 
     with terminal.progress("preparing"):
         if checkpoint is not None:
@@ -77,7 +77,7 @@ def bench(
 
 
 def _facts(name: str, work: "Workload", price: "Price", repeats: int) -> dict[str, Any]:
-    from dar_probe.bench import machine
+    from dar_probe.probe.bench import machine
 
     model = {key: work.subject.facts[key] for key in ("depth", "width", "tokens", "routing")}
     dtype = next(work.subject.model.parameters()).dtype

@@ -53,7 +53,7 @@ def sample(
         check_target(out, "sheet")
     options.check_first(checkpoint)
     from dar_probe.diffusion import generation
-    from dar_probe.task import check_counts
+    from dar_probe.probe.plan import check_counts
 
     check_counts(samples=samples)
     made = generation.generator(

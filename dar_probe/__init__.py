@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
     from dar_probe.api import ablate, analyze, audit, build
     from dar_probe.comparison import Comparison, compare
-    from dar_probe.handle import Probe
+    from dar_probe.probe.interactive import Probe
     from dar_probe.results.verdict import Thresholds
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _HOMES = {
     "build": "dar_probe.api",
     "Comparison": "dar_probe.comparison",
     "compare": "dar_probe.comparison",
-    "Probe": "dar_probe.handle",
+    "Probe": "dar_probe.probe.interactive",
     "Thresholds": "dar_probe.results.verdict",
 }
 

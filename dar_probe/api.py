@@ -8,17 +8,17 @@ from typing import Any
 import xarray as xr
 from torch import nn
 
-from dar_probe import module_task, task
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
-from dar_probe.making import made, made_over_steps
 from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.probe import ablation
+from dar_probe.probe import ablation, module_plan
+from dar_probe.probe import plan as task
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.plan import Levels, OnCells, Task
 from dar_probe.probe.recorder import same_randomness
+from dar_probe.probe.runner import made, made_over_steps
 from dar_probe.runtime.ranks import Ranks, joined
-from dar_probe.task import Levels, OnCells, Task
 from dar_probe.train.module import OnStep, check, train_copy
 
 
@@ -242,7 +242,7 @@ def audit(
         ProbeError: no pre-norm stack was found, or nothing could be measured.
         UsageError: an argument does not fit.
     """
-    planned = module_task.of_module(
+    planned = module_plan.of_module(
         module,
         batch=batch,
         loss=loss,
@@ -254,7 +254,7 @@ def audit(
     )
     if not train_steps:
         return Analysis(planned.measure(on_cells=on_cells), fail_on=fail_on)
-    if planned.loss in (module_task.random_target, module_task.mean_square):
+    if planned.loss in (module_plan.random_target, module_plan.mean_square):
         raise UsageError(
             "training takes a loss: nothing is learnt from what stands in for one",
             hint="loss(output, sample_ids, noise_level) -> (N,), third of (module, batch, loss)",
@@ -281,7 +281,7 @@ def audit(
             seed=seed,
             on_step=tell,
         )
-    subject = module_task.find_sites(
+    subject = module_plan.find_sites(
         twin, planned.batch, planned.grid.levels, blocks=blocks, readers=readers
     )
     training = {

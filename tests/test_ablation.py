@@ -8,7 +8,7 @@ import torch
 
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
-from dar_probe.probe import ablation, trace
+from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe.ablation import KINDS, Change
 from dar_probe.probe.measure import hooks, measure
 from dar_probe.probe.recorder import untouched
@@ -112,7 +112,8 @@ def test_both_engines_intervene_alike(options):
     _, subject, data, problem = setting(options)
     changes = changes_of(subject, problem, data)
     one, other = (
-        run(subject, problem, data, changes, engine=engine) for engine in (hooks, trace.forward)
+        run(subject, problem, data, changes, engine=engine)
+        for engine in (hooks, nnsight_engine.forward)
     )
     for name, value in one.items():
         assert np.array_equal(value, other[name]), name

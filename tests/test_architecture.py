@@ -93,6 +93,7 @@ LAYERS = [
         "dar_probe.results.study.record",
         "dar_probe.results.study.summary",
         "dar_probe.results.verdict",
+        "dar_probe.sites",
         "dar_probe.sites.autograd_entry",
         "dar_probe.sites.block_lists",
         "dar_probe.sites.boundaries",
@@ -103,7 +104,6 @@ LAYERS = [
         "dar_probe.sites.listing",
         "dar_probe.sites.stack",
         "dar_probe.sites.stream_detection",
-        "dar_probe.sites",
         "dar_probe.sites.subject",
         "dar_probe.sites.tracing",
         "dar_probe.sites.unwrap",
@@ -125,18 +125,23 @@ LAYERS = [
         "dar_probe.models.inspection",
         "dar_probe.plots",
         "dar_probe.probe",
+        "dar_probe.probe.grid",
+        "dar_probe.probe.inferred_inputs",
+        "dar_probe.probe.nnsight_engine",
+        "dar_probe.probe.self_check",
+        "dar_probe.probe.sharding",
     },
-    {"dar_probe.comparison", "dar_probe.reproduce.publish", "dar_probe.task"},
+    {"dar_probe.comparison", "dar_probe.probe.plan", "dar_probe.reproduce.publish"},
     {
         "dar_probe.diffusion.generation",
-        "dar_probe.making",
-        "dar_probe.module_task",
+        "dar_probe.probe.module_plan",
+        "dar_probe.probe.monitor",
+        "dar_probe.probe.runner",
         "dar_probe.train.loop",
         "dar_probe.train.watching",
-        "dar_probe.watch",
     },
-    {"dar_probe.api", "dar_probe.diffusion.evaluation", "dar_probe.handle"},
-    {"dar_probe.bench"},
+    {"dar_probe.api", "dar_probe.diffusion.evaluation", "dar_probe.probe.interactive"},
+    {"dar_probe.probe.bench"},
     {"dar_probe.reproduce.cost", "dar_probe.reproduce.study"},
     {"dar_probe.cli"},
 ]
@@ -192,7 +197,7 @@ def test_imports_point_down(name, path):
 
 def test_nnsight_is_imported_in_one_place_only():
     users = [name for name, path in modules() if any("nnsight" in i for i in imports(path))]
-    assert set(users) <= {"dar_probe.probe.trace"}
+    assert set(users) <= {"dar_probe.probe.nnsight_engine"}
 
 
 def python(code, *blocked):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from dar_probe import bench
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
+from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
 
 CPU = torch.device("cpu")

@@ -5,7 +5,8 @@ import pytest
 
 import dar_probe as dp
 from dar_probe.models import sit_family
-from dar_probe.probe import decoding, run
+from dar_probe.probe import decoding
+from dar_probe.probe import grid as run
 from dar_probe.results import metrics
 from tests import synthetic, tiny
 from tests.test_fixtures import FIXTURES

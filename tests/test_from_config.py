@@ -7,8 +7,8 @@ from torch import nn
 
 import dar_probe as dp
 from dar_probe.diffusion import data
-from dar_probe.module_task import TARGET_SEED, mean_square, random_target, stand_in
-from dar_probe.probe import from_config
+from dar_probe.probe import inferred_inputs
+from dar_probe.probe.module_plan import TARGET_SEED, mean_square, random_target, stand_in
 
 transformers = pytest.importorskip("transformers")
 
@@ -41,7 +41,7 @@ IDS, LEVELS = torch.tensor([3, 0, 7]), torch.zeros(3, dtype=torch.float64)
 @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "LlamaForCausalLM"])
 def test_language_models_are_judged_by_their_own_loss(kind):
     model = make(kind).eval()
-    inputs = from_config.find(model)
+    inputs = inferred_inputs.find(model)
     args, kwargs = inputs.batch(IDS, LEVELS)
     ids = kwargs["input_ids"]
     assert args == () and ids.shape == (3, 12) and kwargs["use_cache"] is False
@@ -65,7 +65,7 @@ def test_language_models_are_audited_before_and_after_training(kind):
 
 def test_vision_models_get_images_of_their_size():
     model = make("ViTForImageClassification")
-    inputs = from_config.find(model)
+    inputs = inferred_inputs.find(model)
     assert inputs.batch(IDS, LEVELS)[1]["pixel_values"].shape == (3, 2, 16, 16)
     assert inputs.loss is None
     analysis = dp.audit(model, samples=3)
@@ -80,11 +80,11 @@ def test_vision_models_get_images_of_their_size():
 
 def test_encoders_get_tokens_and_a_loss_with_a_gradient():
     model = make("BertModel").eval()  # its output is normed: the mean square is a constant
-    inputs = from_config.find(model)
+    inputs = inferred_inputs.find(model)
     assert inputs.loss is None
     assert stand_in(model, inputs.batch, 0.0) is random_target
     head = make("ViTForImageClassification").eval()
-    assert stand_in(head, from_config.find(head).batch, 0.0) is mean_square
+    assert stand_in(head, inferred_inputs.find(head).batch, 0.0) is mean_square
     with torch.no_grad():
         losses = random_target(model(*(), **inputs.batch(IDS, LEVELS)[1]), IDS, LEVELS)
     assert float(losses.std()) > 0.1
@@ -94,15 +94,15 @@ def test_a_subclass_is_known_by_its_ancestors():
     class Mine(transformers.BertModel):
         pass
 
-    assert from_config.find(Mine(transformers.BertConfig(**TEXT))) is not None
+    assert inferred_inputs.find(Mine(transformers.BertConfig(**TEXT))) is not None
 
 
 def test_other_modules_and_parts_of_models_are_not_known():
     model = make("BertModel")
-    assert from_config.find(nn.Linear(2, 2)) is None
-    assert from_config.find(model.embeddings) is None
+    assert inferred_inputs.find(nn.Linear(2, 2)) is None
+    assert inferred_inputs.find(model.embeddings) is None
     config = transformers.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2)
-    assert from_config.find(transformers.T5ForConditionalGeneration(config)) is None
+    assert inferred_inputs.find(transformers.T5ForConditionalGeneration(config)) is None
     with pytest.raises(dp.UsageError, match="Linear came without a batch function"):
         dp.audit(nn.Linear(2, 2))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dar_probe import bench
 from dar_probe.models.sit import SiTConfig
+from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
 
 CPU = torch.device("cpu")

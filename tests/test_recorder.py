@@ -8,9 +8,9 @@ from torch import nn
 
 from dar_probe.errors import ProbeError
 from dar_probe.models import sit_family
+from dar_probe.probe.grid import Grid, walk
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import Recorder, untouched
-from dar_probe.probe.run import Grid, walk
 from tests import tiny
 
 

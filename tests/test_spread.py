@@ -8,8 +8,8 @@ import torch
 
 import dar_probe as dp
 from dar_probe.models import sit_family
-from dar_probe.probe.run import walk
-from dar_probe.probe.spread import Grid, spread
+from dar_probe.probe.grid import walk
+from dar_probe.probe.sharding import Grid, spread
 from dar_probe.runtime.ranks import Ranks, leads
 from tests import tiny
 from tests.shell import torchrun

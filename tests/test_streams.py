@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import dar_probe as dp
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
 from dar_probe.sites import discover
@@ -302,7 +302,9 @@ def test_a_norm_that_branches_share_is_named_twice_and_met_once_by_nnsight():
     with untouched(model):
         subject = discover.discover(model, *batch(torch.tensor([0]), None))
         with pytest.raises(dp.ProbeError, match="runs 2 times in one forward"):
-            measure(subject, batch, loss, torch.arange(2), torch.zeros(2), engine=trace.forward)
+            measure(
+                subject, batch, loss, torch.arange(2), torch.zeros(2), engine=nnsight_engine.forward
+            )
     with dp.Probe(model, batch=batch) as probe:
         assert list(probe.reads) == ["head"]
 

@@ -11,10 +11,10 @@ import torch
 import dar_probe as dp
 from dar_probe.models import sit_family
 from dar_probe.models.registry import find
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine
 from dar_probe.probe.measure import measure
+from dar_probe.probe.plan import of_checkpoint
 from dar_probe.probe.recorder import untouched
-from dar_probe.task import of_checkpoint
 from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -40,7 +40,7 @@ def test_engines_agree_in_every_precision(options, dtype):
     with untouched(model):
         one = measure(subject, problem.batch, problem.loss, data.ids, levels)
         other = measure(
-            subject, problem.batch, problem.loss, data.ids, levels, engine=trace.forward
+            subject, problem.batch, problem.loss, data.ids, levels, engine=nnsight_engine.forward
         )
     for name, value in one.items():
         assert torch.equal(value.nan_to_num(7), other[name].nan_to_num(7)), name
@@ -53,7 +53,7 @@ def test_engines_agree_on_discovered_sites():
         subject = find(model, *batch(torch.zeros(1, dtype=torch.int64), levels[:1]))
         one, other = (
             measure(subject, batch, square, torch.arange(3), levels, **engine)
-            for engine in ({}, {"engine": trace.forward})
+            for engine in ({}, {"engine": nnsight_engine.forward})
         )
     for name, value in one.items():
         assert torch.equal(value.nan_to_num(7), other[name].nan_to_num(7)), name
@@ -76,11 +76,11 @@ def square(output, ids, level):
 
 def test_the_model_is_unwrapped_and_a_users_own_wrapping_stays():
     model = tiny.model()
-    with trace.wrapped(model):
+    with nnsight_engine.wrapped(model):
         assert any("forward" in module.__dict__ for module in model.modules())
     assert not any({"forward", "__nnsight__"} & set(module.__dict__) for module in model.modules())
-    trace.load().NNsight(model)
-    with trace.wrapped(model):
+    nnsight_engine.load().NNsight(model)
+    with nnsight_engine.wrapped(model):
         pass
     assert all("__nnsight__" in module.__dict__ for module in model.modules())
 

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 import dar_probe as dp
-from dar_probe import bench, module_task
-from dar_probe.probe import trace
-from dar_probe.probe.run import walk
+from dar_probe.probe import bench, module_plan, nnsight_engine
+from dar_probe.probe.grid import walk
 from tests import process
 from tests.test_audit import Stack, batch
 
@@ -45,7 +44,7 @@ def loss(output, ids, level):
 
 
 def planned(model, **settings):
-    return module_task.of_module(model, batch=batch, loss=loss, **GRID, **settings)
+    return module_plan.of_module(model, batch=batch, loss=loss, **GRID, **settings)
 
 
 def ablated(model, engine):
@@ -57,7 +56,7 @@ def ablated(model, engine):
 
 def walked(model):
     task = planned(model)
-    return walk(task.subject, task.grid, task.batch, task.loss, engine=trace.forward)
+    return walk(task.subject, task.grid, task.batch, task.loss, engine=nnsight_engine.forward)
 
 
 def traced(model):

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 import dar_probe as dp
+from dar_probe.probe.monitor import EVERY
 from dar_probe.results import schema, store, trajectory
-from dar_probe.watch import EVERY
 from tests.test_audit import Stack, batch
 from tests.test_untouched import loss
 

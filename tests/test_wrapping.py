@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import dar_probe as dp
 from dar_probe.models import sit_family
-from dar_probe.probe.run import Grid, walk
+from dar_probe.probe.grid import Grid, walk
 from dar_probe.sites.unwrap import unwrap
 from tests import tiny
 from tests.test_audit import Branch, Stack, batch

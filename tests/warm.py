@@ -193,10 +193,10 @@ def _reply(code: int, seconds: float) -> str:
 
 def _import_everything() -> None:
     import dar_probe.api
-    import dar_probe.bench
     import dar_probe.cli.effects
     import dar_probe.comparison
     import dar_probe.models.inspection
+    import dar_probe.probe.bench
     import dar_probe.reports.comparison_page
     import dar_probe.reports.figures
     import dar_probe.reports.junit

@@ -15,10 +15,10 @@ from dar_probe.diffusion.generation import generator
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
+from dar_probe.probe.plan import check_counts
 from dar_probe.results import sample_quality
 from dar_probe.results.sample_quality import Interval
 from dar_probe.runtime.device import find_device
-from dar_probe.task import check_counts
 
 LEAST = 8
 SHARES = ("precision", "recall", "agreement")

@@ -17,8 +17,8 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files.kinds import quote
 from dar_probe.models.diffusers import vae as decoder
 from dar_probe.models.loading import BySignature, Loaded, load
+from dar_probe.probe.plan import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
-from dar_probe.task import check_counts
 
 COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
 

@@ -23,7 +23,7 @@ class Visitor:
     """Stands at every site of a subject during one forward.
 
     ``read``, ``write``, ``see`` and ``remember`` are what an engine calls: hooks while this
-    context is open, or ``dar_probe.probe.trace``.
+    context is open, or ``dar_probe.probe.nnsight_engine``.
 
     Attributes:
         subject: the model and its sites.

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from dar_probe import bench
 from dar_probe.models import inspection
+from dar_probe.probe import bench
 from dar_probe.reproduce.plan import Run
 from dar_probe.train import loop
 

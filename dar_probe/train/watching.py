@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.models.loading import ByClass, Loaded
 from dar_probe.models.sit_family import FAMILY
+from dar_probe.probe.monitor import Watch
+from dar_probe.probe.plan import Task, of_rows
 from dar_probe.results.trajectory_store import TrajectoryFile
 from dar_probe.sites.family import Identified
-from dar_probe.task import Task, of_rows
-from dar_probe.watch import Watch
 
 if TYPE_CHECKING:
     from dar_probe.train.loop import Run

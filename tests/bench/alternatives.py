@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar_probe import bench
+from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
 from dar_probe.routing.stream import Stream
 from dar_probe.sites.autograd_entry import with_grad

@@ -5,8 +5,8 @@ import gc
 
 import torch
 
-from dar_probe import bench
 from dar_probe.models.sit import SiTConfig
+from dar_probe.probe import bench
 
 
 def parser(doc):

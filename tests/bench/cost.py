@@ -3,8 +3,8 @@
 import common
 import torch
 
-from dar_probe import bench
 from dar_probe.models.sit import SiTConfig
+from dar_probe.probe import bench
 
 STEP, MEMORY = 0.78, 1.02  # promised; the first for models that are not narrow
 HEADER = [

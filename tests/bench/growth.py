@@ -2,7 +2,7 @@
 
 import common
 
-from dar_probe import bench
+from dar_probe.probe import bench
 
 LINE = 1.15
 HEADER = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import common
 import torch
 
-from dar_probe import bench
+from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
 
 ROUTINGS = [{}, {"routing": "dar", "query": "dynamic"}]

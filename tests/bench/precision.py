@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dar_probe import bench
 from dar_probe.models import sit_family
+from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
 
 SCALE = 2.0**12  # of the loss: a power of two, so that dividing it out again is exact

@@ -9,7 +9,7 @@ import os
 import common
 import torch
 
-from dar_probe import bench
+from dar_probe.probe import bench
 from dar_probe.routing.dar import DAR
 from dar_probe.routing.stream import register
 

@@ -7,7 +7,7 @@ import common
 import torch
 
 from dar_probe.models.sit import SiTConfig
-from dar_probe.probe.run import Grid, walk
+from dar_probe.probe.grid import Grid, walk
 
 PROMISED_GIB = 12
 SAMPLES, LEVELS = 4096, 20

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dar_probe import task
+from dar_probe.probe import plan
 from tests.families import files
 
 ENDS = 1e-6, 1 - 1e-6
@@ -23,7 +23,7 @@ CLOCKS = {
 @pytest.mark.parametrize("case", files.CASES)
 def test_noise_rises_and_the_clock_runs_the_family_s_own_way(case, tmp_path):
     file = files.write(case, tmp_path)
-    planned = task.of_checkpoint(
+    planned = plan.of_checkpoint(
         file.path, data=file.data, noise_levels=LEVELS, samples=files.SAMPLES,
         batch_size=files.SAMPLES, heads=file.heads, dtype="float64",
     )  # fmt: skip

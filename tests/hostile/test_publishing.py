@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dar_probe import making
 from dar_probe.analysis import open_analysis
 from dar_probe.errors import UsageError
 from dar_probe.files import analysis_folder, atomic
 from dar_probe.files.analysis_folder import OutputFolder
+from dar_probe.probe import runner
 from dar_probe.results import store
 from dar_probe.runtime.ranks import ALONE
 from tests import synthetic
@@ -165,7 +165,7 @@ def test_a_finished_analysis_drops_what_a_kill_left(tmp_path):
         folder.publish(lambda fresh: store.write(ds, fresh / "analysis.nc"))
     with OutputFolder(out, key=key) as folder:
         folder.save(0, {})
-    found = making.made(None, key, out, resume=True, fail_on=None, ranks=ALONE)
+    found = runner.made(None, key, out, resume=True, fail_on=None, ranks=ALONE)
     assert found.whole.identical(ds) and hidden(tmp_path) == set()
 
 

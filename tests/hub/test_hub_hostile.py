@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import dar_probe as dp
-from dar_probe import bench, task
 from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.diffusers import model
 from dar_probe.models.inspection import survey
+from dar_probe.probe import bench, plan
 from tests.hub import tiny
 
 pytest.importorskip("diffusers")
@@ -129,7 +129,7 @@ def test_classes_are_those_that_were_drawn_or_given(saved, tmp_path, monkeypatch
 
     def measured(**options):
         labels.clear()
-        found = task.of_checkpoint(saved("dit"), noise_levels=[0.5], samples=3, **options)
+        found = plan.of_checkpoint(saved("dit"), noise_levels=[0.5], samples=3, **options)
         found.subject.model.register_forward_pre_hook(keep, with_kwargs=True)
         said = any("classes in turn" in s for s in found.manifest["assumptions"])
         found.measure()

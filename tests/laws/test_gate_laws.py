@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from dar_probe.models import sit_family
 from dar_probe.probe import statistics
+from dar_probe.probe.grid import Grid
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import Grid
 from tests import reference, tiny
 from tests.laws.test_probe_laws import LAWS, models, set_eps
 

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dar_probe.models import sit_family
+from dar_probe.probe.grid import Grid, walk
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import Grid, walk
 from tests import tiny
 
 LAWS = settings(

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from dar_probe import task as tasks
 from dar_probe.diffusion import objectives
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
+from dar_probe.probe import plan as tasks
 from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched

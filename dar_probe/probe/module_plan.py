@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dar_probe import task
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
-from dar_probe.probe import from_config
+from dar_probe.probe import inferred_inputs, plan
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.spread import Grid
+from dar_probe.probe.sharding import Grid
 from dar_probe.results.comparability import STAND_IN
 from dar_probe.sites.listing import is_fresh
 from dar_probe.sites.subject import Subject
@@ -35,14 +34,14 @@ def of_module(
     *,
     batch: Batch | None = None,
     loss: Loss | None = None,
-    noise_levels: task.Levels | None = None,
+    noise_levels: plan.Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
     blocks: str | None = None,
     readers: str | None = None,
-) -> task.Task:
+) -> plan.Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
-    task.check_counts(samples=samples, batch_size=batch_size)
+    plan.check_counts(samples=samples, batch_size=batch_size)
     module = unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []
@@ -74,14 +73,14 @@ def of_module(
         assumptions.append(f"{STAND_IN}: {what} stands in")
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
-    return task.Task(
+    return plan.Task(
         subject=subject,
         grid=grid,
         batch=batch,
         loss=loss,
         timestep=unknown if timestep is None else timestep,
         log_snr=unknown if log_snr is None else log_snr,
-        manifest=task.provenance(
+        manifest=plan.provenance(
             subject,
             grid,
             name=type(module).__name__,
@@ -145,8 +144,8 @@ def _first_tensor(output: Any) -> Tensor:
     return found
 
 
-def _own_inputs(module: nn.Module) -> from_config.Inputs:
-    found = from_config.find(module)
+def _own_inputs(module: nn.Module) -> inferred_inputs.Inputs:
+    found = inferred_inputs.find(module)
     if found is None:
         raise UsageError(
             f"a {type(module).__name__} came without a batch function, and none is known for it",

@@ -18,14 +18,14 @@ from dar_probe.files.kinds import quote
 from dar_probe.models import registry
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load
-from dar_probe.probe import ablation, trace
+from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
+from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
-from dar_probe.probe.proof import prove
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.run import walk
-from dar_probe.probe.spread import Arrays, Grid, spread
+from dar_probe.probe.self_check import prove
+from dar_probe.probe.sharding import Arrays, Grid, spread
 from dar_probe.results import assemble
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
@@ -36,7 +36,7 @@ OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
 MOST = 1_000_000  # samples
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
-ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": trace.forward}
+ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": nnsight_engine.forward}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import xarray as xr
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
+from dar_probe.probe.plan import OnCells, Task
 from dar_probe.results import schema, store, trajectory
 from dar_probe.runtime.ranks import Ranks
-from dar_probe.task import OnCells, Task
 
 OWN_SAMPLES = "every training step was measured on samples of its own: curves over steps mix both"
 Measure = Callable[[OutputFolder | None], xr.Dataset]

@@ -6,8 +6,8 @@ from pathlib import Path
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.atomic import make_folder
+from dar_probe.probe.plan import Task
 from dar_probe.results.trajectory_store import TrajectoryFile
-from dar_probe.task import Task
 
 # In steps. On a GPU, where a step may be quicker than writing the file, still about 1 % of a run.
 EVERY = 1000

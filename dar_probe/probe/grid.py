@@ -10,7 +10,7 @@ from dar_probe.errors import ProbeError
 from dar_probe.probe import decoding
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks, measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.spread import Arrays, Grid, OnCells, Shards, spread
+from dar_probe.probe.sharding import Arrays, Grid, OnCells, Shards, spread
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.sites.subject import Subject
 
@@ -39,7 +39,7 @@ def walk(
         shards: where finished batches are kept, to continue a run that was cut off.
         ranks: this process among those that share the work; every one returns everything.
         on_cells: told the number of finished cells, and the smallest batch that was used.
-        engine: runs one forward; ``hooks``, or ``dar_probe.probe.trace.forward``.
+        engine: runs one forward; ``hooks``, or ``dar_probe.probe.nnsight_engine.forward``.
 
     Raises:
         ProbeError: loss or states are not finite, samples depend on each other, or a site did

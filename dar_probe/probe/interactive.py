@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dar_probe import module_task, task
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.probe import trace
+from dar_probe.probe import module_plan, plan
+from dar_probe.probe import nnsight_engine as trace
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.monitor import Watch
 from dar_probe.probe.recorder import frozen
 from dar_probe.runtime.ranks import leads
 from dar_probe.sites.autograd_entry import with_grad
 from dar_probe.sites.unwrap import unwrap
-from dar_probe.watch import Watch
 
 FEW = 8
 
@@ -61,7 +61,7 @@ class Probe:
         subject = None
         self.ids: tuple[int, ...] = tuple(range(FEW))
         if not isinstance(model, nn.Module):
-            planned = task.of_checkpoint(model, **settings)
+            planned = plan.of_checkpoint(model, **settings)
             subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
             self.ids, module = planned.grid.ids, planned.subject.model
         elif batch is None:
@@ -71,9 +71,9 @@ class Probe:
             )
         else:
             module = unwrap(model)
-            self._batch, self._loss = batch, loss or module_task.mean_square
+            self._batch, self._loss = batch, loss or module_plan.mean_square
             try:
-                planned = module_task.of_module(module, batch=batch, loss=loss, **settings)
+                planned = module_plan.of_module(module, batch=batch, loss=loss, **settings)
                 subject, self._loss = planned.subject, planned.loss
             except ProbeError:
                 pass  # no residual stream: its modules can be traced all the same
@@ -114,7 +114,7 @@ class Probe:
         every: int | None = None,
         batch: Batch | None = None,
         loss: Loss | None = None,
-        noise_levels: task.Levels | None = None,
+        noise_levels: plan.Levels | None = None,
         samples: int = 8,
         batch_size: int = 8,
         blocks: str | None = None,
@@ -130,7 +130,7 @@ class Probe:
         Args:
             model: that is trained; compiled or parallel ones are unwrapped.
             out: a file such as "run/trajectory.nc".
-            every: steps from one measurement to the next; None: ``dar_probe.watch.EVERY``.
+            every: steps from one measurement to the next; None: ``dar_probe.probe.monitor.EVERY``.
             batch: as for ``api.audit``, as all that follow.
             loss: as there.
             noise_levels: as there.
@@ -151,7 +151,7 @@ class Probe:
             )
         planned = None
         if leads():
-            planned = module_task.of_module(
+            planned = module_plan.of_module(
                 model,
                 batch=batch,
                 loss=loss,
