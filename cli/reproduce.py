@@ -9,7 +9,7 @@ from dar_probe.cli import options
 
 if TYPE_CHECKING:
     from dar_probe.reproduce.plan import Run
-    from dar_probe.train.loop import Progress
+    from dar_probe.training.loop import Progress
 
 
 def reproduce(

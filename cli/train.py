@@ -81,16 +81,17 @@ def train(
         for name, value in locals().items()
         if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
     }
+    from dar_probe.adapt import warm_start
     from dar_probe.cli import terminal
     from dar_probe.runtime.device import find_device
-    from dar_probe.train import config as configs
-    from dar_probe.train import loop, retrofit
+    from dar_probe.training import config as configs
+    from dar_probe.training import loop
 
     place = str(find_device(device))
     if config:
         flags = {**configs.read_toml(config), **flags}
     if isinstance(flags.get("init_from"), str) and flags["init_from"]:
-        flags = {**retrofit.sizes(flags["init_from"]), **flags}
+        flags = {**warm_start.sizes(flags["init_from"]), **flags}
     settings = configs.from_dict(flags)
     with terminal.progress("training", "steps") as tell:
 

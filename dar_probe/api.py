@@ -19,7 +19,7 @@ from dar_probe.probe.plan import Levels, OnCells, Task
 from dar_probe.probe.recorder import same_randomness
 from dar_probe.probe.runner import made, made_over_steps
 from dar_probe.runtime.ranks import Ranks, joined
-from dar_probe.train.module import OnStep, check, train_copy
+from dar_probe.training.finetune import OnStep, check, train_copy
 
 
 def build(name: str, **changes: Any) -> SiT:
@@ -231,7 +231,7 @@ def audit(
             in one step of training.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*"; left out, they are found.
         readers: patterns of the names of what reads the stream; left out, they are found.
-        train_steps: steps of AdamW, see ``dar_probe.train.module``.
+        train_steps: steps of AdamW, see ``dar_probe.training.finetune``.
         lr: learning rate of the training, as of the bundled trainer; wide models want less.
         seed: of the training.
         fail_on: judgement instead of the default.

@@ -4,7 +4,7 @@ import copy
 
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
-from dar_probe.train.config import TrainConfig
+from dar_probe.training.config import TrainConfig
 
 NUMBER = {"value": 1.5, "low": 1.0, "high": 2.0}
 STEPS = [100, 200, 300, 400]

@@ -14,6 +14,7 @@ FOLDERS = {"dar_probe": "dar_probe", "cli": "dar_probe.cli", "reports": "dar_pro
 LAYERS = [
     {"dar_probe.errors"},
     {
+        "dar_probe.adapt",
         "dar_probe.devices",
         "dar_probe.diffusion",
         "dar_probe.diffusion.objectives",
@@ -57,6 +58,7 @@ LAYERS = [
         "dar_probe.trajectory_file",
     },
     {
+        "dar_probe.adapt.warm_start",
         "dar_probe.checkpoints.diffusers_folder",
         "dar_probe.diffusion.data",
         "dar_probe.diffusion.features",
@@ -107,7 +109,13 @@ LAYERS = [
         "dar_probe.sites.subject",
         "dar_probe.sites.tracing",
         "dar_probe.sites.unwrap",
-        "dar_probe.train",
+        "dar_probe.training",
+        "dar_probe.training.config",
+        "dar_probe.training.ema",
+        "dar_probe.training.finetune",
+        "dar_probe.training.repa",
+        "dar_probe.training.run_folder",
+        "dar_probe.training.tensorboard",
         "dar_probe.verdict",
     },
     {
@@ -137,8 +145,8 @@ LAYERS = [
         "dar_probe.probe.module_plan",
         "dar_probe.probe.monitor",
         "dar_probe.probe.runner",
-        "dar_probe.train.loop",
-        "dar_probe.train.watching",
+        "dar_probe.training.loop",
+        "dar_probe.training.monitoring",
     },
     {"dar_probe.api", "dar_probe.diffusion.evaluation", "dar_probe.probe.interactive"},
     {"dar_probe.probe.bench"},

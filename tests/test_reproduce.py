@@ -20,8 +20,8 @@ from dar_probe.results.sample_quality import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
 from dar_probe.routing import SCHEMES
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import Run as Training
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import Run as Training
 from tests.studies import everything, finished
 
 

@@ -5,10 +5,10 @@ import argparse
 import pytest
 import torch
 
+from dar_probe.adapt.warm_start import SIZES, sizes
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import train
-from dar_probe.train.retrofit import SIZES, sizes
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import train
 from tests.test_train import load
 
 SETTINGS = {

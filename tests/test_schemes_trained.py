@@ -5,8 +5,8 @@ import pytest
 import dar_probe as dp
 from dar_probe.models.inspection import survey
 from dar_probe.routing import SCHEMES
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import train
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import train
 
 OPTIONS = {
     "denseformer": {"dilation": 2, "period": 2},

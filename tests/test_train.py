@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dar_probe.adapt.warm_start import sizes
 from dar_probe.checkpoints.reader import read
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
@@ -21,10 +22,9 @@ from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.loading import load as load_subject
 from dar_probe.models.sit_layout import read_sizes
 from dar_probe.results import store
-from dar_probe.train import ema
-from dar_probe.train.config import TrainConfig, from_dict, read_toml
-from dar_probe.train.loop import COLUMNS, Run, train
-from dar_probe.train.retrofit import sizes
+from dar_probe.training import ema
+from dar_probe.training.config import TrainConfig, from_dict, read_toml
+from dar_probe.training.loop import COLUMNS, Run, train
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,
@@ -33,8 +33,8 @@ SMALL = TrainConfig(
 RUNNER = """
 import sys
 from pathlib import Path
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import train
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import train
 config = TrainConfig(**eval(sys.argv[2]))
 train(config, Path(sys.argv[1]), resume=True, on_step=lambda p: print(p.step, flush=True))
 """

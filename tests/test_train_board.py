@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dar_probe.cli import app
 from dar_probe.errors import UsageError
-from dar_probe.train import loop
+from dar_probe.training import loop
 from tests.test_train import SMALL
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.train.folder import RunFolder
-from dar_probe.train.loop import COLUMNS, train
+from dar_probe.training.loop import COLUMNS, train
+from dar_probe.training.run_folder import RunFolder
 from tests.test_train import SMALL, load, same
 
 

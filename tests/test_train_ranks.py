@@ -11,8 +11,8 @@ import torch
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.results import store
 from dar_probe.runtime.ranks import Ranks, alive
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import Run, train
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import Run, train
 from tests.shell import torchrun
 
 SMALL = TrainConfig(
@@ -26,7 +26,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from dar_probe.train import loop
+from dar_probe.training import loop
 from tests.test_train_ranks import SMALL
 out, (accumulate, dies, repa) = Path(sys.argv[1]), map(int, sys.argv[2:])
 rank = os.environ["RANK"]

@@ -11,8 +11,8 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.models.loading import load as load_subject
 from dar_probe.models.sit import SiT
-from dar_probe.train import repa
-from dar_probe.train.loop import train
+from dar_probe.training import repa
+from dar_probe.training.loop import train
 from tests.test_train import SMALL, load, same
 
 REPA = replace(SMALL, repa_depth=1, repa_width=24, steps=4)

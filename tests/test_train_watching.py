@@ -7,7 +7,7 @@ import pytest
 import dar_probe as dp
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.results import store, trajectory
-from dar_probe.train.loop import train
+from dar_probe.training.loop import train
 from tests.test_train import SMALL, load
 from tests.test_train import same as same_state
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import dar_probe as dp
 from dar_probe.analysis import open_analysis
-from dar_probe.train.module import train_copy
+from dar_probe.training.finetune import train_copy
 from tests.shell import FIXTURES
 
 SETTINGS = {"steps": 6, "lr": 1e-2, "batch_size": 4, "noise_levels": [0.2, 0.8], "first_id": 10}

@@ -201,7 +201,7 @@ def _import_everything() -> None:
     import dar_probe.reports.figures
     import dar_probe.reports.junit
     import dar_probe.reports.page
-    import dar_probe.train.loop  # noqa: F401
+    import dar_probe.training.loop  # noqa: F401
 
     _command(["--help"])
     # The first model makes torch import a second half of itself. No backward must come before a

@@ -8,7 +8,7 @@ import torch
 from dar_probe.models import inspection
 from dar_probe.probe import bench
 from dar_probe.reproduce.plan import Run
-from dar_probe.train import loop
+from dar_probe.training import loop
 
 
 def measure(run: Run, device: str) -> dict[str, Any]:

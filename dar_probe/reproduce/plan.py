@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dar_probe.errors import UsageError
-from dar_probe.train.config import TrainConfig, from_dict
+from dar_probe.training.config import TrainConfig, from_dict
 
 REFERENCE = "residual"
 

@@ -21,8 +21,8 @@ from dar_probe.reproduce.plan import Run
 from dar_probe.results import metrics, store, trajectory
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
-from dar_probe.train import loop
-from dar_probe.train.config import TrainConfig
+from dar_probe.training import loop
+from dar_probe.training.config import TrainConfig
 
 OnStart = Callable[[Run], None]
 OnStep = Callable[[Run, loop.Progress], None]

@@ -11,9 +11,9 @@ import common
 import numpy as np
 
 from dar_probe.probe.monitor import EVERY, Watch
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import Run
-from dar_probe.train.watching import plan
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import Run
+from dar_probe.training.monitoring import plan
 
 LIMIT = 1.0  # per cent of a run, promised at the cadence of the README
 CADENCES = (100, 250, EVERY)

@@ -10,8 +10,8 @@ import torch
 
 from dar_probe.reproduce import plan, study
 from dar_probe.results import store
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import train
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import train
 from tests.studies import finished
 from tests.synthetic import dataset
 

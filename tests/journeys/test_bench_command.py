@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.loop import train
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import train
 from tests.shell import run
 
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=2, lr=3e-3, warmup=1)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dar_probe import __version__
+from dar_probe.adapt.warm_start import Original, objective_settings, original
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.runtime.ranks import ALONE, Ranks, alive, joined
-from dar_probe.train import board, ema, repa, watching
-from dar_probe.train.config import TrainConfig
-from dar_probe.train.folder import RunFolder
-from dar_probe.train.retrofit import Original, objective_settings, original
+from dar_probe.training import ema, monitoring, repa
+from dar_probe.training import tensorboard as board
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.run_folder import RunFolder
 
 VALIDATION_LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(2).tolist())
 COLUMNS = ("step", "loss", "lr", "grad_norm", "val_loss", *(f"val_{s}" for s in VALIDATION_LEVELS))
@@ -77,7 +78,7 @@ def train(
                 open_files.callback(run.board.close)
             if on_start:
                 on_start(run.origin)
-            probe = watching.begin(run, start)
+            probe = monitoring.begin(run, start)
             began = time.monotonic()
             for step in range(start + 1, config.steps + 1):
                 loss = run.step(step)

@@ -11,7 +11,7 @@ import torch
 
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import atomic
-from dar_probe.train.board import EVENTS
+from dar_probe.training.tensorboard import EVENTS
 
 RETRY = "check the free space, then continue with --resume"
 

@@ -29,7 +29,7 @@ class TrainConfig:
         time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
         time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
         repa_depth: the block, from 1, after which hidden tokens are aligned with an encoder's
-            (REPA, arXiv 2410.06940); 0 is none. See ``dar_probe.train.repa``.
+            (REPA, arXiv 2410.06940); 0 is none. See ``dar_probe.training.repa``.
         repa_weight, repa_encoder, repa_width: of that term, "digits" or a local folder of
             transformers, hidden width of its projector.
         init_from: a checkpoint to start from, of any routing; "" starts at random.

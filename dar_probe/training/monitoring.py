@@ -12,7 +12,7 @@ from dar_probe.results.trajectory_store import TrajectoryFile
 from dar_probe.sites.family import Identified
 
 if TYPE_CHECKING:
-    from dar_probe.train.loop import Run
+    from dar_probe.training.loop import Run
 
 
 def begin(run: "Run", start: int) -> Callable[[int], Any]:

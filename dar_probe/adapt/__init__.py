@@ -1,0 +1,1 @@
+"""Routers put into finished models."""
