@@ -8,7 +8,7 @@ import typer
 from dar_probe.cli import options
 
 if TYPE_CHECKING:
-    from dar_probe.reproduce.plan import Run
+    from dar_probe.study.plan import Run
     from dar_probe.training.loop import Progress
 
 
@@ -46,9 +46,10 @@ def reproduce(
     """
     from dar_probe.cli import terminal
     from dar_probe.files.analysis_folder import check_target
-    from dar_probe.reproduce import plan, study
-    from dar_probe.reproduce.publish import publish
     from dar_probe.runtime.device import find_device
+    from dar_probe.study import plan
+    from dar_probe.study import run as study
+    from dar_probe.study.publish import publish
 
     planned = plan.runs(plan.scale_of(scale), only=only or (), data=data)
     check_target(out, "study")

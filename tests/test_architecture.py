@@ -85,7 +85,6 @@ LAYERS = [
         "dar_probe.models.udit",
         "dar_probe.models.uvit",
         "dar_probe.pairs",
-        "dar_probe.reproduce",
         "dar_probe.results.comparability",
         "dar_probe.results.interventions",
         "dar_probe.results.paired",
@@ -109,6 +108,8 @@ LAYERS = [
         "dar_probe.sites.subject",
         "dar_probe.sites.tracing",
         "dar_probe.sites.unwrap",
+        "dar_probe.study",
+        "dar_probe.study.plan",
         "dar_probe.training",
         "dar_probe.training.config",
         "dar_probe.training.ema",
@@ -139,7 +140,7 @@ LAYERS = [
         "dar_probe.probe.self_check",
         "dar_probe.probe.sharding",
     },
-    {"dar_probe.comparison", "dar_probe.probe.plan", "dar_probe.reproduce.publish"},
+    {"dar_probe.comparison", "dar_probe.probe.plan", "dar_probe.study.publish"},
     {
         "dar_probe.diffusion.generation",
         "dar_probe.probe.module_plan",
@@ -150,7 +151,7 @@ LAYERS = [
     },
     {"dar_probe.api", "dar_probe.diffusion.evaluation", "dar_probe.probe.interactive"},
     {"dar_probe.probe.bench"},
-    {"dar_probe.reproduce.cost", "dar_probe.reproduce.study"},
+    {"dar_probe.study.cost", "dar_probe.study.run"},
     {"dar_probe.cli"},
 ]
 

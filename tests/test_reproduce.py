@@ -15,11 +15,12 @@ from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
 from dar_probe.reports import study_page, study_panels, study_print, study_ranking
-from dar_probe.reproduce import plan, publish, study
 from dar_probe.results.sample_quality import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
 from dar_probe.routing import SCHEMES
+from dar_probe.study import plan, publish
+from dar_probe.study import run as study
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import Run as Training
 from tests.studies import everything, finished

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dar_probe.reproduce import plan, study
 from dar_probe.results import store
+from dar_probe.study import plan
+from dar_probe.study import run as study
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
 from tests.studies import finished

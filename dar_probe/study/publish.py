@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dar_probe.files import atomic
-from dar_probe.reproduce.plan import SCALES
 from dar_probe.results.study import aggregate, summary
+from dar_probe.study.plan import SCALES
 
 
 def publish(out: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from dar_probe.models import inspection
 from dar_probe.probe import bench
-from dar_probe.reproduce.plan import Run
+from dar_probe.study.plan import Run
 from dar_probe.training import loop
 
 

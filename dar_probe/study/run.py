@@ -16,11 +16,11 @@ from dar_probe.diffusion.evaluation import Judge
 from dar_probe.diffusion.generation import generator
 from dar_probe.errors import InUseError, UsageError
 from dar_probe.files import atomic
-from dar_probe.reproduce import cost
-from dar_probe.reproduce.plan import Run
 from dar_probe.results import metrics, store, trajectory
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
+from dar_probe.study import cost
+from dar_probe.study.plan import Run
 from dar_probe.training import loop
 from dar_probe.training.config import TrainConfig
 
