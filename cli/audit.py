@@ -118,7 +118,7 @@ def _check_file(path: Path) -> None:
 
 def _write_junit(analysis: "Analysis", path: Path) -> None:
     from dar_probe.files.atomic import make_folder, write_atomically
-    from dar_probe.reports import junit
+    from dar_probe.reports.pages import junit
 
     content = junit.render(
         analysis.verdict,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from dar_probe.reports.figures import Options
+    from dar_probe.reports.figures.registry import Options
 
     Named = tuple[str, xr.Dataset]
 
@@ -63,10 +63,10 @@ def figures(
     """
     from dar_probe.cli import terminal
     from dar_probe.files.atomic import check_place
-    from dar_probe.reports import canvas
-    from dar_probe.reports.figures import FIGURES, Options
+    from dar_probe.reports.draw import matplotlib
+    from dar_probe.reports.figures.registry import FIGURES, Options
 
-    suffixes = _some(formats, canvas.FORMATS, "format")
+    suffixes = _some(formats, matplotlib.FORMATS, "format")
     wanted = list(FIGURES) if only is None else _some(only, FIGURES, "figure")
     options = Options(
         width=width,
@@ -112,7 +112,7 @@ def _draw(
         ProbeError: none of the analyses can give a figure, or a heatmap, that was asked for.
     """
     from dar_probe.errors import ProbeError
-    from dar_probe.reports import figures
+    from dar_probe.reports.figures import registry as figures
     from dar_probe.results.trajectory import last_step
 
     _check_kind(named, options)
@@ -135,7 +135,7 @@ def _draw(
 
 def _check_kind(named: list["Named"], options: "Options") -> None:
     """Raise UsageError where no analysis has a reader of the wanted kind."""
-    from dar_probe.reports import readers
+    from dar_probe.reports.style import readers
 
     if options.kind is not None and not any(
         options.kind in ds["reader_kind"].values for _, ds in named
@@ -146,11 +146,11 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
     from dar_probe.files.atomic import make_folder, write_atomically
-    from dar_probe.reports import canvas
+    from dar_probe.reports.draw import matplotlib
 
     make_folder(folder, folder, "choose another --out")
     for stem, figure in drawn:
         for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"
-            write_atomically(path, partial(canvas.save, figure, form=suffix))
+            write_atomically(path, partial(matplotlib.save, figure, form=suffix))
             yield path

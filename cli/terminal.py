@@ -20,8 +20,8 @@ from dar_probe.cli.console import (
     write,
 )
 from dar_probe.cli.progress import progress
-from dar_probe.reports import facts
-from dar_probe.reports.facts import SYMPTOMS, number
+from dar_probe.reports.pages import headline
+from dar_probe.reports.pages.headline import SYMPTOMS, number
 from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
         return
-    from dar_probe.reports.style import clean
+    from dar_probe.reports.style.palette import clean
 
     console = console_on(sys.stdout)
     ds, manifest, verdict = analysis.dataset, analysis.manifest, analysis.verdict
@@ -62,13 +62,13 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
         write(console, Text(f"WARNING  {printable(warning)}", style="bold red"))
         console.print()
     name = Text(printable(clean(analysis.name)), style="bold")
-    model = Text(printable(facts.model(manifest["model"])))
+    model = Text(printable(headline.model(manifest["model"])))
     if cell_len(name.plain) + 1 + cell_len(model.plain) <= console.width:
         name, model = Text.assemble(name, " ", model), Text("")
     for line in filter(None, (name, model)):
         write(console, line)
     data = printable(clean(str(manifest["data"]["name"])))
-    write(console, Text(facts.grid(ds, data), style="dim"))
+    write(console, Text(headline.grid(ds, data), style="dim"))
     console.print()
     badge = Text(f" {verdict.status.upper()} ", style=f"bold reverse {_colour(verdict.status)}")
     write(console, Text.assemble(badge, " ", printable(verdict.sentence)))
@@ -142,7 +142,7 @@ def _bullet(console: Console, sentence: str, style: str) -> None:
 
 
 def _symptoms(console: Console, analysis: "Analysis") -> None:
-    found = facts.symptoms(analysis.dataset, analysis.metrics, analysis.verdict)
+    found = headline.symptoms(analysis.dataset, analysis.metrics, analysis.verdict)
     blocks = analysis.dataset.sizes["block"] - 1
     heads = ["symptom", "value", "95 % interval", f"block 1 to {blocks}"]
     rows = [[Text(head, style="dim") for head in heads]]
@@ -169,7 +169,7 @@ def _trained(training: dict[str, Any]) -> Text:
 
 def _steps(console: Console, analysis: "Analysis") -> None:
     """Print the symptoms at each training step, the first and the last among at most eight."""
-    from dar_probe.reports.style import spread
+    from dar_probe.reports.style.palette import spread
 
     heads = ["step", *(label for label, _, _ in SYMPTOMS.values()), "verdict"]
     rows = [[Text(head, style="dim") for head in heads]]
@@ -190,6 +190,6 @@ def _changes(console: Console, analysis: "Analysis") -> None:
     rows.append([Text("verdict"), cells[0], Text(""), cells[-1], Text("")])
     for name, pair in analysis.changes.items():
         label, _, unit = SYMPTOMS.get(name, (name, "", ""))
-        numbers = [t for m in pair for t in (number(m.value, unit), facts.interval(m, unit))]
+        numbers = [t for m in pair for t in (number(m.value, unit), headline.interval(m, unit))]
         rows.append([Text(label), *map(Text, numbers)])
     aligned(console, rows, right=[1, 3])

@@ -94,10 +94,11 @@ class DataArrayAccessor:
         Raises:
             UsageError: the array is none of the variables that have such a map, or lacks a dim.
         """
-        from dar_probe.reports import figures, style
+        from dar_probe.reports.figures import registry
+        from dar_probe.reports.style import palette
 
         name = str(self._array.name)
-        if style.depth_dim(name) == "sublayer":
+        if palette.depth_dim(name) == "sublayer":
             raise UsageError(
                 f"{name!r} alone does not know the names of its sublayers",
                 hint=f"ds.dar.plot.heatmap({name!r})",
@@ -108,4 +109,4 @@ class DataArrayAccessor:
                 f"{', '.join(map(str, self._array.dims)) or 'none'}",
                 hint="select with lists or slices, so that every dim stays",
             )
-        return figures.heatmap(self._array.to_dataset(), name)
+        return registry.heatmap(self._array.to_dataset(), name)

@@ -154,14 +154,15 @@ class Analysis:
 
     def write(self, folder: Path) -> None:
         """Write the files of one analysis into an existing folder."""
-        from dar_probe.reports import figures, page
+        from dar_probe.reports.figures import registry
+        from dar_probe.reports.pages import analysis
 
         store.write(self.whole, folder / "analysis.nc")
         if self.before is not None:
             store.write(self.before.dataset, folder / BEFORE)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         write_text(folder / "summary.json", text)
-        html = page.render(
+        html = analysis.render(
             self.dataset,
             self.metrics,
             self.verdict,
@@ -170,15 +171,15 @@ class Analysis:
             trajectory=self.trajectory,
         )
         write_text(folder / "report.html", html)
-        figures.write_all(self.whole, folder / "figures", name=self.name)
+        registry.write_all(self.whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
-        from dar_probe.reports import notebook
+        from dar_probe.reports.pages import notebook
 
         return notebook.text(self.dataset, self.metrics, self.verdict, name=self.name)
 
     def _repr_html_(self) -> str:
-        from dar_probe.reports import notebook
+        from dar_probe.reports.pages import notebook
 
         return notebook.html(
             self.dataset, self.metrics, self.verdict, name=self.name, changes=self.changes

@@ -11,7 +11,7 @@ from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.atomic import write_text
-from dar_probe.reports import style
+from dar_probe.reports.style import palette
 from dar_probe.results import paired as pairs
 from dar_probe.results.fail_rule import Rule
 from dar_probe.results.metrics import Metric, numbers
@@ -38,7 +38,7 @@ class Comparison:
     def __init__(self, *analyses: Analysis) -> None:
         _require_two(len(analyses))
         self.analyses = list(analyses)
-        self.names = pairs.distinct([style.clean(analysis.name) for analysis in analyses])
+        self.names = pairs.distinct([palette.clean(analysis.name) for analysis in analyses])
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -113,7 +113,8 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Write the files of a comparison into an existing folder."""
-        from dar_probe.reports import comparison_page, differences, figures
+        from dar_probe.reports.figures import differences, registry
+        from dar_probe.reports.pages import comparison as comparison_page
 
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         write_text(folder / "comparison.json", text)
@@ -128,7 +129,7 @@ class Comparison:
             drawn["differences"] = self.plot.differences()
         for stem, figure in drawn.items():
             for suffix in ("png", "pdf"):
-                figures.save(figure, folder / "figures" / f"{stem}.{suffix}")
+                registry.save(figure, folder / "figures" / f"{stem}.{suffix}")
 
     @property
     def named(self) -> list[tuple[str, "xr.Dataset"]]:
@@ -162,9 +163,9 @@ class Plots:
 
     def dilution(self) -> "Figure":
         """RMS, gradient and cosine over the block index, one line per model."""
-        from dar_probe.reports import figures
+        from dar_probe.reports.figures import registry
 
-        return figures.dilution(self._comparison.named)
+        return registry.dilution(self._comparison.named)
 
     def differences(self) -> "Figure":
         """The same, each other model minus the reference, with paired intervals.
@@ -172,7 +173,7 @@ class Plots:
         Raises:
             UsageError: no model has the reference's samples and depth.
         """
-        from dar_probe.reports import differences
+        from dar_probe.reports.figures import differences
 
         return differences.figure(self._comparison.named)
 

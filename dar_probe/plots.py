@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports import figures, interventions
-from dar_probe.reports.canvas import Width
+from dar_probe.reports.draw.matplotlib import Width
+from dar_probe.reports.figures import interventions, registry
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
@@ -21,13 +21,13 @@ class Plots:
     def dilution(self, *others: "Analysis", width: Width = "two") -> Figure:
         """RMS, gradient and cosine over the block index, one line per analysis."""
         everything = (self._analysis, *others)
-        return figures.dilution([(a.name, a.dataset) for a in everything], width=width)
+        return registry.dilution([(a.name, a.dataset) for a in everything], width=width)
 
     def sources(
         self, *, shallow: int | None = None, deep: int | None = None, width: Width = "two"
     ) -> Figure:
         """Importance, and routing weights, of every source at a shallow and a deep block."""
-        return figures.sources(self._analysis.dataset, shallow=shallow, deep=deep, width=width)
+        return registry.sources(self._analysis.dataset, shallow=shallow, deep=deep, width=width)
 
     def matrix(
         self,
@@ -37,17 +37,17 @@ class Plots:
         width: Width = "two",
     ) -> Figure:
         """Reader x source maps at the nearest noise level, attention and MLP readers apart."""
-        return figures.matrix(
+        return registry.matrix(
             self._analysis.dataset, noise_level=noise_level, kind=kind, width=width
         )
 
     def spread(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """Routing entropy and effective number of sources over depth, of a model with a router."""
-        return figures.spread(self._analysis.dataset, kind=kind, width=width)
+        return registry.spread(self._analysis.dataset, kind=kind, width=width)
 
     def decodability(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """How well the noise level is decoded from what each reader reads."""
-        return figures.decodability(self._analysis.dataset, kind=kind, width=width)
+        return registry.decodability(self._analysis.dataset, kind=kind, width=width)
 
     def trajectory(self, *, width: Width = "two") -> Figure:
         """The three symptoms over the training steps, of several checkpoints of one run.
@@ -60,7 +60,7 @@ class Plots:
                 "this analysis has no training steps",
                 hint="dar-probe analyze RUN/checkpoints/*.pt makes one that has",
             )
-        return figures.trajectory(self._analysis.trajectory, width=width)
+        return registry.trajectory(self._analysis.trajectory, width=width)
 
     def interventions(self, *, width: Width = "two") -> Figure:
         """True against predicted loss changes, of an analysis that ``ablate`` made."""
@@ -68,4 +68,4 @@ class Plots:
 
     def heatmap(self, variable: str, *, width: Width = "two") -> Figure:
         """Depth x noise level map of one variable."""
-        return figures.heatmap(self._analysis.dataset, variable, width=width)
+        return registry.heatmap(self._analysis.dataset, variable, width=width)

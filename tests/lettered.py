@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from dar_probe.reports import canvas
+from dar_probe.reports.draw import matplotlib
 
 DPI = 200
 Written = tuple[str, Bbox, float]
@@ -14,7 +14,7 @@ Written = tuple[str, Bbox, float]
 
 def texts(figure: Figure) -> list[Written]:
     """Return (text, box in pixels, points) of every text that is drawn."""
-    with canvas.paper():
+    with matplotlib.paper():
         figure.set_dpi(DPI)
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()

@@ -6,7 +6,7 @@ import pytest
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas
+from dar_probe.reports.draw import matplotlib
 from dar_probe.results import dataframe, metrics
 from tests.synthetic import dataset
 
@@ -18,7 +18,7 @@ def ds():
 
 def pixels(figure):
     buffer = io.BytesIO()
-    with canvas.paper():
+    with matplotlib.paper():
         figure.savefig(buffer, format="rgba", dpi=50)
     return buffer.getvalue()
 

@@ -23,6 +23,10 @@ LAYERS = [
         "dar_probe.files.atomic",
         "dar_probe.pooling",
         "dar_probe.ranks",
+        "dar_probe.reports.draw",
+        "dar_probe.reports.figures",
+        "dar_probe.reports.pages",
+        "dar_probe.reports.style",
         "dar_probe.results",
         "dar_probe.results.bootstrap",
         "dar_probe.results.schema",
@@ -123,6 +127,45 @@ LAYERS = [
         "dar_probe.dataset",
         "dar_probe.models.loading",
         "dar_probe.reports",
+        "dar_probe.reports.draw.matplotlib",
+        "dar_probe.reports.draw.plotly",
+        "dar_probe.reports.figures.decodability",
+        "dar_probe.reports.figures.differences",
+        "dar_probe.reports.figures.dilution",
+        "dar_probe.reports.figures.heatmap",
+        "dar_probe.reports.figures.interactive",
+        "dar_probe.reports.figures.interventions",
+        "dar_probe.reports.figures.matrix",
+        "dar_probe.reports.figures.matrix_screen",
+        "dar_probe.reports.figures.registry",
+        "dar_probe.reports.figures.router_entropy",
+        "dar_probe.reports.figures.sources",
+        "dar_probe.reports.figures.study_curves",
+        "dar_probe.reports.figures.study_print",
+        "dar_probe.reports.figures.study_ranking",
+        "dar_probe.reports.figures.study_routes",
+        "dar_probe.reports.figures.study_screen",
+        "dar_probe.reports.figures.trajectory",
+        "dar_probe.reports.figures.trajectory_screen",
+        "dar_probe.reports.pages.alt_text",
+        "dar_probe.reports.pages.analysis",
+        "dar_probe.reports.pages.analysis_figures",
+        "dar_probe.reports.pages.comparison",
+        "dar_probe.reports.pages.definitions",
+        "dar_probe.reports.pages.document",
+        "dar_probe.reports.pages.headline",
+        "dar_probe.reports.pages.junit",
+        "dar_probe.reports.pages.notebook",
+        "dar_probe.reports.pages.study",
+        "dar_probe.reports.pages.tables",
+        "dar_probe.reports.pages.wording",
+        "dar_probe.reports.style.axis_links",
+        "dar_probe.reports.style.palette",
+        "dar_probe.reports.style.readers",
+        "dar_probe.reports.style.sample_band",
+        "dar_probe.reports.style.source_maps",
+        "dar_probe.reports.style.still",
+        "dar_probe.reports.style.text_metrics",
         "dar_probe.results.assemble",
         "dar_probe.results.fail_rule",
         "dar_probe.rule",
@@ -205,7 +248,9 @@ def test_imports_point_down(name, path):
 
 
 def test_nnsight_is_imported_in_one_place_only():
-    users = [name for name, path in modules() if any("nnsight" in i for i in imports(path))]
+    users = [
+        name for name, path in modules() if any(i.split(".")[0] == "nnsight" for i in imports(path))
+    ]
     assert set(users) <= {"dar_probe.probe.nnsight_engine"}
 
 
@@ -227,9 +272,9 @@ def test_meaning_and_reports_run_without_torch():
     code = (
         "import dar_probe, dar_probe.results.metrics, dar_probe.results.verdict\n"
         "import dar_probe.results.store\n"
-        "import dar_probe.reports.figures, dar_probe.reports.page, dar_probe.analysis\n"
-        "import dar_probe.results.dataframe, dar_probe.reports.notebook\n"
-        "import dar_probe.reports.comparison_page, dar_probe.reports.differences\n"
+        "import dar_probe.reports.figures.registry, dar_probe.reports.pages.analysis, dar_probe.analysis\n"
+        "import dar_probe.results.dataframe, dar_probe.reports.pages.notebook\n"
+        "import dar_probe.reports.pages.comparison, dar_probe.reports.figures.differences\n"
         "dar_probe.open_analysis, dar_probe.Comparison, dar_probe.compare"
     )
     done = python(code, "torch", "nnsight")

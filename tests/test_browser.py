@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from dar_probe.reports import definitions, page, study_page, study_panels, style
+from dar_probe.reports.figures import study_curves
+from dar_probe.reports.pages import analysis, definitions, study
+from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.study import aggregate
 from dar_probe.results.verdict import judge
@@ -40,7 +42,7 @@ def ds(joined):
 @pytest.fixture(scope="module")
 def address(ds, joined, tmp_path_factory):
     found = metrics.compute(ds)
-    text = page.render(ds, found, judge(ds, found), trajectory=joined)
+    text = analysis.render(ds, found, judge(ds, found), trajectory=joined)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(text, encoding="utf-8")
     return path.as_uri()
@@ -169,7 +171,7 @@ def test_a_block_under_the_pointer_is_marked_in_every_panel(shown, ds):
     expect(bar).to_contain_text("Block 4; RMS")
     for name, word in (("rms", "RMS"), ("grad_rms", "gradient"), ("cosine", "cosine")):
         found = metrics.profile(ds, name).sel(block=4)
-        value, low, high = (style.number(float(found[key])) for key in ("value", "low", "high"))
+        value, low, high = (palette.number(float(found[key])) for key in ("value", "low", "high"))
         expect(bar).to_contain_text(f"{word} {value} [{low}, {high}]")
     box = shown.locator(f".frame:has({plot}) .mark.block:visible").bounding_box()
     assert box["y"] < y < box["y"] + box["height"] < y + 60
@@ -393,7 +395,7 @@ def test_figures_say_in_words_what_they_show(shown, ds):
     labels = [plot.get_attribute("aria-label") for plot in shown.locator("[role=img]").all()]
     assert len(labels) == shown.locator("figure").count()
     value = metrics.profile(ds, "rms")["value"]
-    ends = [style.number(float(value.sel(block=block))) for block in (1, BLOCKS)]
+    ends = [palette.number(float(value.sel(block=block))) for block in (1, BLOCKS)]
     assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in labels[0]
     assert all(any(letter.isdigit() for letter in label) for label in labels)
 
@@ -485,7 +487,7 @@ def test_the_first_screen_holds_name_verdict_symptoms_and_assumptions(shown):
 def test_the_page_of_a_study_draws_all_of_it(browser, tmp_path, width):
     found = aggregate.Results(everything())
     path = tmp_path / "reproduce.html"
-    path.write_text(study_page.render(found, study_panels.drawings(found)), encoding="utf-8")
+    path.write_text(study.render(found, study_curves.drawings(found)), encoding="utf-8")
     opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})
     sheet = opened.drawn()
     assert sheet.locator(".plot .main-svg").count() >= 7

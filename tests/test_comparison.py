@@ -15,7 +15,9 @@ from dar_probe.cli import app
 from dar_probe.comparison import Comparison, compare
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.analysis_folder import CONTENTS
-from dar_probe.reports import comparison_page, differences, document, figures, style
+from dar_probe.reports.figures import differences, registry
+from dar_probe.reports.pages import comparison, document
+from dar_probe.reports.style import palette
 from dar_probe.results import schema, store
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.results.paired import NUMBERS, over_depth
@@ -176,7 +178,7 @@ def test_save_writes_everything_or_nothing(usual, tmp_path, monkeypatch):
         frame["difference_low"].tolist(), rel=1e-12, nan_ok=True
     )
     first = (folder / "comparison.html").read_bytes()
-    monkeypatch.setattr(figures, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(registry, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         usual.save(folder)
     assert (folder / "comparison.html").read_bytes() == first
@@ -215,7 +217,7 @@ def test_differences_are_drawn_with_their_intervals(usual):
         ("routed", True), ("routed", False), ("routed", False),
     ]  # fmt: skip
     bands = [trace for trace in drawn.data if trace.fill == "toself"]
-    for line, band, panel in zip(lines, bands, style.PANELS, strict=True):
+    for line, band, panel in zip(lines, bands, palette.PANELS, strict=True):
         gap = over_depth(usual.named[0][1], usual.named[1][1], panel.variable)
         gap = gap.sel(block=slice(1, None))
         np.testing.assert_allclose(line.y, gap["value"])
@@ -252,7 +254,7 @@ def test_models_of_another_depth_or_grid_are_left_out(usual):
     for draw in (differences.interactive, differences.figure):
         with pytest.raises(UsageError, match="nothing differs over depth"):
             draw(both.named)
-    words = Parsed(comparison_page.render(both.named, both.pairs)).words
+    words = Parsed(comparison.render(both.named, both.pairs)).words
     assert "All models over depth" in words and "Differences over depth" not in words
     assert both.pairs[0].changes and not both.pairs[1].changes
 
@@ -263,7 +265,7 @@ def test_smallest_and_unmeasured_models_are_drawn(tmp_path):
     for name in schema.VARIABLES:
         empty[name][:] = np.nan
     found = Comparison(*map(Analysis, [*single, empty]))
-    words = Parsed(comparison_page.render(found.named, found.pairs)).words
+    words = Parsed(comparison.render(found.named, found.pairs)).words
     assert "no difference has an interval" in words
     assert "nan" not in words.replace("NaN", "").lower().split()
     found.save(tmp_path / "out")
@@ -284,11 +286,11 @@ def hostile_page(hostile):
         whole = schema.manifest(ds)
         texts = {"warnings": [HOSTILE], "assumptions": [HOSTILE], "device": HOSTILE}
         ds.attrs["manifest"] = json.dumps({**whole, **texts, "data": {"name": HOSTILE}})
-    return comparison_page.render(named, hostile.pairs)
+    return comparison.render(named, hostile.pairs)
 
 
 def test_the_page_says_what_differs_first(usual):
-    text = comparison_page.render(usual.named, usual.pairs)
+    text = comparison.render(usual.named, usual.pairs)
     words = Parsed(text).words
     order = [
         "dar-probe comparison routed and other levels against plain",
@@ -312,11 +314,11 @@ def test_the_page_says_what_differs_first(usual):
         assert change.sentence in words
     assert "Not of the reference's samples or levels: other levels" in words
     assert schema.VARIABLES["loss"].definition[4:] in words
-    assert text == comparison_page.render(usual.named, usual.pairs)
+    assert text == comparison.render(usual.named, usual.pairs)
 
 
 def test_the_page_links_its_panels_and_names_its_lines(usual):
-    parsed = Parsed(comparison_page.render(usual.named, usual.pairs))
+    parsed = Parsed(comparison.render(usual.named, usual.pairs))
     specs = [json.loads(text) for attrs, text in parsed.scripts if "data-figure" in attrs]
     assert len(specs) == 2
     panels = specs[1]["layout"]["meta"]["panels"]

@@ -7,7 +7,7 @@ import pytest
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.reports import interventions
+from dar_probe.reports.figures import interventions
 from dar_probe.results import interventions as effects
 from dar_probe.results import schema, store
 from dar_probe.results.assemble import with_ablation

@@ -16,7 +16,9 @@ from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports import canvas, figures, lettering, maps, style
+from dar_probe.reports.draw import matplotlib as canvas
+from dar_probe.reports.figures import registry
+from dar_probe.reports.style import palette, source_maps, text_metrics
 from dar_probe.results import importance, metrics
 from tests.synthetic import dataset
 
@@ -53,9 +55,9 @@ def test_equal_datasets_give_equal_bytes(tmp_path, dar, stem):
     users |= {"axes.grid": True, "text.parse_math": True}
     for turn, own in enumerate([{}, users]):
         with matplotlib.rc_context(own):  # a user's own settings change nothing
-            figure = figures.draw(dar, stem, figures.Options(), name="a $b$")
+            figure = registry.draw(dar, stem, registry.Options(), name="a $b$")
             for suffix in ("png", "pdf", "svg"):
-                figures.save(figure, tmp_path / f"{turn}.{suffix}")
+                registry.save(figure, tmp_path / f"{turn}.{suffix}")
     for suffix in ("png", "pdf", "svg"):
         first, second = ((tmp_path / f"{turn}.{suffix}").read_bytes() for turn in (0, 1))
         assert first == second
@@ -64,7 +66,7 @@ def test_equal_datasets_give_equal_bytes(tmp_path, dar, stem):
 
 def test_fonts_travel_with_the_file(tmp_path, dar):
     for suffix in ("pdf", "svg"):
-        figures.save(figures.dilution([("a", dar)]), tmp_path / f"a.{suffix}")
+        registry.save(registry.dilution([("a", dar)]), tmp_path / f"a.{suffix}")
     pdf = (tmp_path / "a.pdf").read_bytes()
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"/Type3" not in pdf
@@ -76,14 +78,14 @@ def test_fonts_travel_with_the_file(tmp_path, dar):
 @pytest.mark.parametrize("wrong", ["three", "", None])
 def test_other_widths_and_formats_are_refused(tmp_path, dar, wrong):
     with pytest.raises(UsageError, match="width"):
-        figures.heatmap(dar, "rms", width=wrong)
+        registry.heatmap(dar, "rms", width=wrong)
     with pytest.raises(UsageError, match="format"):
-        figures.save(figures.heatmap(dar, "rms"), tmp_path / "a", form=wrong or "")
+        registry.save(registry.heatmap(dar, "rms"), tmp_path / "a", form=wrong or "")
 
 
 @pytest.mark.parametrize("width", ["one", "two"])
 def test_widths_are_those_of_the_columns(dar, width):
-    figure = figures.sources(dar, width=width)
+    figure = registry.sources(dar, width=width)
     assert figure.get_figwidth() == {"one": 3.25, "two": 6.75}[width]
 
 
@@ -92,7 +94,7 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
     ds = residual.copy(deep=True)
     for name in ("rms_top1", "cosine", "cosine_centred", "write_rms", "grad_rms", "route_entropy"):
         ds[name][:] = np.nan
-    paths = figures.write_all(ds, tmp_path / "figures", name="../../$\\frac{\n")
+    paths = registry.write_all(ds, tmp_path / "figures", name="../../$\\frac{\n")
     stems = [
         "dilution",
         "sources",
@@ -115,23 +117,23 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
 def test_a_model_without_gates_and_router_gets_no_sources(tmp_path, residual):
     ds = residual.copy(deep=True)
     ds["gate"][:] = 0
-    for name in (*style.HEATMAPS, "decodability"):
+    for name in (*palette.HEATMAPS, "decodability"):
         ds[name][:] = np.nan
-    assert [path.name for path in figures.write_all(ds, tmp_path, name="a")] == [
+    assert [path.name for path in registry.write_all(ds, tmp_path, name="a")] == [
         "dilution.png",
         "dilution.pdf",
     ]
-    assert drawn_text(figures.dilution([("a", ds)])).count("not measured") == 3
+    assert drawn_text(registry.dilution([("a", ds)])).count("not measured") == 3
     with pytest.raises(UsageError, match="neither"):
-        figures.sources(ds)
+        registry.sources(ds)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_drawn(tmp_path, name):
     ds = dataset(blocks=3, samples=2, levels=2, name=name)
     ds["reader_name"] = ("reader", np.array([f"{name}{at}" for at in range(7)], dtype=object))
-    figures.save(figures.dilution([(name, ds)]), tmp_path / "a.pdf")
-    drawn_text(figures.heatmap(ds, "write_rms"))
+    registry.save(registry.dilution([(name, ds)]), tmp_path / "a.pdf")
+    drawn_text(registry.heatmap(ds, "write_rms"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -140,7 +142,7 @@ def test_hostile_names_are_drawn(tmp_path, name):
 @example("\u0301" * 200)
 @example("\u202e\u2066\u200d")
 def test_any_name_becomes_one_short_drawable_line(name):
-    text = lettering.printable(name)
+    text = text_metrics.printable(name)
     assert 0 < len(text) <= 60
     assert "\n" not in text
     figure = canvas.figure(3, 1)
@@ -156,13 +158,17 @@ def test_any_name_becomes_one_short_drawable_line(name):
 )
 def test_smallest_datasets_can_be_drawn(shape):
     ds = dataset(**{"blocks": 3, "levels": 2, "samples": 2, **shape})
-    for figure in [figures.dilution([("a", ds)]), figures.sources(ds), figures.heatmap(ds, "rms")]:
+    for figure in [
+        registry.dilution([("a", ds)]),
+        registry.sources(ds),
+        registry.heatmap(ds, "rms"),
+    ]:
         assert drawn_text(figure)
 
 
 def test_axes_are_labelled_in_plain_decimals():
     ds = dataset(blocks=28, samples=3, levels=2, inflation=100.0, decay=40.0)
-    figure = figures.dilution([("a", ds)])
+    figure = registry.dilution([("a", ds)])
     texts = drawn_text(figure)
     assert not [text for text in texts if "$" in text or "mathdefault" in text]
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "linear"]
@@ -177,23 +183,23 @@ def test_axes_are_labelled_in_plain_decimals():
 
 def test_small_ranges_stay_linear():
     ds = dataset(blocks=6, samples=3, levels=2, inflation=3.0, decay=3.0)
-    assert {axis.get_yscale() for axis in figures.dilution([("a", ds)]).axes} == {"linear"}
+    assert {axis.get_yscale() for axis in registry.dilution([("a", ds)]).axes} == {"linear"}
 
 
 def test_bands_are_the_intervals_and_absent_for_one_sample():
     many, one = dataset(blocks=4, samples=6, levels=2), dataset(blocks=4, samples=1, levels=2)
-    band = figures.dilution([("a", many)]).axes[0].collections[0]
+    band = registry.dilution([("a", many)]).axes[0].collections[0]
     profile = metrics.profile(many, "rms").sel(block=slice(1, None))
     edges = band.get_paths()[0].vertices[:, 1]
     assert edges.min() == pytest.approx(float(profile["low"].min()))
     assert edges.max() == pytest.approx(float(profile["high"].max()))
-    assert not figures.dilution([("a", one)]).axes[0].collections
+    assert not registry.dilution([("a", one)]).axes[0].collections
 
 
 def test_one_legend_names_every_model_in_its_own_colour(dar, residual):
-    figure = figures.dilution([("plain", residual), ("routed", dar), ("plain 2", residual)])
+    figure = registry.dilution([("plain", residual), ("routed", dar), ("plain 2", residual)])
     colours = [to_hex(line.get_color()) for line in figure.axes[1].get_lines()]
-    assert colours[:2] == [style.BLUE, style.ORANGE]
+    assert colours[:2] == [palette.BLUE, palette.ORANGE]
     assert len(set(colours)) == 3
     assert len(figure.legends) == 1
     names = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -201,7 +207,7 @@ def test_one_legend_names_every_model_in_its_own_colour(dar, residual):
 
 
 def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
-    figure = figures.sources(dar, shallow=3, deep=9)
+    figure = registry.sources(dar, shallow=3, deep=9)
     maps_ = meshes(figure)
     titles = [mesh.axes.get_title("left") for mesh in maps_]
     assert sorted(titles) == [
@@ -227,7 +233,7 @@ def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
 
 def test_sources_say_how_they_are_normalised(dar):
     def note(ds):
-        return " ".join(" ".join(drawn_text(figures.sources(ds))).split())
+        return " ".join(" ".join(drawn_text(registry.sources(ds))).split())
 
     assert note(dar).count("each column sums to 1") == 2  # a softmax
     free = dar.copy(deep=True)
@@ -246,7 +252,7 @@ def dots(figure: Figure) -> list[set[tuple[int, int]]]:
 
 def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
-    figure = figures.sources(ds, shallow=3, deep=9)
+    figure = registry.sources(ds, shallow=3, deep=9)
     below = importance.block_below_null(ds).values
     shares = np.isfinite(importance.block_importance(ds).values).any(axis=0)
     expected = [
@@ -260,7 +266,7 @@ def test_dots_mark_importances_whose_sign_is_chance():
 
 
 def test_few_samples_have_no_dots_and_the_figure_says_so(residual):
-    figure = figures.sources(residual)
+    figure = registry.sources(residual)
     assert not any(dots(figure))
     assert any("Too few samples" in text for text in drawn_text(figure))
 
@@ -277,7 +283,7 @@ def test_dots_are_light_on_dark_cells_and_dark_on_light_ones():
 
 
 def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
-    figure = figures.sources(residual)
+    figure = registry.sources(residual)
     assert len(figure.axes) == 3  # two maps, one colour bar
     assert not any("Hatched" in text for text in drawn_text(figure))
 
@@ -285,7 +291,7 @@ def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
 def test_signed_routes_get_a_diverging_scale(dar):
     ds = dar.copy(deep=True)
     ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
-    figure = figures.sources(ds)
+    figure = registry.sources(ds)
     for mesh in meshes(figure):
         signed = "route" in mesh.axes.get_title("left")
         assert isinstance(mesh.norm, CenteredNorm) is signed
@@ -303,22 +309,22 @@ def test_locations_avoid_readers_whose_importance_is_fixed():
     for blocks in (1, 2, 3, 4, 8, 28):
         ds = dataset(blocks=blocks, samples=2, levels=2)
         shares = importance.block_importance(ds)
-        places = maps.locations(shares)
+        places = source_maps.locations(shares)
         assert all(place.sources >= min(3, blocks + 1) for place in places)
         assert len(places) == (2 if blocks > 2 else 1)
     assert [place.block for place in places] == [7, 21]
     with pytest.raises(UsageError, match="no block 30"):
-        maps.locations(shares, deep=30)
+        source_maps.locations(shares, deep=30)
 
 
 def test_heatmap_scale_is_logarithmic_only_where_it_must_be():
     wide, narrow = dataset(inflation=100.0, levels=2), dataset(inflation=5.0, levels=2)
-    assert isinstance(meshes(figures.heatmap(wide, "rms"))[0].norm, LogNorm)
-    assert not isinstance(meshes(figures.heatmap(narrow, "rms"))[0].norm, LogNorm)
+    assert isinstance(meshes(registry.heatmap(wide, "rms"))[0].norm, LogNorm)
+    assert not isinstance(meshes(registry.heatmap(narrow, "rms"))[0].norm, LogNorm)
 
 
 def test_heatmap_values_are_those_of_metrics(residual):
-    mesh = meshes(figures.heatmap(residual, "cosine"))[0]
+    mesh = meshes(registry.heatmap(residual, "cosine"))[0]
     expected = metrics.over_noise(residual, "cosine").values[1:]
     np.testing.assert_array_equal(np.asarray(mesh.get_array()), expected)
 
@@ -326,14 +332,14 @@ def test_heatmap_values_are_those_of_metrics(residual):
 @pytest.mark.parametrize("name", ["gate", "loss", "decodability", "nonsense"])
 def test_heatmap_refuses_what_has_no_single_depth(residual, name):
     with pytest.raises(UsageError, match=name):
-        figures.heatmap(residual, name)
+        registry.heatmap(residual, name)
 
 
 def test_colour_maps_are_seaborns():
     for name, stop in {"mako_r": 0.9, "rocket_r": 0.9, "vlag": 1.0}.items():
         exact = sns.color_palette(name, as_cmap=True)(np.linspace(0, stop, 9))
-        assert style.COLOUR_MAPS[name] == tuple(to_hex(colour) for colour in exact)
-    assert {style.BLUE, style.ORANGE, *style.OTHERS} <= set(
+        assert palette.COLOUR_MAPS[name] == tuple(to_hex(colour) for colour in exact)
+    assert {palette.BLUE, palette.ORANGE, *palette.OTHERS} <= set(
         sns.color_palette("colorblind").as_hex()
     )
 
@@ -343,24 +349,24 @@ def test_colour_maps_are_seaborns():
 @example(1.9, 110.0)
 @example(0.115, 5.1)
 def test_log_ticks_are_few_inside_and_round(low, factor):
-    ticks = style.log_ticks(low, low * factor)
+    ticks = palette.log_ticks(low, low * factor)
     assert 3 <= len(ticks) <= 6
     assert all(low <= tick <= low * factor for tick in ticks)
-    labels = [style.tick(tick) for tick in ticks]
+    labels = [palette.tick(tick) for tick in ticks]
     assert len(set(labels)) == len(labels)
     assert [float(label) for label in labels] == pytest.approx(ticks)
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=6, unique=True))
 def test_ticks_of_one_axis_share_their_notation(values):
-    labels = style.tick_labels(values)
+    labels = palette.tick_labels(values)
     assert len({"e" in label for label in labels}) == 1
     assert [float(label) for label in labels] == pytest.approx(values, rel=1e-4)
 
 
 @given(st.integers(1, 300))
 def test_block_ticks_hold_both_ends(last):
-    ticks = style.block_ticks(last)
+    ticks = palette.block_ticks(last)
     assert ticks[0] == 1
     assert ticks[-1] == last
     assert len(ticks) <= 8
@@ -369,7 +375,7 @@ def test_block_ticks_hold_both_ends(last):
 @settings(max_examples=200)
 @given(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False, width=32))
 def test_numbers_keep_three_digits(value):
-    assert math.isclose(float(style.number(value)), value, rel_tol=6e-3, abs_tol=1e-300)
+    assert math.isclose(float(palette.number(value)), value, rel_tol=6e-3, abs_tol=1e-300)
 
 
 @pytest.mark.parametrize(
@@ -385,24 +391,24 @@ def test_numbers_keep_three_digits(value):
     ],
 )
 def test_numbers_and_ticks(value, number, tick):
-    assert style.number(value) == number
-    assert style.tick(value) == tick
+    assert palette.number(value) == number
+    assert palette.tick(value) == tick
 
 
 def test_noise_levels_stay_apart():
     ds = dataset(levels=3)
     ds = ds.assign_coords(noise_level=[0.5001, 0.5002, 0.75])
-    assert style.levels(ds) == ["0.5001", "0.5002", "0.75"]
+    assert palette.levels(ds) == ["0.5001", "0.5002", "0.75"]
 
 
 def test_long_names_keep_both_ends():
-    assert style.clean("a" * 100 + "step-0400000.pt", 40).endswith("step-0400000.pt"[-13:])
-    assert Path(style.clean("runs/x.pt")).name == "x.pt"
+    assert palette.clean("a" * 100 + "step-0400000.pt", 40).endswith("step-0400000.pt"[-13:])
+    assert Path(palette.clean("runs/x.pt")).name == "x.pt"
 
 
 def test_a_file_does_not_depend_on_what_was_written_before(tmp_path, dar):
-    first, second = (figures.matrix(dar) for _ in range(2))
-    figures.save(first, tmp_path / "a.png")
+    first, second = (registry.matrix(dar) for _ in range(2))
+    registry.save(first, tmp_path / "a.png")
     for number, figure in enumerate((first, second)):
-        figures.save(figure, tmp_path / f"{number}.pdf")
+        registry.save(figure, tmp_path / f"{number}.pdf")
     assert (tmp_path / "0.pdf").read_bytes() == (tmp_path / "1.pdf").read_bytes()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from dar_probe.cli import app
 from dar_probe.cli import figures as command
-from dar_probe.reports import figures
+from dar_probe.reports.figures import registry
 from dar_probe.results import store
 from tests.synthetic import dataset, trained
 
@@ -114,14 +114,14 @@ def test_a_file_in_place_of_the_folder_is_refused_and_stays(tmp_path, analyses):
 
 
 def test_what_fails_midway_leaves_no_half_file(tmp_path, analyses, monkeypatch):
-    from dar_probe.reports import canvas
+    from dar_probe.reports.draw import matplotlib
 
     def broken(drawn, path, *, form):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "dilution.png").write_text("old")
-    monkeypatch.setattr(canvas, "save", broken)
+    monkeypatch.setattr(matplotlib, "save", broken)
     result = run(analyses[0], "--out", tmp_path, "--only", "dilution", "--format", "png")
     assert result.exit_code == 2
     assert os.listdir(tmp_path) == ["dilution.png"]
@@ -130,13 +130,13 @@ def test_what_fails_midway_leaves_no_half_file(tmp_path, analyses, monkeypatch):
 
 def test_options_reach_the_figures(tmp_path, analyses, monkeypatch):
     seen = []
-    monkeypatch.setattr(figures, "draw", lambda ds, stem, options, *, name: seen.append(options))
+    monkeypatch.setattr(registry, "draw", lambda ds, stem, options, *, name: seen.append(options))
     monkeypatch.setattr(command, "_write", lambda drawn, folder, suffixes: [])
     given = ["--width", "one", "--noise-level", "0.3", "--shallow", "2", "--deep", "5"]
     given += ["--kind", "mlp", "--variable", "rms", "--variable", "cosine,grad_rms"]
     assert run(analyses[1], *given).exit_code == 0
     assert set(seen) == {
-        figures.Options(
+        registry.Options(
             width="one",
             noise_level=0.3,
             shallow=2,
@@ -149,5 +149,5 @@ def test_options_reach_the_figures(tmp_path, analyses, monkeypatch):
 
 def test_help_names_every_figure():
     text = " ".join(run("--help").output.replace("│", " ").split())
-    for name in figures.FIGURES:
+    for name in registry.FIGURES:
         assert name in text

@@ -10,7 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dar_probe.errors import UsageError
-from dar_probe.reports import interactive, maps, matrix, preview, screen, style
+from dar_probe.reports.draw import plotly
+from dar_probe.reports.figures import interactive, matrix_screen
+from dar_probe.reports.style import palette, source_maps, still
 from dar_probe.results import importance, metrics
 from tests.synthetic import dataset
 
@@ -44,7 +46,7 @@ def axis_of(trace: dict, layout: dict, letter: str) -> dict:
 def test_equal_datasets_give_equal_json(dar):
     for draw in (
         lambda: interactive.dilution([("a", dar)]),
-        lambda: matrix.matrix(dar),
+        lambda: matrix_screen.matrix(dar),
     ):
         assert draw().to_json(engine="json") == draw().to_json(engine="json")
 
@@ -69,7 +71,7 @@ def test_one_sample_has_no_band_and_no_interval():
 @pytest.mark.parametrize("inflation", [2.0, 100.0])
 def test_a_still_shows_the_values_between_its_ticks(inflation):
     ds = dataset(blocks=9, samples=4, levels=2, inflation=inflation)
-    found = preview.still(interactive.dilution([("<b> & co", ds)]))
+    found = still.still(interactive.dilution([("<b> & co", ds)]))
     assert [name for _, _, name in found.legend] == ["<b> & co"]
     assert len(found.panels) == 3
     for panel, name in zip(found.panels, ("rms", "grad_rms", "cosine"), strict=True):
@@ -90,7 +92,7 @@ def test_a_still_shows_the_values_between_its_ticks(inflation):
 def test_a_still_of_one_huge_value_has_an_axis(residual):
     ds = residual.copy(deep=True)
     ds["rms"].values[:] = 1e38
-    drawn = preview.still(interactive.dilution([("a", ds)]))
+    drawn = still.still(interactive.dilution([("a", ds)]))
     assert all(len(panel.y_ticks) > 1 for panel in drawn.panels)
 
 
@@ -98,7 +100,7 @@ def test_a_still_has_a_gap_where_nothing_was_measurable():
     ds = dataset(blocks=9, samples=3, levels=2).copy(deep=True)
     ds["cosine"][:, :, 4:6] = np.nan
     ds["rms"][:] = np.nan
-    empty, _, gap = preview.still(interactive.dilution([("a", ds)])).panels
+    empty, _, gap = still.still(interactive.dilution([("a", ds)])).panels
     assert not empty.paths
     assert sorted(len(path.points) for path in gap.paths if not path.filled) == [3, 4]
 
@@ -140,10 +142,10 @@ def frames(figure) -> dict:
 
 
 def test_matrix_shows_one_level_and_keeps_all(dar):
-    drawn = spec(matrix.matrix(dar))
+    drawn = spec(matrix_screen.matrix(dar))
     assert len(drawn["data"]) == 2
     assert "sliders" not in drawn["layout"]
-    found = frames(matrix.matrix(dar))
+    found = frames(matrix_screen.matrix(dar))
     assert found["levels"] == ["0.01", "0.5", "0.99"]
     assert found["values"] == pytest.approx(dar["noise_level"].values)
     assert [one["quantity"] for one in found["maps"]] == ["importance", "route"]
@@ -157,10 +159,10 @@ def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
     below = importance.below_null(ds).values
     below[:, 0] = False  # the share of an only source is not shown, and not marked
-    drawn = spec(matrix.matrix(ds))
+    drawn = spec(matrix_screen.matrix(ds))
     marks = np.array(drawn["data"][0]["text"])
     np.testing.assert_array_equal(marks != "", below[0])
-    assert set(np.ravel(marks)) == {"", screen.DOT}
+    assert set(np.ravel(marks)) == {"", plotly.DOT}
     assert "%{text}" in drawn["data"][0]["hovertemplate"]
     assert "text" not in drawn["data"][1]  # a route
     assert "%{text}" not in drawn["data"][1]["hovertemplate"]
@@ -168,7 +170,7 @@ def test_dots_mark_importances_whose_sign_is_chance():
     places = re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),", shape["path"])
     shown = {(int(up), int(across)) for _, up, across in places}
     assert shown == {(up, across) for up, across in zip(*np.nonzero(below[0]), strict=True)}
-    first, second = frames(matrix.matrix(ds))["maps"]
+    first, second = frames(matrix_screen.matrix(ds))["maps"]
     np.testing.assert_array_equal(first["marks"], below)
     assert second["marks"] is None
     shown = spec(interactive.sources(ds, shallow=3, deep=7))["data"]
@@ -178,9 +180,9 @@ def test_dots_mark_importances_whose_sign_is_chance():
 
 def test_a_reader_is_one_row_of_the_matrix_over_the_levels(dar):
     for position in (0, 7, 12):
-        drawn = spec(matrix.reader(dar, position=position))
+        drawn = spec(matrix_screen.reader(dar, position=position))
         offered = np.isfinite(dar["route"].values[:, :, position]).any(axis=(0, 1))
-        for trace, one in zip(drawn["data"], maps.sublayer_maps(dar), strict=True):
+        for trace, one in zip(drawn["data"], source_maps.sublayer_maps(dar), strict=True):
             expected = one.values.values[:, position, offered].T
             np.testing.assert_allclose(decoded(trace["z"]), expected, rtol=1e-6)
             assert len(trace["y"]) == offered.sum()
@@ -195,7 +197,7 @@ def test_panels_say_what_their_axes_run_over(dar):
         "sublayer": dar["reader_block"].values[:-1],
         "block": dar["block"].values,
     }
-    every = spec(matrix.matrix(dar))["layout"]["meta"]["panels"]
+    every = spec(matrix_screen.matrix(dar))["layout"]["meta"]["panels"]
     assert len(every) == 2
     for panel, axes in zip(every, (("xaxis", "yaxis"), ("xaxis2", "yaxis2")), strict=True):
         assert (panel["xaxis"], panel["yaxis"]) == axes
@@ -205,7 +207,7 @@ def test_panels_say_what_their_axes_run_over(dar):
     for name in ("rms", "cosine", "write_rms", "gate_conservation"):
         drawn = spec(interactive.heatmap(dar, name))
         (panel,) = drawn["layout"]["meta"]["panels"]
-        dim = style.depth_dim(name)
+        dim = palette.depth_dim(name)
         assert panel["y"]["values"] == home[dim][-len(drawn["data"][0]["y"]) :].tolist()
         assert panel["x"]["dim"] == "noise_level"
         assert panel["x"]["values"] == pytest.approx(levels)
@@ -242,7 +244,7 @@ def test_the_spread_is_hidden_and_holds_the_middle_of_the_samples():
 
 
 def test_few_samples_have_no_dots(dar):
-    for figure in (matrix.matrix(dar), matrix.reader(dar), interactive.sources(dar)):
+    for figure in (matrix_screen.matrix(dar), matrix_screen.reader(dar), interactive.sources(dar)):
         assert not [trace for trace in spec(figure)["data"] if "text" in trace]
         assert "shapes" not in spec(figure)["layout"]
 
@@ -270,7 +272,7 @@ def test_the_share_of_an_only_source_is_not_shown(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
     assert importance.importance(ds).values[0, 0, 0] == 1
-    shown = decoded(spec(matrix.matrix(ds))["data"][0]["z"])
+    shown = decoded(spec(matrix_screen.matrix(ds))["data"][0]["z"])
     assert np.isnan(shown[0]).all()
     assert np.isfinite(shown[1, :2]).all()
 
@@ -278,7 +280,7 @@ def test_the_share_of_an_only_source_is_not_shown(residual):
 def test_equal_names_stay_apart(residual):
     ds = residual.copy()
     ds["reader_name"] = ("reader", np.array(["same"] * ds.sizes["reader"]))
-    names = spec(matrix.matrix(ds))["data"][0]["y"]
+    names = spec(matrix_screen.matrix(ds))["data"][0]["y"]
     assert names[:3] == ["same", "same (2)", "same (3)"]
     assert len(set(names)) == ds.sizes["reader"]
 
@@ -297,7 +299,7 @@ def test_heatmap_is_logarithmic_where_it_spans_much():
 def test_a_model_that_shows_nothing_is_refused(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:] = 0
-    for draw in (interactive.sources, matrix.matrix, matrix.reader):
+    for draw in (interactive.sources, matrix_screen.matrix, matrix_screen.reader):
         with pytest.raises(UsageError, match="neither"):
             draw(ds)
 
@@ -316,7 +318,7 @@ def test_every_axis_of_the_two_layouts_exists(dar):
 
 
 def test_every_map_has_a_range_and_a_colour_scale(dar):
-    for figure in (interactive.sources(dar), matrix.matrix(dar), matrix.reader(dar)):
+    for figure in (interactive.sources(dar), matrix_screen.matrix(dar), matrix_screen.reader(dar)):
         drawn = spec(figure)
         for trace in drawn["data"]:
             for letter in "xy":
@@ -332,8 +334,8 @@ def test_hostile_names_carry_no_markup_and_no_template(residual):
     for figure in (
         interactive.dilution([(SCRIPT, ds)]),
         interactive.sources(ds),
-        matrix.matrix(ds),
-        matrix.reader(ds),
+        matrix_screen.matrix(ds),
+        matrix_screen.reader(ds),
         interactive.heatmap(ds, "write_rms"),
         interactive.decodability(ds),
     ):
@@ -349,6 +351,6 @@ def test_hostile_names_carry_no_markup_and_no_template(residual):
 @given(st.text(max_size=60))
 @example("<b>%{x}</b>&amp;")
 def test_any_name_is_plain_text_for_plotly(name):
-    text = screen.text(name)
+    text = plotly.text(name)
     assert not set("<>%") & set(text)
     assert "&" not in re.sub(r"&(lt|gt|amp|#37);", "", text)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dar_probe.analysis import Analysis
-from dar_probe.reports import junit
+from dar_probe.reports.pages import junit
 from dar_probe.results.metrics import Metric
 from dar_probe.results.verdict import Finding, Verdict
 from tests import synthetic

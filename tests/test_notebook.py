@@ -14,8 +14,9 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from dar_probe.analysis import Analysis
-from dar_probe.reports import facts, figures, notebook
-from dar_probe.reports.words import STATUS_WORDS
+from dar_probe.reports.figures import registry
+from dar_probe.reports.pages import headline, notebook
+from dar_probe.reports.pages.wording import STATUS_WORDS
 from dar_probe.results import metrics, verdict
 from tests.shell import ROOT
 from tests.synthetic import dataset
@@ -89,7 +90,7 @@ def test_html_tells_what_the_analysis_says(analysis):
     page = Parsed(analysis._repr_html_())
     text = "".join(page.texts)
     assert analysis.verdict.sentence in text and analysis.name in text
-    for symptom in facts.symptoms(analysis.dataset, analysis.metrics, analysis.verdict):
+    for symptom in headline.symptoms(analysis.dataset, analysis.metrics, analysis.verdict):
         for shown in (symptom.label, symptom.value, symptom.interval):
             assert shown in page.texts
     named = [text for text in page.texts if text in STATUS_WORDS.values()]
@@ -138,7 +139,7 @@ def test_before_training_has_a_column(analysis):
     )
     texts = Parsed(after._repr_html_()).texts
     assert "before training" in texts
-    assert facts.number(analysis.metrics["inflation"].value, "x") in texts
+    assert headline.number(analysis.metrics["inflation"].value, "x") in texts
 
 
 def test_one_sample_and_nothing_measured():
@@ -154,7 +155,7 @@ def test_one_sample_and_nothing_measured():
 
 def test_a_sparkline_keeps_to_the_numbers():
     nan = float("nan")
-    symptom = facts.Symptom("<label>", "", "", "pass", [nan, 1.0, 3.0, nan, nan, 2.0, 2.5])
+    symptom = headline.Symptom("<label>", "", "", "pass", [nan, 1.0, 3.0, nan, nan, 2.0, 2.5])
     page = Parsed(str(notebook.sparkline(symptom)))
     lines = [attrs["points"] for tag, attrs in page.tags if tag == "polyline"]
     points = [[tuple(map(float, p.split(","))) for p in line.split()] for line in lines]
@@ -178,7 +179,7 @@ def test_numbers_have_short_reprs(analysis):
 
 
 def test_a_figure_shows_itself(analysis):
-    figure = figures.heatmap(analysis.dataset, "rms")
+    figure = registry.heatmap(analysis.dataset, "rms")
     data, about = DisplayFormatter().format(figure)
     png = data["image/png"]
     width, height = struct.unpack(">II", png[16:24])

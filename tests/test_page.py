@@ -16,7 +16,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from dar_probe.errors import CheckpointError
-from dar_probe.reports import document, page, style, words
+from dar_probe.reports.pages import analysis, document
+from dar_probe.reports.pages import wording as words
+from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, schema, trajectory
 from dar_probe.results.fail_rule import apply_rule, parse_rule
 from dar_probe.results.verdict import SYMPTOMS, Thresholds, judge
@@ -69,7 +71,7 @@ def with_manifest(ds, **changes):
 
 def render(ds) -> str:
     found = metrics.compute(ds)
-    return page.render(ds, found, judge(ds, found))
+    return analysis.render(ds, found, judge(ds, found))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,7 @@ def test_the_tables_hold_every_number_in_full(plain, plain_page):
     for level in (0, -1):
         largest = shares[level, 5].argmax("source")
         name, share = plain["source_name"].values[largest], float(shares[level, 5, largest])
-        assert f"{name} ({style.number(share, 2)})" in of_readers[5][1]
+        assert f"{name} ({palette.number(share, 2)})" in of_readers[5][1]
 
 
 def test_a_training_run_has_its_own_figures():
@@ -241,7 +243,7 @@ def test_a_training_run_has_its_own_figures():
     pairs = trajectory.split(joined)
     last = pairs[-1][1]
     found = metrics.compute(last)
-    text = page.render(last, found, judge(last, found), trajectory=joined)
+    text = analysis.render(last, found, judge(last, found), trajectory=joined)
     words = Parsed(text).words
     assert words.index("Over training") < words.index("Symptoms over training.")
     specs = [json.loads(code) for a, code in Parsed(text).scripts if "data-figure" in a]
@@ -276,10 +278,10 @@ def test_warnings_come_before_the_verdict(plain):
 def test_cards_show_the_thresholds_that_were_used(plain):
     found = metrics.compute(plain)
     limits = Thresholds(inflation_warn=20.0, inflation_fail=40.0)
-    text = page.render(plain, found, judge(plain, found, limits), thresholds=limits)
+    text = analysis.render(plain, found, judge(plain, found, limits), thresholds=limits)
     assert "warning above 20x, failure above 40x" in Parsed(text).words
     ruled = apply_rule(judge(plain, found), parse_rule("inflation > 2"), found)
-    assert "fail Meets the rule" in Parsed(page.render(plain, found, ruled)).words
+    assert "fail Meets the rule" in Parsed(analysis.render(plain, found, ruled)).words
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_a_bare_manifest_is_enough(plain):
     assert "None" not in words
     ds.attrs["manifest"] = "[]"
     with pytest.raises(CheckpointError):
-        page.render(ds, metrics.compute(ds), judge(plain, metrics.compute(plain)))
+        analysis.render(ds, metrics.compute(ds), judge(plain, metrics.compute(plain)))
 
 
 def test_the_template_trusts_only_our_own_files():

@@ -5,8 +5,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from dar_probe.reports import canvas, figures, style
-from dar_probe.reports.lettering import text_width, wrapped
+from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.figures import registry
+from dar_probe.reports.style import palette
+from dar_probe.reports.style.text_metrics import text_width, wrapped
 from tests import lettered
 from tests.synthetic import dataset, trained
 
@@ -45,14 +47,14 @@ NAMES = {"hostile": WIDE, "large": TURNED, "plain": MATH}
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_is_clipped_or_lies_on_another(case, width):
     ds = CASES[case]()
-    options = figures.Options(width=width, variables=VARIABLES)
-    wanted = ("trajectory",) if "step" in ds.dims else figures.FIGURES
+    options = registry.Options(width=width, variables=VARIABLES)
+    wanted = ("trajectory",) if "step" in ds.dims else registry.FIGURES
     stems = [
-        stem for stem in figures.stems(wanted, options) if not figures.lacks(ds, stem, options)
+        stem for stem in registry.stems(wanted, options) if not registry.lacks(ds, stem, options)
     ]
     assert len(stems) > 4 or wanted == ("trajectory",) == tuple(stems)
     for stem in stems:
-        drawn = figures.draw(ds, stem, options, name=NAMES.get(case, case))
+        drawn = registry.draw(ds, stem, options, name=NAMES.get(case, case))
         found = lettered.texts(drawn)
         assert lettered.clipped(drawn, found) == [], stem
         assert lettered.overlapping(found) == [], stem
@@ -70,7 +72,7 @@ def test_many_models_of_unlike_depth_share_one_figure(width):
         )
         for blocks in depths
     ]
-    figure = figures.dilution(analyses, width=width)
+    figure = registry.dilution(analyses, width=width)
     found = lettered.texts(figure)
     assert lettered.clipped(figure, found) == lettered.overlapping(found) == []
     for axis in figure.axes:
@@ -90,15 +92,15 @@ def luminance(colours):
 
 @pytest.mark.parametrize("name", ["mako_r", "rocket_r"])
 def test_colour_maps_grow_darker_all_the_way(name):
-    norm = canvas.scale(np.array([0.0, 1.0]), from_zero=True)
-    grey = luminance(canvas.colour_map(norm, name)(np.linspace(0, 1, 256)))
+    norm = matplotlib.scale(np.array([0.0, 1.0]), from_zero=True)
+    grey = luminance(matplotlib.colour_map(norm, name)(np.linspace(0, 1, 256)))
     assert (np.diff(grey) < 0).all()
     assert grey[0] / grey[-1] > 20
 
 
 def test_the_map_of_both_signs_is_lightest_at_zero():
-    norm = canvas.scale(np.array([-1.0, 1.0]))
-    grey = luminance(canvas.colour_map(norm, "mako_r")(np.linspace(0, 1, 256)))
+    norm = matplotlib.scale(np.array([-1.0, 1.0]))
+    grey = luminance(matplotlib.colour_map(norm, "mako_r")(np.linspace(0, 1, 256)))
     assert (np.diff(grey[:128]) > 0).all()
     assert (np.diff(grey[128:]) < 0).all()
 
@@ -108,15 +110,15 @@ def looks(lines: list[Line2D]):
 
 
 def test_lines_differ_in_dash_and_marker_without_colour():
-    pairs = [style.look(line) for line in range(28)]
+    pairs = [palette.look(line) for line in range(28)]
     assert len(set(pairs)) == 28
     assert all(a != b and c != d for (a, c), (b, d) in zip(pairs, pairs[1:], strict=False))
     analyses = [(f"{at}", dataset(blocks=2 + 20 * at, levels=1)) for at in range(5)]
-    drawn = looks(figures.dilution(analyses).axes[0].get_lines())
+    drawn = looks(registry.dilution(analyses).axes[0].get_lines())
     assert len(set(drawn)) == 5
     assert all(marker not in ("", "None") for _, marker in drawn)  # deep models too
     dar = dataset(blocks=6, routing="dar")
-    for figure in (figures.spread(dar), figures.decodability(dar)):
+    for figure in (registry.spread(dar), registry.decodability(dar)):
         handles = figure.legends[0].legend_handles
         kinds = [
             line for line in handles if isinstance(line, Line2D) and line.get_marker() != "None"
@@ -125,7 +127,7 @@ def test_lines_differ_in_dash_and_marker_without_colour():
 
 
 def test_blue_and_orange_differ_in_grey():
-    blue, orange = (luminance(to_rgb(colour)) for colour in (style.BLUE, style.ORANGE))
+    blue, orange = (luminance(to_rgb(colour)) for colour in (palette.BLUE, palette.ORANGE))
     assert orange / blue > 2
 
 

@@ -14,7 +14,8 @@ from dar_probe.cli import app
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
-from dar_probe.reports import study_page, study_panels, study_print, study_ranking
+from dar_probe.reports.figures import study_curves, study_print, study_ranking
+from dar_probe.reports.pages import study as study_page
 from dar_probe.results.sample_quality import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
@@ -257,7 +258,7 @@ def test_seconds_are_those_of_the_lines_own_reference():
 def test_magnitudes_over_depth_stay_positive():
     blocks = [{**finished().blocks, "rms": [scale, 2.0]} for scale in (0.001, 1.0, 1000.0)]
     records = [finished(seed=seed, blocks=one) for seed, one in enumerate(blocks)]
-    (depth,) = [d for d in study_panels.drawings(aggregate.Results(records)) if d.name == "depth"]
+    (depth,) = [d for d in study_curves.drawings(aggregate.Results(records)) if d.name == "depth"]
     (curve,) = depth.panels[0].curves
     assert curve.value == pytest.approx([1.0, 2.0])
     half = student(2) * math.log(1000) / math.sqrt(3)
@@ -276,7 +277,7 @@ def test_runs_that_do_not_belong_together():
 
 def test_a_page_of_everything_keeps_names_as_text(tmp_path):
     found = aggregate.Results(everything())
-    drawings = study_panels.drawings(found)
+    drawings = study_curves.drawings(found)
     assert [d.name for d in drawings] == ["loss", "frechet", "depth", "others-1", "deep", "chunks"]
     text = study_page.render(found, drawings)
     assert text == study_page.render(found, drawings)

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from dar_probe.analysis import Analysis
 from dar_probe.cli import guard, terminal
 from dar_probe.cli.console import SPARK_WIDTH, charset, printable, sparkline
-from dar_probe.reports import facts
+from dar_probe.reports.pages import headline
 from tests import synthetic
 from tests.shell import ROOT
 from tests.synthetic import dataset
@@ -194,7 +194,7 @@ def test_no_line_is_too_long_and_no_number_is_cut(which, width, request, capsys,
     numbers = re.findall(r"\d[\d.e,-]*x?", " ".join(lines))
     wanted = [analysis, analysis.before] if analysis.before else [analysis]
     for one in wanted:
-        for symptom in facts.symptoms(one.dataset, one.metrics, one.verdict):
+        for symptom in headline.symptoms(one.dataset, one.metrics, one.verdict):
             for text in (symptom.value, *symptom.interval.split(" to ")):
                 assert text in numbers, text
     full = shown(analysis, capsys, monkeypatch, 200)

@@ -12,7 +12,7 @@ import dar_probe as dp
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.probe.runner import step_of
-from dar_probe.reports import figures
+from dar_probe.reports.figures import registry
 from dar_probe.results import schema, store, trajectory
 from tests import tiny
 from tests.synthetic import dataset, trained
@@ -89,7 +89,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No printed figures: what is measured and kept is the point."""
-    monkeypatch.setattr(figures, "write_all", lambda *_, **__: [])
+    monkeypatch.setattr(registry, "write_all", lambda *_, **__: [])
 
 
 def files(folder):

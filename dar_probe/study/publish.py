@@ -16,21 +16,16 @@ def publish(out: Path) -> dict[str, Any]:
         CheckpointError: a record cannot be read.
         UsageError: there is none, or they do not belong together.
     """
-    from dar_probe.reports import (
-        canvas,
-        study_page,
-        study_panels,
-        study_print,
-        study_ranking,
-        study_routes,
-    )
+    from dar_probe.reports.draw import matplotlib
+    from dar_probe.reports.figures import study_curves, study_print, study_ranking, study_routes
+    from dar_probe.reports.pages import study
 
     records = aggregate.load(out / "runs")
     scale = SCALES.get(records[0].scale)
     order = [entry.name for entry in scale.entries] if scale else []
     found = aggregate.Results(records, order)
-    drawings = study_panels.drawings(found)
-    atomic.write_text(out / "reproduce.html", study_page.render(found, drawings))
+    drawings = study_curves.drawings(found)
+    atomic.write_text(out / "reproduce.html", study.render(found, drawings))
     atomic.make_folder(out / "figures", out / "figures")
     made_of = {drawing.name: study_print.figure(drawing) for drawing in drawings}
     if ranking := study_ranking.ranking(found):
@@ -41,7 +36,7 @@ def publish(out: Path) -> dict[str, Any]:
         for suffix in ("png", "pdf"):
 
             def write(path: Path, form: str = suffix, figure: Any = made) -> None:
-                canvas.save(figure, path, form=form)
+                matplotlib.save(figure, path, form=form)
 
             atomic.write_atomically(out / "figures" / f"{name}.{suffix}", write)
     told = summary.plain(found)

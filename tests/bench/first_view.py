@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dar_probe.reports import page  # noqa: E402
+from dar_probe.reports.pages import analysis  # noqa: E402
 from dar_probe.results import metrics  # noqa: E402
 from dar_probe.results.verdict import judge  # noqa: E402
 from tests.synthetic import dataset  # noqa: E402
@@ -50,7 +50,7 @@ WATCH = """<script>
 def main() -> None:
     ds = dataset(blocks=28, samples=64, levels=20, routing="dar")
     found = metrics.compute(ds)
-    text = page.render(ds, found, judge(ds, found))
+    text = analysis.render(ds, found, judge(ds, found))
     print(f"{len(text.encode()) / 1e6:.2f} MB")
     watched = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', WATCH, text, count=1)
     with tempfile.TemporaryDirectory() as folder:

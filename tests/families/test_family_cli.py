@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from dar_probe.analysis import open_analysis
-from dar_probe.reports import interactive, maps, page_figures
+from dar_probe.reports.figures import interactive
+from dar_probe.reports.pages import analysis_figures
+from dar_probe.reports.style import source_maps
 from tests.families import files
 from tests.shell import run
 
@@ -45,10 +47,10 @@ def test_analyze(case, analysed):
 def test_the_fusion_of_a_reader_s_own_block_is_shown(analysed):
     _, folder = analysed("U-ViT latent")
     ds = open_analysis(folder).dataset
-    (importance,) = maps.block_maps(ds)
+    (importance,) = source_maps.block_maps(ds)
     fused = [str(name) for name in ds["source_name"].values if "fusion" in str(name)]
     assert fused == ["block 4 fusion", "block 5 fusion"]
-    shallow, deep = maps.locations(importance.values, shallow=3, deep=4)
+    shallow, deep = source_maps.locations(importance.values, shallow=3, deep=4)
     assert shallow.names == ["embedding", "block 1", "block 2"]
     assert deep.names == ["embedding", "block 1", "block 2", "block 3", "fusion"]
     drawn = interactive.sources(ds, shallow=3, deep=4)
@@ -74,8 +76,8 @@ def test_stages_are_said_and_not_compared(analysed):
     bands = [t for t in drawn if t.fill == "toself" and t.visible is not False]
     cosines = [sorted({int(x) for x in t.x}) for t in bands if t.xaxis == "x3"]
     assert cosines == [[2], [6]]  # no band across the stages between
-    every = maps.sublayer_maps(analysis.dataset)
-    titles = [f.title for f in page_figures.of_analysis(analysis.dataset, "U-DiT", every)]
+    every = source_maps.sublayer_maps(analysis.dataset)
+    titles = [f.title for f in analysis_figures.of_analysis(analysis.dataset, "U-DiT", every)]
     assert "Every reader and every source" in titles
     # Every stage has one source block: there is nothing to compare among blocks.
     assert "Sources over noise levels" not in titles

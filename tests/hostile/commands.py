@@ -22,7 +22,9 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from dar_probe import cli
-from dar_probe.reports import canvas, comparison_page, differences, figures, page
+from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.figures import differences, registry
+from dar_probe.reports.pages import analysis, comparison
 from dar_probe.results import assemble, store
 from tests import tiny
 
@@ -184,11 +186,11 @@ def inputs(home: Path) -> Iterator[dict[str, "Output"]]:
     (home / "audited_module.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.syspath_prepend(home)
-        patch.setattr(page, "render", lambda *_, **__: HTML)
-        patch.setattr(comparison_page, "render", lambda *_, **__: HTML)
-        patch.setattr(figures, "FIGURES", ("dilution",))
-        patch.setattr(figures, "draw", _drawn)
-        patch.setattr(figures, "dilution", _drawn)
+        patch.setattr(analysis, "render", lambda *_, **__: HTML)
+        patch.setattr(comparison, "render", lambda *_, **__: HTML)
+        patch.setattr(registry, "FIGURES", ("dilution",))
+        patch.setattr(registry, "draw", _drawn)
+        patch.setattr(registry, "dilution", _drawn)
         patch.setattr(differences, "drawable", lambda _: False)
         patch.setattr(assemble, "datetime", _Stopped)
         patch.setattr(store, "read", _remembered(store.read))
@@ -212,8 +214,8 @@ class Output:
     syncs: int
 
 
-def _drawn(*_: object, **__: object) -> canvas.Figure:
-    drawn = canvas.figure(1, 1)
+def _drawn(*_: object, **__: object) -> matplotlib.Figure:
+    drawn = matplotlib.figure(1, 1)
     drawn.set_layout_engine("none")
     drawn.add_artist(Line2D([0, 1], [0, 1]))  # no text: fonts would take most of the time
     return drawn

@@ -109,10 +109,10 @@ def test_the_metadata_says_what_the_project_says(wheel):
 ELSEWHERE = """
 import sys
 from pathlib import Path
-import dar_probe, dar_probe.reports.page
+import dar_probe, dar_probe.reports.pages.analysis
 from dar_probe.cli import main
 home = Path(sys.argv.pop(1))
-for module in (dar_probe, sys.modules["dar_probe.cli"], dar_probe.reports.page):
+for module in (dar_probe, sys.modules["dar_probe.cli"], dar_probe.reports.pages.analysis):
     assert home in Path(module.__file__).parents, module
 assert not {"cli", "reports", "tests"} & set(sys.modules)
 main()

@@ -1,0 +1,243 @@
+"""What the figures of a study draw, whatever draws it: panels of lines with bands."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dar_probe.reports.style import palette
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study.aggregate import Line, Results, chunk_cost, optimal_chunk
+from dar_probe.results.study.record import Record
+
+Array = npt.NDArray[np.floating]
+SHARES = (0.4, 0.5, 0.6)  # of the paper's cost model: a
+
+
+class Curve(NamedTuple):
+    """One line of a panel; its look is that of line ``look`` in the whole figure."""
+
+    label: str
+    look: int
+    colour: str
+    x: Array
+    value: Array
+    low: Array
+    high: Array
+
+
+class Panel(NamedTuple):
+    """One panel: words, lines, and how its axes are to be."""
+
+    title: str
+    across: str
+    up: str
+    curves: list[Curve]
+    may_log: bool = False
+    ticks: Sequence[int] = ()  # of a logarithmic x axis
+    marked: tuple[float, float] | None = None  # a range of x
+    zero: bool = False
+
+
+class Drawing(NamedTuple):
+    """A figure: the stem of its files, title, caption, panels, and what its bands are."""
+
+    name: str
+    title: str
+    caption: str
+    panels: list[Panel]
+    band: str = "95 % interval over seeds"
+
+
+def drawings(results: Results) -> list[Drawing]:
+    """Return every figure that the records are enough for."""
+    schemes, main = results.of("schemes"), results.main
+    seeds = " Bands: 95 % intervals over seeds." if any(line.seeds > 1 for line in main) else ""
+    found = [
+        Drawing(
+            "loss",
+            "Validation loss",
+            "Of the average, on held-out samples at ten noise levels; the difference is paired: "
+            f"same seed, same batches. Seconds: steps times each scheme's own price.{seeds}",
+            _loss(results, main),
+        )
+    ]
+    if any(line.quality[0] for line in main):
+        found.append(
+            Drawing(
+                "frechet",
+                "Fréchet distance",
+                "Of samples of the average from the training rows, in the features of a "
+                f"classifier of digits.{seeds}",
+                _frechet(results, main),
+            )
+        )
+    found.append(
+        Drawing(
+            "depth",
+            "The symptoms over depth",
+            "After training, at the study's noise levels; magnitudes are geometric means over "
+            f"seeds. {palette.GRADIENT_NOTE}{seeds}",
+            _depth(main),
+        )
+    )
+    rest = [line for line in schemes if line not in main]
+    for at in range(0, len(rest), 6):
+        some = [line for line in schemes if line.is_reference] + rest[at : at + 6]
+        found.append(
+            Drawing(
+                f"others-{at // 6 + 1}",
+                "Validation loss of the other schemes",
+                "One seed each: differences of a few thousandths are not to be told from chance.",
+                _loss(results, some),
+            )
+        )
+    if deep := results.of("deep"):
+        found.append(
+            Drawing("deep", "Validation loss at 28 blocks", "One seed each.", _loss(results, deep))
+        )
+    if (chunks := _chunks(results)) is not None:
+        low, high = (round(optimal_chunk(_sublayers(results), a), 1) for a in (0.6, 0.4))
+        found.append(
+            Drawing(
+                "chunks",
+                "Chunk size S",
+                "DAR static+t, one seed each. Price: median and quartiles of timed steps. Shaded: "
+                "where the paper's cost model has its least, "
+                f"S* = {low} to {high} for a from 0.6 to 0.4.",
+                chunks,
+                "quartiles of timed steps",
+            )
+        )
+    return found
+
+
+def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
+    seconds = results.reference_seconds(lines)
+    curves, differences, timed = [], [], []
+    for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+        steps, losses = line.curve
+        at = np.array(steps, float)
+        curves.append(_curve(line, look, colour, at, losses))
+        timed.append(_curve(line, look, colour, at * line.ratio * seconds, losses))
+        if line.pairs and not line.is_reference:
+            gaps = zip(
+                *(np.subtract(own.losses, other.losses) for own, other in line.pairs), strict=True
+            )
+            apart = [over_seeds([float(gap) for gap in values]) for values in gaps]
+            differences.append(_curve(line, look, colour, at, apart))
+    step = "training step"
+    return [
+        Panel("loss over steps", step, "validation loss", curves, may_log=True),
+        Panel("minus residual", step, "difference of the loss", _settled(differences), zero=True),
+        Panel("loss over time", "seconds of training", "validation loss", timed, may_log=True),
+    ]
+
+
+def _settled(curves: list[Curve]) -> list[Curve]:
+    """Leave the first fifth out, where all losses fall steeply and differences dwarf the rest."""
+    found = []
+    for curve in curves:
+        kept = curve.x >= curve.x[-1] / 5
+        found.append(curve._replace(**{
+            name: getattr(curve, name)[kept] for name in ("x", "value", "low", "high")
+        }))  # fmt: skip
+    return found
+
+
+def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
+    seconds = results.reference_seconds(lines)
+    over_steps, over_time = [], []
+    for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+        steps, distances = line.quality
+        if steps:
+            at = np.array(steps, float)
+            over_steps.append(_curve(line, look, colour, at, distances))
+            over_time.append(_curve(line, look, colour, at * line.ratio * seconds, distances))
+    up = "Fréchet distance"
+    return [
+        Panel("over steps", "training step", up, over_steps, may_log=True),
+        Panel("over time", "seconds of training", up, over_time, may_log=True),
+    ]
+
+
+def _depth(lines: Sequence[Line]) -> list[Panel]:
+    found = []
+    for panel in palette.PANELS:
+        curves = []
+        for line, (look, colour) in zip(lines, _looks(lines), strict=True):
+            rows = np.array([one.blocks[panel.variable] for one in line.records], float)
+            pool = _geometric if panel.may_log else over_seeds
+            pooled = [pool(column.tolist()) for column in rows.T]  # None became NaN
+            curves.append(_curve(line, look, colour, np.arange(1.0, len(pooled) + 1), pooled))
+        found.append(Panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
+    return found
+
+
+def _geometric(values: Sequence[float]) -> Interval:
+    """Pool magnitudes by their logarithms, so that no end of the interval lies below zero."""
+    found = over_seeds([math.log(value) if value > 0 else math.nan for value in values])
+    ends = (found.value, found.low, found.high)
+    middle, low, high = (math.exp(min(end, 700.0)) for end in ends)  # beyond it no float is left
+    return Interval(middle, low, high, found.seeds)
+
+
+def _chunks(results: Results) -> list[Panel] | None:
+    """Loss, distance and price over S, beside C(S)."""
+    lines = sorted(results.varied("chunks"), key=lambda line: _size(line.records[0]))
+    if len(lines) < 3:
+        return None
+    sizes = [_size(line.records[0]) for line in lines]
+    at, sublayers = np.array(sizes, float), _sublayers(results)
+    gap = np.full(len(at), np.nan)
+    best = optimal_chunk(sublayers, SHARES[-1]), optimal_chunk(sublayers, SHARES[0])
+
+    def panel(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
+        curve = _curve(lines[0], 0, palette.ORANGE, at, [value(line) for line in lines])
+        named = curve._replace(label="measured")
+        return Panel(title, "S", up, [named], ticks=sizes, marked=best)
+
+    model = []
+    for look, (share, colour) in enumerate(zip(SHARES, palette.OTHERS, strict=False), start=1):
+        values = np.array([chunk_cost(sublayers, size, share) for size in at])
+        model.append(Curve(f"C(S), a = {share}", look, colour, at, values, gap, gap))
+    panels = [panel("loss", "validation loss", lambda line: line.loss)]
+    if lines[0].quality[0]:
+        panels.append(panel("quality", "Fréchet distance", lambda line: line.frechet))
+    panels.append(panel("price", "step / residual step", lambda line: line.price))
+    panels.append(Panel("cost model", "S", "C(S)", model, ticks=sizes, marked=best))
+    return panels
+
+
+def _size(one: Record) -> int:
+    return int(one.config["chunk_size"])
+
+
+def _sublayers(results: Results) -> int:
+    first = next(iter(results.lines.values()))
+    return 2 * int(first.records[0].config["depth"])
+
+
+def _curve(line: Line, look: int, colour: str, x: Array, values: Sequence[Interval]) -> Curve:
+    value, low, high = (
+        np.array([getattr(one, name) for one in values]) for name in ("value", "low", "high")
+    )
+    return Curve(line.label, look, colour, x, value, low, high)
+
+
+def _looks(lines: Sequence[Line]) -> list[tuple[int, str]]:
+    """Return number and colour of each line: residual blue, the first DAR orange."""
+    free, found = list(palette.OTHERS), []
+    used: set[str] = set()
+    for look, line in enumerate(lines):
+        wanted = palette.BLUE if line.is_reference else ""
+        if line.records[0].config["routing"] == "dar":
+            wanted = palette.ORANGE
+        if not wanted or wanted in used:
+            wanted = free.pop(0)
+            free.append(wanted)
+        used.add(wanted)
+        found.append((look, wanted))
+    return found

@@ -1,0 +1,105 @@
+"""What a figure shows, said with its main numbers to those who do not see it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from dar_probe.reports.figures import matrix_screen
+from dar_probe.reports.style import palette, source_maps
+from dar_probe.results import metrics
+
+Array = npt.NDArray[np.floating]
+
+
+def depth(ds: xr.Dataset) -> str:
+    """Describe the lines over depth."""
+    block = ds["block"].values
+    parts = [
+        _line(panel.title, block, metrics.profile(ds, panel.variable, resamples=1))
+        for panel in palette.PANELS
+    ]
+    return f"Three line charts over the block number. {' '.join(parts)}"
+
+
+def heatmap(ds: xr.Dataset, name: str) -> str:
+    """Describe one variable over depth and noise level."""
+    dim = palette.depth_dim(name)
+    rows = palette.depth_names(ds, dim)
+    if dim == "block":
+        rows = [f"block {row}" for row in rows]
+    return of_map(palette.axis_label(name), metrics.over_noise(ds, name).values, rows, _levels(ds))
+
+
+def sources(ds: xr.Dataset, rows: Sequence[source_maps.SourceMap]) -> str:
+    """Describe what a shallow and a deep block take from which block, by its block maps."""
+    parts = []
+    for row in rows:
+        for place in source_maps.locations(rows[0].values):
+            shown = row.values.isel(reader=place.position, source_block=slice(len(place.names)))
+            what = f"{row.quantity}, {place.title}"
+            parts.append(of_map(what, shown.values.T, place.names, _levels(ds)))
+    return " ".join(parts)
+
+
+def every_reader(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> str:
+    """Describe the reader x source maps ``every``."""
+    names = [f"reader {name}" for name in palette.depth_names(ds, "reader")]
+    across = [f"source {name}" for name in palette.depth_names(ds, "source")]
+    parts = []
+    for row in every:
+        for level in dict.fromkeys((0, -1)):
+            what = f"{row.quantity} at {_levels(ds)[level]}"
+            parts.append(of_map(what, row.values.values[level], names, across))
+    return " ".join(parts)
+
+
+def reader(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> str:
+    """Describe the maps of the reader that is shown at first."""
+    at = matrix_screen.first_reader(every)
+    name = palette.depth_names(ds, "reader")[at]
+    across = palette.depth_names(ds, "source")
+    parts = []
+    for row in every:
+        what = f"{row.quantity} of the sources of {name}"
+        parts.append(of_map(what, row.values.values[:, at].T, across, _levels(ds)))
+    return " ".join(parts)
+
+
+def decodability(ds: xr.Dataset) -> str:
+    """Describe with which R2 the noise level is decoded over depth."""
+    profile = metrics.profile(ds, "decodability", resamples=1)
+    readers = palette.depth_names(ds, "reader")
+    return f"Line chart over the readers. {_line('R2', readers, profile)}"
+
+
+def of_map(what: str, values: Array, rows: Sequence[str], across: Sequence[str]) -> str:
+    """Describe a map by its smallest and its largest cell."""
+    size = f"Map of {what}, {len(rows)} rows by {len(across)} columns"
+    if not np.isfinite(values).any():
+        return f"{size}: nothing was measurable."
+    ends = []
+    for word, find in (("smallest", np.nanargmin), ("largest", np.nanargmax)):
+        row, column = (int(at) for at in np.unravel_index(find(values), values.shape))
+        number = palette.number(float(values[row, column]))
+        ends.append(f"{word} {number} at {rows[row]}, {across[column]}")
+    return f"{size}: {'; '.join(ends)}."
+
+
+def _line(what: str, positions: Sequence[object] | Array, profile: xr.Dataset) -> str:
+    value = profile["value"].values
+    known = np.flatnonzero(np.isfinite(value))
+    if "block" in profile.dims:
+        known = known[known > 0]
+    if not known.size:
+        return f"{what}: not measurable."
+    ends = [
+        f"{palette.number(float(value[at]))} at {positions[at]}" for at in (known[0], known[-1])
+    ]
+    low, high = (palette.number(float(end)) for end in (value[known].min(), value[known].max()))
+    return f"{what}: from {' to '.join(ends)}, between {low} and {high}."
+
+
+def _levels(ds: xr.Dataset) -> list[str]:
+    return [f"noise level {level}" for level in palette.levels(ds)]

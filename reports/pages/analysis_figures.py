@@ -1,0 +1,187 @@
+"""The figures of the page, each with its title, caption, definitions and what is said of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from dar_probe.reports.figures import interactive, interventions, matrix_screen, trajectory_screen
+from dar_probe.reports.pages import alt_text, wording
+from dar_probe.reports.style import palette, source_maps
+from dar_probe.reports.style import still as preview
+from dar_probe.results import interventions as effects
+from dar_probe.results import trajectory
+from dar_probe.results.importance import signs_can_tell
+from dar_probe.results.verdict import Thresholds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One figure of the page.
+
+    Attributes:
+        title, caption: above it.
+        figure: for plotly.
+        alt: what it shows in words, with its main numbers.
+        define: keys of the definitions of what is drawn.
+        still: whether it consists of lines and is seen first, so that a still stands in for it.
+        small: whether two of them stand side by side.
+    """
+
+    title: str
+    caption: str
+    figure: go.Figure
+    alt: str
+    define: tuple[str, ...]
+    small: bool = False
+    still: bool = False
+
+
+def of_analysis(ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap]) -> list[Shown]:
+    """Return the figures of one analysis; those of which nothing was measured are left out.
+
+    Args:
+        ds: an analysis.
+        name: what it is called.
+        every: what ``maps.sublayer_maps`` gave for it.
+    """
+    return list(_of_analysis(ds, name, every))
+
+
+def of_training(
+    joined: xr.Dataset, found: Sequence[trajectory_screen.Step], limits: Thresholds
+) -> list[Shown]:
+    """Return the figures of a trajectory: the symptoms over its steps, and step x depth maps.
+
+    Args:
+        joined: the trajectory.
+        found: what ``metrics.means`` gave for each of its steps.
+        limits: where a symptom is a warning and a failure.
+    """
+    pairs = trajectory.split(joined)
+    shown = [
+        Shown(
+            title="Symptoms over training",
+            caption=wording.STEPS_CAPTION,
+            figure=trajectory_screen.symptoms(found, limits),
+            alt=trajectory_screen.describe(found),
+            define=("metric:inflation", "metric:gradient_decay", "metric:redundancy", "limits"),
+        )
+    ]
+    for name in trajectory_screen.MAPS:
+        if np.isfinite(joined[name].values).any():
+            shown.append(
+                Shown(
+                    title=f"{wording.MAP_CAPTIONS[name][0]} over training",
+                    caption="Shallow at the bottom, later steps to the right.",
+                    figure=trajectory_screen.heatmap(pairs, name),
+                    alt=trajectory_screen.describe_map(pairs, name),
+                    define=(name,),
+                    small=True,
+                )
+            )
+    return shown
+
+
+def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:
+    """Return the figures as the template wants them, each with a fixed id and its JSON."""
+    return [
+        {
+            **{field.name: getattr(one, field.name) for field in fields(one)},
+            "id": f"fig-{at:02d}",
+            "still": preview.still(one.figure) if one.still else None,
+            "spec": json.loads(one.figure.to_json(engine="json")),
+        }
+        for at, one in enumerate(shown, start=first)
+    ]
+
+
+def _of_analysis(
+    ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap]
+) -> Iterator[Shown]:
+    router = source_maps.has_router(ds)
+    stream = palette.routing_of(ds) != "none"
+    many = ds.sizes["sample"] > 1
+    yield Shown(
+        title="Depth",
+        caption=wording.depth_caption(router, ds.sizes["sample"], stream=stream),
+        figure=interactive.dilution([(name, ds)]),
+        alt=alt_text.depth(ds),
+        define=("rms", "grad_rms", "cosine", *(("interval", "spread") if many else ())),
+        still=True,
+    )
+    yield from _sources(ds, every, router)
+    if np.isfinite(ds["decodability"].values).any():
+        yield Shown(
+            title="Where the noise level can be read",
+            caption=wording.DECODING_CAPTION,
+            figure=interactive.decodability(ds),
+            alt=alt_text.decodability(ds),
+            define=("decodability", "decoded_level"),
+            small=True,
+        )
+    if "ablation" in ds.dims:
+        yield Shown(
+            title="What interventions did",
+            caption=wording.EFFECT_CAPTION,
+            figure=interventions.interactive(ds),
+            alt=_said_of_interventions(ds),
+            define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
+        )
+    for variable, (title, caption) in wording.MAP_CAPTIONS.items():
+        measured = np.isfinite(ds[variable].values).any()
+        if measured and (router or variable != "route_entropy"):
+            yield Shown(
+                title=title,
+                caption=caption,
+                figure=interactive.heatmap(ds, variable),
+                alt=alt_text.heatmap(ds, variable),
+                define=(variable,),
+                small=True,
+            )
+
+
+def _sources(
+    ds: xr.Dataset, every: Sequence[source_maps.SourceMap], router: bool
+) -> Iterator[Shown]:
+    define = ("importance", "gate", "sign", *(("route",) if router else ()))
+    dots = ""
+    if every and every[0].quantity == "importance":
+        dots = wording.dot_caption(signs_can_tell(ds.sizes["sample"]))
+    rows = source_maps.block_maps(ds)
+    if rows:
+        yield Shown(
+            title="Sources over noise levels",
+            caption=wording.source_caption(router) + dots,
+            figure=interactive.sources(ds, rows),
+            alt=alt_text.sources(ds, rows),
+            define=define,
+        )
+    if every:
+        yield Shown(
+            title="Every reader and every source",
+            caption=wording.MATRIX_CAPTION + dots,
+            figure=matrix_screen.matrix(ds, every),
+            alt=alt_text.every_reader(ds, every),
+            define=define,
+        )
+        yield Shown(
+            title="One reader over noise levels",
+            caption=wording.READER_CAPTION,
+            figure=matrix_screen.reader(ds, every),
+            alt=alt_text.reader(ds, every),
+            define=define,
+        )
+
+
+def _said_of_interventions(ds: xr.Dataset) -> str:
+    kinds = [
+        f"{effects.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
+        f"{palette.number(found.rank.value, 2)}"
+        for found in effects.agreement(ds, resamples=1)
+    ]
+    return f"Scatter of true against predicted changes of the loss. {'; '.join(kinds)}."

@@ -1,0 +1,195 @@
+"""One self-contained HTML page of a study: curves, prices, symptoms, and the paper's claims."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dar_probe.reports.figures import study_ranking, study_routes, study_screen
+from dar_probe.reports.figures.study_curves import Drawing
+from dar_probe.reports.pages import definitions, document, headline, wording
+from dar_probe.reports.style import palette
+from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.study import claims, summary
+from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.record import SYMPTOMS
+
+GROUPS = {
+    "schemes": ("The schemes", "residual"),
+    "chunks": ("DAR's chunk size", "residual"),
+    "ablations": ("What helps or hurts", "residual"),
+    "repa": ("With REPA", "residual with REPA"),
+    "deep": ("28 blocks", "residual at 28 blocks"),
+}
+BADGES = {"confirmed": "pass", "not confirmed": "fail", "undecided": "warn"}
+SYMPTOM_HEADS = {
+    "inflation": "Inflation",
+    "gradient_decay": "Gradient decay",
+    "redundancy": "Redundancy",
+    "importance_shift": "Importance shift",
+    "selectivity_shift": "Route shift",
+}
+
+
+class Cell(NamedTuple):
+    """A cell of a table: what it shows, its interval, and its numbers in full."""
+
+    text: str
+    range: str
+    value: float | str
+    low: float | str
+    high: float | str
+
+
+def render(results: Results, drawings: Sequence[Drawing]) -> str:
+    """Return the whole page; it loads nothing, and equal arguments give an equal page."""
+    first = next(iter(results.lines.values())).records[0]
+    return document.render(
+        "study.html.j2",
+        facts=_facts(results, first.config),
+        sentences=[palette.clean(text, 600) for text in summary.sentences(results)],
+        claims=[
+            (
+                claim.text,
+                claim.status,
+                BADGES.get(claim.status, ""),
+                palette.clean(claim.evidence, 600),
+            )
+            for claim in claims.judge(results)
+        ],
+        figures=_figures(results, drawings),
+        tables=[
+            (title, reference, group, [_row(line) for line in _members(results, group)])
+            for group, (title, reference) in GROUPS.items()
+            if results.of(group)
+        ],
+        symptom_heads=SYMPTOM_HEADS,
+        symptoms=[
+            (line.label, line.group, [_symptom(line, name) for name in SYMPTOM_HEADS])
+            for line in results.lines.values()
+        ],
+        machines=_machines(results),
+        versions=sorted({palette.clean(one.version) for one in results.records}),
+        scale=palette.clean(results.scale),
+        define=definitions.definitions(),
+        bibtex=wording.BIBTEX,
+    )
+
+
+def _facts(results: Results, config: dict[str, Any]) -> list[str]:
+    found = [
+        f"scale {results.scale}",
+        headline.counted(len(results.records), "run"),
+        f"{config['depth']} blocks x {config['width']}",
+        f"{config['steps']:,} steps of {config['batch_size']} samples",
+        f"data: {config['data']}",
+    ]
+    return [palette.clean(fact) for fact in found]
+
+
+def _members(results: Results, group: str) -> list[Line]:
+    """Return the lines of a group's table, what they vary first."""
+    return results.varied(group) if group in ("chunks", "ablations") else results.of(group)
+
+
+def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
+    """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
+    keys: tuple[str, ...] = ("study:loss", "study:pairs", "study:seconds")
+    found = [
+        (one.title, one.caption, _alt(one), keys, study_screen.figure(one)) for one in drawings
+    ]
+    if ranking := study_ranking.ranking(results):
+        spoken, made = study_ranking.spoken(ranking), study_ranking.screened(ranking)
+        found.insert(0, (study_ranking.TITLE, study_ranking.CAPTION, spoken, keys, made))
+    if routes := study_routes.maps(results):
+        spoken, made = study_routes.spoken(routes), study_routes.screened(routes)
+        found.append((study_routes.TITLE, study_routes.CAPTION, spoken, ("route",), made))
+    return [
+        {
+            "id": f"fig-{at:02d}",
+            "title": title,
+            "caption": caption,
+            "alt": alt,
+            "small": False,
+            "still": None,
+            "define": define,
+            "spec": json.loads(made.to_json(engine="json")),
+        }
+        for at, (title, caption, alt, define, made) in enumerate(found, start=1)
+    ]
+
+
+def _alt(drawing: Drawing) -> str:
+    """Say where every line starts and ends, to those who do not see it."""
+    return " ".join(
+        f"{panel.title}, {palette.clean(curve.label)}: from {palette.number(float(curve.value[0]))} at "
+        f"{palette.tick(float(curve.x[0]))} to {palette.number(float(curve.value[-1]))} at "
+        f"{palette.tick(float(curve.x[-1]))}."
+        for panel in drawing.panels
+        for curve in panel.curves
+        if len(curve.x)
+    )
+
+
+def _row(line: Line) -> dict[str, Any]:
+    first = line.records[0]
+    reached = [factor for factor in line.factors if factor]
+    never = len(line.factors) - len(reached)
+    sooner = _cell(over_seeds(reached), 3) if reached else _none("never" if never else "")
+    if reached and never:
+        sooner = sooner._replace(range=f"never in {never} of {len(line.factors)}")
+    flops = "" if first.flops is None else f"{first.flops / 1e6:.1f}"
+    return {
+        "label": palette.clean(line.label),
+        "seeds": line.seeds,
+        "cells": [
+            _cell(line.loss, 4),
+            _none("") if line.is_reference else _signed(-line.gain(claims.final_loss)),
+            _cell(line.frechet, 3),
+            _cell(line.at_equal_time, 4),
+            sooner,
+            Cell(f"{line.ratio:.2f}", "", line.ratio, "", ""),
+            Cell(f"{line.memory:.2f}", "", line.memory, "", ""),
+            Cell(f"{first.parameters:,}", "", first.parameters, "", ""),
+            Cell(flops or "not counted", "", "" if first.flops is None else first.flops, "", ""),
+        ],
+    }
+
+
+def _cell(found: Interval, digits: int) -> Cell:
+    if found.value != found.value:
+        return _none("not measured")
+    known = found.low == found.low
+    low, high = (palette.number(end, digits) for end in (found.low, found.high))
+    ends = (found.low, found.high) if known else ("", "")
+    return Cell(palette.number(found.value, digits), f"[{low}, {high}]" if known else "",
+                found.value, *ends)  # fmt: skip
+
+
+def _signed(found: Interval) -> Cell:
+    """Show a difference with four decimals and its sign."""
+    cell = _cell(found, 4)
+    if found.value != found.value:
+        return cell
+    ends = f"[{found.low:+.4f}, {found.high:+.4f}]" if cell.range else ""
+    return cell._replace(text=f"{found.value:+.4f}", range=ends)
+
+
+def _none(text: str) -> Cell:
+    return Cell(text, "", "", "", "")
+
+
+def _symptom(line: Line, name: str) -> tuple[Cell, Cell]:
+    assert name in SYMPTOMS
+    return tuple(  # type: ignore[return-value]
+        _cell(over_seeds([claims.symptom(name, when)(one) for one in line.records]), 3)
+        for when in ("start", "end")
+    )
+
+
+def _machines(results: Results) -> list[str]:
+    found = {
+        f"{one.machine.get('name')} ({one.machine.get('device')}), "
+        f"{one.machine.get('threads')} threads, torch {one.machine.get('torch')}"
+        for one in results.records
+    }
+    return sorted(palette.clean(text, 200) for text in found)

@@ -1,0 +1,1 @@
+"""How figures look: colours, words and their room, links between axes."""
