@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 DIGITS = 9  # of the number of a reader or a source
 
@@ -58,7 +58,7 @@ def ablate(
 
     Example: dar-probe ablate fixtures/digits-residual.pt --kinds source,block --samples 8
     """
-    from dar_probe.cli import effects, terminal
+    from dar_probe.cli.shared import intervention_table, terminal
 
     options.check_first(checkpoint)
     pairs_wanted = [_pair(text) for text in gate or []]
@@ -90,7 +90,7 @@ def ablate(
             resume=resume,
             on_cells=tell,
         )
-    effects.show(analysis, folder, as_json=as_json)
+    intervention_table.show(analysis, folder, as_json=as_json)
 
 
 def _pair(text: str) -> tuple[int, int]:

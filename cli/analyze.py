@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 
 def analyze(
@@ -52,7 +52,7 @@ def analyze(
 
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
 
     for checkpoint in checkpoints:
         options.check_first(checkpoint)

@@ -15,14 +15,13 @@ from dar_probe.cli import (
     compare,
     evaluate,
     figures,
-    guard,
     inspect,
     report,
     reproduce,
     sample,
-    streams,
     train,
 )
+from dar_probe.cli.shared import errors, streams
 
 app = typer.Typer(
     name="dar-probe",
@@ -30,23 +29,23 @@ app = typer.Typer(
     "and how that changes with the noise level.",
     epilog="Exit codes: 0 done, 1 the verdict fails, 2 usage, 3 file refused, "
     "4 nothing measurable, 5 internal error, 130 interrupted.",
-    cls=guard.Commands,
+    cls=errors.Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("analyze")(guard.guarded(analyze.analyze))
-app.command("ablate")(guard.guarded(ablate.ablate))
-app.command("audit")(guard.guarded(audit.audit))
-app.command("bench")(guard.guarded(bench.bench))
-app.command("compare")(guard.guarded(compare.compare))
-app.command("evaluate")(guard.guarded(evaluate.evaluate))
-app.command("figures")(guard.guarded(figures.figures))
-app.command("inspect")(guard.guarded(inspect.inspect))
-app.command("report")(guard.guarded(report.report))
-app.command("reproduce")(guard.guarded(reproduce.reproduce))
-app.command("sample")(guard.guarded(sample.sample))
-app.command("train")(guard.guarded(train.train))
+app.command("analyze")(errors.guarded(analyze.analyze))
+app.command("ablate")(errors.guarded(ablate.ablate))
+app.command("audit")(errors.guarded(audit.audit))
+app.command("bench")(errors.guarded(bench.bench))
+app.command("compare")(errors.guarded(compare.compare))
+app.command("evaluate")(errors.guarded(evaluate.evaluate))
+app.command("figures")(errors.guarded(figures.figures))
+app.command("inspect")(errors.guarded(inspect.inspect))
+app.command("report")(errors.guarded(report.report))
+app.command("reproduce")(errors.guarded(reproduce.reproduce))
+app.command("sample")(errors.guarded(sample.sample))
+app.command("train")(errors.guarded(train.train))
 
 
 def _version(wanted: bool) -> None:
@@ -75,6 +74,6 @@ def main() -> None:
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options, rest = arguments[:end], arguments[end:]
-    guard.DEBUG = "--debug" in options
+    errors.DEBUG = "--debug" in options
     with streams.outlived():
         app(args=[a for a in options if a != "--debug"] + rest, prog_name="dar-probe")

@@ -62,7 +62,7 @@ def audit(
     Example: dar-probe audit mymodels.vit:small --input 16,64
     """
     from dar_probe import api
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.files.analysis_folder import check_target
     from dar_probe.results.fail_rule import parse_rule
 

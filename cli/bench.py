@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 if TYPE_CHECKING:
     from dar_probe.probe.bench import Price, Workload
@@ -55,7 +55,7 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.probe import bench as core
 
     with terminal.progress("preparing"):
@@ -102,7 +102,7 @@ def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dar_probe.cli.terminal import printable
+    from dar_probe.cli.shared.terminal import printable
 
     model, machine = facts["model"], facts["machine"]
     console = Console(highlight=False)

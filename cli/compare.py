@@ -40,7 +40,7 @@ def compare(
 
     Example: dar-probe compare dar-probe-out/digits-residual dar-probe-out/digits-dar-static
     """
-    from dar_probe.cli.terminal import say
+    from dar_probe.cli.shared.terminal import say
     from dar_probe.comparison import compare as open_and_compare
     from dar_probe.files.analysis_folder import check_target
     from dar_probe.results.fail_rule import parse_rule
@@ -68,8 +68,8 @@ def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
     """Print the models, the table and the sentences of every pair, and where the files are."""
     from rich.text import Text
 
-    from dar_probe.cli.console import console_on
-    from dar_probe.cli.terminal import COLOURS, printable
+    from dar_probe.cli.shared.console import console_on
+    from dar_probe.cli.shared.terminal import COLOURS, printable
 
     console = console_on(sys.stdout)
     for analysis, name, path in zip(found.analyses, found.names, paths, strict=True):
@@ -91,7 +91,7 @@ def _show(found: "Comparison", paths: list[Path], out: Path | None) -> None:
 def _show_pair(console: "Console", pair: "Pair") -> None:
     from rich.text import Text
 
-    from dar_probe.cli.console import aligned, printable, write
+    from dar_probe.cli.shared.console import aligned, printable, write
     from dar_probe.results.paired import amount, signed
     from dar_probe.results.verdict import plain
 
@@ -117,7 +117,7 @@ def _short(text: str) -> str:
 
 def _judge(found: "Comparison", rule: "Rule | None") -> int:
     """Say on stderr what a rule finds, and return the exit code."""
-    from dar_probe.cli.terminal import say
+    from dar_probe.cli.shared.terminal import say
     from dar_probe.results.paired import signed
     from dar_probe.results.verdict import plain
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 if TYPE_CHECKING:
     from dar_probe.diffusion.evaluation import Quality
@@ -52,7 +52,7 @@ def evaluate(
 
     Example: dar-probe evaluate fixtures/digits-residual.pt --samples 1000
     """
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.errors import UsageError
 
     if not 1 <= seeds <= 100:
@@ -92,7 +92,7 @@ def _show(found: "Quality") -> None:
 
     from rich.text import Text
 
-    from dar_probe.cli.console import aligned, console_on, printable, write
+    from dar_probe.cli.shared.console import aligned, console_on, printable, write
 
     console = console_on(sys.stdout)
     write(console, Text(printable(found.name), style="bold"))

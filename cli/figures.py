@@ -61,7 +61,7 @@ def figures(
 
     Example: dar-probe figures dar-probe-out/digits-residual --only dilution,sources --width one
     """
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.files.atomic import check_place
     from dar_probe.reports.draw import matplotlib
     from dar_probe.reports.figures.registry import FIGURES, Options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 if TYPE_CHECKING:
     from dar_probe.models.inspection import Survey
@@ -49,7 +49,7 @@ def _show(found: "Survey") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dar_probe.cli.terminal import printable
+    from dar_probe.cli.shared.terminal import printable
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
 

@@ -20,7 +20,7 @@ def report(
     Example: dar-probe report dar-probe-out/digits-residual
     """
     from dar_probe.analysis import open_analysis
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.files.analysis_folder import check_target
 
     if out is not None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 if TYPE_CHECKING:
     from dar_probe.study.plan import Run
@@ -44,7 +44,7 @@ def reproduce(
 
     Example: dar-probe reproduce --scale smoke --out study
     """
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.files.analysis_folder import check_target
     from dar_probe.runtime.device import find_device
     from dar_probe.study import plan
@@ -103,7 +103,7 @@ def _show(found: dict[str, object], out: Path) -> None:
 
     from rich.text import Text
 
-    from dar_probe.cli.console import aligned, console_on, printable, write
+    from dar_probe.cli.shared.console import aligned, console_on, printable, write
 
     console = console_on(sys.stdout)
     lines = found["lines"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli import options
+from dar_probe.cli.shared import options
 
 
 def sample(
@@ -40,8 +40,8 @@ def sample(
     from rich.text import Text
 
     from dar_probe.checkpoints.diffusers_folder import name_of
-    from dar_probe.cli import terminal
-    from dar_probe.cli.console import console_on, printable
+    from dar_probe.cli.shared import terminal
+    from dar_probe.cli.shared.console import console_on, printable
     from dar_probe.errors import UsageError
     from dar_probe.files.analysis_folder import OutputFolder, check_target
 

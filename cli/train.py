@@ -82,7 +82,7 @@ def train(
         if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
     }
     from dar_probe.adapt import warm_start
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
     from dar_probe.runtime.device import find_device
     from dar_probe.training import config as configs
     from dar_probe.training import loop
@@ -109,7 +109,7 @@ def train(
 
 
 def _say_origin(origin: dict[str, Any]) -> None:
-    from dar_probe.cli import terminal
+    from dar_probe.cli.shared import terminal
 
     if origin:
         name, distance = origin["name"], origin["distance"]

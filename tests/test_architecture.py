@@ -15,6 +15,7 @@ LAYERS = [
     {"dar_probe.errors"},
     {
         "dar_probe.adapt",
+        "dar_probe.cli.shared",
         "dar_probe.devices",
         "dar_probe.diffusion",
         "dar_probe.diffusion.objectives",
@@ -195,7 +196,16 @@ LAYERS = [
     {"dar_probe.api", "dar_probe.diffusion.evaluation", "dar_probe.probe.interactive"},
     {"dar_probe.probe.bench"},
     {"dar_probe.study.cost", "dar_probe.study.run"},
-    {"dar_probe.cli"},
+    {
+        "dar_probe.cli",
+        "dar_probe.cli.shared.console",
+        "dar_probe.cli.shared.errors",
+        "dar_probe.cli.shared.intervention_table",
+        "dar_probe.cli.shared.options",
+        "dar_probe.cli.shared.progress",
+        "dar_probe.cli.shared.streams",
+        "dar_probe.cli.shared.terminal",
+    },
 ]
 
 

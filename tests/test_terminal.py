@@ -16,8 +16,8 @@ import pytest
 from rich.cells import cell_len
 
 from dar_probe.analysis import Analysis
-from dar_probe.cli import guard, terminal
-from dar_probe.cli.console import SPARK_WIDTH, charset, printable, sparkline
+from dar_probe.cli.shared import errors, terminal
+from dar_probe.cli.shared.console import SPARK_WIDTH, charset, printable, sparkline
 from dar_probe.reports.pages import headline
 from tests import synthetic
 from tests.shell import ROOT
@@ -279,9 +279,9 @@ def test_a_training_run_shows_its_steps(capsys, monkeypatch):
 @pytest.mark.parametrize("debug", [True, False])
 def test_no_error_steers_the_terminal(debug, capsys, monkeypatch):
     """Whatever failed may quote a file: colours, bells and new lines in it stay text."""
-    monkeypatch.setattr(guard, "DEBUG", debug)
+    monkeypatch.setattr(errors, "DEBUG", debug)
 
-    @guard.guarded
+    @errors.guarded
     def fails():
         raise RuntimeError("a\x1b[2J\rb\n\x07c \u202e\x9b31m\udcff")
 

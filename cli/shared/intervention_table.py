@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar_probe.cli.terminal import printable
+from dar_probe.cli.shared.terminal import printable
 from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:

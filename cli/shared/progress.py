@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from dar_probe.cli.console import console_on
+from dar_probe.cli.shared.console import console_on
 from dar_probe.runtime import ranks
 
 HOUR = 3600.0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dar_probe.cli.console import (
+from dar_probe.cli.shared.console import (
     GAP,
     SPARK_WIDTH,
     aligned,
@@ -19,7 +19,7 @@ from dar_probe.cli.console import (
     sparkline,
     write,
 )
-from dar_probe.cli.progress import progress
+from dar_probe.cli.shared.progress import progress
 from dar_probe.reports.pages import headline
 from dar_probe.reports.pages.headline import SYMPTOMS, number
 from dar_probe.runtime import ranks
