@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from dar_probe import __version__
 from dar_probe.cli import (
     ablate,
     analyze,
@@ -22,6 +21,7 @@ from dar_probe.cli import (
     train,
 )
 from dar_probe.cli.shared import errors, streams
+from dar_probe.runtime.version import __version__
 
 app = typer.Typer(
     name="dar-probe",

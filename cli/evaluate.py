@@ -59,10 +59,10 @@ def evaluate(
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
         options.check_first(checkpoint)
-    from dar_probe.diffusion import evaluation
+    from dar_probe import api
 
     with terminal.progress("sampling", "samples") as tell:
-        found = evaluation.evaluate(
+        found = api.evaluate(
             checkpoint, data=data, space=features, samples=samples, seeds=range(seeds),
             solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae,
             weights=weights, objective=objective, heads=heads, family=family, dtype=dtype,

@@ -53,10 +53,11 @@ def sample(
         check_target(out, "sheet")
     options.check_first(checkpoint)
     from dar_probe.diffusion import generation
-    from dar_probe.probe.plan import check_counts
+    from dar_probe.models.generator import load_generator
+    from dar_probe.runtime.checks import check_counts
 
     check_counts(samples=samples)
-    made = generation.generator(
+    made = load_generator(
         checkpoint, solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae,
         weights=weights, objective=objective, heads=heads, family=family, dtype=dtype,
         device=device,

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dar_probe.errors import CheckpointError, DarProbeError, ProbeError, UsageError
+from dar_probe.runtime.version import __version__
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from dar_probe.probe.interactive import Probe
     from dar_probe.results.verdict import Thresholds
 
-__version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "CheckpointError",
@@ -22,6 +22,7 @@ __all__ = [
     "ProbeError",
     "Thresholds",
     "UsageError",
+    "__version__",
     "ablate",
     "analyze",
     "audit",
@@ -48,6 +49,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dar_probe' has no attribute {name!r}")
+    import_module("dar_probe.accessor")  # ds.dar is there wherever an analysis is
     return getattr(import_module(_HOMES[name]), name)
 
 

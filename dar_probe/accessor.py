@@ -1,6 +1,6 @@
 """What xarray's objects can do by themselves: ``ds.dar.plot.dilution()``, ``ds["rms"].dar.plot()``.
 
-Importing this module registers the accessors; ``dar_probe.analysis`` does so.
+Importing this module registers the accessors; so does whatever ``dar_probe`` itself offers.
 """
 
 from functools import cached_property
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.results.schema import VARIABLES
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from dar_probe.analysis import Analysis
-    from dar_probe.plots import Plots
+    from dar_probe.reports.plots import Plots
     from dar_probe.results.dataframe import Per
     from dar_probe.results.metrics import Metric
     from dar_probe.results.verdict import Verdict
@@ -37,10 +37,8 @@ class DatasetAccessor:
         self._ds = ds
 
     @cached_property
-    def analysis(self) -> "Analysis":
+    def analysis(self) -> Analysis:
         """The ``Analysis`` of the dataset, with the default thresholds."""
-        from dar_probe.analysis import Analysis  # it registers this accessor
-
         try:
             return Analysis(self._ds)
         except CheckpointError as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
 from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
@@ -18,7 +17,7 @@ from dar_probe.results.verdict import Thresholds, Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dar_probe.plots import Plots
+    from dar_probe.reports.plots import Plots
     from dar_probe.results.dataframe import Per
 
 
@@ -132,7 +131,7 @@ class Analysis:
     @property
     def plot(self) -> "Plots":
         """The paper's figures and heatmaps as matplotlib figures."""
-        from dar_probe.plots import Plots
+        from dar_probe.reports.plots import Plots
 
         return Plots(self)
 

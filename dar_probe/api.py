@@ -8,9 +8,12 @@ from typing import Any
 import xarray as xr
 from torch import nn
 
+import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe.analysis import Analysis
+from dar_probe.diffusion import evaluation
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
+from dar_probe.models.generator import load_generator
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe import ablation, module_plan
 from dar_probe.probe import plan as task
@@ -18,6 +21,7 @@ from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.plan import Levels, OnCells, Task
 from dar_probe.probe.recorder import same_randomness
 from dar_probe.probe.runner import made, made_over_steps
+from dar_probe.runtime.device import find_device
 from dar_probe.runtime.ranks import Ranks, joined
 from dar_probe.training.finetune import OnStep, check, train_copy
 
@@ -193,6 +197,44 @@ def ablate(
 
         key = {**planned.key, "ablation": wanted}
         return made(measure, key, out, resume=resume, fail_on=None, ranks=ranks)
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: str = "digits",
+    space: str = "digits",
+    samples: int = 1000,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str = "auto",
+    on_samples: evaluation.OnSamples | None = None,
+    **settings: Any,
+) -> evaluation.Quality:
+    """Draw samples from a checkpoint, once per seed, and measure how far they are from real ones.
+
+    Args:
+        path: a checkpoint, or a .npz of images as ``dar-probe sample`` and the ADM suite's writers
+            make them.
+        data: the real ones: "digits", "images:DIR" or "latents:FILE"; their training rows are the
+            reference.
+        space: of the features: "digits", or a local folder of an image model of transformers.
+        samples: drawn per seed; Fréchet distances compare only between equal numbers.
+        seeds: of the samples; intervals are over them.
+        device: where the model and the features run.
+        on_samples: called with (drawn, all) samples.
+        settings: as for ``dar_probe.models.generator.load_generator``.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    evaluation.check(samples=samples, seeds=seeds)
+    place, path = str(find_device(device)), Path(path)
+    if path.suffix == ".npz":
+        return evaluation.of_samples(evaluation.read(path), data=data, space=space, device=place)
+    return evaluation.of_generator(
+        load_generator(path, device=place, **settings),
+        data=data, space=space, samples=samples, seeds=seeds, device=place, on_samples=on_samples,
+    )  # fmt: skip
 
 
 def audit(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +10,13 @@ import torch
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion import features
 from dar_probe.diffusion.data import Data
-from dar_probe.diffusion.generation import generator
+from dar_probe.diffusion.generation import Generator
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
-from dar_probe.probe.plan import check_counts
 from dar_probe.results import sample_quality
 from dar_probe.results.sample_quality import Interval
-from dar_probe.runtime.device import find_device
+from dar_probe.runtime.checks import check_counts
 
 LEAST = 8
 SHARES = ("precision", "recall", "agreement")
@@ -98,51 +96,59 @@ class Judge:
         return measures
 
 
-def evaluate(
-    path: str | Path,
+def of_samples(stored: Data, *, data: str, space: str, device: str) -> Quality:
+    """Measure how far stored samples are from real ones; arguments as of ``Judge``."""
+    judge = Judge(data, space, shape=tuple(stored.latents.shape[1:]), device=device)
+    sets = [judge.measure(stored)]
+    return _quality(judge, sets, name=stored.name, drawn=stored.description, samples=len(stored))
+
+
+def of_generator(
+    made: Generator,
     *,
-    data: str = "digits",
-    space: str = "digits",
-    samples: int = 1000,
-    seeds: Sequence[int] = (0, 1, 2),
-    device: str = "auto",
+    data: str,
+    space: str,
+    samples: int,
+    seeds: Sequence[int],
+    device: str,
     on_samples: OnSamples | None = None,
-    **settings: Any,
 ) -> Quality:
-    """Draw samples from a checkpoint, once per seed, and measure how far they are from real ones.
+    """Draw samples, once per seed, and measure how far they are from real ones.
 
     Args:
-        path: a checkpoint, or a .npz of images as ``save`` and the ADM suite's writers make them.
+        made: what draws them.
         data: see ``Judge``.
         space: see ``Judge``.
         samples: drawn per seed; Fréchet distances compare only between equal numbers.
         seeds: of the samples; intervals are over them.
-        device: where the model and the features run.
-        on_samples: told (drawn, all) samples.
-        settings: as for ``generator``.
+        device: see ``Judge``.
+        on_samples: called with (drawn, all) samples.
     """
+    judge = Judge(data, space, shape=made.shape, device=device)
+    sets = []
+    for at, seed in enumerate(seeds):
+
+        def tell(done: int, before: int = at * samples) -> None:
+            if on_samples:
+                on_samples(before + done, samples * len(seeds))
+
+        sets.append(judge.measure(made.draw(made.labels(samples), seed=seed, on_samples=tell)))
+    name, drawn = made.loaded.file["name"], made.described(samples)
+    return _quality(judge, sets, name=name, drawn=drawn, samples=samples)
+
+
+def check(*, samples: int, seeds: Sequence[int]) -> None:
+    """Raise UsageError where no quality can be measured with these counts."""
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError("seeds must be different whole numbers from 0", hint="e.g. --seeds 3")
     if samples < LEAST:
         raise UsageError(f"{samples} samples cannot be judged", hint=f"it takes {LEAST} at least")
     check_counts(samples=samples)
-    place, path = str(find_device(device)), Path(path)
-    if path.suffix == ".npz":
-        stored = read(path)
-        judge = Judge(data, space, shape=tuple(stored.latents.shape[1:]), device=place)
-        sets, name, drawn = [judge.measure(stored)], stored.name, stored.description
-        samples = len(stored)
-    else:
-        made = generator(path, device=place, **settings)
-        judge = Judge(data, space, shape=made.shape, device=place)
-        sets, name, drawn = [], made.loaded.file["name"], made.described(samples)
-        for at, seed in enumerate(seeds):
 
-            def tell(done: int, before: int = at * samples) -> None:
-                if on_samples:
-                    on_samples(before + done, samples * len(seeds))
 
-            sets.append(judge.measure(made.draw(made.labels(samples), seed=seed, on_samples=tell)))
+def _quality(
+    judge: Judge, sets: Sequence[dict[str, float]], *, name: str, drawn: str, samples: int
+) -> Quality:
     return Quality(
         name=name,
         drawn=drawn,

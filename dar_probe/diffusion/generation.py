@@ -2,32 +2,70 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dar_probe.diffusion import samplers as drawing
 from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.objectives import Objective
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files.kinds import quote
-from dar_probe.models.diffusers import vae as decoder
-from dar_probe.models.loading import BySignature, Loaded, load
-from dar_probe.probe.plan import check_counts
-from dar_probe.runtime.device import find_device, find_dtype
 
 COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
+
+
+class Identity(Protocol):
+    """What is drawn from a checkpoint, as its file tells."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of the model: (C, h, w)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels that it knows; 0 without labels."""
+
+
+class Drawable(Protocol):
+    """A loaded checkpoint, as far as drawing samples from it goes."""
+
+    @property
+    def model(self) -> nn.Module:
+        """A module that takes samples, times and labels."""
+
+    @property
+    def objective(self) -> Objective:
+        """Of its training."""
+
+    @property
+    def identified(self) -> Identity:
+        """Shape and labels of its samples."""
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """Name and the rest of what was read."""
+
+    @property
+    def assumptions(self) -> list[str]:
+        """One sentence for each thing that could not be told."""
+
+    def refusing(self) -> AbstractContextManager[None]:
+        """Refuse the checkpoint for whatever fails inside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
     """A loaded checkpoint that draws samples, and what decodes them into images."""
 
-    loaded: Loaded
+    loaded: Drawable
     sampler: Sampler
     batch_size: int
     decode: Callable[[Tensor], Tensor] | None = None
@@ -86,60 +124,6 @@ class Generator:
         solver, guidance = self.sampler.solver, self.sampler.guidance
         steps = "adaptive steps" if solver == "dopri5" else f"{self.sampler.steps} steps"
         return f"{count} samples, {steps} of {solver}, guidance {guidance:g}"
-
-
-def generator(
-    path: str | Path,
-    *,
-    solver: str = "euler",
-    steps: int = 50,
-    guidance: float = 1.0,
-    batch_size: int = 256,
-    device: str = "auto",
-    dtype: str = "float32",
-    weights: str = "auto",
-    objective: str | None = None,
-    heads: int | None = None,
-    family: str | None = None,
-    vae: str | Path | None = None,
-) -> Generator:
-    """Load a checkpoint that takes class labels, to draw samples from.
-
-    Args:
-        path: a checkpoint file.
-        solver: see ``Sampler``.
-        steps: see ``Sampler``.
-        guidance: see ``Sampler``.
-        batch_size: samples that are drawn together.
-        device: where the model runs.
-        dtype: in which type it runs.
-        weights: as for ``api.analyze``.
-        objective: as for ``api.analyze``.
-        heads: as for ``api.analyze``.
-        family: as for ``api.analyze``.
-        vae: a local folder of diffusers' AutoencoderKL, which makes images of latents.
-
-    Raises:
-        CheckpointError: the file is refused.
-        UsageError: a setting does not fit the model.
-    """
-    Sampler(solver=solver, steps=steps, guidance=guidance, null_class=0)  # before a large file
-    check_counts(batch_size=batch_size)
-    place, kind = find_device(device), find_dtype(dtype)
-    loaded = load(
-        path, weights=weights, heads=heads, objective_name=objective, family=family, dtype=kind
-    )
-    if isinstance(loaded.call, BySignature):
-        raise UsageError(
-            f"{loaded.identified.family} draws samples with its own pipeline in diffusers",
-            hint="save them as images, and give them to dar-probe evaluate",
-        )
-    found = loaded.identified
-    null = found.num_classes if found.sizes.get("null_class") else None
-    sampler = Sampler(solver=solver, steps=steps, guidance=guidance, null_class=null)
-    loaded.model.to(place)
-    decode = None if vae is None else decoder.load(Path(vae), place)
-    return Generator(loaded=loaded, sampler=sampler, batch_size=batch_size, decode=decode)
 
 
 def pixels(data: Data) -> np.ndarray:

@@ -13,6 +13,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files import kinds
 from dar_probe.files.kinds import quote
 from dar_probe.files.safetensors_header import Stored, stored
+from dar_probe.runtime import memory
 
 MAX_RATIO = 100  # of bytes to compressed ones: floats have hardly 2, masks and labels some more
 SMALL = 2**24  # bytes that may come of anything
@@ -87,12 +88,10 @@ def _require_room(claimed: int, path: Path) -> None:
     """Require memory for ``claimed`` bytes, and for them once more in another type."""
     if claimed <= SMALL:
         return
-    from dar_probe.checkpoints import memory_check  # it imports torch, which small files need not
-
-    if 2 * claimed > (have := memory_check.available()):
+    if 2 * claimed > (have := memory.available()):
         raise UsageError(
-            f"{quote(path.name)} needs {2 * claimed / memory_check.GIB:.1f} GiB of memory, "
-            f"and {have / memory_check.GIB:.1f} GiB are available",
+            f"{quote(path.name)} needs {2 * claimed / memory.GIB:.1f} GiB of memory, "
+            f"and {have / memory.GIB:.1f} GiB are available",
             hint="save the rows that are needed to a smaller file",
         )
 

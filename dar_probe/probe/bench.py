@@ -26,6 +26,7 @@ from dar_probe.probe import plan as tasks
 from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.measure import Batch, Loss, measure
 from dar_probe.probe.recorder import untouched
+from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.subject import Subject
@@ -321,7 +322,7 @@ def random_workload(
     Raises:
         UsageError: the config makes no model, or there is less than one cell.
     """
-    tasks.check_counts(batch_size=cells)
+    check_counts(batch_size=cells)
     device = torch.device(device)
     model = random_model(config, seed=seed).to(device, dtype)
     subject = sit_family.subject(model)

@@ -19,6 +19,7 @@ from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
 from dar_probe.results.comparability import STAND_IN
+from dar_probe.runtime.checks import check_counts
 from dar_probe.sites.listing import is_fresh
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.tracing import innermost
@@ -41,7 +42,7 @@ def of_module(
     readers: str | None = None,
 ) -> plan.Task:
     """Find the sites of a module and return what ``api.audit`` measures."""
-    plan.check_counts(samples=samples, batch_size=batch_size)
+    check_counts(samples=samples, batch_size=batch_size)
     module = unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []

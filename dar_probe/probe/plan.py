@@ -27,6 +27,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, spread
 from dar_probe.results import assemble
+from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.sites.listing import describe, is_fresh
@@ -34,7 +35,6 @@ from dar_probe.sites.subject import Subject
 
 OnCells = Callable[[int, int], None]
 Levels = int | str | Sequence[float]
-MOST = 1_000_000  # samples
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": nnsight_engine.forward}
 
@@ -82,12 +82,14 @@ class Task:
         )
         return assemble.assemble(
             arrays,
-            self.subject,
+            readers=self.subject.readers,
+            sources=self.subject.sources,
             levels=np.array(self.grid.levels),
             ids=np.array(self.grid.ids),
             timestep=self.timestep,
             log_snr=self.log_snr,
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
+            torch=torch.__version__,
         )
 
     def again(self) -> "Task":
@@ -214,14 +216,6 @@ def of_checkpoint(
         )
     loaded.model.to(place)
     return _plan(loaded, data, levels, samples, batch_size, seed, engine)
-
-
-def check_counts(*, samples: int | None = None, batch_size: int | None = None) -> None:
-    """Raise UsageError where there are none to measure, or more than could ever be kept."""
-    for count, what in ((samples, "samples"), (batch_size, "samples in one pass")):
-        if count is not None and not 1 <= count <= MOST:
-            limit = "at least 1" if count < 1 else f"at most {MOST:,}"
-            raise UsageError(f"{count} {what} were asked for; it takes {limit}")
 
 
 def _plan(

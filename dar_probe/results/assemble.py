@@ -4,39 +4,56 @@ import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 import xarray as xr
 
-from dar_probe import __version__
 from dar_probe.results import interventions, metrics, schema
-from dar_probe.sites.subject import Subject
+from dar_probe.runtime.version import __version__
+
+
+class Site(Protocol):
+    """A reader or a source, as far as its labels go."""
+
+    @property
+    def name(self) -> str:
+        """As reports show it, e.g. "block 3 mlp"."""
+
+    @property
+    def kind(self) -> str:
+        """E.g. "attention", "mlp" or "head"."""
+
+    @property
+    def block(self) -> int:
+        """The block that it is in."""
 
 
 def assemble(
     arrays: dict[str, np.ndarray],
-    subject: Subject,
     *,
+    readers: Sequence[Site],
+    sources: Sequence[Site],
     levels: np.ndarray,
     ids: np.ndarray,
     timestep: np.ndarray,
     log_snr: np.ndarray,
     manifest: dict[str, Any],
+    torch: str,
 ) -> xr.Dataset:
     """Return the valid dataset of ``schema``.
 
     Args:
         arrays: every variable but decodability, (levels, samples, ...).
-        subject: names, kinds and blocks of readers and sources.
+        readers: in firing order, the head last.
+        sources: in firing order, the embedding first.
         levels: noise levels, rising.
         timestep: the model's clock per noise level; NaN where it has none.
         log_snr: per noise level; NaN where unknown.
         ids: sample ids.
-        manifest: provenance beyond versions and date, as the interface of reports needs it.
+        manifest: provenance beyond versions and date, as reports show it.
+        torch: version of what measured.
     """
-    readers, sources = subject.readers, subject.sources
     coords: dict[str, Any] = {
         "noise_level": levels,
         "sample": ids,
@@ -58,7 +75,7 @@ def assemble(
     ds = xr.Dataset(variables, coords=coords)
     ds.attrs = {
         "schema_version": schema.SCHEMA_VERSION,
-        "manifest": json.dumps({**_origin(), **manifest}),
+        "manifest": json.dumps({**_origin(torch), **manifest}),
     }
     return schema.validate(schema.describe(ds))
 
@@ -110,12 +127,12 @@ def with_ablation(
     return schema.validate(schema.describe(ds))
 
 
-def _origin() -> dict[str, Any]:
+def _origin(torch: str) -> dict[str, Any]:
     return {
         "versions": {
             "dar_probe": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": torch,
             "numpy": np.__version__,
             "xarray": xr.__version__,
         },

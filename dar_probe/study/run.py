@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from dar_probe import __version__
 from dar_probe.diffusion.evaluation import Judge
-from dar_probe.diffusion.generation import generator
 from dar_probe.errors import InUseError, UsageError
 from dar_probe.files import atomic
+from dar_probe.models.generator import load_generator
 from dar_probe.results import metrics, store, trajectory
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
+from dar_probe.runtime.version import __version__
 from dar_probe.study import cost
 from dar_probe.study.plan import Run
 from dar_probe.training import loop
@@ -155,7 +155,7 @@ def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[st
     """Judge samples of the average at every checkpoint; equal noise for all runs of one seed."""
     scale, found = run.scale, []
     for path in sorted((trained / "checkpoints").glob("step-*.pt")):
-        made = generator(path, solver=scale.solver, steps=scale.solver_steps, device=device)
+        made = load_generator(path, solver=scale.solver, steps=scale.solver_steps, device=device)
         drawn = made.draw(made.labels(scale.samples), seed=run.seed)
         measures = judge.measure(drawn)
         step = int(path.stem.removeprefix("step-"))

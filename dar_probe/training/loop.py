@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dar_probe import __version__
 from dar_probe.adapt.warm_start import Original, objective_settings, original
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.sit import SiT
 from dar_probe.runtime.ranks import ALONE, Ranks, alive, joined
+from dar_probe.runtime.version import __version__
 from dar_probe.training import ema, monitoring, repa
 from dar_probe.training import tensorboard as board
 from dar_probe.training.config import TrainConfig

@@ -1,21 +1,58 @@
 """The diagnosis during a training run: of the average, on held-out samples, by the leader alone."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from torch import nn
+
+from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
+from dar_probe.diffusion.objectives import Objective
 from dar_probe.models.loading import ByClass, Loaded
+from dar_probe.models.sit import SiTConfig
 from dar_probe.models.sit_family import FAMILY
 from dar_probe.probe.monitor import Watch
 from dar_probe.probe.plan import Task, of_rows
 from dar_probe.results.trajectory_store import TrajectoryFile
+from dar_probe.runtime.ranks import Ranks
 from dar_probe.sites.family import Identified
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from dar_probe.training.loop import Run
+
+class Run(Protocol):
+    """A training run, as far as its diagnosis goes."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its settings."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its files are."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """This process among those that train."""
+
+    @property
+    def average(self) -> nn.Module:
+        """The model with averaged weights."""
+
+    @property
+    def objective(self) -> Objective:
+        """What it is trained for."""
+
+    @property
+    def probed(self) -> Data:
+        """Held-out samples."""
+
+    @property
+    def model_config(self) -> SiTConfig:
+        """Sizes and routing of the model."""
 
 
-def begin(run: "Run", start: int) -> Callable[[int], Any]:
+def begin(run: Run, start: int) -> Callable[[int], Any]:
     """Bring out/trajectory.nc to step ``start``; return what is to be called after every step.
 
     Raises:
@@ -34,7 +71,7 @@ def begin(run: "Run", start: int) -> Callable[[int], Any]:
     return lambda step: watch.measure(step) if step == config.steps else watch(step)
 
 
-def plan(run: "Run") -> Task:
+def plan(run: Run) -> Task:
     """Return what is measured: what ``api.analyze`` would of the checkpoint, on the run's data."""
     sizes, shape = run.model_config, tuple(run.probed.latents.shape[1:])
     found = Identified(

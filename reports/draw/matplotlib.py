@@ -59,7 +59,7 @@ def paper() -> Iterator[None]:
 
 @cache
 def _settings() -> Any:
-    with as_file(files("dar_probe.reports") / "templates" / "paper.mplstyle") as path:
+    with as_file(files("dar_probe.reports.style") / "paper.mplstyle") as path:
         ours = matplotlib.rc_params_from_file(path, use_default_template=False)
     plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     return plain | dict(ours)

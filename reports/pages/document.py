@@ -44,7 +44,7 @@ def page_script() -> str:
 
 def template(name: str) -> str:
     """Return the text of one of our own files."""
-    return (files("dar_probe.reports") / "templates" / name).read_text(encoding="utf-8")
+    return (files("dar_probe.reports.pages") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(scripts: list[str]) -> str:

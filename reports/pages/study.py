@@ -120,10 +120,11 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
 
 def _alt(drawing: Drawing) -> str:
     """Say where every line starts and ends, to those who do not see it."""
+    number, tick = palette.number, palette.tick
     return " ".join(
-        f"{panel.title}, {palette.clean(curve.label)}: from {palette.number(float(curve.value[0]))} at "
-        f"{palette.tick(float(curve.x[0]))} to {palette.number(float(curve.value[-1]))} at "
-        f"{palette.tick(float(curve.x[-1]))}."
+        f"{panel.title}, {palette.clean(curve.label)}: from {number(float(curve.value[0]))} at "
+        f"{tick(float(curve.x[0]))} to {number(float(curve.value[-1]))} at "
+        f"{tick(float(curve.x[-1]))}."
         for panel in drawing.panels
         for curve in panel.curves
         if len(curve.x)

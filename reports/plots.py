@@ -1,24 +1,38 @@
 """The printed figures of one analysis, by name: ``analysis.plot.dilution()``."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import xarray as xr
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
 from dar_probe.reports.draw.matplotlib import Width
 from dar_probe.reports.figures import interventions, registry
 
-if TYPE_CHECKING:
-    from dar_probe.analysis import Analysis
+
+class Analysis(Protocol):
+    """What is drawn: an analysis by its name and data."""
+
+    @property
+    def name(self) -> str:
+        """As legends show it."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """Of one training step, see ``dar_probe.results.schema``."""
+
+    @property
+    def trajectory(self) -> xr.Dataset | None:
+        """The dataset over training steps, where there are several."""
 
 
 class Plots:
     """Matplotlib figures of one analysis, "one" column (3.25 in) or "two" (6.75 in) wide."""
 
-    def __init__(self, analysis: "Analysis") -> None:
+    def __init__(self, analysis: Analysis) -> None:
         self._analysis = analysis
 
-    def dilution(self, *others: "Analysis", width: Width = "two") -> Figure:
+    def dilution(self, *others: Analysis, width: Width = "two") -> Figure:
         """RMS, gradient and cosine over the block index, one line per analysis."""
         everything = (self._analysis, *others)
         return registry.dilution([(a.name, a.dataset) for a in everything], width=width)
