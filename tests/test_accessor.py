@@ -8,7 +8,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports.draw import matplotlib
 from dar_probe.results import dataframe, metrics
-from tests.synthetic import dataset
+from tests.helpers.synthetic import dataset
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import dar_probe as dp
 from dar_probe.models.sit import unpatchify
 from dar_probe.probe.recorder import untouched
 from dar_probe.sites import discover
-from tests import tiny
+from tests.helpers import tiny
 
 
 class Branch(nn.Module):

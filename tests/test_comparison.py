@@ -22,10 +22,10 @@ from dar_probe.results import schema, store
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.results.paired import NUMBERS, over_depth
 from dar_probe.results.trajectory import last_step
-from tests.synthetic import dataset, trained
+from tests.helpers.synthetic import dataset, trained
+from tests.reports.test_figures import drawn_text
+from tests.reports.test_page import HOSTILE, Parsed, browse
 from tests.test_architecture import python
-from tests.test_figures import drawn_text
-from tests.test_page import HOSTILE, Parsed, browse
 
 SMALL = {"blocks": 4, "samples": 6, "levels": 3}
 

@@ -26,7 +26,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert scope["audit"].dataset.sizes["block"] == 7
     assert scope["change"].item() > 0.01
     assert dp.open_analysis("run/trajectory.nc").trajectory["step"].values.tolist() == [0, 2, 4]
-    assert scope["FAMILY"].title == "Mine"  # tests/families/test_own.py runs it as a file
+    assert scope["FAMILY"].title == "Mine"  # tests/models/test_own.py runs it as a file
     assert scope["again"].verdict.sentence == scope["analysis"].verdict.sentence
 
 

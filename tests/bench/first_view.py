@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dar_probe.reports.pages import analysis  # noqa: E402
 from dar_probe.results import metrics  # noqa: E402
 from dar_probe.results.verdict import judge  # noqa: E402
-from tests.synthetic import dataset  # noqa: E402
+from tests.helpers.synthetic import dataset  # noqa: E402
 
 WATCH = """<script>
   const times = {};

@@ -37,7 +37,7 @@ NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]\d+)?")
 
 def test_every_script_is_here():
     scripts = {path.stem for path in HERE.glob("*.py")} - {"common", "test_bench_scripts"}
-    scripts -= {"first_view"}  # it times Chromium; tests/test_browser.py drives the page
+    scripts -= {"first_view"}  # it times Chromium; tests/reports/test_browser.py drives the page
     assert scripts == set(ROWS)
 
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
+from tests.helpers.warm import Done, run  # noqa: E402
 from tests.hostile.playground import NOT_UTF8, Playground  # noqa: E402
-from tests.warm import Done, run  # noqa: E402
 
 SECONDS = 30.0  # until a command counts as hanging
 LONGEST = 1_000  # characters of a sentence, and of a line of a hint

@@ -26,7 +26,7 @@ from dar_probe.reports.draw import matplotlib
 from dar_probe.reports.figures import differences, registry
 from dar_probe.reports.pages import analysis, comparison
 from dar_probe.results import assemble, store
-from tests import tiny
+from tests.helpers import tiny
 
 GRID = ["--samples", "4", "--noise-levels", "2", "--batch-size", "4"]
 HTML = "<!DOCTYPE html><html>" + "x" * 200_000 + "</html>\n"

@@ -44,8 +44,8 @@ from dar_probe.errors import CheckpointError, DarProbeError, UsageError  # noqa:
 from dar_probe.files.analysis_folder import OutputFolder  # noqa: E402
 from dar_probe.models.diffusers import conditioning  # noqa: E402
 from dar_probe.results import store  # noqa: E402
+from tests.helpers.synthetic import dataset  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
-from tests.synthetic import dataset  # noqa: E402
 
 SECONDS, MEBIBYTES = 2.0, 64
 NUMBERS = [0, 1, 255, 2**15, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1]

@@ -32,7 +32,7 @@ from dar_probe.cli import app  # noqa: E402
 from dar_probe.files.analysis_folder import CONTENTS  # noqa: E402
 from dar_probe.reports.figures import registry  # noqa: E402, F401  (imported before the forks)
 from dar_probe.reports.pages import analysis  # noqa: E402, F401  (imported before the forks)
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny  # noqa: E402
 
 ENDS = {".png": b"IEND\xaeB`\x82", ".pdf": b"%%EOF\n", ".html": b"</html>"}
 

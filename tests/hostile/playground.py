@@ -13,8 +13,8 @@ from dar_probe.study import plan
 from dar_probe.study import run as study
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
-from tests.studies import finished
-from tests.synthetic import dataset
+from tests.helpers.studies import finished
+from tests.helpers.synthetic import dataset
 
 MODULE = """
 import torch

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
+from tests.helpers.warm import Done
 from tests.hostile import arguments, refused_files, refused_values
 from tests.hostile.playground import Playground
-from tests.warm import Done
 
 TABLE = {
     "no-command": (refused_values.NO_COMMAND, ""),

@@ -21,7 +21,7 @@ from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.probe import runner
 from dar_probe.results import store
 from dar_probe.runtime.ranks import ALONE
-from tests import synthetic
+from tests.helpers import synthetic
 from tests.hostile.commands import files as contents
 from tests.hostile.commands import forked, hidden
 

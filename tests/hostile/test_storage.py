@@ -16,16 +16,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files import atomic as written
 from dar_probe.files.analysis_folder import OutputFolder, check_target
 from tests.hostile import disk
-from tests.hostile.commands import (
-    COMMANDS,
-    Command,
-    call,
-    files,
-    forked,
-    hidden,
-    inputs,
-    state,
-)
+from tests.hostile.commands import COMMANDS, Command, call, files, forked, hidden, inputs, state
 
 NOBODY = 65534
 every = pytest.mark.parametrize("name", COMMANDS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dar_probe.analysis import open_analysis
-from tests.shell import FIXTURES, run
+from tests.helpers.shell import FIXTURES, run
 
 GRID = ["--samples", "2", "--noise-levels", "2"]
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dar_probe.analysis import open_analysis
-from tests.shell import run
+from tests.helpers.shell import run
 
 FACTORY = """
 import torch

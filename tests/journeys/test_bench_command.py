@@ -7,7 +7,7 @@ import pytest
 
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
-from tests.shell import run
+from tests.helpers.shell import run
 
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=2, lr=3e-3, warmup=1)
 

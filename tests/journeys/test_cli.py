@@ -14,7 +14,7 @@ import torch
 from dar_probe.analysis import open_analysis
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
-from tests.shell import interruptible, run, run_alone
+from tests.helpers.shell import interruptible, run, run_alone
 
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=30, lr=3e-3, warmup=5)
 QUICK = ["--samples", "3", "--noise-levels", "2"]

@@ -11,8 +11,8 @@ import pytest
 from typer.main import get_command
 
 from dar_probe.cli import app
+from tests.helpers.shell import run
 from tests.hostile.playground import MODULE, fill
-from tests.shell import run
 
 COMMANDS = get_command(app).commands
 HEAVY = ("torch", "matplotlib", "xarray", "pandas", "numpy", "plotly", "h5py", "jinja2")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from tests.helpers.shell import run
 from tests.hostile.playground import Playground
-from tests.shell import run
 
 TINY = ["--samples", "1", "--noise-levels", "1"]
 COMMANDS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dar_probe.results import bootstrap, metrics
-from tests import synthetic
+from tests.helpers import synthetic
 
 REPEATS = 2000
 

@@ -11,7 +11,7 @@ from dar_probe.probe import statistics
 from dar_probe.probe.grid import Grid
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from tests import reference, tiny
+from tests.helpers import reference, tiny
 from tests.laws.test_probe_laws import LAWS, models, set_eps
 
 N = 3

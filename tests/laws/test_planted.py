@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dar_probe as dp
-from tests import tiny
+from tests.helpers import tiny
 
 RESIDUAL = {"routing": "residual"}
 STATIC = {"routing": "dar", "query": "static", "chunk_size": 2}

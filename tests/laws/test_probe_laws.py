@@ -10,7 +10,7 @@ from dar_probe.models import sit_family
 from dar_probe.probe.grid import Grid, walk
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from tests import tiny
+from tests.helpers import tiny
 
 LAWS = settings(
     max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

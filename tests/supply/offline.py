@@ -26,7 +26,7 @@ COUNTERS = {
 }  # fmt: skip
 MODELS = """
 import transformers
-from tests.hub import tiny
+from tests.models.diffusers import tiny
 
 def language():
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -101,7 +101,7 @@ def main():
     from typer.testing import CliRunner
 
     from dar_probe.cli import app
-    from tests.hub import tiny
+    from tests.models.diffusers import tiny
 
     Path("guarded_models.py").write_text(MODELS)
     before = sent()

@@ -15,8 +15,8 @@ import pytest
 
 import dar_probe
 from dar_probe.results import store
+from tests.helpers.synthetic import dataset
 from tests.supply.lowest import lowest
-from tests.synthetic import dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -79,7 +79,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         "METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE",
     }  # fmt: skip
     assert {name: value for name, value in found.items() if not name.startswith(INFO)} == expected
-    for name in ("py.typed", "digits/digits.npz", "reports/templates/report.html.j2", "cli/app.py"):
+    for name in (
+        "py.typed",
+        "digits/digits.npz",
+        "reports/pages/templates/report.html.j2",
+        "cli/app.py",
+    ):
         assert f"dar_probe/{name}" in expected
 
 

@@ -1,0 +1,213 @@
+"""Small files of every family, as its official trainer or release stores them, and their data."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from tests.hostile import builders
+from tests.models import check, test_lightningdit, test_mdt, test_udit, test_uvit
+
+SAMPLES = 4
+SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
+DAR = {"routing": "dar", "query": "dynamic", "chunk_size": 2}
+HEADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file on disk.
+
+    Attributes:
+        path: of the file.
+        family: that it must be taken for.
+        clock: a name of ``CLOCKS``.
+        heads: what the user must say.
+        latents: (SAMPLES, C, h, w) and labels (SAMPLES,) that fit, in float64 and as a file.
+    """
+
+    path: Path
+    family: str
+    clock: str
+    heads: int | None
+    latents: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def data(self):
+        return f"latents:{self.path.parent / 'data.npz'}"
+
+    @property
+    def words(self):
+        """What a person types after the command."""
+        heads = ["--heads", str(self.heads)] if self.heads else []
+        return [str(self.path), "--data", self.data, *heads]
+
+
+def plain(**sizes):
+    return check.random_state(builders.official_shapes(**{**SMALL, **sizes}))
+
+
+def routed():
+    shapes = builders.official_shapes(**SMALL)
+    for row in range(2 * SMALL["depth"] + 1):
+        shapes[f"stream.readers.{row}.norm.weight"] = (SMALL["width"],)
+        shapes[f"stream.readers.{row}.query.weight"] = (SMALL["width"],) * 2
+    return check.random_state(shapes)
+
+
+def lightningdit(flags):
+    return test_lightningdit.file(flags)
+
+
+def settings(**model):
+    return {
+        "data": {"image_size": 256, "num_classes": test_lightningdit.ROWS - 1},
+        "model": {"model_type": "LightningDiT-B/2", **model},
+        "transport": {"path_type": "Linear", "prediction": "velocity"},
+    }
+
+
+SIT = argparse.Namespace(
+    model="SiT-S/2", num_classes=10, path_type="Linear", prediction="velocity", cfg_scale=4.0
+)
+REPA = argparse.Namespace(
+    model="SiT-B/2", num_classes=10, cfg_prob=0.1, path_type="linear", prediction="v"
+)
+UDIT = {"model": "U-DiT-S", "num_classes": test_udit.ROWS - 1, **test_udit.OPTIONS}
+OWN = {"format": "dar-probe", "objective": "repa", "num_classes": 10, "heads": HEADS, **DAR}
+# state, what lies beside it (None: a flat file), family, clock, --heads, shape, classes
+CASES = {
+    "SiT": (lambda: plain(sigma=True), {"args": SIT}, "sit", "sit", HEADS, (4, 8, 8), 10),
+    "DiT": (
+        lambda: plain(sigma=True),
+        {"args": argparse.Namespace(model="DiT-S/2", num_classes=10)},
+        *("dit", "dit", HEADS, (4, 8, 8), 10),
+    ),
+    "REPA": (
+        lambda: plain(head=8, projectors=(5, 3)),
+        {"args": REPA, "steps": 400_000},
+        *("repa", "repa", None, (4, 8, 8), 10),
+    ),
+    "dar-probe": (routed, {"args": OWN, "step": 6}, "dar-probe", "repa", None, (4, 8, 8), 10),
+    "U-ViT latent": (
+        lambda: check.random_state(test_uvit.official_shapes(**test_uvit.LATENT)),
+        None,
+        *("uvit", "uvit", test_uvit.HEADS, (4, 4, 4), 10),
+    ),
+    "U-ViT pixel": (
+        lambda: check.random_state(test_uvit.official_shapes(**test_uvit.PIXEL)),
+        None,
+        *("uvit", "vp", test_uvit.HEADS, (3, 4, 4), 1),
+    ),
+    "MDTv2": (
+        lambda: test_mdt.official_state(test_mdt.SMALL),
+        None,
+        *("mdt", "dit", None, (4, 6, 6), 10),
+    ),
+    "LightningDiT": (
+        lambda: lightningdit("swiglu rmsnorm rope qk_norm wo_shift learn_sigma"),
+        {"config": settings(use_swiglu=True, wo_shift=True)},
+        *("lightningdit", "sit", None, (3, 6, 6), 5),
+    ),
+    "LightningDiT without shifts": (
+        lambda: lightningdit("wo_shift"),
+        {"config": settings(wo_shift=True)},
+        *("lightningdit", "sit", HEADS, (3, 6, 6), 5),
+    ),
+    "U-DiT": (
+        lambda: check.random_state(test_udit.official(depths=[1, 2, 1, 1, 1])),
+        {"args": argparse.Namespace(**UDIT)},
+        *("udit", "dit", None, (2, 16, 16), 5),
+    ),
+}
+
+
+def write(case, folder):
+    """Return the file of a case with its data beside it; U-ViT's latent model is safetensors."""
+    state, beside, family, clock, heads, shape, classes = CASES[case]
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in state().items()}
+    path = folder / ("model.safetensors" if case == "U-ViT latent" else "0400000.pt")
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(weights, path)
+    elif beside is None:
+        torch.save(weights, path)
+    else:
+        raw = {f"module.{k}": v + 1 for k, v in weights.items()}
+        optimiser = {"state": {}, "param_groups": [{"lr": 1e-4}]}
+        torch.save({"model": raw, "ema": weights, "opt": optimiser, **beside}, path)
+    latents = np.random.default_rng(1).standard_normal((SAMPLES, *shape), dtype=np.float32)
+    labels = np.arange(SAMPLES) % classes
+    np.savez(folder / "data.npz", latents=latents, labels=labels)
+    return File(
+        path=path, family=family, clock=clock, heads=heads,
+        latents=torch.from_numpy(latents).double(), labels=torch.from_numpy(labels),
+    )  # fmt: skip
+
+
+def sit(s):
+    """Return the level that is reached, alpha, sigma and the model's time."""
+    return s, 1 - s, s, 1 - s
+
+
+def repa(s):
+    return s, 1 - s, s, s
+
+
+def steps(betas, first):
+    """Discrete steps: the one whose noise level is nearest, the cleanest is called ``first``."""
+    kept, levels = 1.0, []
+    for beta in betas:
+        kept *= 1 - beta
+        levels.append((math.sqrt(1 - kept), math.sqrt(kept)))
+
+    def clock(s):
+        step = min(range(len(levels)), key=lambda k: abs(levels[k][0] - s))
+        return levels[step][0], levels[step][1], levels[step][0], step + first
+
+    return clock
+
+
+def vp(s):
+    """Bisect the time t at which exp(-(0.1 t + 19.9 t^2 / 2)) is what is left of the data."""
+    low, high = 0.0, 1.0
+    for _ in range(80):
+        t = (low + high) / 2
+        low, high = (t, high) if 1 - math.exp(-(0.1 * t + 9.95 * t * t)) < s * s else (low, t)
+    return s, math.sqrt(1 - s * s), s, 999 * low
+
+
+def line(low, high, count=1000):
+    return [low + (high - low) * k / (count - 1) for k in range(count)]
+
+
+CLOCKS = {
+    "sit": sit,
+    "repa": repa,
+    "dit": steps(line(1e-4, 2e-2), 0),
+    "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
+    "vp": vp,
+}
+TARGETS = {"sit": lambda x, noise: x - noise, "repa": lambda x, noise: noise - x}
+
+
+def problem(file, s, rows):
+    """Return the level reached, the model's inputs and its loss for the first ``rows`` samples.
+
+    Noise of sample i is drawn with the seeds (0, i), at every level alike.
+    """
+    level, alpha, sigma, time = CLOCKS[file.clock](s)
+    x, shape = file.latents[:rows], file.latents.shape[1:]
+    noise = torch.stack([
+        torch.from_numpy(np.random.default_rng([0, i]).standard_normal(shape, dtype=np.float32))
+        for i in range(rows)
+    ]).double()  # fmt: skip
+    target = TARGETS.get(file.clock, lambda x, noise: noise)(x, noise)
+    kind = torch.int64 if isinstance(time, int) else torch.float64
+    times = torch.full((rows,), time, dtype=kind)
+    inputs = alpha * x + sigma * noise, times, file.labels[:rows]
+    return level, inputs, lambda output: ((output - target) ** 2).reshape(rows, -1).mean(1)

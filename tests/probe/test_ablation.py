@@ -1,0 +1,164 @@
+"""Interventions against the slow transcription with the same gates at zero."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dar_probe.errors import UsageError
+from dar_probe.models import sit_family
+from dar_probe.probe import ablation, nnsight_engine
+from dar_probe.probe.ablation import KINDS, Change
+from dar_probe.probe.measure import hooks, measure
+from dar_probe.probe.recorder import untouched
+from tests.helpers import reference, tiny
+
+LEVELS = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
+FROZEN_AT = 0.5
+
+
+def setting(options):
+    model = tiny.model(depth=3, **options)
+    data, problem = tiny.problem(model, samples=3)
+    return model, sit_family.subject(model), data, problem
+
+
+def changes_of(subject, problem, data, *, pairs=8):
+    with untouched(subject.model):
+        gate = measure(subject, problem.batch, problem.loss, data.ids, LEVELS)["gate"]
+    kinds = KINDS if subject.routes is not None else KINDS[:3]
+    return ablation.choose(subject, gate.numpy()[None], kinds=kinds, pairs=pairs, seed=0)
+
+
+def run(subject, problem, data, changes, engine=hooks):
+    with untouched(subject.model):
+        found = ablation.measure(
+            subject, problem.batch, problem.loss, data.ids, LEVELS, changes,
+            frozen_at=FROZEN_AT, engine=engine,
+        )  # fmt: skip
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def slow_losses(model, problem, data, options, levels, gates=None, replaced=None):
+    (x, t, y), _ = problem.batch(data.ids, levels)
+    out, record = reference.forward(
+        model.state_dict(), x, t, y, heads=2, patch=2, gates=gates, replaced=replaced, **options
+    )
+    return problem.loss(out, data.ids, levels), record
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
+def test_interventions_equal_the_transcription(options):
+    model, subject, data, problem = setting(options)
+    changes = changes_of(subject, problem, data)
+    assert {change.kind for change in changes} == set(KINDS[: 5 if subject.routes else 3])
+    found = run(subject, problem, data, changes)
+    readers = len(subject.readers)
+    with torch.no_grad():
+        plain, record = slow_losses(model, problem, data, options, LEVELS)
+        there = torch.full_like(LEVELS, FROZEN_AT)
+        _, other = slow_losses(model, problem, data, options, there)
+        for at, change in enumerate(changes):
+            gates = torch.ones(3, readers, readers, dtype=torch.float64)
+            for l, i in change.gates:
+                gates[:, l, i] = 0
+            replaced = None
+            if change.router is not None:
+                frozen = other["weights"][change.router][1]
+                uniform = torch.full_like(frozen, 1 / frozen.shape[-1])
+                replaced = {change.router + 1: uniform if change.kind == "uniform" else frozen}
+            loss, _ = slow_losses(model, problem, data, options, LEVELS, gates, replaced)
+            # Measured: 5e-13 of the loss at most.
+            np.testing.assert_allclose(
+                found["gate_ablated"][:, at], (loss - plain).numpy(), atol=5e-12 * loss.max()
+            )
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
+def test_predictions_are_the_slope_of_the_true_effect(options):
+    """Gates at 1 - e change the loss by e times the prediction, by central differences."""
+    model, subject, data, problem = setting(options)
+    changes = changes_of(subject, problem, data, pairs=4)
+    found = run(subject, problem, data, changes)
+    readers, step = len(subject.readers), 1e-6
+    with torch.no_grad():
+        _, record = slow_losses(model, problem, data, options, LEVELS)
+        there = torch.full_like(LEVELS, FROZEN_AT)
+        _, other = slow_losses(model, problem, data, options, there)
+        for at, change in enumerate(changes):
+            sides = []
+            for side in (step, -step):
+                gates = torch.ones(3, readers, readers, dtype=torch.float64)
+                for l, i in change.gates:
+                    gates[:, l, i] -= side
+                replaced = None
+                if change.router is not None:
+                    now, then = (r["weights"][change.router][1] for r in (record, other))
+                    if change.kind == "uniform":
+                        then = torch.full_like(now, 1 / now.shape[-1])
+                    replaced = {change.router + 1: now + side * (then - now)}
+                sides.append(slow_losses(model, problem, data, options, LEVELS, gates, replaced)[0])
+            slope = (sides[0] - sides[1]).numpy() / (2 * step)
+            scale = np.abs(found["gate_linear"]).max()
+            # Measured: 2e-8 of the largest prediction at most.
+            np.testing.assert_allclose(
+                found["gate_linear"][:, at], slope, rtol=0, atol=1e-7 * scale
+            )
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS[:2], ids=tiny.name_of)
+def test_both_engines_intervene_alike(options):
+    _, subject, data, problem = setting(options)
+    changes = changes_of(subject, problem, data)
+    one, other = (
+        run(subject, problem, data, changes, engine=engine)
+        for engine in (hooks, nnsight_engine.forward)
+    )
+    for name, value in one.items():
+        assert np.array_equal(value, other[name]), name
+
+
+def test_writes_known_as_differences_of_reads_give_the_same_effects():
+    _, subject, data, problem = setting({"routing": "residual"})
+    changes = changes_of(subject, problem, data)
+    expected = run(subject, problem, data, changes)
+    again = run(replace(subject, writers=None), problem, data, changes)
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        # Measured: 1e-15 of the largest.
+        np.testing.assert_allclose(again[name], value, rtol=0, atol=1e-14 * scale, err_msg=name)
+
+
+def test_half_of_the_gates_are_the_largest_and_none_comes_twice():
+    _, subject, data, problem = setting({"routing": "residual"})
+    with untouched(subject.model):
+        gate = measure(subject, problem.batch, problem.loss, data.ids, LEVELS)["gate"].numpy()
+    chosen = ablation.choose(subject, gate[None], kinds=["gate"], pairs=6, seed=3)
+    pairs = [next(iter(change.gates)) for change in chosen]
+    assert len(set(pairs)) == 6
+    size = np.nan_to_num(np.square(gate).mean(0))
+    size[0] = 0  # the first reader has one source, whose gate is zero by the conservation law
+    top = sorted(np.argwhere(size >= np.sort(size.ravel())[-3]).tolist())
+    assert sorted(map(list, pairs[:3])) == top
+
+
+def test_skipping_a_block_leaves_its_own_readers_alone():
+    _, subject, data, problem = setting({"routing": "residual"})
+    block = next(c for c in changes_of(subject, problem, data) if c.name == "without block 2")
+    assert block.gates == {(l, i) for l in (4, 5, 6) for i in (3, 4)}
+
+
+def test_what_cannot_be_done_is_refused():
+    _, subject, *_ = setting({"routing": "residual"})
+    gate = np.zeros((1, 1, 7, 7))
+    with pytest.raises(UsageError, match="no router"):
+        ablation.choose(subject, gate, kinds=["uniform"], pairs=0, seed=0)
+    with pytest.raises(UsageError, match="unknown intervention 'gates'"):
+        ablation.choose(subject, gate, kinds=["gates"], pairs=0, seed=0)
+    for reader, source in ((0, 1), (7, 0), (-1, 0), (3, 9)):
+        with pytest.raises(UsageError, match="not offered"):
+            ablation.single(subject, reader, source)
+    assert ablation.single(subject, 6, 0) == Change(
+        kind="gate", name="head without embedding", gates=frozenset({(6, 0)})
+    )
