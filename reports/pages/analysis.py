@@ -97,7 +97,7 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
     objective = (manifest.get("config") or {}).get("objective")
-    routing = headline.ROUTINGS.get(palette.routing_of(ds), palette.routing_of(ds))
+    routing = headline.routing_title(model) or "unknown"
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [
         (palette.clean(str(model["name"])) if named else "", ""),

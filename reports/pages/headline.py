@@ -14,30 +14,6 @@ SYMPTOMS = {  # label, variable over blocks, unit
     "gradient_decay": ("gradient decay", "grad_rms", "x"),
     "redundancy": ("redundancy", "cosine", ""),
 }
-ROUTINGS = {  # in words, where the flag's own name is not what people say
-    "none": "no pre-norm stack",
-    "residual": "plain residuals",
-    "rezero": "ReZero",
-    "layerscale": "LayerScale",
-    "deepnorm": "DeepNorm",
-    "siamesenorm": "SiameseNorm",
-    "highway": "highway gates",
-    "uvit": "U-ViT skips",
-    "hunyuan": "HunyuanDiT skips",
-    "densenet": "DenseNet",
-    "denseformer": "DenseFormer",
-    "hc-static": "static hyper-connections",
-    "hc-dynamic": "dynamic hyper-connections",
-    "mhc": "mHC",
-    "mhc-lite": "mHC-lite",
-    "attnres": "AttnRes",
-    "attnres-block": "block AttnRes",
-    "delta-attnres": "Delta AttnRes",
-    "dar": "DAR",
-    "dar-uvit": "DAR on U-ViT skips",
-    "sigmoid": "sigmoid gates",
-    "time-mix": "time mix",
-}
 
 
 class Symptom(NamedTuple):
@@ -94,13 +70,12 @@ def model(found: Mapping[str, Any]) -> str:
 
     What the manifest does not tell is left out.
     """
-    name = str(found.get("routing", ""))
     options = [
         f"chunks of {found['chunk_size']}" if found.get("chunk_size") else "",
         counted(found["streams"], "stream") if found.get("streams") else "",
         *(f"{o} {found[o]}" for o in ("dilation", "period") if found.get(o, 1) != 1),
     ]
-    named = " ".join(filter(None, (ROUTINGS.get(name, name), str(found.get("query") or ""))))
+    named = " ".join(filter(None, (routing_title(found), str(found.get("query") or ""))))
     routing = ", ".join(filter(None, (named, *options)))
     size = f"{found['depth']} blocks" if "depth" in found else ""
     if size and "width" in found:
@@ -111,6 +86,11 @@ def model(found: Mapping[str, Any]) -> str:
         many = f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
         many += " parameters"
     return ", ".join(part for part in (size, routing, many) if part)
+
+
+def routing_title(found: Mapping[str, Any]) -> str:
+    """Return what a manifest's ``model`` calls its routing; older files have its name alone."""
+    return str(found.get("routing_title") or found.get("routing") or "")
 
 
 def grid(ds: "xr.Dataset", data: str) -> str:
