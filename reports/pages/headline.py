@@ -3,20 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dar_probe.results.symptoms import SYMPTOMS
+
 if TYPE_CHECKING:  # the command line imports this module before anything heavy
     import xarray as xr
 
     from dar_probe.results.metrics import Metric
     from dar_probe.results.verdict import Status, Verdict
 
-SYMPTOMS = {  # label, variable over blocks, unit
-    "inflation": ("RMS inflation", "rms", "x"),
-    "gradient_decay": ("gradient decay", "grad_rms", "x"),
-    "redundancy": ("redundancy", "cosine", ""),
-}
 
-
-class Symptom(NamedTuple):
+class PrintedSymptom(NamedTuple):
     """One symptom as it is printed.
 
     Attributes:
@@ -36,16 +32,17 @@ class Symptom(NamedTuple):
 
 def symptoms(
     ds: "xr.Dataset", metrics: "Mapping[str, Metric]", verdict: "Verdict"
-) -> list[Symptom]:
+) -> list[PrintedSymptom]:
     """Return the three symptoms in the order of the paper."""
     from dar_probe.results.metrics import profile
 
     status = {finding.name: finding.status for finding in verdict.findings}
     found = []
-    for name, (label, variable, unit) in SYMPTOMS.items():
-        curve = profile(ds, variable, resamples=1)["value"].values[1:].tolist()
-        value = number(metrics[name].value, unit)
-        found.append(Symptom(label, value, interval(metrics[name], unit), status[name], curve))
+    for name, symptom in SYMPTOMS.items():
+        curve = profile(ds, symptom.variable, resamples=1)["value"].values[1:].tolist()
+        value = number(metrics[name].value, symptom.unit)
+        between = interval(metrics[name], symptom.unit)
+        found.append(PrintedSymptom(symptom.label, value, between, status[name], curve))
     return found
 
 
