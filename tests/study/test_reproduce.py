@@ -16,7 +16,7 @@ from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
 from dar_probe.reports.figures import study_curves, study_print, study_ranking
 from dar_probe.reports.pages import study as study_page
-from dar_probe.results.sample_quality import Interval, student
+from dar_probe.results.intervals import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
 from dar_probe.routing.schemes import known

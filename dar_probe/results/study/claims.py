@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Line, Results
 from dar_probe.results.study.record import Record
 
