@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dar_probe.checkpoints.header import Header
@@ -28,6 +29,49 @@ def depth(header: Header, part: str = "blocks") -> int:
             if (key := f"{part}.{k}.{name}") not in header.shapes:
                 raise header.unknown(key, "missing")
     return count
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What models in DiT's names have around their blocks.
+
+    Attributes:
+        width, channels, patch: D, C and the side of a patch.
+        rows: of the label table.
+        side: of the square input.
+        learn_sigma: the head has variances beside its outputs.
+    """
+
+    width: int
+    channels: int
+    patch: int
+    rows: int
+    side: int
+    learn_sigma: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one sample, (C, h, w)."""
+        return self.channels, self.side, self.side
+
+
+def frame(header: Header) -> Frame:
+    """Read the sizes around the blocks of a model in DiT's names, from one shape each.
+
+    Raises:
+        CheckpointError: a name is missing or misshapen, or the tokens are no square grid.
+    """
+    width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
+    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
+    outputs = patch * patch * channels
+    return Frame(
+        width=width,
+        channels=channels,
+        patch=patch,
+        rows=rows,
+        side=patch * side(header),
+        learn_sigma=learned_sigma(header, "final_layer.linear.bias", outputs),
+    )
 
 
 def side(header: Header, extras: int = 0) -> int:
@@ -105,6 +149,13 @@ def heads_of_size(header: Header, key: str, width: int) -> int:
     if width % size:
         raise header.misshapen(key)
     return width // size
+
+
+def check_heads(header: Header, key: str, heads: int, width: int) -> int:
+    """Return the heads that the shape of ``key`` tells, if they divide the width."""
+    if width % heads:
+        raise header.misshapen(key)
+    return heads
 
 
 def classes(header: Header, rows: int, *, dropped: bool = True) -> int:

@@ -169,15 +169,11 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 def identify(header: Header, heads: int | None) -> Identified:
     """Read every size and option from one shape each."""
     shapes = header.shapes
-    width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
-    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
+    frame = conventions.frame(header)
+    width, depth = frame.width, conventions.depth(header)
     modulation, _ = header.shape("blocks.0.adaLN_modulation.1.weight", 2)
     swiglu = "blocks.0.mlp.w12.weight" in shapes
     last = "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight"
-    side, depth = conventions.side(header), conventions.depth(header)
-    learn_sigma = conventions.learned_sigma(
-        header, "final_layer.linear.bias", patch * patch * channels
-    )
     if modulation not in (4 * width, 6 * width):
         raise header.misshapen("blocks.0.adaLN_modulation.1.weight")
     shaped = _shaped_heads(header, width)
@@ -187,11 +183,11 @@ def identify(header: Header, heads: int | None) -> Identified:
         "heads": conventions.heads(
             header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS
         ),
-        "patch": patch,
-        "channels": channels,
-        "side": patch * side,
-        "rows": rows,
-        "learn_sigma": learn_sigma,
+        "patch": frame.patch,
+        "channels": frame.channels,
+        "side": frame.side,
+        "rows": frame.rows,
+        "learn_sigma": frame.learn_sigma,
         "hidden": header.shape(last, 2)[1],
         "swiglu": swiglu,
         "rmsnorm": "blocks.0.norm1.weight" in shapes,
@@ -199,7 +195,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         "shift": modulation == 6 * width,
         "rope": "feat_rope.freqs_cos" in shapes,
     }
-    classes = conventions.classes(header, rows)
+    classes = conventions.classes(header, frame.rows)
     if not conventions.flow(header):
         header.assumptions.append(
             "read as LightningDiT: time runs t = 1 - s; --objective overrides"
@@ -207,7 +203,7 @@ def identify(header: Header, heads: int | None) -> Identified:
     return Identified(
         family="lightningdit",
         sizes=sizes,
-        shape=(channels, patch * side, patch * side),
+        shape=frame.shape,
         num_classes=classes,
         objective="sit",
         assumptions=header.assumptions,

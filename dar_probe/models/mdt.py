@@ -189,30 +189,25 @@ def identify(header: Header, heads: int | None) -> Identified:
             "'blocks.0.attn.qkv.weight' beside 'sideblocks'",
             hint="MDTv2 is supported; dar-probe audit measures a model of any layout in Python",
         )
-    width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
+    frame = conventions.frame(header)
     _, shaped = header.shape(TABLE, 2)
     hidden, _ = header.shape("en_inblocks.0.mlp.fc1.weight", 2)
-    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
-    side = conventions.side(header)
-    if width % shaped:
-        raise header.misshapen(TABLE)
+    conventions.check_heads(header, TABLE, shaped, frame.width)
     sizes = {
         "half": conventions.depth(header, "en_inblocks"),
         "decoder": conventions.depth(header, "de_blocks"),
-        "width": width,
-        "heads": conventions.heads(header, heads, width=width, shaped=shaped),
-        "patch": patch,
+        "width": frame.width,
+        "heads": conventions.heads(header, heads, width=frame.width, shaped=shaped),
+        "patch": frame.patch,
         "hidden": hidden,
-        "rows": rows,
-        "learn_sigma": conventions.learned_sigma(
-            header, "final_layer.linear.bias", patch * patch * channels
-        ),
+        "rows": frame.rows,
+        "learn_sigma": frame.learn_sigma,
     }
     return Identified(
         family="mdt",
         sizes=sizes,
-        shape=(channels, patch * side, patch * side),
-        num_classes=conventions.classes(header, rows),
+        shape=frame.shape,
+        num_classes=conventions.classes(header, frame.rows),
         objective="dit",
         assumptions=header.assumptions,
     )

@@ -61,10 +61,10 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         UsageError: ``heads`` does not fit the file.
     """
     own = header.args.get("format") == "dar-probe"
-    width, in_channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
+    frame = conventions.frame(header)
+    width, rows = frame.width, frame.rows
     if width % 4:  # positions are sin and cos of row and column
         raise header.misshapen("x_embedder.proj.weight")
-    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
     hidden, _ = header.shape("blocks.0.mlp.fc1.weight", 2)
     depth, norm = conventions.depth(header), "blocks.0.attn.q_norm.weight"
     projectors: list[int] = []
@@ -74,10 +74,6 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     qk_norm, ratio = norm in header.shapes, hidden / width
     if qk_norm:
         header.shape(norm, 1)
-    input_size = patch * conventions.side(header)
-    learn_sigma = conventions.learned_sigma(
-        header, "final_layer.linear.bias", patch**2 * in_channels
-    )
     family = "dar-probe" if own else _family(header, bool(projectors))
     shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
     known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
@@ -87,14 +83,14 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         depth=depth,
         width=width,
         heads=known,
-        patch=patch,
-        in_channels=in_channels,
-        input_size=input_size,
+        patch=frame.patch,
+        in_channels=frame.channels,
+        input_size=frame.side,
         num_classes=classes,
         class_dropout=rows > classes,
         # The model takes int(width * ratio), which must come back as the same number.
         mlp_ratio=ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
-        learn_sigma=learn_sigma,
+        learn_sigma=frame.learn_sigma,
         qk_norm=qk_norm,
         projectors=projectors,
         projector_width=between,

@@ -230,7 +230,8 @@ def identify(header: Header, heads: int | None) -> Identified:
     rows, _ = header.shape("y_embedder_1.embedding_table.weight", 2)
     shaped, *_ = header.shape(SCALE, 3)
     learn_sigma = conventions.learned_sigma(header, "final_layer.out_proj.bias", channels)
-    if width % 2 or width % shaped:
+    conventions.check_heads(header, SCALE, shaped, width)
+    if width % 2:
         raise header.misshapen(SCALE)
     depths = [conventions.depth(header, level) for level in LEVELS]
     sizes: dict[str, Any] = {
