@@ -22,6 +22,7 @@ from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
 from dar_probe.models import registry
+from dar_probe.models.blank import without_weights
 from dar_probe.models.diffusers import conditioning, inputs, sampling
 from dar_probe.models.diffusers import model as hub_model
 from dar_probe.models.diffusers import scheduler as clock
@@ -332,7 +333,7 @@ def blank(header: Header, family: Family, found: Identified) -> nn.Module:
     Raises:
         CheckpointError: a weight is missing, left over, or of another shape.
     """
-    with torch.device("meta"):
+    with without_weights():
         model = family.build(found)
     header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
     return model
