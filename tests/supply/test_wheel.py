@@ -71,7 +71,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         f"{home}/{path.relative_to(ROOT / folder).as_posix()}": path.read_bytes()
         for folder, home in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and not {"__pycache__", "gallery"} & set(path.parts)
+        if path.is_file()
+        and not {"__pycache__", "gallery"} & set(path.parts)
         # The READMEs of packages are for who changes them; the digits' has their licence.
         and (path.name != "README.md" or folder == "fixtures/digits")
     }
