@@ -45,7 +45,7 @@ app.command("inspect")(errors.guarded(inspect.inspect))
 app.command("report")(errors.guarded(report.report))
 app.command("reproduce")(errors.guarded(reproduce.reproduce))
 app.command("sample")(errors.guarded(sample.sample))
-app.command("train")(errors.guarded(train.train))
+app.command("train", cls=train.Command)(errors.guarded(train.train))
 
 
 def _version(wanted: bool) -> None:

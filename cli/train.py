@@ -1,60 +1,87 @@
 """``dar-probe train``: makes the checkpoints that the probe inspects."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of ``TrainConfig`` that is an option too; left out, it is as in the config.
+
+    Attributes:
+        type: of its value.
+        help: what the option's help says, or a function that tells it when help is asked for.
+        names: of the option, where they do not follow from the field's name.
+    """
+
+    type: type
+    help: str | Callable[[], str]
+    names: tuple[str, ...] = ()
+
+
+def _schemes() -> str:
+    from dar_probe.routing import schemes
+
+    *names, last = schemes.known()
+    return f"How sublayers share results: {', '.join(names)} or {last}."
+
+
+def _for(option: str, text: str) -> Callable[[], str]:
+    def tell() -> str:
+        from dar_probe.routing import schemes
+
+        return f"For {schemes.takers(option)}: {text}."
+
+    return tell
+
+
+SETTINGS = {
+    "routing": Setting(str, _schemes),
+    "query": Setting(str, _for("query", "static, static+t or dynamic")),
+    "chunk_size": Setting(int, _for("chunk_size", "number of sublayers in a chunk")),
+    "streams": Setting(int, _for("streams", "number of parallel streams")),
+    "depth": Setting(int, "Number of blocks."),
+    "width": Setting(int, "Features of a token."),
+    "heads": Setting(int, "Attention heads; default width/32, at least 1."),
+    "patch": Setting(int, "Side of a patch."),
+    "steps": Setting(int, "Optimiser steps."),
+    "batch_size": Setting(int, "Samples in a step."),
+    "lr": Setting(float, "Learning rate of AdamW."),
+    "seed": Setting(int, "Random seed for weights, batches, noise and labels."),
+    "data": Setting(str, "digits, images:DIR or latents:FILE."),
+    "objective": Setting(str, "The clock: sit (t=0 is noise) or repa (t=1 is noise)."),
+    "path": Setting(str, "From data to noise: linear, gvp or vp, as in SiT."),
+    "prediction": Setting(str, "What the model predicts: velocity, noise or score."),
+    "time_sampling": Setting(str, "How noise levels are drawn: uniform or logit-normal."),
+    "init_from": Setting(str, "Start from the weights of this checkpoint, whatever its routing."),
+    "probe_every": Setting(
+        int, "Steps from one diagnosis to the next, written to trajectory.nc; 0: none."
+    ),
+    "autocast": Setting(str, "Precision of the forward: none or bf16."),
+    "compile": Setting(bool, "Train the compiled model.", ("--compile/--no-compile",)),
+}
+
+
+class Command(TyperCommand):
+    """The command; it looks the routing schemes up only where somebody asks for help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Complete the texts of the options, and show them."""
+        for parameter in self.params:
+            setting = SETTINGS.get(str(parameter.name))
+            if setting and callable(setting.help):
+                parameter.help = setting.help()  # type: ignore[attr-defined]  # all are options
+        super().format_help(ctx, formatter)
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
-    routing: Annotated[
-        str | None,
-        typer.Option(
-            help="residual, highway, rezero, layerscale, deepnorm, siamesenorm, uvit, hunyuan, "
-            "densenet, denseformer, hc-static, hc-dynamic, mhc, mhc-lite, attnres, attnres-block, "
-            "delta-attnres, dar, dar-uvit, sigmoid or time-mix."
-        ),
-    ] = None,
-    query: Annotated[
-        str | None, typer.Option(help="Of dar, dar-uvit, sigmoid: static, static+t or dynamic.")
-    ] = None,
-    chunk_size: Annotated[
-        int | None,
-        typer.Option(help="Of all dar, sigmoid, time-mix, attnres-block: sublayers in a chunk."),
-    ] = None,
-    streams: Annotated[
-        int | None, typer.Option(help="Of hc-static, hc-dynamic, mhc, mhc-lite.")
-    ] = None,
-    depth: Annotated[int | None, typer.Option(help="Blocks.")] = None,
-    width: Annotated[int | None, typer.Option(help="Features.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Default width/32, at least 1.")] = None,
-    patch: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, images:DIR or latents:FILE.")] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="sit (t=0 is noise) or repa (t=1 is noise).")
-    ] = None,
-    path: Annotated[str | None, typer.Option(help="linear, gvp or vp, as in SiT.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="velocity, noise or score.")] = None,
-    time_sampling: Annotated[
-        str | None, typer.Option(help="Of noise levels: uniform or logit-normal.")
-    ] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint whose weights to start from, whatever its routing."),
-    ] = None,
-    probe_every: Annotated[
-        int | None,
-        typer.Option(help="Steps from one diagnosis to the next, into trajectory.nc; 0: none."),
-    ] = None,
-    autocast: Annotated[str | None, typer.Option(help="none or bf16.")] = None,
-    compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Train the compiled model.")
-    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of settings; flags win over it.")
     ] = None,
@@ -65,22 +92,18 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was cut off.")
     ] = False,
+    **settings: Any,
 ) -> None:
     """Train a model on the digits, images or latents; checkpoints in the official layout.
 
     Every setting of a run can also stand in a TOML file (--config), under its flag's name with
-    underscores; accumulate, ema, warmup, clip, label_dropout, weight_decay, learn_sigma, qk_norm,
-    routing_lr, zero_time, time_mean, time_std, repa_depth, repa_weight, repa_encoder, repa_width,
-    validate_every, checkpoint_every, validation_samples, probe_samples and probe_levels can stand
-    only there.
+    underscores; dilation, period, accumulate, ema, warmup, clip, label_dropout, weight_decay,
+    learn_sigma, qk_norm, routing_lr, zero_time, time_mean, time_std, repa_depth, repa_weight,
+    repa_encoder, repa_width, validate_every, checkpoint_every, validation_samples, probe_samples
+    and probe_levels can stand only there.
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """
-    flags: dict[str, Any] = {
-        name: value
-        for name, value in locals().items()
-        if value is not None and name not in ("out", "config", "device", "tensorboard", "resume")
-    }
     from dar_probe.adapt import warm_start
     from dar_probe.cli.shared import terminal
     from dar_probe.runtime.device import find_device
@@ -88,24 +111,52 @@ def train(
     from dar_probe.training import loop
 
     place = str(find_device(device))
+    given = {name: value for name, value in settings.items() if value is not None}
     if config:
-        flags = {**configs.read_toml(config), **flags}
-    if isinstance(flags.get("init_from"), str) and flags["init_from"]:
-        flags = {**warm_start.sizes(flags["init_from"]), **flags}
-    settings = configs.from_dict(flags)
+        given = {**configs.read_toml(config), **given}
+    if isinstance(given.get("init_from"), str) and given["init_from"]:
+        given = {**warm_start.sizes(given["init_from"]), **given}
+    wanted = configs.from_dict(given)
     with terminal.progress("training", "steps") as tell:
 
         def on_step(step: loop.Progress) -> None:
             tell(step.step, step.steps, f"loss {step.loss:.4f}")
 
         last = loop.train(
-            settings, out, resume=resume, device=place, tensorboard=tensorboard,
+            wanted, out, resume=resume, device=place, tensorboard=tensorboard,
             on_start=_say_origin, on_step=on_step,
         )  # fmt: skip
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")
-    if settings.probe_every:
+    if wanted.probe_every:
         terminal.say(f"Trajectory  {out / 'trajectory.nc'}")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command one option for each of ``SETTINGS``, after its first parameter."""
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                setting.type | None,
+                typer.Option(*setting.names, help=None if callable(setting.help) else setting.help),
+            ],
+        )
+        for name, setting in SETTINGS.items()
+    ]
+    signature = inspect.signature(command)
+    first, *others, _ = (
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
+    )
+    parameters = [first, *added, *others]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
+    return command
+
+
+_with_settings(train)
 
 
 def _say_origin(origin: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
 from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
 from dar_probe.results.metrics import Metric
+from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds, Verdict
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Analysis:
         """The three symptoms and the loss before and after training; empty without training."""
         if self.before is None:
             return {}
-        pairs = {name: (self.before.metrics[name], self.metrics[name]) for name in verdict.SYMPTOMS}
+        pairs = {name: (self.before.metrics[name], self.metrics[name]) for name in SYMPTOMS}
         return {**pairs, "loss": (self.before.loss, self.loss)}
 
     @property

@@ -21,7 +21,8 @@ from dar_probe.cli.shared.console import (
 )
 from dar_probe.cli.shared.progress import progress
 from dar_probe.reports.pages import headline
-from dar_probe.reports.pages.headline import SYMPTOMS, number
+from dar_probe.reports.pages.headline import number
+from dar_probe.results.symptoms import SYMPTOMS, unit_of
 from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
-    "SYMPTOMS",
     "number",
     "printable",
     "progress",
@@ -171,13 +171,14 @@ def _steps(console: Console, analysis: "Analysis") -> None:
     """Print the symptoms at each training step, the first and the last among at most eight."""
     from dar_probe.reports.style.palette import spread
 
-    heads = ["step", *(label for label, _, _ in SYMPTOMS.values()), "verdict"]
+    heads = ["step", *(symptom.label for symptom in SYMPTOMS.values()), "verdict"]
     rows = [[Text(head, style="dim") for head in heads]]
     for step, one in (analysis.steps[at] for at in spread(len(analysis.steps), STEPS_MOST)):
         status = one.verdict.status
         row = [Text(str(step))]
         row += [
-            Text(number(one.metrics[name].value, unit)) for name, (_, _, unit) in SYMPTOMS.items()
+            Text(number(one.metrics[name].value, symptom.unit))
+            for name, symptom in SYMPTOMS.items()
         ]
         rows.append([*row, Text(status, style=_colour(status))])
     aligned(console, rows, right=(0, 1, 2, 3))
@@ -189,7 +190,7 @@ def _changes(console: Console, analysis: "Analysis") -> None:
              for a in (analysis.before, analysis) if a]  # fmt: skip
     rows.append([Text("verdict"), cells[0], Text(""), cells[-1], Text("")])
     for name, pair in analysis.changes.items():
-        label, _, unit = SYMPTOMS.get(name, (name, "", ""))
+        label, unit = SYMPTOMS[name].label if name in SYMPTOMS else name, unit_of(name)
         numbers = [t for m in pair for t in (number(m.value, unit), headline.interval(m, unit))]
         rows.append([Text(label), *map(Text, numbers)])
     aligned(console, rows, right=[1, 3])

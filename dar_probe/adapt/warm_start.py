@@ -12,6 +12,7 @@ from dar_probe.diffusion import objectives as objective
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
+from dar_probe.routing.schemes import OF_THE_START, OPTIONS
 
 SIZES = ("depth", "width", "heads", "patch", "learn_sigma", "qk_norm")  # told by the file
 
@@ -43,10 +44,10 @@ class Original:
             UsageError: the sizes of the two differ.
         """
         ours, theirs = model.config.to_dict(), self.config.to_dict()
-        routing = {"routing", "query", "chunk_size", "streams", "dilation", "period"}
+        routing = {"routing", *OPTIONS}
         for name in ours:
             if (
-                name not in routing | {"projectors", "projector_width", "zero_time"}
+                name not in routing | {"projectors", "projector_width", *OF_THE_START}
                 and ours[name] != theirs[name]
             ):
                 raise UsageError(

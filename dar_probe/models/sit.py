@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.routing import Layout, make
-from dar_probe.routing.stream import OF_THE_START, OPTIONS, Stream, options_of
+from dar_probe.routing.schemes import ALL_OPTIONS, RoutingOptions
+from dar_probe.routing.stream import Layout, Stream, make, options_of
 
 SIZES = {
     "S": {"depth": 12, "width": 384, "heads": 6},
@@ -27,8 +27,8 @@ PATCHES = (2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiTConfig:
-    """Sizes and routing of one model.
+class SiTConfig(RoutingOptions):
+    """Sizes of one model, and the ``RoutingOptions`` of how its sublayers share their results.
 
     Attributes:
         depth, width, heads, patch: B, D, H, p.
@@ -39,9 +39,6 @@ class SiTConfig:
         qk_norm: LayerNorm on queries and keys.
         projectors: output widths of REPA's projectors; they are used in training alone.
         projector_width: their hidden width.
-        routing: a name of ``dar_probe.routing.SCHEMES``.
-        query, chunk_size, streams, dilation, period, zero_time: options of the routings that take
-            them.
     """
 
     depth: int
@@ -57,13 +54,6 @@ class SiTConfig:
     qk_norm: bool = False
     projectors: tuple[int, ...] = ()
     projector_width: int = 2048
-    routing: str = "residual"
-    query: str = "static+t"
-    chunk_size: int = 4
-    streams: int = 4
-    dilation: int = 1
-    period: int = 1
-    zero_time: bool = True
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "SiTConfig":
@@ -317,5 +307,5 @@ def projector(width: int, out: int, hidden: int) -> nn.Sequential:
 
 def routing_options(config: SiTConfig) -> dict[str, Any]:
     """Return those of the config's options that its routing takes."""
-    taken = options_of(config.routing, (*OPTIONS, *OF_THE_START))
+    taken = options_of(config.routing, ALL_OPTIONS)
     return {name: getattr(config, name) for name in taken}

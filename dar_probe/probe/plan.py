@@ -27,6 +27,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, spread
 from dar_probe.results import assemble
+from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
@@ -341,7 +342,7 @@ def provenance(
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {
         "checkpoint": checkpoint,
-        "model": {"name": name, "dtype": dtype, **subject.facts},
+        "model": {"name": name, "dtype": dtype, **_described(subject.facts)},
         "sites": describe(subject),
         "data": data,
         "config": {
@@ -357,6 +358,14 @@ def provenance(
         "assumptions": assumptions,
         "warnings": list(warnings),
     }
+
+
+def _described(facts: dict[str, Any]) -> dict[str, Any]:
+    """Add what pages call the routing, and what it does: they cannot ask the scheme itself."""
+    scheme = scheme_of(str(facts.get("routing")))
+    if scheme is None:  # none, or a family's own
+        return facts
+    return {"routing_title": scheme.title, "routing_about": scheme.about, **facts}
 
 
 def _batch_size(wanted: int | None, facts: dict[str, Any]) -> int:

@@ -9,7 +9,8 @@ from operator import ge, gt, le, lt
 
 from dar_probe.errors import UsageError
 from dar_probe.results.metrics import Metric
-from dar_probe.results.verdict import SYMPTOMS, Verdict, plain, quote
+from dar_probe.results.symptoms import SYMPTOMS
+from dar_probe.results.verdict import Verdict, plain, quote
 
 RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}

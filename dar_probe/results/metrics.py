@@ -19,14 +19,10 @@ from dar_probe.results.bootstrap import (
     values_of,
 )
 from dar_probe.results.schema import VARIABLES, Average, Variable
+from dar_probe.results.symptoms import SYMPTOMS
 
 DEFINITIONS = {
-    "inflation": "rms[B] / rms[1], rms pooled over samples and noise levels by mean square; NaN "
-    "where the stream changes its shape",
-    "gradient_decay": "mean of grad_rms over blocks 1..5 / median of grad_rms over the deep half "
-    "(blocks k > B/2), pooled over samples and noise levels by mean square; NaN where the stream "
-    "changes its shape",
-    "redundancy": "mean cosine between neighbouring blocks over the deep half (blocks k > B/2)",
+    **{symptom.name: symptom.definition for symptom in SYMPTOMS.values()},
     "selectivity": "1 - mean over readers with two or more sources of "
     "route_entropy / log(number of sources offered)",
     "selectivity_shift": "total-variation distance between the routes |w| / sum|w| of the lowest "

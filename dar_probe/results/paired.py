@@ -21,10 +21,11 @@ from dar_probe.results.comparability import (
 )
 from dar_probe.results.metrics import Metric
 from dar_probe.results.schema import VARIABLES
+from dar_probe.results.symptoms import CHOICES, SYMPTOMS, unit_of
 from dar_probe.results.trajectory import last_step
-from dar_probe.results.verdict import SYMPTOMS, plain, unmeasured
+from dar_probe.results.verdict import plain, unmeasured
 
-NUMBERS = (*SYMPTOMS, "selectivity", "selectivity_shift", "importance_shift", "loss")
+NUMBERS = (*SYMPTOMS, *CHOICES, "loss")
 Direction = Literal["rises", "falls", "same", "open", "unknown"]
 
 
@@ -184,8 +185,8 @@ def amount(metric: Metric, difference: float = math.nan) -> str:
     """Write one of the two numbers with as many digits as show the ``difference``."""
     if math.isnan(metric.value):
         return "not measurable"
-    unit = "x" if metric.name in ("inflation", "gradient_decay") else ""
-    return _decimal(metric.value, max(_places(metric.value), _places(difference) - 2)) + unit
+    digits = max(_places(metric.value), _places(difference) - 2)
+    return _decimal(metric.value, digits) + unit_of(metric.name)
 
 
 def _draws(ds: xr.Dataset, *, resamples: int, seed: int) -> dict[str, Array]:

@@ -10,10 +10,10 @@ import xarray as xr
 
 from dar_probe.results.metrics import Metric, chance, numbers, profile, staged
 from dar_probe.results.schema import manifest
+from dar_probe.results.symptoms import SYMPTOMS, unit_of
 
 Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
 
-SYMPTOMS = ("inflation", "gradient_decay", "redundancy")
 FEW = "too few blocks, or states that are zero"
 ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
 
@@ -22,18 +22,17 @@ ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
 class Thresholds:
     """Where a symptom becomes a warning and where it fails.
 
-    The paper (arXiv 2605.20708, section 3) reports about 10x inflation, gradients lower by more
-    than ten times and deep cosines above 0.96 for SiT-XL/2: those are the failures here. The
-    warnings are ours. ``untrained_write_ratio``: writes below this share of the read are none.
+    The limits of the symptoms are those of ``symptoms``. ``untrained_write_ratio``: writes below
+    this share of the read are none.
     ``idle_cosine``: a block above it that writes all the same hands on what it reads.
     """
 
-    inflation_warn: float = 3.0
-    inflation_fail: float = 10.0
-    gradient_decay_warn: float = 3.0
-    gradient_decay_fail: float = 10.0
-    redundancy_warn: float = 0.90
-    redundancy_fail: float = 0.96
+    inflation_warn: float = SYMPTOMS["inflation"].warn
+    inflation_fail: float = SYMPTOMS["inflation"].fail
+    gradient_decay_warn: float = SYMPTOMS["gradient_decay"].warn
+    gradient_decay_fail: float = SYMPTOMS["gradient_decay"].fail
+    redundancy_warn: float = SYMPTOMS["redundancy"].warn
+    redundancy_fail: float = SYMPTOMS["redundancy"].fail
     untrained_write_ratio: float = 1e-4
     idle_cosine: float = 0.9999
 
@@ -288,12 +287,12 @@ def quote(metric: Metric) -> str:
     """Write value [low, high] in the metric's own form."""
     if math.isnan(metric.value):
         return "not measurable"
-    ratio = metric.name in ("inflation", "gradient_decay")
+    unit = unit_of(metric.name)
     value, low, high = (
-        f"{number:#.3g}".rstrip(".") if ratio else f"{number:.3f}"
+        f"{number:#.3g}".rstrip(".") if unit else f"{number:.3f}"
         for number in (metric.value, metric.low, metric.high)
     )
-    unit, kind = ("x", "") if ratio else ("", "cosine " if metric.name == "redundancy" else "")
+    kind = "cosine " if metric.name == "redundancy" else ""
     spread = "one sample, no interval" if math.isnan(metric.low) else f"{low}, {high}"
     return f"{kind}{value}{unit} [{spread}]"
 

@@ -11,7 +11,11 @@ from dar_probe.routing.residual import Running, Sum
 from dar_probe.routing.stream import Layout, Stream, Turns, register
 
 
-@register("attnres")
+@register(
+    "attnres",
+    title="AttnRes",
+    about="a softmax over all earlier outputs",
+)
 class AttnRes(DAR):
     """h_l = sum_i softmax_i(w_l . RMSNorm(v_i)) v_i over all sources (arXiv 2603.15031, section 3).
 
@@ -33,7 +37,13 @@ class Blocks(Turns):
     partial: Tensor | None = None
 
 
-@register("attnres-block")
+@register(
+    "attnres-block",
+    title="block AttnRes",
+    about="a softmax over sums of a chunk of outputs",
+    label="AttnRes Block",
+    options=("chunk_size",),
+)
 class BlockAttnRes(Stream):
     """AttnRes over sums of S sublayers, and the unfinished sum (arXiv 2603.15031, section 3.2).
 
@@ -85,7 +95,11 @@ class Added(Sum):
     history: History
 
 
-@register("delta-attnres")
+@register(
+    "delta-attnres",
+    title="Delta AttnRes",
+    about="the sum, and a softmax over all earlier outputs on top",
+)
 class DeltaAttnRes(Running):
     """h_l = sum_i v_i + sum_i a_i v_i: what is routed comes on top (arXiv 2605.18855).
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
 from dar_probe.routing.mixing import Sources
+from dar_probe.routing.schemes import QUERIES, Query
 from dar_probe.routing.stream import Layout, Stream, Turns, register
 
-Query = Literal["static", "static+t", "dynamic"]
 Squash = Literal["softmax", "sigmoid"]
-QUERIES: tuple[Query, ...] = ("static", "static+t", "dynamic")
 
 
 @dataclass
@@ -72,7 +71,12 @@ def history(readers: Iterable[nn.Module], eps: float, t_emb: Tensor | None = Non
     return state
 
 
-@register("dar")
+@register(
+    "dar",
+    title="DAR",
+    about="a softmax over earlier outputs that knows the noise level",
+    options=("query", "chunk_size", "zero_time"),
+)
 class DAR(Stream):
     """h_l = sum_i softmax_i(q_l . RMSNorm(v_i) / sqrt(D)) v_i (arXiv 2605.20708, section 4.2).
 
@@ -159,7 +163,12 @@ class DAR(Stream):
         state.append(v, i + 1, sites if end == sites - 1 else end)
 
 
-@register("sigmoid")
+@register(
+    "sigmoid",
+    title="sigmoid gates",
+    about="DAR without competition between sources (an ablation)",
+    options=("query", "chunk_size", "zero_time"),
+)
 class Sigmoid(DAR):
     """DAR with sigmoid(logit_i) in place of the softmax: sources do not compete.
 

@@ -18,7 +18,12 @@ class Averages(Turns):
     outputs: list[Tensor] = field(default_factory=list)
 
 
-@register("denseformer")
+@register(
+    "denseformer",
+    title="DenseFormer",
+    about="learned averages of all block outputs",
+    options=("dilation", "period"),
+)
 class DenseFormer(Stream):
     """After block k the stream becomes sum_j a[k,j] X_j over X_0, ..., X_k (arXiv 2402.02622).
 
@@ -86,15 +91,18 @@ class Writes(Turns):
     sources: list[Tensor]
 
 
-@register("densenet")
+@register(
+    "densenet",
+    title="DenseNet",
+    about="all earlier outputs side by side, through one matrix",
+    routes=False,
+)
 class DenseNet(Stream):
     """h_l = W_l [v_0, ..., v_(l-1)]: all earlier writes side by side (after arXiv 1608.06993).
 
     W_l (D, l D) has no bias and starts as a row of identities: plain residual addition. For small
     models: the parameters grow as the square of the depth.
     """
-
-    scalar = False
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__(width, layout)

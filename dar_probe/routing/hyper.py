@@ -75,7 +75,13 @@ class Hyper(Stream):
         return [*found, inside.sum(-2)]
 
 
-@register("hc-static")
+@register(
+    "hc-static",
+    title="static hyper-connections",
+    about="a learned mixture of n streams",
+    label="HC static",
+    options=("streams",),
+)
 class StaticHyper(Hyper):
     """Learned numbers per sublayer (Hyper-Connections, arXiv 2409.19606, section 2).
 
@@ -95,7 +101,13 @@ class StaticHyper(Hyper):
         return self.read_by[l - 1], self.mix_by[l - 1], self.write_by[l - 1]
 
 
-@register("hc-dynamic")
+@register(
+    "hc-dynamic",
+    title="dynamic hyper-connections",
+    about="a mixture of n streams that depends on the token",
+    label="HC dynamic",
+    options=("streams",),
+)
 class DynamicHyper(StaticHyper):
     """The static numbers plus s tanh(norm(x) W), token by token (arXiv 2409.19606, section 2.2).
 
@@ -123,7 +135,12 @@ class DynamicHyper(StaticHyper):
         )
 
 
-@register("mhc")
+@register(
+    "mhc",
+    title="mHC",
+    about="a mixture of n streams, mixed by doubly stochastic matrices",
+    options=("streams",),
+)
 class ManifoldHyper(Hyper):
     """Mixing matrices that are doubly stochastic, by Sinkhorn's iteration (arXiv 2512.24880).
 
@@ -166,7 +183,12 @@ class ManifoldHyper(Hyper):
         return read, self.mix(a[2] * u[..., 2 * n :] + b[2 * n :]), write
 
 
-@register("mhc-lite")
+@register(
+    "mhc-lite",
+    title="mHC-lite",
+    about="a mixture of n streams, mixed by averages of permutations",
+    options=("streams",),
+)
 class LiteHyper(ManifoldHyper):
     """Mixing matrices that are softmax averages of all n! permutations (arXiv 2601.05732).
 

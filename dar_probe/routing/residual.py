@@ -25,7 +25,12 @@ class Running(Stream):
         return self.readers[l - 1](state.x)  # type: ignore[no-any-return]
 
 
-@register("residual")
+@register(
+    "residual",
+    title="plain residuals",
+    about="the sum of all earlier outputs",
+    label="residual",
+)
 class Residual(Running):
     """x = x + v_l, as in the original transformer, DiT and SiT (arXiv 2212.09748, 2401.08740)."""
 

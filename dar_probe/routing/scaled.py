@@ -12,7 +12,11 @@ from dar_probe.routing.residual import Running, Sum
 from dar_probe.routing.stream import Layout, Stream, Turns, open_gates, register
 
 
-@register("rezero")
+@register(
+    "rezero",
+    title="ReZero",
+    about="the sum, each output times a learned scalar",
+)
 class ReZero(Running):
     """x = x + a_l v_l with one scalar a_l a sublayer, 0 at the start (arXiv 2003.04887).
 
@@ -34,7 +38,11 @@ class ReZero(Running):
         return [weights[:l] for l in range(1, len(weights) + 1)]
 
 
-@register("layerscale")
+@register(
+    "layerscale",
+    title="LayerScale",
+    about="the sum, each output times a learned vector",
+)
 class LayerScale(Running):
     """x = x + g_l * v_l with a vector g_l (D,) a sublayer (CaiT, arXiv 2103.17239, section 2).
 
@@ -63,7 +71,12 @@ class LayerScale(Running):
         return [state.x.new_ones(l) for l in range(1, len(self.layout) + 2)]
 
 
-@register("deepnorm")
+@register(
+    "deepnorm",
+    title="DeepNorm",
+    about="the sum, normalised after every addition",
+    routes=False,
+)
 class DeepNorm(Running):
     """x = LN(a x + v_l), a = (2B)^(1/4) for B blocks: post-norm (arXiv 2203.00555, section 4).
 
@@ -71,8 +84,6 @@ class DeepNorm(Running):
     rounding: what it reads is normalised already. Values, output projections and MLPs start
     divided by (8B)^(1/4). The norms after the additions are affine-free as all others are.
     """
-
-    scalar = False
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__(width, layout)
@@ -100,15 +111,18 @@ class Siamese(Turns):
     y: Tensor
 
 
-@register("siamesenorm")
+@register(
+    "siamesenorm",
+    title="SiameseNorm",
+    about="two sums that share their outputs, one normalised after every addition",
+    routes=False,
+)
 class SiameseNorm(Stream):
     """Two streams, u post-norm and y pre-norm, that share their sublayers (arXiv 2602.08064).
 
     Before every sublayer u = LN(u), and u + LN(y) is read; after it u gains v / sqrt(2k) in block
     k and y gains v. Both start from the embedding.
     """
-
-    scalar = False
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__(width, layout)
@@ -132,15 +146,19 @@ class SiameseNorm(Stream):
         state.y = state.y + v_l
 
 
-@register("highway")
+@register(
+    "highway",
+    title="highway gates",
+    about="a gated mean of the stream and each output, feature by feature",
+    label="Highway",
+    routes=False,
+)
 class Highway(Running):
     """x = T * v_l + (1 - T) * x with T = sigmoid(W_l x + b_l), (N, T, D) (arXiv 1505.00387).
 
     The gate sees x normalised, as the sublayers do. b_l starts at -2, so that x is carried; W_l
     at zero. The adaLN gates start at one: T is small already.
     """
-
-    scalar = False
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__(width, layout)

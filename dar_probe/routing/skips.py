@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.routing.dar import DAR, History, Query
+from dar_probe.routing.dar import DAR, History
 from dar_probe.routing.residual import Residual, Sum
+from dar_probe.routing.schemes import Query
 from dar_probe.routing.stream import Layout, register
 
 
@@ -54,7 +55,11 @@ def taking(layout: Layout, pairs: int, l: int) -> int | None:
     return blocks[l] - 1 - plain
 
 
-@register("uvit")
+@register(
+    "uvit",
+    title="U-ViT skips",
+    about="the sum, in late blocks fused with an early block's output",
+)
 class UViT(Residual):
     """Blocks B/2+1..B begin with W [x, skip] of the outputs of blocks B/2..1 (arXiv 2209.12152).
 
@@ -92,7 +97,12 @@ class UViT(Residual):
         return None if at is None else self.fusions[at]
 
 
-@register("hunyuan")
+@register(
+    "hunyuan",
+    title="HunyuanDiT skips",
+    about="U-ViT's skips, stream and skip normalised before they are fused",
+    label="Hunyuan skips",
+)
 class Hunyuan(UViT):
     """U-ViT's skips with a LayerNorm of both operands (HunyuanDiT, arXiv 2405.08748).
 
@@ -106,7 +116,13 @@ class Hunyuan(UViT):
         return self.depth // 2 - 1
 
 
-@register("dar-uvit")
+@register(
+    "dar-uvit",
+    title="DAR on U-ViT skips",
+    about="DAR's read, in late blocks fused with the state that an early block left",
+    options=("query", "chunk_size", "zero_time"),
+    routes=False,
+)
 class DARUViT(DAR):
     """DAR whose late blocks fuse what they read with what an early block left (2209.12152).
 
@@ -115,8 +131,6 @@ class DARUViT(DAR):
     stream that the fusion could rewrite, so the block's MLP reads by DAR alone. How the paper
     (section 5) joins the two, it does not say.
     """
-
-    scalar = False
 
     def __init__(
         self,

@@ -3,12 +3,15 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
+from dar_probe.routing import schemes
+from dar_probe.routing.schemes import ALL_OPTIONS, OPTIONS, Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,11 @@ class Stream(nn.Module):
 
     additive: ClassVar[bool] = False
     """True where a reader gets the plain sum of all earlier writes."""
+    scheme: ClassVar[Scheme]
+    """What ``register`` was told: name, title, description, options."""
     scalar: ClassVar[bool] = True
-    """True where what a reader reads is a sum of sources with scalar weights: ``routes``."""
+    """True where what a reader reads is a sum of sources with scalar weights; ``register`` sets it
+    from ``routes``."""
     dynamic: ClassVar[bool] = False
     """True where the routes of one reader differ between samples or tokens."""
 
@@ -128,27 +134,54 @@ def open_gates(model: nn.Module) -> None:
         last.bias.view(6, -1)[[2, 5]] = 1.0  # shift, scale, gate of attention; then of the MLP
 
 
-SCHEMES: dict[str, Callable[..., Stream]] = {}
+SCHEMES: dict[str, type[Stream]] = {}  # those whose module has been imported
 
 
-def register(name: str) -> Callable[[type[Stream]], type[Stream]]:
-    """Make a Stream class known under the name that ``--routing`` takes."""
+def register(
+    name: str,
+    *,
+    title: str,
+    about: str,
+    label: str = "",
+    options: tuple[str, ...] = (),
+    routes: bool = True,
+) -> Callable[[type[Stream]], type[Stream]]:
+    """Make a Stream class known under the name that ``--routing`` takes.
+
+    In this folder every argument must be a literal, because ``schemes`` reads them from the
+    source. See ``schemes.Scheme`` for what they mean.
+    """
+    scheme = Scheme(
+        name=name, title=title, about=about, label=label, options=options, routes=routes
+    )
 
     def enter(cls: type[Stream]) -> type[Stream]:
+        taken = {option for option in ALL_OPTIONS if option in inspect.signature(cls).parameters}
+        assert taken == set(options), f"{name} takes {sorted(taken)} and registers {options}"
+        cls.scheme, cls.scalar = scheme, routes
         SCHEMES[name] = cls
         return cls
 
     return enter
 
 
-OPTIONS = ("query", "chunk_size", "streams", "dilation", "period")  # that flags and files name
-OF_THE_START = ("zero_time",)  # that weights from a file do not ask for
+def class_of(name: str) -> type[Stream] | None:
+    """Return the class of a scheme, of this folder or registered by others; None for no scheme."""
+    home = schemes.home_of(name)
+    if name not in SCHEMES and home is not None:
+        import_module(home)
+    return SCHEMES.get(name)
+
+
+def scheme_of(name: str) -> Scheme | None:
+    """Return what a scheme's ``@register`` says; None for an unknown name."""
+    return SCHEMES[name].scheme if name in SCHEMES else schemes.known().get(name)
 
 
 def options_of(name: str, among: tuple[str, ...] = OPTIONS) -> tuple[str, ...]:
-    """Return which of these options the stream called ``name`` takes; none for an unknown name."""
-    taken = inspect.signature(SCHEMES[name]).parameters if name in SCHEMES else {}
-    return tuple(option for option in among if option in taken)
+    """Return which of these options the scheme called ``name`` takes; none for an unknown name."""
+    scheme = scheme_of(name)
+    return tuple(option for option in among if scheme and option in scheme.options)
 
 
 def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:
@@ -157,9 +190,12 @@ def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:
     Raises:
         UsageError: no scheme has this name, or it does not take one of the options.
     """
-    if name not in SCHEMES:
-        raise UsageError(f"unknown routing {name!r}", hint=f"known: {', '.join(sorted(SCHEMES))}")
+    cls: Any = class_of(name)
+    if cls is None:
+        names = sorted({*schemes.known(), *SCHEMES})
+        raise UsageError(f"unknown routing {name!r}", hint=f"known: {', '.join(names)}")
     try:
-        return SCHEMES[name](width, layout, **options)
+        stream: Stream = cls(width, layout, **options)
     except TypeError as error:
         raise UsageError(f"routing {name!r} does not take {', '.join(options)}") from error
+    return stream

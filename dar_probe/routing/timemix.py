@@ -19,7 +19,12 @@ class Timed(History):
     t_emb: Tensor | None = None
 
 
-@register("time-mix")
+@register(
+    "time-mix",
+    title="time mix",
+    about="DAR without content: the noise level alone decides (an ablation)",
+    options=("chunk_size",),
+)
 class TimeMix(DAR):
     """h_l = sum_i softmax_i(b_l + U_l e(t)) v_i with the timestep embedding e(t) (N, D).
 

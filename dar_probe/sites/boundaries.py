@@ -57,7 +57,11 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         sources=tuple(sources),
         offered=((),) * (len(readers) + 1),
         entrance=passed[0].home[0],
-        facts={**facts(model, len(passed), passed[0].given[0]), "routing": "none"},
+        facts={
+            **facts(model, len(passed), passed[0].given[0]),
+            "routing": "none",
+            "routing_title": "no pre-norm stack",
+        },
         assumptions=(
             f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
             "measured, gates, routes and writes are not measurable",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dar_probe.errors import UsageError
+from dar_probe.routing import schemes
 from dar_probe.training.config import TrainConfig, from_dict
 
 REFERENCE = "residual"
@@ -105,32 +106,21 @@ def _seeds(entries: Iterable[Entry], seeds: int) -> tuple[Entry, ...]:
     return tuple(replace(entry, seeds=seeds) for entry in entries)
 
 
+def _of_scheme(name: str) -> Entry:
+    return Entry(name=name, label=schemes.known()[name].label, settings={"routing": name})
+
+
 MAIN = (
-    Entry(name=REFERENCE, label="residual"),
+    _of_scheme(REFERENCE),
     Entry(name="dar-static+t", label="DAR static+t", settings=_dar("static+t")),
     Entry(name="dar-dynamic", label="DAR dynamic", settings=_dar("dynamic")),
     Entry(name="dar-static", label="DAR static", settings=_dar("static")),
-    Entry(name="attnres", label="AttnRes", settings={"routing": "attnres"}),
-    Entry(name="denseformer", label="DenseFormer", settings={"routing": "denseformer"}),
-    Entry(name="hc-dynamic", label="HC dynamic", settings={"routing": "hc-dynamic"}),
+    *map(_of_scheme, ("attnres", "denseformer", "hc-dynamic")),
 )
-OTHERS = (
-    Entry(name="rezero", label="ReZero", settings={"routing": "rezero"}),
-    Entry(name="layerscale", label="LayerScale", settings={"routing": "layerscale"}),
-    Entry(name="deepnorm", label="DeepNorm", settings={"routing": "deepnorm"}),
-    Entry(name="siamesenorm", label="SiameseNorm", settings={"routing": "siamesenorm"}),
-    Entry(name="highway", label="Highway", settings={"routing": "highway"}),
-    Entry(name="uvit", label="U-ViT skips", settings={"routing": "uvit"}),
-    Entry(name="dar-uvit", label="DAR on U-ViT skips", settings={"routing": "dar-uvit"}),
-    Entry(name="hunyuan", label="Hunyuan skips", settings={"routing": "hunyuan"}),
-    Entry(name="densenet", label="DenseNet", settings={"routing": "densenet"}),
-    Entry(name="hc-static", label="HC static", settings={"routing": "hc-static"}),
-    Entry(name="mhc", label="mHC", settings={"routing": "mhc"}),
-    Entry(name="mhc-lite", label="mHC-lite", settings={"routing": "mhc-lite"}),
-    Entry(name="attnres-block", label="AttnRes Block", settings={"routing": "attnres-block"}),
-    Entry(name="delta-attnres", label="Delta AttnRes", settings={"routing": "delta-attnres"}),
-    Entry(name="sigmoid", label="sigmoid gates", settings={"routing": "sigmoid"}),
-    Entry(name="time-mix", label="time mix", settings={"routing": "time-mix"}),
+OTHERS = tuple(  # once each, with their own default options
+    _of_scheme(name)
+    for name in schemes.known()
+    if name != "dar" and name not in {entry.name for entry in MAIN}
 )
 CHUNKS = tuple(
     Entry(
@@ -219,7 +209,7 @@ SCALES = {
                 "validate_every": 5000, "validation_samples": 256, "probe_samples": 32,
                 "probe_levels": 5,
             },
-            entries=(*MAIN, *OTHERS[:1]),
+            entries=(*MAIN, _of_scheme("rezero")),
             samples=0,
         ),
     )

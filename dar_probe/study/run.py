@@ -166,7 +166,7 @@ def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[st
 
 def _symptoms(ds: Any) -> dict[str, dict[str, float | None]]:
     measured = metrics.compute(ds)
-    return {name: metrics.numbers(measured[name]) for name in record.SYMPTOMS}
+    return {name: metrics.numbers(measured[name]) for name in record.NUMBERS}
 
 
 def _routes(ds: Any) -> list[list[float | None]]:

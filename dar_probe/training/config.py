@@ -10,15 +10,14 @@ from typing import Any, get_args
 from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS, Flow, flow
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
+from dar_probe.routing.schemes import RoutingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run.
+class TrainConfig(RoutingOptions):
+    """One training run, with the ``RoutingOptions`` of its model.
 
     Attributes:
-        routing, query, chunk_size, streams, dilation, period, zero_time: how sublayers share
-            results across depth; a routing takes those of the options that it knows.
         routing_lr: factor of the learning rate for the parameters of the routing.
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
         learn_sigma, qk_norm: as in ``SiTConfig``.
@@ -49,13 +48,6 @@ class TrainConfig:
         probe_samples, probe_levels: held-out samples and noise levels of the diagnosis.
     """
 
-    routing: str = "residual"
-    query: str = "static+t"
-    chunk_size: int = 4
-    streams: int = 4
-    dilation: int = 1
-    period: int = 1
-    zero_time: bool = True
     routing_lr: float = 1.0
     depth: int = 12
     width: int = 128
@@ -148,13 +140,7 @@ class TrainConfig:
             qk_norm=self.qk_norm,
             projectors=projectors,
             projector_width=self.repa_width if projectors else SiTConfig.projector_width,
-            routing=self.routing,
-            query=self.query,
-            chunk_size=self.chunk_size,
-            streams=self.streams,
-            dilation=self.dilation,
-            period=self.period,
-            zero_time=self.zero_time,
+            **self.routing_settings(),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,17 +14,13 @@ from dar_probe.reports.draw import matplotlib
 from dar_probe.reports.style import palette, text_metrics
 from dar_probe.results import metrics
 from dar_probe.results.metrics import Metric
+from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.trajectory import split
-from dar_probe.results.verdict import SYMPTOMS, Thresholds, plain
+from dar_probe.results.verdict import Thresholds, plain
 
 Array = npt.NDArray[np.floating]
 
 ONE_STEP = "this is the analysis of one training step, not of a trajectory"
-LABELS = {
-    "inflation": "last / first block",
-    "gradient_decay": "early / deep blocks",
-    "redundancy": "cosine, deep half",
-}
 LOOKS = {"warn": ("dotted", "warning limit"), "fail": ("dashed", "failure limit")}
 INK = "#555555"
 UNEVEN_NOTE = "Columns are training steps, drawn at equal distances."
@@ -75,7 +71,7 @@ def trajectory(
             _block_ticks(above, len(values))
             above.set_ylabel("block index")
             lines = _draw_metric(below, steps.metrics[name], limits, colour)
-            below.set_ylabel(LABELS[name])
+            below.set_ylabel(SYMPTOMS[name].axis)
             below.set_xlim(above.get_xlim())
             first, second = ("ace"[at], "bdf"[at]) if stacked else ("abc"[at], "def"[at])
             above.set_title(f"({first}) {panel.title}")
@@ -128,7 +124,7 @@ def _draw_metric(axis: Axes, found: list[Metric], limits: Thresholds, colour: st
         return lines
     matplotlib.draw_line(axis, (np.arange(float(len(value))), value, low, high), colour, "solid")
     every = np.concatenate([value, low, high, list(marks.values())])
-    matplotlib.value_axis(axis, every, may_log=found[0].name != "redundancy")
+    matplotlib.value_axis(axis, every, may_log=SYMPTOMS[found[0].name].ratio)
     return lines
 
 

@@ -8,11 +8,12 @@ import xarray as xr
 
 from dar_probe.reports.draw import plotly
 from dar_probe.reports.figures import interactive
-from dar_probe.reports.pages import alt_text, wording
+from dar_probe.reports.pages import alt_text
 from dar_probe.reports.style import palette
 from dar_probe.results import metrics
 from dar_probe.results.metrics import Metric
-from dar_probe.results.verdict import SYMPTOMS, Thresholds
+from dar_probe.results.symptoms import SYMPTOMS
+from dar_probe.results.verdict import Thresholds
 
 MAPS = ("rms", "grad_rms", "cosine")
 Step = tuple[int, Mapping[str, Metric]]
@@ -37,7 +38,7 @@ def symptoms(steps: Sequence[Step], limits: Thresholds) -> go.Figure:
         drawn.add_scatter(
             x=at_step,
             y=value,
-            name=wording.SYMPTOM_TEXT[name][0],
+            name=SYMPTOMS[name].title,
             customdata=interactive.intervals(low, high),
             hovertemplate="%{y:.4~g} %{customdata}<extra></extra>",
             mode="lines+markers",
@@ -55,10 +56,10 @@ def symptoms(steps: Sequence[Step], limits: Thresholds) -> go.Figure:
                 line={"color": plotly.INK, "dash": dash, "width": 1.3},
                 **plotly.axes(at),
             )
-        plotly.title(drawn, at, f"({'abc'[at]}) {wording.SYMPTOM_TEXT[name][0].lower()}")
+        plotly.title(drawn, at, f"({'abc'[at]}) {SYMPTOMS[name].title.lower()}")
         plotly.axis(drawn, "x", at, title={"text": "training step", "standoff": 6}, nticks=5)
-        values = plotly.value_axis(np.append(parts, [warn, fail]), name != "redundancy")
-        label = "cosine" if name == "redundancy" else "ratio"
+        values = plotly.value_axis(np.append(parts, [warn, fail]), SYMPTOMS[name].ratio)
+        label = "ratio" if SYMPTOMS[name].ratio else "cosine"
         plotly.axis(drawn, "y", at, title={"text": label, "standoff": 4}, **values)
     drawn.update_layout(hovermode="x unified", showlegend=False, margin={"t": 30})
     return plotly.placed(drawn, 3, columns=3, row=240, room=760, gap=0.085)
@@ -79,7 +80,7 @@ def describe(steps: Sequence[Step]) -> str:
             f"{palette.number(found[name].value)} at step {step:,}"
             for step, found in (steps[0], steps[-1])
         ]
-        parts.append(f"{wording.SYMPTOM_TEXT[name][0]}: from {' to '.join(ends)}.")
+        parts.append(f"{SYMPTOMS[name].title}: from {' to '.join(ends)}.")
     return f"Three line charts over the training steps. {' '.join(parts)}"
 
 

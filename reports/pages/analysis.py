@@ -18,8 +18,9 @@ from dar_probe.reports.pages import (
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import schema
 from dar_probe.results.metrics import Metric, means
+from dar_probe.results.symptoms import SYMPTOMS, unit_of
 from dar_probe.results.trajectory import split
-from dar_probe.results.verdict import SYMPTOMS, Thresholds, Verdict
+from dar_probe.results.verdict import Thresholds, Verdict
 
 LONG = 600  # characters of a sentence or of one provenance value
 
@@ -97,7 +98,7 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
     model = manifest.get("model") or {}
     data = (manifest.get("data") or {}).get("name")
     objective = (manifest.get("config") or {}).get("objective")
-    routing = headline.ROUTINGS.get(palette.routing_of(ds), palette.routing_of(ds))
+    routing = headline.routing_title(model) or "unknown"
     named = model.get("name") not in (None, name_of(manifest))  # the title says it already
     parts = [
         (palette.clean(str(model["name"])) if named else "", ""),
@@ -117,15 +118,14 @@ def _cards(
 ) -> list[dict[str, Any]]:
     status = {finding.name: finding.status for finding in verdict.findings}
     cards = []
-    for name in SYMPTOMS:
-        metric, (title, about) = metrics[name], wording.SYMPTOM_TEXT[name]
+    for name, symptom in SYMPTOMS.items():
+        metric, unit = metrics[name], symptom.unit
         warn, fail = getattr(limits, f"{name}_warn"), getattr(limits, f"{name}_fail")
-        unit = "" if name == "redundancy" else "x"
         cards.append(
             {
-                "title": title,
+                "title": symptom.title,
                 "define": f"metric:{name}",
-                "about": about,
+                "about": symptom.about,
                 "status": status[name],
                 "value": _with_unit(metric.value, unit),
                 "interval": _interval(metric, unit),
@@ -142,7 +142,7 @@ def _cards(
 def _changes(changes: Mapping[str, tuple[Metric, Metric]]) -> list[dict[str, Any]]:
     rows = []
     for name, pair in changes.items():
-        unit = "x" if name in ("inflation", "gradient_decay") else ""
+        unit = unit_of(name)
         cells = [
             {
                 "text": _with_unit(m.value, unit),
@@ -151,7 +151,7 @@ def _changes(changes: Mapping[str, tuple[Metric, Metric]]) -> list[dict[str, Any
             }
             for m in pair
         ]
-        title = wording.SYMPTOM_TEXT[name][0] if name in SYMPTOMS else name.capitalize()
+        title = SYMPTOMS[name].title if name in SYMPTOMS else name.capitalize()
         define = f"metric:{name}" if name in SYMPTOMS else name
         rows.append({"title": title, "cells": cells, "define": define})
     return rows
@@ -166,7 +166,7 @@ def _gauge(name: str, value: float) -> float | None:
     """Return where a value lies on its card's gauge, in percent; ratios are logarithmic."""
     if not np.isfinite(value):
         return None
-    share = 2 * value - 1 if name == "redundancy" else np.log10(max(value, 1.0)) / 2
+    share = np.log10(max(value, 1.0)) / 2 if SYMPTOMS[name].ratio else 2 * value - 1
     return round(float(np.clip(100 * share, 0, 100)), 1)
 
 

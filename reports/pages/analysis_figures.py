@@ -16,6 +16,7 @@ from dar_probe.reports.style import still as preview
 from dar_probe.results import interventions as effects
 from dar_probe.results import trajectory
 from dar_probe.results.importance import signs_can_tell
+from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds
 
 
@@ -69,7 +70,7 @@ def of_training(
             caption=wording.STEPS_CAPTION,
             figure=trajectory_screen.symptoms(found, limits),
             alt=trajectory_screen.describe(found),
-            define=("metric:inflation", "metric:gradient_decay", "metric:redundancy", "limits"),
+            define=(*(f"metric:{name}" for name in SYMPTOMS), "limits"),
         )
     ]
     for name in trajectory_screen.MAPS:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from dar_probe.reports.pages import wording
-from dar_probe.results import metrics, schema
+from dar_probe.results import metrics, schema, symptoms
 
 
 class Definition(NamedTuple):
@@ -26,8 +26,9 @@ def definitions() -> dict[str, Definition]:
     """Return every definition by its key: "metric:NAME", "axis:NAME", a variable, or a word."""
     found = {}
     for name, text in metrics.DEFINITIONS.items():
-        title = wording.SYMPTOM_TEXT.get(name, (name.replace("_", " ").capitalize(), ""))[0]
-        found[f"metric:{name}"] = (title, text, wording.METRIC_SOURCES.get(name, "dar-probe"))
+        found[f"metric:{name}"] = (name.replace("_", " ").capitalize(), text, "dar-probe")
+    for name, symptom in symptoms.SYMPTOMS.items():
+        found[f"metric:{name}"] = (symptom.title, symptom.definition, symptoms.PAPER)
     for name, spec in {**schema.VARIABLES, **schema.ABLATION}.items():
         units = "" if spec.units == "1" else f" ({spec.units})"
         found[name] = (_opened(spec.long_name) + units, spec.definition, spec.source)

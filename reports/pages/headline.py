@@ -3,44 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dar_probe.results.symptoms import SYMPTOMS
+
 if TYPE_CHECKING:  # the command line imports this module before anything heavy
     import xarray as xr
 
     from dar_probe.results.metrics import Metric
     from dar_probe.results.verdict import Status, Verdict
 
-SYMPTOMS = {  # label, variable over blocks, unit
-    "inflation": ("RMS inflation", "rms", "x"),
-    "gradient_decay": ("gradient decay", "grad_rms", "x"),
-    "redundancy": ("redundancy", "cosine", ""),
-}
-ROUTINGS = {  # in words, where the flag's own name is not what people say
-    "none": "no pre-norm stack",
-    "residual": "plain residuals",
-    "rezero": "ReZero",
-    "layerscale": "LayerScale",
-    "deepnorm": "DeepNorm",
-    "siamesenorm": "SiameseNorm",
-    "highway": "highway gates",
-    "uvit": "U-ViT skips",
-    "hunyuan": "HunyuanDiT skips",
-    "densenet": "DenseNet",
-    "denseformer": "DenseFormer",
-    "hc-static": "static hyper-connections",
-    "hc-dynamic": "dynamic hyper-connections",
-    "mhc": "mHC",
-    "mhc-lite": "mHC-lite",
-    "attnres": "AttnRes",
-    "attnres-block": "block AttnRes",
-    "delta-attnres": "Delta AttnRes",
-    "dar": "DAR",
-    "dar-uvit": "DAR on U-ViT skips",
-    "sigmoid": "sigmoid gates",
-    "time-mix": "time mix",
-}
 
-
-class Symptom(NamedTuple):
+class PrintedSymptom(NamedTuple):
     """One symptom as it is printed.
 
     Attributes:
@@ -60,16 +32,17 @@ class Symptom(NamedTuple):
 
 def symptoms(
     ds: "xr.Dataset", metrics: "Mapping[str, Metric]", verdict: "Verdict"
-) -> list[Symptom]:
+) -> list[PrintedSymptom]:
     """Return the three symptoms in the order of the paper."""
     from dar_probe.results.metrics import profile
 
     status = {finding.name: finding.status for finding in verdict.findings}
     found = []
-    for name, (label, variable, unit) in SYMPTOMS.items():
-        curve = profile(ds, variable, resamples=1)["value"].values[1:].tolist()
-        value = number(metrics[name].value, unit)
-        found.append(Symptom(label, value, interval(metrics[name], unit), status[name], curve))
+    for name, symptom in SYMPTOMS.items():
+        curve = profile(ds, symptom.variable, resamples=1)["value"].values[1:].tolist()
+        value = number(metrics[name].value, symptom.unit)
+        between = interval(metrics[name], symptom.unit)
+        found.append(PrintedSymptom(symptom.label, value, between, status[name], curve))
     return found
 
 
@@ -94,13 +67,12 @@ def model(found: Mapping[str, Any]) -> str:
 
     What the manifest does not tell is left out.
     """
-    name = str(found.get("routing", ""))
     options = [
         f"chunks of {found['chunk_size']}" if found.get("chunk_size") else "",
         counted(found["streams"], "stream") if found.get("streams") else "",
         *(f"{o} {found[o]}" for o in ("dilation", "period") if found.get(o, 1) != 1),
     ]
-    named = " ".join(filter(None, (ROUTINGS.get(name, name), str(found.get("query") or ""))))
+    named = " ".join(filter(None, (routing_title(found), str(found.get("query") or ""))))
     routing = ", ".join(filter(None, (named, *options)))
     size = f"{found['depth']} blocks" if "depth" in found else ""
     if size and "width" in found:
@@ -111,6 +83,11 @@ def model(found: Mapping[str, Any]) -> str:
         many = f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
         many += " parameters"
     return ", ".join(part for part in (size, routing, many) if part)
+
+
+def routing_title(found: Mapping[str, Any]) -> str:
+    """Return what a manifest's ``model`` calls its routing; older files have its name alone."""
+    return str(found.get("routing_title") or found.get("routing") or "")
 
 
 def grid(ds: "xr.Dataset", data: str) -> str:

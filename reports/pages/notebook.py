@@ -11,6 +11,7 @@ from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
 from dar_probe.results import schema
 from dar_probe.results.metrics import Metric
+from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Verdict, quote
 
 WIDE, HIGH, EDGE = 150, 26, 3  # of a sparkline, pixels
@@ -39,8 +40,8 @@ def html(
     environment.filters["plain"] = _plain
     symptoms = headline.symptoms(ds, metrics, verdict)
     before = [
-        headline.number(changes[key][0].value, unit) if changes else ""
-        for key, (_, _, unit) in headline.SYMPTOMS.items()
+        headline.number(changes[name][0].value, symptom.unit) if changes else ""
+        for name, symptom in SYMPTOMS.items()
     ]
     return environment.get_template("notebook.html.j2").render(
         name=palette.clean(name, 120),
@@ -68,13 +69,13 @@ def text(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict, *, nam
     )
     status = {finding.name: finding.status for finding in verdict.findings}
     rows = [
-        f"  {label:<14}  {quote(metrics[key])}: {words.STATUS_WORDS[status[key]]}"
-        for key, (label, _, _) in headline.SYMPTOMS.items()
+        f"  {symptom.label:<14}  {quote(metrics[name])}: {words.STATUS_WORDS[status[name]]}"
+        for name, symptom in SYMPTOMS.items()
     ]
     return "\n".join([head, verdict.sentence, *rows])
 
 
-def sparkline(symptom: headline.Symptom) -> Markup:
+def sparkline(symptom: headline.PrintedSymptom) -> Markup:
     """Return a line over the blocks 1..B as inline SVG; a gap where nothing was measured."""
     values = np.asarray(symptom.curve, dtype=np.float64)
     known = np.flatnonzero(np.isfinite(values))

@@ -11,7 +11,8 @@ from dar_probe.reports.style import palette
 from dar_probe.results.sample_quality import Interval, over_seeds
 from dar_probe.results.study import claims, summary
 from dar_probe.results.study.aggregate import Line, Results
-from dar_probe.results.study.record import SYMPTOMS
+from dar_probe.results.study.record import NUMBERS
+from dar_probe.results.symptoms import SYMPTOMS
 
 GROUPS = {
     "schemes": ("The schemes", "residual"),
@@ -22,9 +23,7 @@ GROUPS = {
 }
 BADGES = {"confirmed": "pass", "not confirmed": "fail", "undecided": "warn"}
 SYMPTOM_HEADS = {
-    "inflation": "Inflation",
-    "gradient_decay": "Gradient decay",
-    "redundancy": "Redundancy",
+    **{name: symptom.words.capitalize() for name, symptom in SYMPTOMS.items()},
     "importance_shift": "Importance shift",
     "selectivity_shift": "Route shift",
 }
@@ -180,7 +179,7 @@ def _none(text: str) -> Cell:
 
 
 def _symptom(line: Line, name: str) -> tuple[Cell, Cell]:
-    assert name in SYMPTOMS
+    assert name in NUMBERS
     return tuple(  # type: ignore[return-value]
         _cell(over_seeds([claims.symptom(name, when)(one) for one in line.records]), 3)
         for when in ("start", "end")

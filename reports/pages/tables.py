@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 
-from dar_probe.reports.pages import wording
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.reports.style.sample_band import middle
 from dar_probe.results import metrics
 from dar_probe.results.metrics import Metric
-from dar_probe.results.verdict import SYMPTOMS
+from dar_probe.results.symptoms import SYMPTOMS
 
 # What a marked block is said to have: the paper's three symptoms.
 SHORT = {"rms": "RMS", "grad_rms": "gradient", "cosine": "cosine"}
@@ -138,9 +137,8 @@ def readers(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> Table:
 def steps(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> Table:
     """Return one row per training step: the three symptoms, from what ``metrics.means`` gave."""
     columns = [Column(name="step", title="Training step", define="step", kind="number")]
-    for name in SYMPTOMS:
-        title = wording.SYMPTOM_TEXT[name][0]
-        columns.append(Column(name=name, title=title, define=f"metric:{name}"))
+    for name, symptom in SYMPTOMS.items():
+        columns.append(Column(name=name, title=symptom.title, define=f"metric:{name}"))
     rows = [
         [
             Cell(text=f"{step:,}", value=str(step)),

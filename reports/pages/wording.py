@@ -9,20 +9,6 @@ STATUS_WORDS = {
     "untrained": "untrained",
     "not measurable": "not measurable",
 }
-SYMPTOM_TEXT = {
-    "inflation": (
-        "Forward magnitude inflation",
-        "How many times larger the hidden state is after the last block than after the first.",
-    ),
-    "gradient_decay": (
-        "Backward gradient decay",
-        "How many times larger the gradient is in the first five blocks than in the deep half.",
-    ),
-    "redundancy": (
-        "Block-wise redundancy",
-        "How alike neighbouring blocks of the deep half are: mean cosine, 1 for no change.",
-    ),
-}
 TRUST_TEXT = {
     "gate_conservation": (
         "gates do not cancel",
@@ -38,10 +24,6 @@ TRUST_TEXT = {
         "writes lost to rounding",
         "Share of a sublayer's result that was lost when it was added to a much larger stream.",
     ),
-}
-# Where the formulas of metrics.DEFINITIONS come from, other than from here.
-METRIC_SOURCES = {
-    name: "arXiv 2605.20708, section 3" for name in ("inflation", "gradient_decay", "redundancy")
 }
 # What is neither a measured variable nor one of the numbers of the verdict: title, text, source.
 MEANINGS = {

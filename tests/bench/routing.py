@@ -14,7 +14,12 @@ from dar_probe.routing.dar import DAR
 from dar_probe.routing.stream import register
 
 
-@register("naive")
+@register(
+    "naive",
+    title="naive DAR",
+    about="what DAR reads",
+    options=("query", "chunk_size", "zero_time"),
+)
 class Naive(DAR):
     """DAR as its formula reads, differentiated by autograd alone."""
 

@@ -35,7 +35,7 @@ HOSTILE = {
 }
 WORK = """
 import sys, time
-from dar_probe.cli import terminal
+from dar_probe.cli.shared import terminal
 with terminal.progress("intervening") as tell:
     time.sleep(0.25)
     for done in (8, 16, 24, 32):

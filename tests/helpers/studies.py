@@ -15,7 +15,7 @@ def finished(
 ):
     """Return a record as a run leaves it, of numbers that are chosen here."""
     routing, _, query = name.partition("-")
-    symptoms = {key: dict(NUMBER) for key in record.SYMPTOMS}
+    symptoms = {key: dict(NUMBER) for key in record.NUMBERS}
     fields = {
         "version": "0", "scale": "digits", "name": name, "label": name.upper(),
         "group": "schemes", "seed": seed,
@@ -52,6 +52,6 @@ def everything():
     deep = [finished(name, group="deep") for name in ("residual-28", "dar-dynamic-28")]
     plain = [finished(seed=seed) for seed in range(3)]
     bare = finished("rezero", quality=[], flops=None, end={
-        key: {"value": None, "low": None, "high": None} for key in record.SYMPTOMS
+        key: {"value": None, "low": None, "high": None} for key in record.NUMBERS
     })  # fmt: skip
     return [*plain, *dar, four, *chunks, *deep, bare]

@@ -155,7 +155,9 @@ def test_one_sample_and_nothing_measured():
 
 def test_a_sparkline_keeps_to_the_numbers():
     nan = float("nan")
-    symptom = headline.Symptom("<label>", "", "", "pass", [nan, 1.0, 3.0, nan, nan, 2.0, 2.5])
+    symptom = headline.PrintedSymptom(
+        "<label>", "", "", "pass", [nan, 1.0, 3.0, nan, nan, 2.0, 2.5]
+    )
     page = Parsed(str(notebook.sparkline(symptom)))
     lines = [attrs["points"] for tag, attrs in page.tags if tag == "polyline"]
     points = [[tuple(map(float, p.split(","))) for p in line.split()] for line in lines]

@@ -21,7 +21,8 @@ from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, schema, trajectory
 from dar_probe.results.fail_rule import apply_rule, parse_rule
-from dar_probe.results.verdict import SYMPTOMS, Thresholds, judge
+from dar_probe.results.symptoms import SYMPTOMS
+from dar_probe.results.verdict import Thresholds, judge
 from tests.helpers.synthetic import dataset, trained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"

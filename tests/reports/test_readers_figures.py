@@ -10,7 +10,8 @@ from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports.figures import registry
 from dar_probe.results import importance, metrics, trajectory
-from dar_probe.results.verdict import SYMPTOMS, Thresholds
+from dar_probe.results.symptoms import SYMPTOMS
+from dar_probe.results.verdict import Thresholds
 from tests.helpers.synthetic import dataset, trained
 
 

@@ -7,7 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from dar_probe.errors import UsageError
-from dar_probe.routing import SCHEMES, Layout, Stream, make, register
+from dar_probe.routing import Layout, Stream, make, register
+from dar_probe.routing.stream import SCHEMES
 from tests.helpers import reference, tiny
 
 QUERIES = ("static", "static+t", "dynamic")
@@ -115,7 +116,7 @@ def test_chunks_must_divide():
 
 
 def test_a_scheme_is_one_class():
-    @register("half")
+    @register("half", title="half", about="half of every earlier output")
     class Half(Stream):
         """Each write enters with weight one half."""
 

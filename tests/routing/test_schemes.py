@@ -8,7 +8,8 @@ from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe.measure import measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.routing import SCHEMES, Layout, make
+from dar_probe.routing import Layout, make
+from dar_probe.routing.schemes import known
 from tests.helpers import schemes_reference as reference
 from tests.helpers import tiny
 
@@ -79,7 +80,7 @@ def ids(case):
 
 
 def test_no_scheme_is_forgotten():
-    assert {name for name, _, _ in CASES} | {"dar"} == set(SCHEMES)
+    assert {name for name, _, _ in CASES} | {"dar"} == set(known())
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -211,7 +212,7 @@ def test_other_starts_are_not_the_plain_model(name):
     assert float((found - wanted).abs().max() / wanted.abs().max()) > 0.02
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(known()))
 def test_everything_learns_from_the_start(name):
     """A fresh model returns zero; a few steps reach every parameter that has a choice."""
     model = build(name, query="dynamic")
@@ -232,7 +233,7 @@ def test_everything_learns_from_the_start(name):
     assert {n for n in wanted - reached if not n.startswith("stream.readers.0.")} == set()
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(known()))
 def test_the_probe_measures_every_scheme(name):
     model = tiny.model(depth=4, routing=name, chunk_size=2)
     data, task = tiny.problem(model, samples=3)

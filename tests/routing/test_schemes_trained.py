@@ -4,7 +4,7 @@ import pytest
 
 import dar_probe as dp
 from dar_probe.models.inspection import survey
-from dar_probe.routing import SCHEMES
+from dar_probe.routing.schemes import known
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
 
@@ -20,7 +20,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(known()))
 def test_a_scheme_is_trained_and_analysed(name, tmp_path):
     options = OPTIONS.get(name, {})
     config = TrainConfig(

@@ -19,7 +19,7 @@ from dar_probe.reports.pages import study as study_page
 from dar_probe.results.sample_quality import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
-from dar_probe.routing import SCHEMES
+from dar_probe.routing.schemes import known
 from dar_probe.study import plan, publish
 from dar_probe.study import run as study
 from dar_probe.training.config import TrainConfig
@@ -29,7 +29,7 @@ from tests.helpers.studies import everything, finished
 
 def test_every_scheme_is_in_the_plan_and_every_run_makes_a_model():
     planned = plan.runs(plan.scale_of("digits"))
-    assert {run.config.routing for run in planned} == set(SCHEMES)
+    assert {run.config.routing for run in planned} == set(known())
     assert planned[0].name == "residual-seed0" and planned[0].config == planned[0].reference
     assert len({run.name for run in planned}) == len(planned)
     thrice = {

@@ -8,17 +8,15 @@ from typing import Any
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files.atomic import write_text
+from dar_probe.results.symptoms import CHOICES, SYMPTOMS
 
 FORMAT = "dar-probe-run-1"
 LIMIT = 2**20  # bytes; a record has about 10,000
 NUMBER: Any = (int, float)
 INTERVAL = {"value": (NUMBER, None), "low": (NUMBER, None), "high": (NUMBER, None)}
-SYMPTOMS = (
-    "inflation", "gradient_decay", "redundancy", "selectivity", "selectivity_shift",
-    "importance_shift",
-)  # fmt: skip
+NUMBERS = (*SYMPTOMS, *CHOICES)  # what is kept of the start and of the end of a run
 MEASURES = ("frechet", "kernel", "precision", "recall")
-SYMPTOM_FORM = dict.fromkeys(SYMPTOMS, INTERVAL)
+NUMBERS_FORM = dict.fromkeys(NUMBERS, INTERVAL)
 # A dict has just these keys, [form] is a list, (form, None) may be null, dict and list are free.
 FORM: dict[str, Any] = {
     "format": str,
@@ -44,8 +42,8 @@ FORM: dict[str, Any] = {
     "steps": [int],
     "losses": [NUMBER],
     "quality": [{"step": int, "samples": int, **dict.fromkeys(MEASURES, NUMBER)}],
-    "start": SYMPTOM_FORM,
-    "end": SYMPTOM_FORM,
+    "start": NUMBERS_FORM,
+    "end": NUMBERS_FORM,
     "routes": [[(NUMBER, None)]],
     "blocks": {"rms": [(NUMBER, None)], "grad_rms": [(NUMBER, None)], "cosine": [(NUMBER, None)]},
 }
