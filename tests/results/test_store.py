@@ -354,7 +354,7 @@ def test_one_flipped_byte_in_the_numbers_is_noticed(file: Path, good: bytes) -> 
 
 FUZZ = """
 import random, sys, warnings
-from dar_probe import store
+from dar_probe.results import store
 from dar_probe.errors import CheckpointError
 path, good = sys.argv[1], open(sys.argv[1], "rb").read()
 rng, refused = random.Random(0), 0
@@ -389,8 +389,8 @@ def test_random_damage_is_refused_or_harmless(file: Path) -> None:
 WRITER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from dar_probe import store
-from tests import synthetic
+from dar_probe.results import store
+from tests.helpers import synthetic
 target = Path(sys.argv[1])
 rng = random.Random(0)
 versions = [synthetic.dataset(blocks=24, samples=20, levels=8, seed=seed) for seed in (0, 1)]
@@ -450,7 +450,8 @@ def test_killed_at_ten_moments_the_target_is_absent_or_valid(tmp_path: Path) -> 
 def test_sigint_is_not_swallowed(tmp_path: Path) -> None:
     """A real Ctrl-C in the middle of a write ends the process and leaves no temporary file."""
     code = (
-        "import os, signal, sys\nfrom dar_probe import store\nfrom tests import synthetic\n"
+        "import os, signal, sys\nfrom dar_probe.results import store\n"
+        "from tests.helpers import synthetic\n"
         "ds = synthetic.dataset(blocks=2)\nreal = os.fsync\n"
         "os.fsync = lambda fd: (os.kill(os.getpid(), signal.SIGINT), real(fd))\n"
         "store.write(ds, sys.argv[1])\n"

@@ -58,6 +58,24 @@ def test_a_healthy_model_passes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "warns", "fails"),
+    [("inflation", 3.0, 10.0), ("gradient_decay", 3.0, 10.0), ("redundancy", 0.90, 0.96)],
+)
+def test_the_limits_are_the_papers(name, warns, fails) -> None:
+    """arXiv 2605.20708, section 3, tells where a model fails; the warnings are ours."""
+    ds = synthetic.dataset(**GOOD)
+    near = 1e-6
+    for value, status in (
+        (warns * (1 - near), "pass"), (warns * (1 + near), "warn"),
+        (fails * (1 - near), "warn"), (fails * (1 + near), "fail"),
+    ):  # fmt: skip
+        exact = metric(name, value, value, value)
+        assert finding(with_metric(ds, exact), name).status == status
+    across = metric(name, fails * 1.01, fails * 0.99, fails * 1.03)
+    assert finding(with_metric(ds, across), name).status == "warn"
+
+
+@pytest.mark.parametrize(
     ("planted", "symptom", "status"),
     [
         ({"inflation": 15.0}, "inflation", "fail"),

@@ -161,6 +161,17 @@ def test_logit_normal_levels_have_their_law_and_leave_the_batch_as_it_was():
     assert torch.equal(found[2].argsort(stable=True), uniform[2].argsort(stable=True))
 
 
+def test_the_learning_rate_warms_up_in_equal_steps_and_stays(tmp_path):
+    train(replace(SMALL, lr=1e-3, warmup=4), tmp_path / "run")
+    rates = [float(rate) for rate in column(tmp_path / "run", "lr")]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3], rel=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_learning_rate(tmp_path):
+    train(replace(SMALL, lr=1e-3, warmup=0, steps=2), tmp_path / "run")
+    assert [float(rate) for rate in column(tmp_path / "run", "lr")] == [1e-3, 1e-3]
+
+
 def test_a_run_starts_only_from_its_own_path(tmp_path):
     last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
     with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
