@@ -1,15 +1,12 @@
 """``dar-probe reproduce``: every way of sharing results across depth, trained and compared."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dar_probe.cli.shared import options
-
-if TYPE_CHECKING:
-    from dar_probe.study.plan import Run
-    from dar_probe.training.loop import Progress
 
 
 def reproduce(
@@ -45,38 +42,26 @@ def reproduce(
     Example: dar-probe reproduce --scale smoke --out study
     """
     from dar_probe.cli.shared import terminal
-    from dar_probe.files.analysis_folder import check_target
-    from dar_probe.runtime.device import find_device
-    from dar_probe.study import plan
-    from dar_probe.study import run as study
-    from dar_probe.study.publish import publish
+    from dar_probe.study.reproduce import Event
+    from dar_probe.study.reproduce import reproduce as study
 
-    planned = plan.runs(plan.scale_of(scale), only=only or (), data=data)
-    check_target(out, "study")
-    place = str(find_device(device))
-    left = study.pending(planned, out)
-    done = len(planned) - len(left)
-    if prices:
-        finished = [run for run in planned if run not in left]
-        for number, run in enumerate(finished, 1):
-            terminal.say(f"Steps of {run.name} ({number} of {len(finished)})")
-            study.reprice(run, out, device=place)
-        left = []
-    for run in left[:runs]:
+    with terminal.progress("training", "steps") if not prices else nullcontext() as tell:
 
-        def on_start(run: "Run", number: int = done + 1) -> None:
-            terminal.say(f"Run {run.name} ({number} of {len(planned)})")
+        def on_event(event: Event) -> None:
+            name, at = event.run.name, f"({event.number} of {event.count})"
+            if event.kind == "run":
+                terminal.say(f"Run {name} {at}")
+            elif event.kind == "prices":
+                terminal.say(f"Steps of {name} {at}")
+            elif event.kind == "busy":
+                terminal.say(f"{name} is being done by another process")
+            elif event.step and tell:
+                tell(event.step.step, event.step.steps, f"loss {event.step.loss:.4f}")
 
-        with terminal.progress("training", "steps") as tell:
-
-            def on_step(run: "Run", step: "Progress") -> None:
-                tell(step.step, step.steps, f"loss {step.loss:.4f}")
-
-            found = study.perform(run, out, device=place, on_start=on_start, on_step=on_step)
-        done += 1
-        if found is None:
-            terminal.say(f"{run.name} is being done by another process")
-    results = publish(out)
+        results = study(
+            out, scale=scale, only=only or (), runs=runs, prices=prices, data=data, device=device,
+            on_event=on_event,
+        )  # fmt: skip
     if json:
         _print_json(results)
         return

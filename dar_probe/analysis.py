@@ -11,6 +11,7 @@ import xarray as xr
 from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
 from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
+from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds, Verdict
@@ -108,11 +109,11 @@ class Analysis:
         earlier = self.before.summary
         return {
             **found,
-            "loss": metrics.numbers(self.loss),
+            "loss": numbers(self.loss),
             "training": self.manifest.get("training"),
             "before": {
                 **{key: earlier[key] for key in ("verdict", "sentence", "metrics")},
-                "loss": metrics.numbers(self.before.loss),
+                "loss": numbers(self.before.loss),
             },
         }
 

@@ -14,7 +14,8 @@ from dar_probe.files.atomic import write_text
 from dar_probe.reports.style import palette
 from dar_probe.results import paired as pairs
 from dar_probe.results.fail_rule import Rule
-from dar_probe.results.metrics import Metric, numbers
+from dar_probe.results.intervals import numbers
+from dar_probe.results.metrics import Metric
 from dar_probe.results.paired import NUMBERS, Pair
 from dar_probe.results.verdict import plain
 

@@ -15,7 +15,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.kinds import quote
 from dar_probe.results import sample_quality
-from dar_probe.results.sample_quality import Interval
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.runtime.checks import check_counts
 
 LEAST = 8
@@ -154,8 +154,7 @@ def _quality(
         drawn=drawn,
         samples=samples,
         measures={
-            key: sample_quality.over_seeds([one[key] for one in sets], share=key in SHARES)
-            for key in sets[0]
+            key: over_seeds([one[key] for one in sets], share=key in SHARES) for key in sets[0]
         },
         floor=judge.floor,
         held_out=judge.held_out,

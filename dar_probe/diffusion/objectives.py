@@ -18,8 +18,12 @@ PREDICTIONS = ("eps", "v", "x0")
 MAX_STEPS = 100_000
 
 # The same in the words of a diffusers scheduler config.
-_DIFFUSERS = {"scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
-_DIFFUSERS |= {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+DIFFUSERS_SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled-linear",
+    "squaredcos_cap_v2": "cosine",
+}
+DIFFUSERS_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)
@@ -286,8 +290,8 @@ def ddpm(
     Raises:
         UsageError: a name is unknown, or the betas are no noise schedule.
     """
-    schedule = _DIFFUSERS.get(schedule, schedule)
-    prediction = _DIFFUSERS.get(prediction, prediction)
+    schedule = DIFFUSERS_SCHEDULES.get(schedule, schedule)
+    prediction = DIFFUSERS_PREDICTIONS.get(prediction, prediction)
     if prediction not in PREDICTIONS:
         raise _unknown("prediction", prediction)
     count = steps if trained_betas is None else len(trained_betas)

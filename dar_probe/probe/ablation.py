@@ -211,7 +211,7 @@ class Editor(Visitor):
         stream = view.take(value)
         self._reads.append(stream)
         if index == self.change.router:
-            return view.put(value, stream + self._rerouted(index))
+            return view.put(value, stream + self.rerouted(index))
         gone = sorted(i for l, i in self.change.gates if l == index)
         if not gone:
             return value
@@ -235,7 +235,7 @@ class Editor(Visitor):
         """Keep the routing state."""
         self._state = state
 
-    def _rerouted(self, index: int) -> Tensor:
+    def rerouted(self, index: int) -> Tensor:
         """Return h'_l - h_l for the replaced weights."""
         weights = self._weights(index)
         assert weights is not None
@@ -279,7 +279,7 @@ def _predict(
         editor.remember(recorder.state or ())
         for index, write in enumerate(recorder.writes):
             editor.write(index, write)
-        difference = editor._rerouted(change.router)
+        difference = editor.rerouted(change.router)
         found.append((grads[change.router] * difference).sum((1, 2)).to(gate.dtype))
     return found
 

@@ -33,7 +33,8 @@ class Inputs:
         loss: the model's own; None where only a task would give one.
         name, description: of the data, for the manifest and the list of assumptions.
         objective: of a model with a time of its own, which gives noise levels a meaning.
-        assumptions: one sentence for each thing that was taken for granted.
+        stand_in: what ``loss`` is, in words.
+        assumptions: one sentence for each other thing that was taken for granted.
     """
 
     batch: Batch
@@ -41,6 +42,7 @@ class Inputs:
     name: str
     description: str
     objective: Objective | None = None
+    stand_in: str = ""
     assumptions: tuple[str, ...] = ()
 
 
@@ -98,7 +100,7 @@ def _tokens(module: nn.Module, config: Any, masked: bool) -> Inputs | None:
         loss=next_token if causal else None,
         name="random tokens",
         description=f"{length} random token ids each, of a vocabulary of {vocabulary:,}",
-        assumptions=("no loss was given: the model's own next-token cross entropy stands in",),
+        stand_in="the model's own next-token cross entropy",
     )
 
 
@@ -129,7 +131,7 @@ def _diffusers(module: nn.Module) -> Inputs | None:
     settings: Any = module.config
     name, config = type(module).__name__, dict(settings)
     call = inputs.plan(name, config, seed=SEED)
-    objective, assumed = scheduler.choose(name, config, None)
+    objective, assumed = scheduler.of_class(name, config)
 
     def rows(sample_ids: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         like = next(module.parameters())
@@ -153,11 +155,8 @@ def _diffusers(module: nn.Module) -> Inputs | None:
         name="random latents",
         description=f"latents of normal noise, {'x'.join(map(str, call.shape))}",
         objective=objective,
-        assumptions=(
-            f"no loss was given: that of denoising stands in, objective {objective.name!r}",
-            *(sentence for sentence in assumed if "no scheduler" not in sentence),
-            *call.assumptions,
-        ),
+        stand_in=f"the denoising loss of the objective {objective.name!r}",
+        assumptions=(*assumed, *call.assumptions),
     )
 
 

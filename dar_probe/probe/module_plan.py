@@ -18,7 +18,6 @@ from dar_probe.probe import inferred_inputs, plan
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
-from dar_probe.results.comparability import STAND_IN
 from dar_probe.runtime.checks import check_counts
 from dar_probe.sites.listing import is_fresh
 from dar_probe.sites.subject import Subject
@@ -47,14 +46,15 @@ def of_module(
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []
     objective: Objective | None = None
+    stood_in: str | None = None  # what was measured where no loss was given
     if batch is None:
         inputs = _own_inputs(module)
         batch = inputs.batch
         data = {"name": inputs.name, "description": inputs.description}
         assumptions.append(f"no batch function was given: inputs are {inputs.description}")
         if loss is None and inputs.loss is not None:
-            loss = inputs.loss
-            assumptions += inputs.assumptions
+            loss, stood_in = inputs.loss, inputs.stand_in
+            assumptions += [_standing_in(stood_in), *inputs.assumptions]
         objective = inputs.objective
     timestep = log_snr = None
     if objective is not None:
@@ -68,10 +68,10 @@ def of_module(
     if loss is None:
         with untouched(module):
             loss = stand_in(module, batch, float(levels[0]))
-        what = "the mean square of the output"
+        stood_in = "the mean square of the output"
         if loss is random_target:
-            what += " less a random target, one of each sample's own,"
-        assumptions.append(f"{STAND_IN}: {what} stands in")
+            stood_in += " less a random target, one of each sample's own,"
+        assumptions.append(_standing_in(stood_in))
     grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return plan.Task(
@@ -86,9 +86,14 @@ def of_module(
             grid,
             name=type(module).__name__,
             data=data,
+            config={"stand_in_loss": stood_in},
             assumptions=[*assumptions, *subject.assumptions],
         ),
     )
+
+
+def _standing_in(what: str) -> str:
+    return f"no loss was given: {what} stands in"
 
 
 def find_sites(

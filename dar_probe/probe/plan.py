@@ -27,6 +27,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, spread
 from dar_probe.results import assemble
+from dar_probe.results.schema import OWN_SAMPLES
 from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
@@ -235,7 +236,7 @@ def _plan(
         loaded, data, asked=samples, default=8 if small else 64, seed=seed
     )
     wanted = parse_levels(5 if small else 10) if levels is None else levels
-    doubted = rows.name != rows_of.OWN
+    doubted = rows.name != OWN_SAMPLES
     return of_rows(
         loaded, rows, wanted,
         batch_size=batch_size, seed=seed, engine=engine, assumed=assumed, doubted=doubted,

@@ -15,8 +15,8 @@ from dar_probe.files import arrays
 from dar_probe.files.atomic import write_atomically
 from dar_probe.files.kinds import quote
 from dar_probe.models.loading import Loaded
+from dar_probe.results.schema import OWN_SAMPLES
 
-OWN = "own samples"
 MAX_TEXT = 600  # characters of how samples were drawn
 
 
@@ -86,7 +86,7 @@ def own(loaded: Loaded, count: int, *, seed: int) -> Data:
         _store(path, *drawn)
     latents, description = drawn
     return Data(
-        name=OWN,
+        name=OWN_SAMPLES,
         description=description,
         latents=latents,
         labels=torch.arange(count) % max(found.num_classes, 1),

@@ -10,10 +10,7 @@ import xarray as xr
 
 from dar_probe.errors import UsageError
 from dar_probe.results.bootstrap import Array
-from dar_probe.results.schema import VARIABLES, manifest
-
-STAND_IN = "no loss was given"  # how an audit's assumption on its loss begins
-OWN = "own samples"  # the name of data that each model drew itself
+from dar_probe.results.schema import OWN_SAMPLES, VARIABLES, manifest
 
 
 def obstacle(reference: xr.Dataset, other: xr.Dataset) -> str:
@@ -27,7 +24,7 @@ def obstacle(reference: xr.Dataset, other: xr.Dataset) -> str:
     (data, content, seed), (wanted, expected, noise) = map(_origin, (other, reference))
     known = content is not None and expected is not None
     if (content != expected) if known else (data != wanted):
-        if data == OWN == wanted:
+        if data == OWN_SAMPLES == wanted:
             return "each model was measured on samples that it drew itself"
         if data == wanted:
             return f"the data of the name {data} differ in content"
@@ -57,15 +54,12 @@ def unlike_depth(reference: xr.Dataset, other: xr.Dataset, variable: str = "rms"
 
 def unlike_losses(reference: xr.Dataset, other: xr.Dataset) -> str:
     """Say why two losses are different quantities; empty where nothing is known of that."""
-    one, two = (manifest(ds) for ds in (other, reference))
-    objective, against = ((m.get("config") or {}).get("objective") for m in (one, two))
+    one, two = (manifest(ds).get("config") or {} for ds in (other, reference))
+    objective, against = (config.get("objective") for config in (one, two))
     if objective != against:
         return f"the objectives differ: {objective} against {against}"
-    given, expected = (
-        [text for text in m.get("assumptions") or [] if str(text).startswith(STAND_IN)]
-        for m in (one, two)
-    )
-    return "the losses that stand in for missing ones differ" if given != expected else ""
+    same = one.get("stand_in_loss") == two.get("stand_in_loss")
+    return "" if same else "the losses that stand in for missing ones differ"
 
 
 def unknown_samples(reference: xr.Dataset, other: xr.Dataset) -> bool:

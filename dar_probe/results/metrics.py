@@ -1,6 +1,5 @@
 """What the measurements mean: pooled numbers with bootstrap intervals over samples."""
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -18,6 +17,7 @@ from dar_probe.results.bootstrap import (
     shares,
     values_of,
 )
+from dar_probe.results.intervals import Estimate, student
 from dar_probe.results.schema import VARIABLES, Average, Variable
 from dar_probe.results.symptoms import SYMPTOMS
 
@@ -37,21 +37,16 @@ DEFINITIONS = {
 LOSS_TEXT = "mean loss over samples and noise levels"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One number with its interval; NaN where it is not measurable.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Metric(Estimate):
+    """One number of an analysis, with its bootstrap interval over samples.
 
     Attributes:
         name: a key of ``DEFINITIONS``, or "loss".
-        value: the estimate from all samples.
-        low, high: bootstrap interval over samples; NaN with fewer than two samples.
         definition: the formula in words.
     """
 
     name: str
-    value: float
-    low: float
-    high: float
     definition: str
 
     def __repr__(self) -> str:
@@ -76,12 +71,6 @@ def means(
     """Return the first four numbers of ``compute`` alone: the others take 30 times as long."""
     weights = bootstrap(ds.sizes["sample"], resamples, seed)
     return _metrics(_means(ds, weights), ds.sizes["sample"], confidence)
-
-
-def numbers(metric: Metric) -> dict[str, float | None]:
-    """Return value, low and high as JSON has them: None in place of NaN."""
-    values = {"value": metric.value, "low": metric.low, "high": metric.high}
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, Array]:
@@ -114,10 +103,8 @@ def interval(values: Array, samples: int, confidence: float = 0.95) -> tuple[Arr
     bounds = np.full((2, flat.shape[1]), np.nan)
     usable = np.isfinite(flat[0]) & np.isfinite(flat[1:]).any(axis=0)
     if samples > 1 and usable.any():
-        z = NormalDist().inv_cdf((1 + confidence) / 2)
-        free = samples - 1  # t by its Cornish-Fisher series
-        t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-        tail = NormalDist().cdf(-((samples / free) ** 0.5) * t)
+        free = samples - 1
+        tail = NormalDist().cdf(-((samples / free) ** 0.5) * student(free, confidence))
         low, high = np.nanquantile(flat[1:, usable], [tail, 1 - tail], axis=0)
         bounds[:, usable] = np.minimum(low, flat[0, usable]), np.maximum(high, flat[0, usable])
     return bounds[0].reshape(values.shape[1:]), bounds[1].reshape(values.shape[1:])

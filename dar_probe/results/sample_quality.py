@@ -3,30 +3,12 @@
 Rows are samples: real (N, F) and drawn (M, F).
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 Array = np.ndarray
 ROWS = 1024  # of a matrix of pairs at a time
-# Quantiles 0.975 of Student's t with 1 to 9 degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95 % interval (Student's t); without one for a single seed."""
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-
-    def __neg__(self) -> "Interval":
-        """Turn the sign of a difference."""
-        return Interval(-self.value, -self.high, -self.low, self.seeds)
 
 
 def frechet(real: Array, drawn: Array) -> float:
@@ -68,33 +50,6 @@ def precision_recall(real: Array, drawn: Array, *, neighbours: int = 3) -> tuple
         precise[rows] = (squares <= near_real).any(1)
         recalled |= (squares <= near_drawn[rows, None]).any(0)
     return float(precise.mean()), float(recalled.mean())
-
-
-def over_seeds(values: Sequence[float], *, share: bool = False) -> Interval:
-    """Return the mean of one value per seed and its 95 % interval, that of a share within 0..1.
-
-    NaN where there is no seed.
-    """
-    count = len(values)
-    mean = float(np.mean(values)) if count else math.nan
-    if count < 2:
-        return Interval(mean, math.nan, math.nan, count)
-    half = student(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    low, high = mean - half, mean + half
-    return Interval(mean, *((max(low, 0.0), min(high, 1.0)) if share else (low, high)), count)
-
-
-def student(freedom: int) -> float:
-    """Return the quantile 0.975 of Student's t; beyond nine by Cornish and Fisher, to 3e-4."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _root(a: Array) -> Array:

@@ -272,6 +272,7 @@ MANIFEST: dict[str, type] = {
     "assumptions": list,
     "warnings": list,
 }
+OWN_SAMPLES = "own samples"  # the name of data that the model drew itself
 TRAINING = ("steps", "batch_size", "lr")  # what an entry "training" tells
 STEP_TEXT = "training step of the checkpoint"
 COORD_TEXT = {

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from dar_probe.results.metrics import Metric, chance, numbers, profile, staged
+from dar_probe.results.intervals import numbers
+from dar_probe.results.metrics import Metric, chance, profile, staged
 from dar_probe.results.schema import manifest
 from dar_probe.results.symptoms import SYMPTOMS, unit_of
 

@@ -1,6 +1,7 @@
 """The page, the figures and the numbers of a study, from the records that are there."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,7 @@ def publish(out: Path) -> dict[str, Any]:
         made_of["routes"] = study_routes.printed(routes)
     for name, made in made_of.items():
         for suffix in ("png", "pdf"):
-
-            def write(path: Path, form: str = suffix, figure: Any = made) -> None:
-                matplotlib.save(figure, path, form=form)
-
+            write = partial(matplotlib.save, made, form=suffix)
             atomic.write_atomically(out / "figures" / f"{name}.{suffix}", write)
     told = summary.plain(found)
     atomic.write_text(out / "reproduce.json", json.dumps(told, indent=2, allow_nan=False) + "\n")

@@ -16,6 +16,7 @@ from dar_probe.errors import InUseError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.generator import load_generator
 from dar_probe.results import metrics, store, trajectory
+from dar_probe.results.intervals import numbers
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
 from dar_probe.runtime.version import __version__
@@ -166,7 +167,7 @@ def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[st
 
 def _symptoms(ds: Any) -> dict[str, dict[str, float | None]]:
     measured = metrics.compute(ds)
-    return {name: metrics.numbers(measured[name]) for name in record.NUMBERS}
+    return {name: numbers(measured[name]) for name in record.NUMBERS}
 
 
 def _routes(ds: Any) -> list[list[float | None]]:

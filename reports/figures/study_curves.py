@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dar_probe.reports.style import palette
-from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Line, Results, chunk_cost, optimal_chunk
 from dar_probe.results.study.record import Record
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from dar_probe.reports.draw import matplotlib, plotly
 from dar_probe.reports.figures import interactive
 from dar_probe.reports.style import palette, text_metrics
-from dar_probe.results.sample_quality import Interval
+from dar_probe.results.intervals import Interval
 from dar_probe.results.study.aggregate import Line, Results
 from dar_probe.results.study.claims import final_loss
 

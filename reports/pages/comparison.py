@@ -13,6 +13,7 @@ from dar_probe.reports.figures import differences, interactive
 from dar_probe.reports.pages import analysis, definitions, document, headline, wording
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import metrics, schema
+from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric
 from dar_probe.results.paired import NUMBERS, Pair, amount, distinct, signed
 from dar_probe.results.trajectory import last_step
@@ -127,7 +128,7 @@ def _numbers(
 
 def _exact(metric: Metric) -> dict[str, float | str]:
     """Return value, low and high for sorting and export; empty where there is none."""
-    return {key: "" if v is None else v for key, v in metrics.numbers(metric).items()}
+    return {key: "" if v is None else v for key, v in numbers(metric).items()}
 
 
 def _key(name: str) -> str:

@@ -8,7 +8,7 @@ from dar_probe.reports.figures import study_ranking, study_routes, study_screen
 from dar_probe.reports.figures.study_curves import Drawing
 from dar_probe.reports.pages import definitions, document, headline, wording
 from dar_probe.reports.style import palette
-from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study import claims, summary
 from dar_probe.results.study.aggregate import Line, Results
 from dar_probe.results.study.record import NUMBERS

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dar_probe.errors import UsageError
-from dar_probe.results import comparability, metrics, schema, trajectory
+from dar_probe.results import metrics, schema, trajectory
 from dar_probe.results import paired as pairs
 from dar_probe.results.metrics import Metric
 from dar_probe.results.paired import NUMBERS, Pair, compare, over_depth
@@ -243,14 +243,14 @@ def test_the_hash_decides_where_both_files_have_one(routed):
     assert one(first, moved).notes == ()
     assert one(first, routed).reason == ""
     assert "same by their ids" in one(first, routed).notes[0]
-    own = [with_manifest(ds, data={"name": comparability.OWN}) for ds in (first, second)]
+    own = [with_manifest(ds, data={"name": schema.OWN_SAMPLES}) for ds in (first, second)]
     assert one(*own).reason == "each model was measured on samples that it drew itself"
 
 
 def test_the_name_of_own_samples_is_the_one_that_is_written():
     from dar_probe.probe import samples
 
-    assert comparability.OWN == samples.OWN
+    assert samples.OWN_SAMPLES is schema.OWN_SAMPLES
 
 
 def test_plain_residuals_have_no_selectivity(routed):
@@ -275,7 +275,7 @@ def test_losses_of_two_objectives_are_not_compared(routed, rerouted):
     assert found["inflation"] == by_name(one(routed, rerouted))["inflation"]
     with pytest.raises(UsageError, match="the objectives differ"):
         over_depth(*two, "loss")
-    guessed = with_manifest(routed, assumptions=["no loss was given: a mean square stands in"])
+    guessed = with_manifest(routed, config={"stand_in_loss": "a mean square"})
     assert "stand in" in by_name(one(routed, guessed))["loss"].sentence
 
 

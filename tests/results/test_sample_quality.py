@@ -75,21 +75,3 @@ def test_precision_falls_where_samples_stray_and_recall_where_they_gather():
     assert precision == 1 and recall < 0.3
     strayed, _ = sample_quality.precision_recall(REAL, REAL + 100)
     assert strayed == 0
-
-
-@pytest.mark.parametrize(
-    "freedom, wanted", [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423)]
-)
-def test_quantiles_of_student(freedom, wanted):
-    assert sample_quality.student(freedom) == pytest.approx(wanted, abs=3e-4)
-
-
-def test_intervals_cover_as_often_as_they_say():
-    rng = np.random.default_rng(2)
-    found = [sample_quality.over_seeds(row) for row in rng.normal(size=(4000, 3))]
-    covered = np.mean([one.low <= 0 <= one.high for one in found])
-    assert covered == pytest.approx(0.95, abs=0.012)
-    share = sample_quality.over_seeds([0.99, 0.9], share=True)
-    assert share.high == 1 and 0 < share.low < share.value
-    one = sample_quality.over_seeds([2.5])
-    assert one.value == 2.5 and math.isnan(one.low) and one.seeds == 1

@@ -16,12 +16,13 @@ from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
 from dar_probe.reports.figures import study_curves, study_print, study_ranking
 from dar_probe.reports.pages import study as study_page
-from dar_probe.results.sample_quality import Interval, student
+from dar_probe.results.intervals import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
 from dar_probe.results.study.record import Record
 from dar_probe.routing.schemes import known
 from dar_probe.study import plan, publish
 from dar_probe.study import run as study
+from dar_probe.study.reproduce import reproduce
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import Run as Training
 from tests.helpers.studies import everything, finished
@@ -375,6 +376,29 @@ def test_prices_train_nothing(trained, tmp_path):
     assert done.stderr.splitlines()[0] == "Steps of denseformer-seed0 (1 of 1)"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert replace(record.read(path), cost=found.cost) == found
+
+
+def test_python_has_the_study_that_the_command_has(trained, tmp_path):
+    _, run, found = trained
+    events = []
+    settings = {"scale": "smoke", "only": ["denseformer", "attnres"], "device": "cpu"}
+    lock = atomic.hold(tmp_path / "work" / "denseformer-seed0", tmp_path)
+    try:
+        told = reproduce(tmp_path, **settings, on_event=events.append)
+    finally:
+        os.close(lock)
+    assert told == json.loads((tmp_path / "reproduce.json").read_text())
+    assert [line["name"] for line in told["lines"]] == ["attnres"]
+    steps = [event.step.step for event in events if event.kind == "step"]
+    assert steps == list(range(1, 25)) and events[0].kind == "run"
+    assert [(e.kind, e.run.name, e.number, e.count) for e in (events[0], events[-1])] == [
+        ("run", "attnres-seed0", 1, 2), ("busy", "denseformer-seed0", 2, 2),
+    ]  # fmt: skip
+    found.write(study.record_path(tmp_path, run))
+    again = reproduce(tmp_path, **settings, runs=0, on_event=lambda _: pytest.fail("a run"))
+    assert sorted(line["name"] for line in again["lines"]) == ["attnres", "denseformer"]
+    with pytest.raises(UsageError, match="runs is -1"):
+        reproduce(tmp_path, **settings, runs=-1)
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(trained, tmp_path):

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from dar_probe.diffusion import objectives
-from dar_probe.diffusion.objectives import Objective
+from dar_probe.diffusion.objectives import (
+    DIFFUSERS_PREDICTIONS,
+    DIFFUSERS_SCHEDULES,
+    Objective,
+)
 from dar_probe.errors import CheckpointError
 from dar_probe.files.kinds import quote
 
@@ -97,8 +101,6 @@ USUAL_DDPM: dict[str, dict[str, Any]] = {
         "snr_shift_scale": 4.0,
     },
 }
-_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
 
 
 def choose(
@@ -114,26 +116,34 @@ def choose(
     Raises:
         CheckpointError: the scheduler belongs to neither a flow nor discrete steps.
     """
-    known = class_name in TIME | UNIT_TIME | REVERSED_TIME | REVERSED_UNIT_TIME
-    unknown = f"the clock of {class_name} is not known: 0 for data, 1,000 for noise is assumed"
-    flow_assumed = [] if known else [unknown]
     if scheduler is None:
-        usual = USUAL_DDPM.get(class_name)
-        found = _flow(class_name, config, {}) if usual is None else _ddpm(usual)
+        found, assumed = of_class(class_name, config)
         said = f"the folder has no scheduler: the objective is {found.name!r}"
-        if usual is None and not known:
-            return found, [said, unknown]
-        return found, [f"{said}, usual for {class_name}"]
+        return found, [said, *assumed] if assumed else [f"{said}, usual for {class_name}"]
     name = str(scheduler.get("_class_name"))
     prediction = scheduler.get("prediction_type")
     if name.startswith("FlowMatch") or prediction == "flow_prediction":
-        return _flow(class_name, config, scheduler), flow_assumed
+        return _flow(class_name, config, scheduler), _unknown_clock(class_name)
     if "beta_schedule" in scheduler or scheduler.get("trained_betas"):
         return _ddpm(scheduler), []
     raise CheckpointError(
         f"the scheduler {quote(name)} belongs to neither a flow nor a model of discrete steps",
         hint=_OTHERWISE,
     )
+
+
+def of_class(class_name: str, config: dict[str, Any]) -> tuple[Objective, list[str]]:
+    """Return the objective of a class as it was released, and what is assumed about its clock."""
+    usual = USUAL_DDPM.get(class_name)
+    if usual is not None:
+        return _ddpm(usual), []
+    return _flow(class_name, config, {}), _unknown_clock(class_name)
+
+
+def _unknown_clock(class_name: str) -> list[str]:
+    if class_name in TIME | UNIT_TIME | REVERSED_TIME | REVERSED_UNIT_TIME:
+        return []
+    return [f"the clock of {class_name} is not known: 0 for data, 1,000 for noise is assumed"]
 
 
 def reversed_flow(scheduler: dict[str, Any] | None) -> bool:
@@ -168,18 +178,18 @@ def _ddpm(scheduler: dict[str, Any]) -> Objective:
     """Return the discrete steps that a scheduler's settings describe."""
     schedule = str(scheduler.get("beta_schedule", "linear"))
     prediction = str(scheduler.get("prediction_type", "epsilon"))
-    if prediction not in _PREDICTIONS:
+    if prediction not in DIFFUSERS_PREDICTIONS:
         raise CheckpointError(
             f"no objective is known for the prediction type {quote(prediction)}", hint=_OTHERWISE
         )
     betas = scheduler.get("trained_betas")
-    if betas is None and schedule not in _SCHEDULES:
+    if betas is None and schedule not in DIFFUSERS_SCHEDULES:
         raise CheckpointError(
             f"no objective is known for the noise schedule {quote(schedule)}", hint=_OTHERWISE
         )
     settings: dict[str, Any] = {
-        "schedule": _SCHEDULES.get(schedule, "linear"),
-        "prediction": _PREDICTIONS[prediction],
+        "schedule": DIFFUSERS_SCHEDULES.get(schedule, "linear"),
+        "prediction": DIFFUSERS_PREDICTIONS[prediction],
         "beta_start": float(scheduler.get("beta_start", 1e-4)),
         "beta_end": float(scheduler.get("beta_end", 2e-2)),
         "steps": trained_steps(scheduler),

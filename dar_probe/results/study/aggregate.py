@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dar_probe.results.sample_quality import Interval, over_seeds
+from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Line, Results
 from dar_probe.results.study.record import Record
 
@@ -254,7 +254,7 @@ def _untestable() -> list[Claim]:
     why = {
         "The dedicated final aggregator is worth about 2 FID.": "a model without it is not built",
         "The noise level can be read from what deep blocks read (R2 above 0.95).": "dar-probe "
-        "analyze measures it on a checkpoint: decodability.nc",
+        "analyze measures it on a checkpoint: decodability in analysis.nc",
         "DAR can be added to a large text-to-image model by LoRA and keeps detail under "
         "distillation.": "no such model here",
         "A fused kernel saves 79 % of memory and is 11.5x faster.": "it takes a GPU",

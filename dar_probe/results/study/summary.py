@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from dar_probe.results.sample_quality import Interval
+from dar_probe.results.intervals import numbers
 from dar_probe.results.study.aggregate import Line, Results, optimal_chunk
 from dar_probe.results.study.claims import (
     Claim,
@@ -111,20 +111,13 @@ def _line(line: Line) -> dict[str, Any]:
         "group": line.group,
         "seeds": line.seeds,
         "steps": line.steps,
-        "loss": _interval(line.loss),
-        "loss_difference": None if line.is_reference else _interval(-line.gain(final_loss)),
-        "frechet": _interval(line.frechet),
-        "loss_at_equal_time": _interval(line.at_equal_time),
+        "loss": numbers(line.loss),
+        "loss_difference": None if line.is_reference else numbers(-line.gain(final_loss)),
+        "frechet": numbers(line.frechet),
+        "loss_at_equal_time": numbers(line.at_equal_time),
         "times_fewer_steps": [factor or None for factor in line.factors],
         "step_ratio": line.ratio,
         "memory_ratio": line.memory,
         "parameters": first.parameters,
         "flops": first.flops,
-    }
-
-
-def _interval(found: Interval) -> dict[str, float | None]:
-    return {
-        key: value if math.isfinite(value) else None
-        for key, value in (("value", found.value), ("low", found.low), ("high", found.high))
     }
