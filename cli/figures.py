@@ -20,10 +20,12 @@ def figures(
     analyses: Annotated[
         list[Path], typer.Argument(help="Each an analysis.nc, or its folder.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Folder; other files in it stay.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder to write to; other files in it stay.")] = Path(
         "dar-probe-out/figures"
     ),
-    formats: Annotated[str, typer.Option("--format", help="Some of png,pdf,svg.")] = "png,pdf,svg",
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of png, pdf and svg, with commas.")
+    ] = "png,pdf,svg",
     width: Annotated[
         Literal["one", "two"],
         typer.Option(help="One column (3.25 in) or two (6.75 in); text stays the same size."),
@@ -37,20 +39,25 @@ def figures(
     ] = None,
     variable: Annotated[
         list[str] | None,
-        typer.Option(help="A variable with a heatmap; may be repeated. Default: as analyze."),
+        typer.Option(
+            help="Variable to draw as a heatmap; may be repeated. Default: as analyze does."
+        ),
     ] = None,
     noise_level: Annotated[
         float | None,
-        typer.Option(help="Of matrix, the nearest measured one; default: the middle."),
+        typer.Option(help="Level of matrix, the nearest measured one; default: the middle."),
     ] = None,
     shallow: Annotated[
-        int | None, typer.Option(help="Block of sources, B+1 for the head; default about B/4.")
+        int | None,
+        typer.Option(help="Shallow block of sources, B+1 for the head; default about B/4."),
     ] = None,
-    deep: Annotated[int | None, typer.Option(help="The same; default about 3B/4.")] = None,
+    deep: Annotated[
+        int | None, typer.Option(help="Deep block of sources; default about 3B/4.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only readers of this kind, e.g. attention: matrix, spread, decodability."
+            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability."
         ),
     ] = None,
 ) -> None:

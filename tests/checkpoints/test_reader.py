@@ -19,6 +19,7 @@ from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load
+from dar_probe.models.options import CheckpointOptions
 from tests.hostile.builders import official_shapes, official_state, sizes_of, training_checkpoint
 
 STATE = official_state()
@@ -202,9 +203,11 @@ def test_a_flat_file_does_not_say_whether_it_is_averaged(tmp_path: Path, suffix:
     path = tmp_path / f"x{suffix}"
     (torch.save if suffix == ".pt" else safetensors.torch.save_file)(STATE, path)
     first = "the file does not say whether its weights are averaged (EMA)"
-    assert load(path, heads=2).assumptions[0] == first
-    assert survey(path, heads=2).assumptions == load(path, heads=2).assumptions
-    assert first not in load(training_checkpoint(tmp_path / "y.pt")).assumptions
+    wanted = CheckpointOptions(path=path, heads=2)
+    assert load(wanted).assumptions[0] == first
+    assert survey(wanted).assumptions == load(wanted).assumptions
+    averaged = CheckpointOptions(path=training_checkpoint(tmp_path / "y.pt"))
+    assert first not in load(averaged).assumptions
 
 
 @given(

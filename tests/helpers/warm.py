@@ -193,6 +193,7 @@ def _reply(code: int, seconds: float) -> str:
 
 def _import_everything() -> None:
     import dar_probe.api
+    import dar_probe.cli.shared.announcement
     import dar_probe.cli.shared.intervention_table
     import dar_probe.comparison
     import dar_probe.models.inspection

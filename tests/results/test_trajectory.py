@@ -11,7 +11,7 @@ import xarray as xr
 import dar_probe as dp
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.probe.runner import step_of
+from dar_probe.probe.steps import step_of
 from dar_probe.reports.figures import registry
 from dar_probe.results import schema, store, trajectory
 from tests.helpers import tiny
