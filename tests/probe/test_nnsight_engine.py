@@ -87,7 +87,7 @@ def test_the_model_is_unwrapped_and_a_users_own_wrapping_stays():
 
 CONTAINED = """
 import torch
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine as trace
 backward = torch.Tensor.backward
 trace.load()
 assert torch.Tensor.backward is backward
@@ -98,7 +98,7 @@ assert weight.grad.item() == 2
 """
 RELIED_ON = """
 import nnsight
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine as trace
 assert trace.load() is nnsight
 assert hasattr(3, "save")
 """
