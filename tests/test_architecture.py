@@ -62,15 +62,16 @@ def test_help_loads_neither_torch_nor_matplotlib():
     assert done.returncode == 0, done.stderr
 
 
-def test_no_unsafe_loading_and_no_bare_except():
+def test_no_unsafe_loading_and_no_bare_except(subtests):
     for name, path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None, f"{name}: bare except"
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load":
-                home = getattr(getattr(node.func, "value", None), "id", "")
-                settings = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-                if home == "torch":
-                    assert settings.get("weights_only") is True, name
-                if home == "np":
-                    assert settings.get("allow_pickle", False) is False, name
+        with subtests.test(module=name):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ExceptHandler):
+                    assert node.type is not None, f"{name}: bare except"
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load":
+                    home = getattr(getattr(node.func, "value", None), "id", "")
+                    settings = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                    if home == "torch":
+                        assert settings.get("weights_only") is True, name
+                    if home == "np":
+                        assert settings.get("allow_pickle", False) is False, name

@@ -40,7 +40,7 @@ def slowly(layer, x):
 
 
 def type_in(folder, command, *more, family="mine:FAMILY", heads=("--heads", "2")):
-    return run(command, "mine.pt", "--family", family, *heads, *more, cwd=folder)
+    return run(command, "mine.pt", "--family", family, *heads, *more, cwd=folder, light=True)
 
 
 def test_analyze(folder, monkeypatch):

@@ -89,7 +89,7 @@ def test_the_model_is_unwrapped_and_a_users_own_wrapping_stays():
 
 CONTAINED = """
 import torch
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine as trace
 backward = torch.Tensor.backward
 trace.load()
 assert torch.Tensor.backward is backward

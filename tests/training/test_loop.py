@@ -4,8 +4,6 @@ import csv
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from dar_probe.results import store
 from dar_probe.training import ema
 from dar_probe.training.config import TrainConfig, from_dict, read_toml
 from dar_probe.training.loop import COLUMNS, Run, train
+from tests.helpers.warm import begin
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,
@@ -36,7 +35,8 @@ from pathlib import Path
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
 config = TrainConfig(**eval(sys.argv[2]))
-train(config, Path(sys.argv[1]), resume=True, on_step=lambda p: print(p.step, flush=True))
+seen = Path(sys.argv[3])
+train(config, Path(sys.argv[1]), resume=True, on_step=lambda p: seen.write_text(str(p.step)))
 """
 
 
@@ -70,17 +70,17 @@ def load(path):
 def test_killed_run_equals_the_uninterrupted_one(tmp_path, changes):
     config = replace(SMALL, steps=60, **changes)
     whole = load(train(config, tmp_path / "whole"))
-    arguments = [sys.executable, "-c", RUNNER, str(tmp_path / "killed"), repr(config.to_dict())]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    seen = 0
+    (tmp_path / "runner.py").write_text(RUNNER)
+    seen = tmp_path / "seen"
+    arguments = [tmp_path / "killed", repr(config.to_dict()), seen]
     for target in (3, 29):
-        child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
-        while seen < target:
-            seen = int(child.stdout.readline())
+        child = begin(*arguments, path=tmp_path / "runner.py")
+        while not seen.exists() or int(seen.read_text() or 0) < target:
+            assert os.path.exists(f"/proc/{child.process}")
+            time.sleep(0.001)
         time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        os.kill(child.process, signal.SIGKILL)
+        assert child.wait().returncode == -signal.SIGKILL
     last = train(config, tmp_path / "killed", resume=True)
     assert same(load(last), whole)
     tables = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "killed")]
