@@ -64,3 +64,31 @@ def test_thresholds_are_those_of_the_code():
             getattr(limits, f"{name}_warn"),
             getattr(limits, f"{name}_fail"),
         )
+
+
+def test_families_are_those_of_the_registry():
+    """The table names what each family's title does; the option's help names them as typed."""
+    from typer.main import get_command
+
+    from dar_probe.cli import app
+    from dar_probe.models.registry import FAMILIES
+
+    table = README[README.index("| family | known by |") :].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
+    titles = [title for family in FAMILIES for title in family.title.split(", ")]
+    assert sorted(rows) == sorted([*titles, "diffusers folder"])
+    for command in get_command(app).commands.values():
+        for option in command.params:
+            if option.name == "family":
+                named = re.findall(r"[a-z]+(?=,)", option.help.partition(": ")[2])
+                assert sorted(named) == sorted(family.name for family in FAMILIES)
+
+
+def test_variables_are_those_of_the_schema():
+    """Of what each measured number is: the table of the README has them all, and no other."""
+    from dar_probe.results.schema import VARIABLES
+
+    table = README[README.index("| `rms`, `grad_rms`, `cosine` | block |") :].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()]
+    named = [name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)]
+    assert sorted(named) == sorted(set(VARIABLES) - {"loss"} | ({"loss"} & set(named)))

@@ -1,7 +1,6 @@
 """An untrusted path to a ``Checkpoint``: tensors and provenance, or a refusal."""
 
 import argparse
-import ctypes
 import hashlib
 import mmap
 import os
@@ -25,6 +24,7 @@ from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.kinds import quote
 from dar_probe.files.safetensors_header import Stored, stored
+from dar_probe.runtime.system import trim_memory
 
 # CVE-2026-24747: before 2.10 a file could corrupt the heap under weights_only.
 if TorchVersion(torch.__version__) < "2.10":
@@ -161,7 +161,9 @@ def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
         dropped += storage.nbytes()
         if dropped >= TRIM_EVERY:
             dropped = 0
-            _trim()
+            # Else the peak is that of all of the file, twice: aligned blocks of glibc do not fit
+            # where one of their size was.
+            trim_memory()
         blanks.append(_blank(storage.nbytes()))
         return blanks[-1]
 
@@ -178,16 +180,6 @@ def _blank(size: int) -> torch.UntypedStorage:
     return torch.frombuffer(
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
     ).untyped_storage()
-
-
-def _trim() -> None:
-    """Give freed memory back: glibc's aligned blocks do not fit where one of their size was.
-
-    Without it the peak is that of keeping all of the file, twice.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)
 
 
 def _is_plain(value: Any) -> bool:

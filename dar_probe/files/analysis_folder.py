@@ -1,6 +1,5 @@
 """The folder of one analysis while it is made: its lock, its finished shards, its last step."""
 
-import ctypes
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.atomic import check_place, hold, sync, write_atomically, writing
+from dar_probe.runtime import system
 
 BEFORE = "before.nc"  # the untrained module, beside the analysis of its trained copy
 CONTENTS = {  # what a folder may hold, by what it is the folder of
@@ -24,7 +24,6 @@ CONTENTS = {  # what a folder may hold, by what it is the folder of
     "study": {"reproduce.html", "reproduce.json", "figures", "runs", "work"},
     "sheet": {"samples.png", "samples.npz", "latents.npz"},
 }
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class OutputFolder:
@@ -184,11 +183,7 @@ def check_target(path: Path, kind: str = "analysis") -> None:
 
 def _exchange(fresh: Path, path: Path) -> None:
     """Swap two folders in one step where the system can, else by two renames."""
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if (
-        swap
-        and swap(AT_FDCWD, os.fsencode(fresh), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0
-    ):
+    if system.exchange(fresh, path):
         return
     old = fresh.with_name("old")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,13 +1,13 @@
 """Writing files so that a reader, or a crash, never meets a half-written one."""
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dar_probe.errors import InUseError, UsageError
+from dar_probe.runtime import system
 
 CHECK = "check the folder's permissions and the free space"
 OTHER = "choose another folder with --out"
@@ -86,13 +86,11 @@ def hold(folder: Path, shown: Path) -> int:
             # Not through a link: whoever holds a folder may remove what lies in it.
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not system.lock(lock):
                 raise InUseError(
                     f"{str(shown)!r} is being written by another process",
                     hint="wait for it, or choose another --out",
-                ) from error
+                )
             # The one that held it before may have removed it when it was done.
             if os.path.samestat(os.fstat(lock), os.lstat(folder)):
                 stack.pop_all()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
+from dar_probe.runtime.torch_private import memory_events
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.subject import Subject
 
@@ -243,13 +245,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         function()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+    return max(0, *accumulate(memory_events(profiler), initial=0))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Variable:
         long_name: the name on an axis.
         definition: the formula in words.
         source: where the formula comes from.
+        title, caption: of its map over depth and noise level; one without a title has no map.
         average: how samples are pooled, "mean_square" for sqrt(mean(x^2)).
         low, high: bounds that every finite value keeps; None where there are none.
     """
@@ -36,6 +37,8 @@ class Variable:
     long_name: str
     definition: str
     source: str
+    title: str = ""
+    caption: str = ""
     units: str = "1"
     average: Average = "mean"
     low: float | None = None
@@ -51,6 +54,8 @@ VARIABLES: dict[str, Variable] = {
     "rms": Variable(
         dims=("block",),
         long_name="hidden-state RMS",
+        title="Hidden-state RMS",
+        caption="Shallow at the bottom, noise to the right.",
         units="activation",
         definition="sqrt of the mean over tokens and features of z_k squared; "
         "z_k is what the first reader of block k+1 reads, z_B what the head reads",
@@ -61,6 +66,8 @@ VARIABLES: dict[str, Variable] = {
     "rms_top1": Variable(
         dims=("block",),
         long_name="energy in the top 1 % of channels",
+        title="Energy in the top channels",
+        caption="The share that 1 % of the channels hold.",
         definition="share of the energy of z_k (sum over tokens of squares) "
         "in the largest 1 % of channels, at least one channel",
         source="dar-probe",
@@ -70,6 +77,8 @@ VARIABLES: dict[str, Variable] = {
     "grad_rms": Variable(
         dims=("block",),
         long_name="backward gradient RMS",
+        title="Gradient RMS",
+        caption="How strongly the loss pulls at each block.",
         units="loss/activation",
         definition="sqrt of the mean over tokens and features of (dLoss/dz_k) squared; the whole "
         "stream's gradient under plain residuals, one reader's gradient under a router; "
@@ -81,6 +90,8 @@ VARIABLES: dict[str, Variable] = {
     "cosine": Variable(
         dims=("block",),
         long_name="cosine between neighbouring blocks",
+        title="Cosine to the block before",
+        caption="Near 1: almost no change.",
         definition="mean over tokens of cos(z_(k-1), z_k), token by token; NaN at block 0",
         source="arXiv 2605.20708, section 3",
         low=-1.0,
@@ -89,6 +100,8 @@ VARIABLES: dict[str, Variable] = {
     "cosine_centred": Variable(
         dims=("block",),
         long_name="cosine between neighbouring blocks, token mean removed",
+        title="Centred cosine",
+        caption="The same with the mean over tokens taken off.",
         definition="the same after the mean over tokens has been taken off each state",
         source="dar-probe",
         low=-1.0,
@@ -97,6 +110,8 @@ VARIABLES: dict[str, Variable] = {
     "write_rms": Variable(
         dims=("sublayer",),
         long_name="RMS of a sublayer's write",
+        title="Write RMS",
+        caption="The size of what a sublayer adds.",
         units="activation",
         definition="sqrt of the mean over tokens and features of v_l squared, "
         "the adaLN gate multiplied in",
@@ -107,6 +122,8 @@ VARIABLES: dict[str, Variable] = {
     "write_ratio": Variable(
         dims=("sublayer",),
         long_name="write over read",
+        title="Write over read",
+        caption="How much a sublayer adds, against what it reads.",
         definition="RMS of v_l over the RMS of h_l, the state that the sublayer reads",
         source="dar-probe",
         low=0.0,
@@ -114,6 +131,8 @@ VARIABLES: dict[str, Variable] = {
     "write_lost": Variable(
         dims=("sublayer",),
         long_name="share of a write lost to rounding",
+        title="Lost to rounding",
+        caption="The share of a write that the addition drops.",
         definition="norm of ((h_(l+1) - h_l) - v_l) over the norm of v_l, the difference of reads "
         "formed in float32 or wider; NaN where reads are not sums of writes, or where v_l "
         "is known only as that difference",
@@ -147,6 +166,8 @@ VARIABLES: dict[str, Variable] = {
     "route_entropy": Variable(
         dims=("reader",),
         long_name="routing entropy",
+        title="Routing entropy",
+        caption="0: one source alone; higher: spread over many.",
         units="nat",
         definition="entropy of |w| / sum |w| over the sources offered, per token, then averaged",
         source="dar-probe",
@@ -206,6 +227,9 @@ VARIABLES: dict[str, Variable] = {
         source="arXiv 2605.20708, section 3",
     ),
 }
+
+# Those with a map over depth and noise level, in the order of the schema.
+MAPS = tuple(name for name, spec in VARIABLES.items() if spec.title)
 
 # What ``dar-probe ablate`` adds: all of it is there, or nothing.
 ABLATION: dict[str, Variable] = {

@@ -1,14 +1,13 @@
 """Takes the wrappers off a module, and refuses what hides its inside."""
 
-from traceback import walk_stack
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointFunction
 
 from dar_probe.errors import ProbeError, blamed
 from dar_probe.files.kinds import quote
+from dar_probe.runtime.torch_private import in_reentrant_checkpoint
 from dar_probe.sites.autograd_entry import with_grad
 from dar_probe.sites.hooks import hooked
 
@@ -65,8 +64,7 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
     def enter(part: nn.Module, inputs: tuple[Any, ...]) -> None:
         recorded.append(torch.is_grad_enabled())
-        code = CheckpointFunction.forward.__code__
-        if not recorded[-1] and any(frame.f_code is code for frame, _ in walk_stack(None)):
+        if not recorded[-1] and in_reentrant_checkpoint():
             blind.append(plain_name(names[part]))
 
     with hooked() as handles, blamed(does_not_run):

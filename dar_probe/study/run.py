@@ -142,7 +142,7 @@ def _perform(
         start=_symptoms(start),
         end=_symptoms(end),
         routes=_routes(end),
-        blocks={name: _profile(end, name) for name in ("rms", "grad_rms", "cosine")},
+        blocks={name: _profile(end, name) for name in record.BLOCKS},
         **costs,
     )
 

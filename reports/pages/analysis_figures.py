@@ -16,6 +16,7 @@ from dar_probe.reports.style import still as preview
 from dar_probe.results import interventions as effects
 from dar_probe.results import trajectory
 from dar_probe.results.importance import signs_can_tell
+from dar_probe.results.schema import MAPS, VARIABLES
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds
 
@@ -77,7 +78,7 @@ def of_training(
         if np.isfinite(joined[name].values).any():
             shown.append(
                 Shown(
-                    title=f"{wording.MAP_CAPTIONS[name][0]} over training",
+                    title=f"{VARIABLES[name].title} over training",
                     caption="Shallow at the bottom, later steps to the right.",
                     figure=trajectory_screen.heatmap(pairs, name),
                     alt=trajectory_screen.describe_map(pairs, name),
@@ -133,12 +134,13 @@ def _of_analysis(
             alt=_said_of_interventions(ds),
             define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
         )
-    for variable, (title, caption) in wording.MAP_CAPTIONS.items():
+    of_symptoms = {symptom.variable for symptom in SYMPTOMS.values()}
+    for variable in sorted(MAPS, key=lambda name: name not in of_symptoms):
         measured = np.isfinite(ds[variable].values).any()
         if measured and (router or variable != "route_entropy"):
             yield Shown(
-                title=title,
-                caption=caption,
+                title=VARIABLES[variable].title,
+                caption=VARIABLES[variable].caption,
                 figure=interactive.heatmap(ds, variable),
                 alt=alt_text.heatmap(ds, variable),
                 define=(variable,),

@@ -10,20 +10,22 @@ from dar_probe.reports.style import palette, source_maps
 from dar_probe.reports.style.sample_band import middle
 from dar_probe.results import metrics
 from dar_probe.results.metrics import Metric
+from dar_probe.results.schema import VARIABLES
 from dar_probe.results.symptoms import SYMPTOMS
 
 # What a marked block is said to have: the paper's three symptoms.
 SHORT = {"rms": "RMS", "grad_rms": "gradient", "cosine": "cosine"}
-BLOCK_COLUMNS = ("rms", "grad_rms", "cosine", "cosine_centred", "rms_top1")
-READER_COLUMNS = (
-    "write_rms",
-    "write_ratio",
-    "write_lost",
-    "route_entropy",
-    "decodability",
-    "gate_conservation",
-    "read_residual",
+# Every variable over blocks, and every one over readers or what they write; raw predictions of the
+# noise level are told by decodability.
+BLOCK_COLUMNS = sorted(
+    (name for name, spec in VARIABLES.items() if spec.dims == ("block",)),
+    key=lambda name: name not in SHORT,
 )
+READER_COLUMNS = [
+    name
+    for name, spec in VARIABLES.items()
+    if spec.dims in (("reader",), ("sublayer",)) and name != "decoded_level"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,17 +191,6 @@ DECODING_CAPTION = (
     "R2 of the noise level predicted from the token mean of each read, by ridge regression on "
     "other samples. Bands: 95 % intervals."
 )
-MAP_CAPTIONS = {
-    "rms": ("Hidden-state RMS", "Shallow at the bottom, noise to the right."),
-    "grad_rms": ("Gradient RMS", "How strongly the loss pulls at each block."),
-    "cosine": ("Cosine to the block before", "Near 1: almost no change."),
-    "write_ratio": ("Write over read", "How much a sublayer adds, against what it reads."),
-    "write_rms": ("Write RMS", "The size of what a sublayer adds."),
-    "rms_top1": ("Energy in the top channels", "The share that 1 % of the channels hold."),
-    "cosine_centred": ("Centred cosine", "The same with the mean over tokens taken off."),
-    "write_lost": ("Lost to rounding", "The share of a write that the addition drops."),
-    "route_entropy": ("Routing entropy", "0: one source alone; higher: spread over many."),
-}
 
 
 def depth_caption(router: bool, samples: int, *, stream: bool = True) -> str:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dar_probe.errors import UsageError
 from dar_probe.results.importance import signs_can_tell
-from dar_probe.results.schema import VARIABLES, manifest
+from dar_probe.results.schema import MAPS, VARIABLES, manifest
 
 # seaborn's "colorblind" palette; blue and orange belong to the paper's two curves.
 BLUE, ORANGE = "#0173b2", "#de8f05"
@@ -72,17 +72,7 @@ PANELS = (
     Panel("grad_rms", "gradient RMS", "RMS (loss / activation)", True),
     Panel("cosine", "cosine to the block before", "cosine", False),
 )
-HEATMAPS = (
-    "rms",
-    "rms_top1",
-    "grad_rms",
-    "cosine",
-    "cosine_centred",
-    "write_rms",
-    "write_ratio",
-    "write_lost",
-    "route_entropy",
-)
+HEATMAPS = MAPS
 NOISE = "noise level (0 = data, 1 = noise)"
 NOISE_NOTE = "Noise level: 0 is data, 1 is noise."
 GRADIENT_NOTE = "Gradient: of the whole stream under plain residuals, of one reader under a router."

@@ -8,8 +8,8 @@ import pytest
 
 from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.errors import UsageError
-from dar_probe.files import analysis_folder
 from dar_probe.files.analysis_folder import OutputFolder
+from dar_probe.runtime import system
 from tests.helpers import synthetic
 
 ARRAYS = {"loss": np.arange(3.0)}
@@ -22,9 +22,7 @@ def fill(folder):
 @pytest.mark.parametrize("swap", [True, False], ids=["exchange", "two renames"])
 def test_publish_replaces_the_earlier_analysis(tmp_path, monkeypatch, swap):
     if not swap:
-        monkeypatch.setattr(
-            analysis_folder, "RENAME_EXCHANGE", 1 << 20
-        )  # no such flag: the call fails
+        monkeypatch.setattr(system, "RENAME_EXCHANGE", 1 << 20)  # no such flag: the call fails
     for text in ("first", "second"):
         with OutputFolder(tmp_path / "out", key={}) as folder:
             folder.publish(lambda f, text=text: (f / "report.html").write_text(text) and None)

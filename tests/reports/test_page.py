@@ -17,7 +17,6 @@ from plotly.offline import get_plotlyjs
 
 from dar_probe.errors import CheckpointError
 from dar_probe.reports.pages import analysis, document
-from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, schema, trajectory
 from dar_probe.results.fail_rule import apply_rule, parse_rule
@@ -27,7 +26,7 @@ from tests.helpers.synthetic import dataset, trained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-EVERY_FIGURE = 5 + len(words.MAP_CAPTIONS)
+EVERY_FIGURE = 5 + len(schema.MAPS)
 
 
 class Parsed(HTMLParser):

@@ -185,3 +185,17 @@ def test_more_variables_may_be_there() -> None:
 
 def test_the_manifest_is_strict_json() -> None:
     json.loads(synthetic.dataset().attrs["manifest"], parse_constant=lambda name: pytest.fail(name))
+
+
+def test_maps_and_tables_show_every_variable_over_depth():
+    """A new row of the schema needs no other list."""
+    from dar_probe.reports.pages import tables
+    from dar_probe.reports.style import palette
+
+    assert tuple(palette.HEATMAPS) == schema.MAPS
+    for name, spec in schema.VARIABLES.items():
+        assert bool(spec.title) == bool(spec.caption) == (name in schema.MAPS), name
+        assert not spec.title or len(spec.dims) == 1 and spec.grid, name
+    shown = {*tables.BLOCK_COLUMNS, *tables.READER_COLUMNS}
+    deep = {name for name, spec in schema.VARIABLES.items() if len(spec.dims) == 1}
+    assert deep - shown == {"query_share", "decoded_level"}

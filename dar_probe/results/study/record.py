@@ -14,6 +14,7 @@ FORMAT = "dar-probe-run-1"
 LIMIT = 2**20  # bytes; a record has about 10,000
 NUMBER: Any = (int, float)
 INTERVAL = {"value": (NUMBER, None), "low": (NUMBER, None), "high": (NUMBER, None)}
+BLOCKS = tuple(symptom.variable for symptom in SYMPTOMS.values())
 NUMBERS = (*SYMPTOMS, *CHOICES)  # what is kept of the start and of the end of a run
 MEASURES = ("frechet", "kernel", "precision", "recall")
 NUMBERS_FORM = dict.fromkeys(NUMBERS, INTERVAL)
@@ -45,7 +46,7 @@ FORM: dict[str, Any] = {
     "start": NUMBERS_FORM,
     "end": NUMBERS_FORM,
     "routes": [[(NUMBER, None)]],
-    "blocks": {"rms": [(NUMBER, None)], "grad_rms": [(NUMBER, None)], "cosine": [(NUMBER, None)]},
+    "blocks": dict.fromkeys(BLOCKS, [(NUMBER, None)]),
 }
 
 
@@ -66,7 +67,7 @@ class Record:
             over samples; null where they cannot be measured.
         routes: per reader 1..L+1 the route of every earlier source at the end, mean over samples
             and noise levels, null where it is not on offer; empty where routes are no scalars.
-        blocks: rms, grad_rms and cosine over blocks 1..B at the end.
+        blocks: the variables of the symptoms over blocks 1..B at the end.
     """
 
     version: str
