@@ -93,3 +93,33 @@ def test_intervals_cover_as_often_as_they_say():
     assert share.high == 1 and 0 < share.low < share.value
     one = sample_quality.over_seeds([2.5])
     assert one.value == 2.5 and math.isnan(one.low) and one.seeds == 1
+
+
+def below(quantile, freedom):
+    """Return the share of Student's t below a quantile, by Simpson's rule over its density."""
+    x, step = np.linspace(0, quantile, 200_001, retstep=True)
+    log = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+    density = math.exp(log) / math.sqrt(freedom * math.pi)
+    y = density * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    return 0.5 + step / 3 * (y[0] + y[-1] + 4 * y[1::2].sum() + 2 * y[2:-1:2].sum())
+
+
+@pytest.mark.parametrize("freedom", range(1, 20))
+def test_quantiles_of_student_by_their_definition(freedom):
+    """Up to nine degrees three decimals, as tables print them; then a series to 3e-4."""
+    found = sample_quality.student(freedom)
+    near = 5e-4 if freedom <= 9 else 3e-4
+    assert below(found - near, freedom) < 0.975 < below(found + near, freedom)
+    assert (found == round(found, 3)) == (freedom <= 9)
+
+
+def test_the_interval_of_two_seeds_by_hand():
+    found = sample_quality.over_seeds([1.0, 3.0])
+    half = 12.706 * 2**0.5 / 2**0.5  # the deviation is the root of two, over that of two seeds
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+    turned = -found
+    assert (turned.value, turned.low, turned.high, turned.seeds) == (
+        -2.0, -found.high, -found.low, 2
+    )  # fmt: skip
+    nothing = sample_quality.over_seeds([])
+    assert math.isnan(nothing.value) and math.isnan(nothing.low) and nothing.seeds == 0
