@@ -16,15 +16,20 @@ import pytest
 class Reach:
     """Follows calls; what a shared fixture runs counts for every test that uses the fixture."""
 
-    def __init__(self, root: Path, package: str, out: Path) -> None:
+    def __init__(self, root: Path, package: str) -> None:
         self._folder = f"{root / package}{os.sep}"
-        self._root, self._out = root, out
+        self._root = root
+        self._out: Path | None = None
         self._known: dict[CodeType, tuple[str, str] | None] = {}
         self._sets: list[set[tuple[str, str]]] = [set()]
         self._fixtures: dict[tuple[str, str], tuple[set[tuple[str, str]], float]] = {}
         self._own: dict[str, tuple[set[tuple[str, str]], float]] = {}
         self._uses: dict[str, list[tuple[str, str]]] = {}
         self._failed: set[str] = set()
+
+    def start(self, out: Path) -> None:
+        """Follow from now on, to write ``out`` in the end."""
+        self._out = out
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         """Note one call; None says that its lines are of no interest."""
@@ -42,7 +47,7 @@ class Reach:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Any:
-        if fixturedef.scope == "function":
+        if self._out is None or fixturedef.scope == "function":
             return (yield)
         self._sets.append(set())
         began = time.monotonic()
@@ -57,6 +62,8 @@ class Reach:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Any:
+        if self._out is None:
+            return (yield)
         self._sets, self._inside = [set()], 0.0
         began = time.monotonic()
         sys.settrace(self._see)
@@ -78,7 +85,10 @@ class Reach:
         if report.failed:
             self._failed.add(report.nodeid)
 
-    def pytest_sessionfinish(self) -> None:
+    def finish(self) -> None:
+        """Write what was seen."""
+        if self._out is None:
+            return
         rows = {}
         for name, (reached, seconds) in self._own.items():
             if name in self._failed:

@@ -249,6 +249,21 @@ def test_ema_decay():
     assert average.weight.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("step", "decay"), [(1, 0.9999), (4, 0.9999), (9, 0.9), (100, 0.9)])
+def test_the_average_moves_by_what_the_decay_leaves(step, decay):
+    kept = min(decay, (1 + step) / (10 + step))
+    average, model = (torch.nn.Linear(3, 2).double() for _ in range(2))
+    expected = [
+        kept * a + (1 - kept) * b.detach()
+        for a, b in zip(
+            [p.detach().clone() for p in average.parameters()], model.parameters(), strict=True
+        )
+    ]
+    ema.update(average, model, step=step, decay=decay)
+    for found, wanted in zip(average.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), wanted, rtol=1e-12, atol=0)
+
+
 def test_settings_read_toml(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('routing = "dar"\nlr = 1\nsteps = 5\n')
