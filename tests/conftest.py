@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the com
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,25 +120,42 @@ def holds(row: str, path: str, test: str = "") -> bool:
     return (path == file or path.startswith(f"{file}/")) and test.startswith(prefix)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark and order the tests; where rows are equal, the random order stays."""
-    places = {}
+    names = list(LANES.values())
+    places: dict[str, int] = {}
     for item in items:
         path = item.path.relative_to(HERE).as_posix()
         rows = [at for at, row in enumerate(LANES) if holds(row, path, item.name)]
-        places[item] = min(rows, default=len(LANES))
         for at in rows:
-            for name in list(LANES.values())[at].split():
+            for name in names[at].split():
                 item.add_marker(name)
-        if path not in APART:
-            item.add_marker(pytest.mark.xdist_group(path.removesuffix(".py")))
+        unit = scope(item.nodeid)
+        places[unit] = min([*rows, places.get(unit, len(LANES))])
+    items.sort(key=lambda item: places[scope(item.nodeid)])
 
-    first: dict[Path, int] = {}
-    for item in items:
-        if item.path.relative_to(HERE).as_posix() not in APART:
-            first[item.path] = min(first.get(item.path, len(LANES)), places[item])
-    items.sort(key=lambda item: first.get(item.path, places[item]))
+
+def scope(nodeid: str) -> str:
+    """Return what one worker runs as a whole: a file, or of a file in ``APART`` a test."""
+    path = nodeid.partition("::")[0]
+    return nodeid if path.removeprefix(f"{HERE.name}/") in APART else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers these units in this order, whatever ``--dist`` says.
+
+    ``--dist loadgroup`` would, but xdist 3.8 writes groups into an attribute that pytest 9.2 does
+    not read, and then every test is a unit of its own.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    config.option.loadscopereorder = False  # else the files of most tests come first
+    return Units(config, log)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import APART, HERE, LANES, holds
+from tests.conftest import APART, HERE, LANES, holds, scope
 
 ROOT = HERE.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -30,6 +30,11 @@ def test_rows_hold_folders_files_and_tests():
     assert holds("test_style.py::test_ruff", "test_style.py", "test_ruff[check]")
     assert not holds("test_style.py::test_ruff", "test_style.py", "test_mypy")
     assert all((HERE / file).is_file() for file in APART)
+
+
+def test_workers_run_whole_files_unless_their_tests_share_nothing():
+    assert scope("tests/laws/test_planted.py::test_x[a::b]") == "tests/laws/test_planted.py"
+    assert scope("tests/hostile/test_kill.py::test_x[a]") == "tests/hostile/test_kill.py::test_x[a]"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
