@@ -125,7 +125,7 @@ class Loaded:
         parameter = next(self.model.parameters())
         drawn = samplers.draw(
             self.model, self.objective, labels, self.identified.shape,
-            seed=seed, device=parameter.device, dtype=parameter.dtype,
+            seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         steps = f"{samplers.Sampler.steps} Euler steps"

@@ -109,12 +109,14 @@ class Task:
         )
         return assemble.assemble(
             arrays,
-            readers=self.subject.readers,
-            sources=self.subject.sources,
-            levels=np.array(self.grid.levels),
-            ids=np.array(self.grid.ids),
-            timestep=self.timestep,
-            log_snr=self.log_snr,
+            assemble.Axes(
+                readers=self.subject.readers,
+                sources=self.subject.sources,
+                levels=np.array(self.grid.levels),
+                timestep=self.timestep,
+                log_snr=self.log_snr,
+                ids=np.array(self.grid.ids),
+            ),
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
             torch=torch.__version__,
         )

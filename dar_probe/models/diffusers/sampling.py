@@ -55,8 +55,10 @@ def draw(
         drawn = samplers.draw(
             _Called(model, call), objective, torch.arange(count),
             call.shape,
-            seed=seed, sampler=samplers.Sampler(steps=steps), device=parameter.device,
-            dtype=dtype_of(model), batch_size=batch_size,
+            seed=seed, sampler=samplers.Sampler(steps=steps),
+            place=samplers.Place(
+                device=parameter.device, dtype=dtype_of(model), batch_size=batch_size
+            ),
         )  # fmt: skip
         return drawn, f"{_many(count)} drawn from the model itself ({steps} {method}, {why})"
     assert scheduler is not None
