@@ -30,7 +30,7 @@ class LightningDiTConfig:
         depth: blocks.
         width, heads, patch: D, H, side of a patch.
         channels, side: of one sample, (channels, side, side).
-        rows: of the label table.
+        rows: number of rows in the label table.
         hidden: width of the MLPs.
         learn_sigma: the head has 2C channels; ``LightningDiT.forward`` returns the first C.
         rope: queries and keys are rotated.

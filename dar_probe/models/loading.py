@@ -95,7 +95,7 @@ class Loaded:
         model: on the CPU, in eval mode.
         subject: its sites; None where they have to be discovered.
         objective: of its training.
-        assumptions: one sentence for each thing that could not be told.
+        assumptions: one sentence for each thing that the file does not tell.
         call: how the model is called.
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.

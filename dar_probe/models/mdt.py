@@ -41,7 +41,7 @@ class MDTConfig:
         decoder: blocks of the decoder.
         width, heads, patch: D, H, side of a patch.
         hidden: width of the MLPs.
-        rows: of the label table.
+        rows: number of rows in the label table.
         learn_sigma: the head has 2C channels; ``MDT.forward`` returns the first C.
     """
 

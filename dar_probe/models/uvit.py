@@ -33,7 +33,7 @@ class UViTConfig:
         depth: blocks, an odd number: the middle one has no partner.
         width, heads, patch: D, H, side of a patch.
         hidden: width of the MLPs.
-        rows: of the label table; 0 without labels.
+        rows: number of rows in the label table; 0 without labels.
         qkv_bias: queries, keys and values have a bias.
         time_mlp: the time goes through an MLP.
         conv: a 3x3 convolution ends the model.

@@ -260,10 +260,10 @@ def of_rows(
         rows: the samples.
         levels: wanted noise levels, rising.
         batch_size: as for ``api.analyze``.
-        seed: of the noise.
+        seed: random seed of the noise.
         engine: as for ``api.analyze``.
-        assumed: one sentence for each thing that could not be told of the samples.
-        doubted: compare the objective with others, for the manifest's warnings.
+        assumed: one sentence for each thing that was assumed about the samples.
+        doubted: compare the objective with others, and warn in the manifest where one fits better.
 
     Raises:
         CheckpointError, ProbeError: the sites are not where they were named.

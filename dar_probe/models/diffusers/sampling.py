@@ -32,7 +32,7 @@ def draw(
 ) -> tuple[Tensor, str]:
     """Return samples (count, *shape), float32 on the CPU, and how they were drawn.
 
-    Sample i is a function of (seed, i) alone, in whatever batch. There is no guidance.
+    Sample i is a function of (seed, i) alone, whatever the batch. There is no guidance.
 
     Args:
         model: the transformer, wherever it lies.
@@ -40,7 +40,7 @@ def draw(
         objective: of its training.
         scheduler: the settings of its scheduler; None: Euler's method, even steps.
         count: number of samples.
-        seed: of the noise.
+        seed: random seed of the noise.
         steps: number of calls for each sample, twice that for schedulers of second order.
         batch_size: samples in one call.
 
