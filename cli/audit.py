@@ -84,8 +84,7 @@ def audit(
     from dar_probe.training.audit import audit as run
     from dar_probe.training.finetune import FinetuneOptions
 
-    if fail_on is not None:
-        parse_rule(fail_on)  # before the callable runs
+    rule = None if fail_on is None else parse_rule(fail_on)
     if out is not None:
         check_target(out)
     if junit is not None:
@@ -105,7 +104,7 @@ def audit(
         ) as said,
     ):  # fmt: skip
         analysis = run(
-            module, wanted, grid, training, fail_on=fail_on, on_cells=said.tell,
+            module, wanted, grid, training, rule=rule, on_cells=said.tell,
             on_step=lambda step, steps, value: said.tell(
                 step, steps, f"training, loss {value:.4f}", "steps"
             ),

@@ -25,6 +25,7 @@ from dar_probe.probe.options import (
     sort,
 )
 from dar_probe.probe.plan import OnCells
+from dar_probe.results.fail_rule import parse_rule
 from dar_probe.training import audit as audits
 from dar_probe.training.finetune import FinetuneOptions, OnStep
 
@@ -273,7 +274,7 @@ def audit(
         ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers),
         GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
         training,
-        fail_on=fail_on,
+        rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,
         on_step=on_step,
     )

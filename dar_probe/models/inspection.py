@@ -41,10 +41,10 @@ class Survey:
         shape: of one sample.
         parts: parameters by the model's own top-level parts.
         parameters: of all parts together.
-        flops: of the forward of one sample, a multiplication and an addition counted as two.
+        flops: of the forward of one sample; a multiply-add counts as two.
         unknown_flops: why they could not be counted; empty where they were.
         sites: one line for each group of like blocks or of readers.
-        assumptions: one sentence for each thing that could not be told.
+        assumptions: one sentence for each thing that the file does not tell.
     """
 
     file: dict[str, Any]

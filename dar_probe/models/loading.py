@@ -96,7 +96,7 @@ class Loaded:
         model: on the CPU, in eval mode.
         subject: its sites; None where they have to be discovered.
         objective: of its training.
-        assumptions: one sentence for each thing that could not be told.
+        assumptions: one sentence for each thing that the file does not tell.
         call: how the model is called.
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
@@ -126,7 +126,7 @@ class Loaded:
         parameter = next(self.model.parameters())
         drawn = samplers.draw(
             self.model, self.objective, labels, self.identified.shape,
-            seed=seed, device=parameter.device, dtype=parameter.dtype,
+            seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         steps = f"{samplers.Sampler.steps} Euler steps"

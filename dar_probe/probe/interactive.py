@@ -167,7 +167,7 @@ class Probe:
         return Watch(planned, out, every=every)
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Put the model back into the modes and gradients that it came with."""
         self._held.close()
 
     def __enter__(self) -> Self:

@@ -111,12 +111,14 @@ class Task:
         )
         return assemble.assemble(
             arrays,
-            readers=self.subject.readers,
-            sources=self.subject.sources,
-            levels=np.array(self.grid.levels),
-            ids=np.array(self.grid.ids),
-            timestep=self.timestep,
-            log_snr=self.log_snr,
+            assemble.Axes(
+                readers=self.subject.readers,
+                sources=self.subject.sources,
+                levels=np.array(self.grid.levels),
+                timestep=self.timestep,
+                log_snr=self.log_snr,
+                ids=np.array(self.grid.ids),
+            ),
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
             torch=torch.__version__,
         )
@@ -260,10 +262,10 @@ def of_rows(
         rows: the samples.
         levels: wanted noise levels, rising.
         batch_size: as for ``api.analyze``.
-        seed: of the noise.
+        seed: random seed of the noise.
         engine: as for ``api.analyze``.
-        assumed: one sentence for each thing that could not be told of the samples.
-        doubted: compare the objective with others, for the manifest's warnings.
+        assumed: one sentence for each thing that was assumed about the samples.
+        doubted: compare the objective with others, and warn in the manifest where one fits better.
 
     Raises:
         CheckpointError, ProbeError: the sites are not where they were named.

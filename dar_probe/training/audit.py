@@ -10,7 +10,7 @@ from dar_probe.probe import module_plan
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.plan import OnCells, Task
 from dar_probe.probe.recorder import same_randomness
-from dar_probe.results.fail_rule import parse_rule
+from dar_probe.results.fail_rule import Rule
 from dar_probe.training.finetune import FinetuneOptions, OnStep, train_copy
 
 
@@ -20,7 +20,7 @@ def audit(
     grid: GridOptions,
     training: FinetuneOptions | None = None,
     *,
-    fail_on: str | None = None,
+    rule: Rule | None = None,
     on_cells: OnCells | None = None,
     on_step: OnStep | None = None,
 ) -> Analysis:
@@ -31,7 +31,7 @@ def audit(
         options: how it is run, and where its stream is read.
         grid: noise levels, samples and batch size.
         training: how a copy is trained, on samples of its own; None: nothing is trained.
-        fail_on: a rule in place of the default judgement.
+        rule: replaces the default judgement.
         on_cells: called with (done, total) after each batch of cells.
         on_step: called with (step, steps, loss) after each step of the training.
 
@@ -42,7 +42,6 @@ def audit(
         ProbeError: no pre-norm stack was found, or nothing could be measured.
         UsageError: an argument does not fit.
     """
-    rule = None if fail_on is None else parse_rule(fail_on)
     task = module_plan.of_module(module, options, grid)
     if training is None:
         return Analysis(task.measure(on_cells=on_cells), fail_on=rule)
