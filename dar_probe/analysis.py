@@ -153,7 +153,7 @@ class Analysis:
 
     def write(self, folder: Path) -> None:
         """Write the files of one analysis into an existing folder."""
-        from dar_probe.reports.figures import registry
+        from dar_probe.reports import printing
         from dar_probe.reports.pages import analysis
 
         store.write(self.whole, folder / "analysis.nc")
@@ -170,7 +170,7 @@ class Analysis:
             trajectory=self.trajectory,
         )
         write_text(folder / "report.html", html)
-        registry.write_all(self.whole, folder / "figures", name=self.name)
+        printing.write_all(self.whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
         from dar_probe.reports.pages import notebook

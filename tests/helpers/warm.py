@@ -197,10 +197,10 @@ def _import_everything() -> None:
     import dar_probe.comparison
     import dar_probe.models.inspection
     import dar_probe.probe.bench
-    import dar_probe.reports.figures.registry
     import dar_probe.reports.pages.analysis
     import dar_probe.reports.pages.comparison
     import dar_probe.reports.pages.junit
+    import dar_probe.reports.printing
     import dar_probe.training.loop  # noqa: F401
 
     _command(["--help"])
@@ -210,16 +210,15 @@ def _import_everything() -> None:
 
 
 def _lighten() -> None:
+    from dar_probe.reports import printing
     from dar_probe.reports.draw import matplotlib
-    from dar_probe.reports.figures import registry, study_print
     from dar_probe.reports.pages import analysis, comparison, study
 
     def save(figure: Any, path: Path, **_: Any) -> None:
         path.touch()
 
-    matplotlib.save = registry.save = save
-    registry.draw = registry.dilution = registry.write_all = lambda *_, **__: None
-    study_print.figure = lambda *_, **__: None
+    matplotlib.save = printing.save = save
+    matplotlib.draw = printing.draw = printing.write_all = lambda *_, **__: None
     analysis.render = comparison.render = study.render = lambda *_, **__: ""
 
 

@@ -12,7 +12,7 @@ import dar_probe as dp
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.probe.runner import step_of
-from dar_probe.reports.figures import registry
+from dar_probe.reports import printing
 from dar_probe.results import schema, store, trajectory
 from tests.helpers import tiny
 from tests.helpers.synthetic import dataset, trained
@@ -89,7 +89,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No printed figures: what is measured and kept is the point."""
-    monkeypatch.setattr(registry, "write_all", lambda *_, **__: [])
+    monkeypatch.setattr(printing, "write_all", lambda *_, **__: [])
 
 
 def files(folder):
