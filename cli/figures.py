@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
+    from dar_probe.reports.draw.matplotlib import Figure
     from dar_probe.reports.figures.registry import Options
 
     Named = tuple[str, xr.Dataset]
@@ -119,24 +119,26 @@ def _draw(
         ProbeError: none of the analyses can give a figure, or a heatmap, that was asked for.
     """
     from dar_probe.errors import ProbeError
-    from dar_probe.reports.figures import registry as figures
+    from dar_probe.reports import printing
+    from dar_probe.reports.draw import matplotlib
+    from dar_probe.reports.figures import dilution, registry
     from dar_probe.results.trajectory import last_step
 
     _check_kind(named, options)
     drawn = []
-    for stem in figures.stems(wanted, options):
+    for stem in registry.stems(wanted, options):
         if stem == "dilution":
             lines = [(name, last_step(ds)) for name, ds in named]
-            drawn.append((stem, figures.dilution(lines, width=options.width)))
+            drawn.append((stem, matplotlib.draw(dilution.dilution(lines, width=options.width))))
             continue
-        reasons = [figures.lacks(ds, stem, options) for _, ds in named]
-        explicit = asked or (stem.startswith(figures.HEATMAP) and options.variables)
+        reasons = [registry.lacks(ds, stem, options) for _, ds in named]
+        explicit = asked or (stem.startswith(registry.HEATMAP) and options.variables)
         if explicit and all(reasons):
             raise ProbeError(f"no figure {stem!r}: {reasons[0]}")
         for number, (reason, (name, ds)) in enumerate(zip(reasons, named, strict=True), 1):
             if not reason:
                 prefix = f"{number:02d}-" if len(named) > 1 else ""
-                drawn.append((prefix + stem, figures.draw(ds, stem, options, name=name)))
+                drawn.append((prefix + stem, printing.draw(ds, stem, options, name=name)))
     return drawn
 
 

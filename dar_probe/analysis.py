@@ -176,9 +176,9 @@ class Analysis:
         )
         write_text(folder / "report.html", html)
         if figures:
-            from dar_probe.reports.figures import registry
+            from dar_probe.reports import printing
 
-            registry.write_all(self.whole, folder / "figures", name=self.name)
+            printing.write_all(self.whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
         from dar_probe.reports.pages import notebook

@@ -14,8 +14,8 @@ import pytest
 
 def lighten(patch: pytest.MonkeyPatch | None = None) -> None:
     """Replace what draws and renders; for good, unless ``patch`` undoes it."""
+    from dar_probe.reports import printing
     from dar_probe.reports.draw import matplotlib
-    from dar_probe.reports.figures import registry, study_print
     from dar_probe.reports.pages import analysis, comparison, study
 
     def save(figure: Any, path: Path, **_: Any) -> None:
@@ -26,11 +26,10 @@ def lighten(patch: pytest.MonkeyPatch | None = None) -> None:
         return []
 
     put = setattr if patch is None else patch.setattr
-    for module in (matplotlib, registry):
+    for module in (matplotlib, printing):
         put(module, "save", save)
-    put(registry, "write_all", write_all)
-    for module, name in ((registry, "draw"), (registry, "dilution"), (study_print, "figure")):
-        put(module, name, lambda *_, **__: None)
+        put(module, "draw", lambda *_, **__: None)
+    put(printing, "write_all", write_all)
     for module in (analysis, comparison, study):
         put(module, "render", lambda *_, **__: "")
 

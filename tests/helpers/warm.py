@@ -296,10 +296,10 @@ def _import_everything() -> None:
     import dar_probe.comparison
     import dar_probe.models.inspection
     import dar_probe.probe.bench
-    import dar_probe.reports.figures.registry
     import dar_probe.reports.pages.analysis
     import dar_probe.reports.pages.comparison
     import dar_probe.reports.pages.junit
+    import dar_probe.reports.printing
     import dar_probe.training.loop  # noqa: F401
 
     _command(["--help"])

@@ -22,6 +22,7 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from dar_probe import cli
+from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib
 from dar_probe.reports.figures import differences, registry
 from dar_probe.reports.pages import analysis, comparison
@@ -195,8 +196,9 @@ def inputs(home: Path) -> Iterator[dict[str, "Output"]]:
         patch.setattr(analysis, "render", lambda *_, **__: HTML)
         patch.setattr(comparison, "render", lambda *_, **__: HTML)
         patch.setattr(registry, "FIGURES", ("dilution",))
-        patch.setattr(registry, "draw", _drawn)
-        patch.setattr(registry, "dilution", _drawn)
+        patch.setattr(registry, "MAIN", ("dilution",))
+        patch.setattr(printing, "draw", _drawn)
+        patch.setattr(matplotlib, "draw", _drawn)
         patch.setattr(differences, "drawable", lambda _: False)
         patch.setattr(assemble, "datetime", _Stopped)
         patch.setattr(store, "read", _remembered(store.read))

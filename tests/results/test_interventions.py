@@ -7,11 +7,12 @@ import pytest
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.reports.figures import interventions, registry
+from dar_probe.reports.figures import registry
 from dar_probe.results import interventions as effects
 from dar_probe.results import schema, store
 from dar_probe.results.assemble import with_ablation
 from tests.helpers import synthetic
+from tests.helpers.drawn import screened, unpacked
 
 KINDS = ["gate"] * 5 + ["block"] * 4 + ["uniform"] * 2
 
@@ -128,7 +129,7 @@ def test_dataset_survives_the_file_and_half_of_it_is_refused(tmp_path):
 
 
 def test_figures_are_drawn_with_hostile_names_and_equal_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "FIGURES", ("interventions",))  # the others have tests elsewhere
+    monkeypatch.setattr(registry, "MAIN", ("interventions",))  # the others have tests elsewhere
     analysis = Analysis(dataset())
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -141,10 +142,10 @@ def test_figures_are_drawn_with_hostile_names_and_equal_bytes(tmp_path, monkeypa
 
 
 def test_every_intervention_is_on_the_screen():
-    figure = interventions.interactive(dataset())
-    points = [trace for trace in figure.data if trace.mode == "markers"]
-    assert [len(trace.x) for trace in points] == [5, 4, 2]
-    assert "one block skipped (4)" in points[1].name
+    figure = screened.interventions(dataset())
+    points = [trace for trace in figure["data"] if trace["xaxis"] == "x"]
+    assert [len(unpacked(trace["x"])) for trace in points] == [5, 4, 2]
+    assert "one block skipped (4)" in points[1]["name"]
 
 
 def test_analyses_without_interventions_say_so():

@@ -206,9 +206,7 @@ def test_a_loss_from_which_nothing_is_learnt(wrong, sentence):
 
 
 def test_audit_judges_the_trained_copy_and_keeps_the_module_as_it_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "dar_probe.reports.figures.registry.write_all", lambda *args, **options: None
-    )
+    monkeypatch.setattr("dar_probe.reports.printing.write_all", lambda *args, **options: None)
     module, told = stack(), []
     options = {"batch": batch, "loss": loss, "noise_levels": [0.2, 0.8], "samples": 4}
     plain = dp.audit(module, **options)

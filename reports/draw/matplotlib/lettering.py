@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from dar_probe.reports.style import palette
 
 NOTE_SIZE, LABEL_SIZE, TITLE_SIZE = 6.5, 7.0, 8.0  # points, those of paper.mplstyle
-BAND = "95 % interval over samples"
 DPI = 200  # as of the PNG
 
 
@@ -43,6 +42,14 @@ def text_width(text: str, points: float) -> float:
     return 1.03 * float(font.get_width_height()[0]) / 64 / DPI
 
 
+def titled(lead: str, subject: str, room: float) -> str:
+    """Return a title whose ``subject``, a name of anybody's, is shortened to fit the last line."""
+    if not subject:
+        return lead.rstrip(" ,")
+    used = text_width(lead.rpartition("\n")[2], TITLE_SIZE) if lead else 0.0
+    return lead + fitted(subject, room - used, TITLE_SIZE)
+
+
 def wrapped(text: str, room: float, points: float) -> str:
     """Break a text into lines of at most ``room`` inches."""
     space = text_width("n n", points) - text_width("nn", points)
@@ -62,7 +69,7 @@ def wrapped(text: str, room: float, points: float) -> str:
 def heading(drawn: Figure, name: str) -> None:
     """Write what the figure is of above it, over the legend if there is one; it grows as much.
 
-    Like all that writes, it belongs within ``canvas.paper()``: a text takes its font when it is
+    Like all that writes, it belongs within ``canvas.paper``: a text takes its font when it is
     made.
     """
     _grow(drawn, 1, TITLE_SIZE)
@@ -80,7 +87,7 @@ def legend(
     labels: Sequence[str],
     *,
     bands: bool = False,
-    band: str = BAND,
+    band: str,
 ) -> None:
     """Put one legend above the panels, in as many columns as there is room for.
 

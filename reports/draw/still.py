@@ -7,16 +7,13 @@ plotly takes over. The template writes it as SVG.
 import html
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import plotly.graph_objects as go
 
-from dar_probe.reports.draw import plotly
-from dar_probe.reports.style import axis_links, palette
-
-Array = npt.NDArray[np.floating]
+from dar_probe.reports.draw.plotly.layout import Spec
+from dar_probe.reports.draw.plotly.texts import numbered, unpacked
+from dar_probe.reports.figures.description import Array
+from dar_probe.reports.style import palette
 
 WIDTH = 1100  # of the page's text on a wide screen, pixels
 STROKES = {"solid": "", "dash": "7 4", "dashdot": "7 3 2 3", "dot": "2 3"}
@@ -61,47 +58,52 @@ class Still:
 class _Scale:
     """From an axis' values to pixels."""
 
-    def __init__(self, axis: Any, values: Array, start: float, length: float) -> None:
-        self.log = axis.type == "log"
+    def __init__(self, axis: Spec, values: Array, start: float, length: float) -> None:
+        self.log = axis.get("type") == "log"
         self.start, self.length = start, length
         finite = values[np.isfinite(values)]
-        if axis.range is not None:
-            self.low, self.high = (float(end) for end in axis.range)
+        if "range" in axis:
+            self.low, self.high = (float(end) for end in axis["range"])
         elif finite.size:
             # Of one value the axis shows a part that its size does not swallow.
             pad = 0.06 * float(np.ptp(finite)) or max(0.5, 0.06 * float(np.abs(finite).max()))
             self.low, self.high = float(finite.min()) - pad, float(finite.max()) + pad
         else:
             self.low, self.high = 0.0, 1.0
-        if axis.tickvals is None:
+        if "tickvals" not in axis:
             marks = _round_ticks(self.low, self.high)
             self.ticks = [(self(mark), palette.tick(mark)) for mark in marks]
         else:
-            texts = axis.ticktext or [palette.tick(float(mark)) for mark in axis.tickvals]
-            pairs = zip(axis.tickvals, texts, strict=True)
-            self.ticks = [(self(float(mark)), str(text)) for mark, text in pairs]
+            places = axis["tickvals"]
+            texts = axis.get("ticktext") or [palette.tick(float(mark)) for mark in places]
+            pairs = zip(places, texts, strict=True)
+            self.ticks = [(self(float(mark)), html.unescape(text)) for mark, text in pairs]
 
     def __call__(self, value: float) -> float:
         at = math.log10(value) if self.log else value
         return round(self.start + self.length * (at - self.low) / (self.high - self.low), 1)
 
 
-def still(figure: go.Figure) -> Still:
-    """Return the still of a figure whose traces are all lines, as it stands in a wide page."""
-    margin, height = figure.layout.margin, int(figure.layout.height)
-    inner = (WIDTH - margin.l - margin.r, height - margin.t - margin.b)
-    titles = [html.unescape(note.text) for note in figure.layout.annotations]
+def still(figure: Spec) -> Still:
+    """Return the still of a figure whose traces are all lines, as it stands in a wide page.
+
+    Args:
+        figure: what ``plotly.draw`` gave.
+    """
+    layout = figure["layout"]
+    margin, height = layout["margin"], int(layout["height"])
+    inner = (WIDTH - margin["l"] - margin["r"], height - margin["t"] - margin["b"])
     panels = []
-    for at, title in enumerate(titles):
-        x_axis, y_axis = (figure.layout[name] for name in axis_links.axes(at).values())
+    for at, note in enumerate(layout["annotations"]):
+        x_axis, y_axis = (layout[numbered(f"{letter}axis", at)] for letter in "xy")
         own = [
             trace
-            for trace in figure.data
-            if trace.visible is not False and trace.yaxis == plotly.numbered("y", at)
+            for trace in figure["data"]
+            if trace.get("visible") is not False and trace["yaxis"] == numbered("y", at)
         ]
-        left, right = (margin.l + inner[0] * end for end in x_axis.domain)
-        bottom, top = (margin.t + inner[1] * (1 - end) for end in y_axis.domain)
-        values = [_joined([trace[letter] for trace in own]) for letter in "xy"]
+        left, right = (margin["l"] + inner[0] * end for end in x_axis["domain"])
+        bottom, top = (margin["t"] + inner[1] * (1 - end) for end in y_axis["domain"])
+        values = [np.concatenate([np.zeros(0), *(unpacked(t[key]) for t in own)]) for key in "xy"]
         x = _Scale(x_axis, values[0], left, right - left)
         y = _Scale(y_axis, values[1], bottom, top - bottom)
         panels.append(
@@ -110,43 +112,39 @@ def still(figure: go.Figure) -> Still:
                 top=round(top, 1),
                 width=round(right - left, 1),
                 height=round(bottom - top, 1),
-                title=title,
-                across=x_axis.title.text,
-                up=y_axis.title.text,
+                title=html.unescape(note["text"]),
+                across=html.unescape(x_axis["title"]["text"]),
+                up=html.unescape(y_axis["title"]["text"]),
                 x_ticks=x.ticks,
                 y_ticks=y.ticks,
                 paths=[path for trace in own for path in _paths(trace, x, y)],
             )
         )
     legend = [
-        (trace.line.color, STROKES[trace.line.dash or "solid"], html.unescape(trace.name))
-        for trace in figure.data
-        if trace.name and trace.showlegend
+        (trace["line"]["color"], STROKES[trace["line"]["dash"]], html.unescape(trace["name"]))
+        for trace in figure["data"]
+        if trace.get("showlegend")
     ]
     return Still(width=WIDTH, height=height, panels=panels, legend=legend)
 
 
-def _paths(trace: Any, x: _Scale, y: _Scale) -> list[Path]:
+def _paths(trace: Spec, x: _Scale, y: _Scale) -> list[Path]:
     """Return the pieces of a trace between what was not measurable."""
-    across, up = np.asarray(trace.x, dtype=float), np.asarray(trace.y, dtype=float)
+    across, up = unpacked(trace["x"]), unpacked(trace["y"])
     known = np.flatnonzero(np.isfinite(up) & ((up > 0) | (not y.log)))
     pieces = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
-    filled = trace.fill is not None
-    colour = trace.fillcolor if filled else trace.line.color
+    filled = "fill" in trace
+    colour = trace["fillcolor"] if filled else trace["line"]["color"]
     return [
         Path(
             points=[(x(float(across[at])), y(float(up[at]))) for at in piece],
             colour=colour,
-            dash="" if filled else STROKES[trace.line.dash or "solid"],
+            dash="" if filled else STROKES[trace["line"].get("dash", "solid")],
             filled=filled,
         )
         for piece in pieces
         if piece.size
     ]
-
-
-def _joined(arrays: list[Any]) -> Array:
-    return np.concatenate([np.zeros(0), *(np.asarray(one, dtype=float) for one in arrays)])
 
 
 def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
