@@ -8,7 +8,6 @@ import xarray as xr
 from dar_probe.reports.figures import reader_maps
 from dar_probe.reports.figures.description import Array, Figure
 from dar_probe.reports.figures.trajectory import Step
-from dar_probe.reports.pages import wording
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import metrics
 from dar_probe.results.symptoms import SYMPTOMS
