@@ -14,23 +14,28 @@ def ablate(
     checkpoint: options.Checkpoint,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder; default dar-probe-out/<checkpoint name>-ablation."),
+        typer.Option(
+            help="Folder of the analysis; default dar-probe-out/<checkpoint name>-ablation."
+        ),
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(help="Some of gate,source,block,uniform,frozen; default: all it has."),
+        typer.Option(
+            help="Some of gate, source, block, uniform, frozen, with commas; default: all it has."
+        ),
     ] = None,
     pairs: Annotated[
-        int, typer.Option(help="Single gates: half the largest, half drawn.", min=0)
+        int,
+        typer.Option(help="How many single gates: half the largest, half drawn at random.", min=0),
     ] = 32,
     gate: Annotated[
         list[str] | None,
-        typer.Option(help="One gate more, reader:source such as 57:0; may be repeated."),
+        typer.Option(help="One more gate, reader:source such as 57:0; may be repeated."),
     ] = None,
     frozen_at: Annotated[
         float | None,
         typer.Option(
-            help="Noise level (nearest) whose weights frozen routers take; default: the middle."
+            help="Noise level whose weights frozen routers take, nearest one; default: the middle."
         ),
     ] = None,
     data: options.Data = None,
@@ -49,6 +54,7 @@ def ablate(
     text: options.Text = None,
     engine: options.Engine = "hooks",
     resume: options.Resume = False,
+    no_figures: options.NoFigures = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every effect.")] = False,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
@@ -58,39 +64,40 @@ def ablate(
 
     Example: dar-probe ablate fixtures/digits-residual.pt --kinds source,block --samples 8
     """
-    from dar_probe.cli.shared import intervention_table, terminal
-
     options.check_first(checkpoint)
-    pairs_wanted = [_pair(text) for text in gate or []]
-    from dar_probe import api
+    gates = tuple(_pair(text) for text in gate or ())
     from dar_probe.checkpoints.diffusers_folder import name_of
+    from dar_probe.cli.shared import intervention_table
+    from dar_probe.cli.shared.announcement import announced
+    from dar_probe.models.options import CheckpointOptions
+    from dar_probe.probe import analyses
+    from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
 
     folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
-    with terminal.progress("intervening") as tell:
-        analysis = api.ablate(
-            checkpoint,
-            kinds=None if kinds is None else kinds.split(","),
-            pairs=pairs,
-            gates=pairs_wanted,
-            frozen_at=frozen_at,
-            data=data,
-            noise_levels=noise_levels,
-            samples=samples,
-            batch_size=batch_size,
-            objective=objective,
-            heads=heads,
-            family=family,
-            weights=weights,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            text=text,
-            engine=engine,
-            out=folder,
-            resume=resume,
-            on_cells=tell,
-        )
-    intervention_table.show(analysis, folder, as_json=as_json)
+    figures = not no_figures
+    model = CheckpointOptions(
+        path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
+        device=device, dtype=dtype, text=text,
+    )  # fmt: skip
+    grid = GridOptions(
+        noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
+    )
+    wanted = InterventionOptions(
+        kinds=None if kinds is None else tuple(kinds.split(",")),
+        pairs=pairs,
+        gates=gates,
+        frozen_at=frozen_at,
+    )
+    output = OutputOptions(out=folder, resume=resume, figures=figures)
+    with announced(
+        "intervening", folder, show=intervention_table.show,
+        show_json=intervention_table.show_json if as_json else None, figures=figures,
+    ) as said:  # fmt: skip
+        analysis = analyses.ablate(
+            model, grid, wanted, output,
+            engine=engine, on_cells=said.tell, on_verdict=said.verdict,
+        )  # fmt: skip
+    said.files(analysis)
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -44,6 +44,7 @@ def analyze(
         typer.Option(help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'."),
     ] = None,
     resume: options.Resume = False,
+    no_figures: options.NoFigures = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
@@ -52,40 +53,37 @@ def analyze(
 
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
-    from dar_probe.cli.shared import terminal
-
     for checkpoint in checkpoints:
         options.check_first(checkpoint)
-    from dar_probe import api
-    from dar_probe.results.fail_rule import parse_rule
+    from dar_probe.cli.shared import terminal
+    from dar_probe.cli.shared.announcement import announced
+    from dar_probe.errors import ExitCode
+    from dar_probe.models.options import CheckpointOptions
+    from dar_probe.probe import analyses
+    from dar_probe.probe.options import GridOptions, OutputOptions
 
-    if fail_on is not None:
-        parse_rule(fail_on)
-    folder = out or Path("dar-probe-out") / _name(checkpoints)
-    with terminal.progress("measuring") as tell:
-        analysis = api.analyze(
-            checkpoints,
-            data=data,
-            noise_levels=noise_levels,
-            samples=samples,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            objective=objective,
-            heads=heads,
-            family=family,
-            weights=weights,
-            text=text,
-            engine=engine,
-            out=folder,
-            resume=resume,
-            fail_on=fail_on,
-            on_cells=tell,
+    folder, figures = out or Path("dar-probe-out") / _name(checkpoints), not no_figures
+    wanted = [
+        CheckpointOptions(
+            path=path, weights=weights, family=family, objective=objective, heads=heads,
+            device=device, dtype=dtype, text=text,
         )
-    terminal.show(analysis, folder, as_json=as_json)
+        for path in checkpoints
+    ]  # fmt: skip
+    grid = GridOptions(
+        noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
+    )
+    output = OutputOptions(out=folder, resume=resume, figures=figures, fail_on=fail_on)
+    with announced(
+        "measuring", folder, show=terminal.show,
+        show_json=terminal.show_json if as_json else None, figures=figures,
+    ) as said:  # fmt: skip
+        analysis = analyses.analyze(
+            wanted, grid, output, engine=engine, on_cells=said.tell, on_verdict=said.verdict
+        )
+    said.files(analysis)
     if fail_on is not None and analysis.verdict.status == "fail":
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _name(checkpoints: list[Path]) -> str:

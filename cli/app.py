@@ -21,14 +21,14 @@ from dar_probe.cli import (
     train,
 )
 from dar_probe.cli.shared import errors, streams
+from dar_probe.errors import ExitCode
 from dar_probe.runtime.version import __version__
 
 app = typer.Typer(
     name="dar-probe",
     help="Shows how information travels across the depth of a diffusion transformer, "
     "and how that changes with the noise level.",
-    epilog="Exit codes: 0 done, 1 the verdict fails, 2 usage, 3 file refused, "
-    "4 nothing measurable, 5 internal error, 130 interrupted.",
+    epilog=f"Exit codes: {'; '.join(f'{code.value} {code.sentence}' for code in ExitCode)}.",
     cls=errors.Commands,
     no_args_is_help=True,
     add_completion=False,

@@ -3,14 +3,20 @@
 import importlib
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dar_probe.cli.shared import options
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from dar_probe.analysis import Analysis
+    from dar_probe.probe.options import ModuleOptions
 
 BATCH_HELP = (
     "return (module, batch) where\n"
@@ -30,27 +36,35 @@ def audit(
         str | None, typer.Option(help="A count or levels; default: one level, 0.")
     ] = None,
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 8,
-    batch_size: Annotated[int, typer.Option(help="Cells in one pass.", min=1)] = 8,
+    batch_size: Annotated[
+        int, typer.Option(help="Pairs of sample and noise level in one pass.", min=1)
+    ] = 8,
     blocks: Annotated[
-        str | None, typer.Option(help="Names of the blocks, e.g. 'encoder.layers.*'; else found.")
+        str | None,
+        typer.Option(help="Names of the blocks, e.g. 'encoder.layers.*'; default: found."),
     ] = None,
     readers: Annotated[
-        str | None, typer.Option(help="Names of what reads the stream, '*.norm*'; else found.")
+        str | None,
+        typer.Option(
+            help="Names of the modules that read the stream, e.g. '*.norm*'; default: found."
+        ),
     ] = None,
     train_steps: Annotated[
-        int, typer.Option(help="First train a copy so long, and judge that.", min=0)
+        int, typer.Option(help="First train a copy for so many steps, and judge the copy.", min=0)
     ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate of --train-steps.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of --train-steps.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of --train-steps.", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the analysis; default dar-probe-out/<name>.")
     ] = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="Instead of the default judgement, e.g. 'inflation > 8'.")
+        str | None,
+        typer.Option(help="A rule in place of the default judgement, e.g. 'inflation > 8'."),
     ] = None,
     junit: Annotated[
         Path | None, typer.Option(help="Also write the findings as JUnit XML to this file.")
     ] = None,
+    no_figures: options.NoFigures = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
@@ -61,46 +75,70 @@ def audit(
 
     Example: dar-probe audit mymodels.vit:small --input 16,64
     """
-    from dar_probe import api
     from dar_probe.cli.shared import terminal
+    from dar_probe.cli.shared.announcement import announced
+    from dar_probe.errors import ExitCode
     from dar_probe.files.analysis_folder import check_target
+    from dar_probe.probe.options import GridOptions
     from dar_probe.results.fail_rule import parse_rule
+    from dar_probe.training.audit import audit as run
+    from dar_probe.training.finetune import FinetuneOptions
 
-    if fail_on is not None:
-        parse_rule(fail_on)
+    rule = None if fail_on is None else parse_rule(fail_on)
     if out is not None:
         check_target(out)
     if junit is not None:
         _check_file(junit)
-    module, batch, loss = _call(factory, shape)
-    with terminal.progress("measuring") as tell:
-        analysis = api.audit(
-            module,
-            batch=batch,
-            loss=loss,
-            noise_levels=noise_levels,
-            samples=samples,
-            batch_size=batch_size,
-            blocks=blocks,
-            readers=readers,
-            train_steps=train_steps,
-            lr=lr,
-            seed=seed,
-            fail_on=fail_on,
-            on_cells=tell,
-            on_step=lambda step, steps, value: tell(
+    training = None
+    if train_steps:
+        training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
+    grid = GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size)
+    module, wanted = _call(factory, shape, blocks=blocks, readers=readers)
+    folder, figures = out or Path("dar-probe-out") / type(module).__name__, not no_figures
+    check_target(folder)
+    with (
+        _named(factory),
+        announced(
+            "measuring", folder, show=_show,
+            show_json=terminal.show_json if as_json else None, figures=figures,
+        ) as said,
+    ):  # fmt: skip
+        analysis = run(
+            module, wanted, grid, training, rule=rule, on_cells=said.tell,
+            on_step=lambda step, steps, value: said.tell(
                 step, steps, f"training, loss {value:.4f}", "steps"
             ),
-        )
-    folder = out or Path("dar-probe-out") / analysis.name
-    analysis.save(folder)
+        )  # fmt: skip
+        said.verdict(analysis)
+        analysis.save(folder, figures=figures)
     if junit is not None:
         _write_junit(analysis, junit)
-    if not as_json:
-        terminal.show_sites(analysis.manifest["sites"])
-    terminal.show(analysis, folder, as_json=as_json)
+    said.files(analysis)
     if analysis.verdict.status == "fail":
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show(analysis: "Analysis") -> None:
+    from dar_probe.cli.shared import terminal
+
+    terminal.show_sites(analysis.manifest["sites"])
+    terminal.show(analysis)
+
+
+@contextmanager
+def _named(factory: str) -> Iterator[None]:
+    """Name the callable where its module's inputs are unknown, and say how to give them."""
+    from dar_probe.errors import UsageError
+    from dar_probe.files.kinds import quote
+    from dar_probe.probe.module_plan import UnknownInputsError
+
+    try:
+        yield
+    except UnknownInputsError as error:
+        raise UsageError(
+            f"{quote(factory)} gave a module without inputs",
+            hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
+        ) from error
 
 
 def _check_file(path: Path) -> None:
@@ -134,12 +172,16 @@ def _write_junit(analysis: "Analysis", path: Path) -> None:
     write_atomically(path, write)
 
 
-def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
-    """Return module, batch (None where its config tells) and loss (or None)."""
+def _call(
+    factory: str, shape: str | None, *, blocks: str | None, readers: str | None
+) -> tuple["nn.Module", "ModuleOptions"]:
+    """Return the module that a callable makes, without wrappers, and how it is run."""
     from torch import nn
 
     from dar_probe.errors import UsageError
     from dar_probe.files.kinds import quote
+    from dar_probe.probe.options import ModuleOptions
+    from dar_probe.sites.unwrap import unwrap
 
     shown = quote(factory)
     home, _, name = factory.partition(":")
@@ -161,17 +203,9 @@ def _call(factory: str, shape: str | None) -> tuple[Any, Any, Any]:
     module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):
         raise UsageError(f"{shown} gave a {type(module).__name__}, not a torch module")
+    module = unwrap(module)
     if batch is None and shape is not None:
         from dar_probe.probe.inputs import random_batch
 
         batch = random_batch(module, shape)
-    elif batch is None:
-        from dar_probe.probe import inferred_inputs
-        from dar_probe.sites.unwrap import unwrap
-
-        if inferred_inputs.find(unwrap(module)) is None:
-            raise UsageError(
-                f"{shown} gave a module without inputs",
-                hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
-            )
-    return module, batch, loss
+    return module, ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers)

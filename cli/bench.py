@@ -56,14 +56,15 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     from dar_probe.cli.shared import terminal
+    from dar_probe.models.options import CheckpointOptions
     from dar_probe.probe import bench as core
 
     with terminal.progress("preparing"):
         if checkpoint is not None:
-            work = core.of_checkpoint(
-                checkpoint, batch_size=batch_size, heads=heads, family=family, device=device,
-                dtype=dtype,
-            )  # fmt: skip
+            wanted = CheckpointOptions(
+                path=checkpoint, heads=heads, family=family, device=device, dtype=dtype
+            )
+            work = core.of_checkpoint(wanted, batch_size=batch_size)
         else:
             assert model is not None
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)

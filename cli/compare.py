@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dar_probe.errors import ExitCode
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dar_probe.comparison import Comparison
     from dar_probe.results.fail_rule import Rule
     from dar_probe.results.paired import Pair
-
-NOT_COMPARED = 4
 
 
 def compare(
@@ -30,7 +30,9 @@ def compare(
     ] = None,
     fail_on: Annotated[
         str | None,
-        typer.Option(help="Of other minus reference, e.g. 'inflation > 0.5 or loss > 0.01'."),
+        typer.Option(
+            help="Exit 1 if e.g. 'inflation > 0.5 or loss > 0.01', of other minus reference."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
 ) -> None:
@@ -115,22 +117,22 @@ def _short(text: str) -> str:
     return "n/a" if text == "not measurable" else text
 
 
-def _judge(found: "Comparison", rule: "Rule | None") -> int:
+def _judge(found: "Comparison", rule: "Rule | None") -> ExitCode:
     """Say on stderr what a rule finds, and return the exit code."""
     from dar_probe.cli.shared.terminal import say
     from dar_probe.results.paired import signed
     from dar_probe.results.verdict import plain
 
-    code = NOT_COMPARED if any(pair.reason for pair in found.pairs) else 0
+    code = ExitCode.UNMEASURABLE if any(pair.reason for pair in found.pairs) else ExitCode.DONE
     if rule is None:
         return code
     for pair, unknown in found.undecided(rule):
-        code = NOT_COMPARED
+        code = ExitCode.UNMEASURABLE
         names = " and ".join(map(plain, unknown))
         what = f"{pair.other} against {pair.reference}"
         say(f"The rule cannot judge {what}: {names} cannot be compared.")
     for pair in found.meeting(rule):
-        code = 1
+        code = ExitCode.FAILED
         gaps = [
             f"{plain(change.name)} {signed(change.difference)}"
             for change in pair.changes

@@ -24,14 +24,16 @@ def evaluate(
         Path, typer.Argument(help="A checkpoint, or a .npz of images.", show_default=False)
     ],
     data: Annotated[
-        str, typer.Option(help="The real ones: digits, images:DIR or latents:FILE.")
+        str, typer.Option(help="The real samples: digits, images:DIR or latents:FILE.")
     ] = "digits",
     features: Annotated[
         str,
-        typer.Option(help="The space: digits (a classifier), or a local folder, e.g. of DINOv2."),
+        typer.Option(
+            help="Model of the features: digits (a classifier), or a folder, e.g. of DINOv2."
+        ),
     ] = "digits",
-    samples: Annotated[int, typer.Option(help="Drawn for each seed.", min=1)] = 1000,
-    seeds: Annotated[int, typer.Option(help="How many sets, for the intervals.")] = 3,
+    samples: Annotated[int, typer.Option(help="Samples to draw for each seed.", min=1)] = 1000,
+    seeds: Annotated[int, typer.Option(help="How many seeds; intervals are over them.")] = 3,
     solver: options.Solver = "heun",
     steps: options.Steps = 25,
     guidance: options.Guidance = 1.0,
@@ -47,8 +49,8 @@ def evaluate(
 ) -> None:
     """Measure Fréchet and kernel distance, precision and recall of samples, with intervals.
 
-    Samples are held against the rows that the trainer trains on; the last column does the same with
-    the rows that it holds out (being fewer, they have a larger Fréchet distance by itself).
+    Samples are compared with the rows that the trainer trains on. The last column compares the
+    rows that it holds out, as a floor; they are fewer, which alone makes Fréchet distances larger.
 
     Example: dar-probe evaluate fixtures/digits-residual.pt --samples 1000
     """
@@ -59,15 +61,20 @@ def evaluate(
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
         options.check_first(checkpoint)
-    from dar_probe import api
+    from dar_probe.models.options import CheckpointOptions, SamplingOptions
+    from dar_probe.models.quality import QualityOptions
+    from dar_probe.models.quality import evaluate as run
 
+    model = CheckpointOptions(
+        path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
+        device=device, dtype=dtype,
+    )  # fmt: skip
+    sampling = SamplingOptions(
+        solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae
+    )
+    wanted = QualityOptions(data=data, space=features, samples=samples, seeds=range(seeds))
     with terminal.progress("sampling", "samples") as tell:
-        found = api.evaluate(
-            checkpoint, data=data, space=features, samples=samples, seeds=range(seeds),
-            solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae,
-            weights=weights, objective=objective, heads=heads, family=family, dtype=dtype,
-            device=device, on_samples=tell,
-        )  # fmt: skip
+        found = run(model, sampling, wanted, on_samples=tell)
     if json:
         _print_json(found)
     else:

@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
+    from dar_probe.reports.draw.matplotlib import Figure
     from dar_probe.reports.figures.registry import Options
 
     Named = tuple[str, xr.Dataset]
@@ -20,10 +20,12 @@ def figures(
     analyses: Annotated[
         list[Path], typer.Argument(help="Each an analysis.nc, or its folder.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Folder; other files in it stay.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder to write to; other files in it stay.")] = Path(
         "dar-probe-out/figures"
     ),
-    formats: Annotated[str, typer.Option("--format", help="Some of png,pdf,svg.")] = "png,pdf,svg",
+    formats: Annotated[
+        str, typer.Option("--format", help="Some of png, pdf and svg, with commas.")
+    ] = "png,pdf,svg",
     width: Annotated[
         Literal["one", "two"],
         typer.Option(help="One column (3.25 in) or two (6.75 in); text stays the same size."),
@@ -37,20 +39,25 @@ def figures(
     ] = None,
     variable: Annotated[
         list[str] | None,
-        typer.Option(help="A variable with a heatmap; may be repeated. Default: as analyze."),
+        typer.Option(
+            help="Variable to draw as a heatmap; may be repeated. Default: as analyze does."
+        ),
     ] = None,
     noise_level: Annotated[
         float | None,
-        typer.Option(help="Of matrix, the nearest measured one; default: the middle."),
+        typer.Option(help="Level of matrix, the nearest measured one; default: the middle."),
     ] = None,
     shallow: Annotated[
-        int | None, typer.Option(help="Block of sources, B+1 for the head; default about B/4.")
+        int | None,
+        typer.Option(help="Shallow block of sources, B+1 for the head; default about B/4."),
     ] = None,
-    deep: Annotated[int | None, typer.Option(help="The same; default about 3B/4.")] = None,
+    deep: Annotated[
+        int | None, typer.Option(help="Deep block of sources; default about 3B/4.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only readers of this kind, e.g. attention: matrix, spread, decodability."
+            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability."
         ),
     ] = None,
 ) -> None:
@@ -112,24 +119,26 @@ def _draw(
         ProbeError: none of the analyses can give a figure, or a heatmap, that was asked for.
     """
     from dar_probe.errors import ProbeError
-    from dar_probe.reports.figures import registry as figures
+    from dar_probe.reports import printing
+    from dar_probe.reports.draw import matplotlib
+    from dar_probe.reports.figures import dilution, registry
     from dar_probe.results.trajectory import last_step
 
     _check_kind(named, options)
     drawn = []
-    for stem in figures.stems(wanted, options):
+    for stem in registry.stems(wanted, options):
         if stem == "dilution":
             lines = [(name, last_step(ds)) for name, ds in named]
-            drawn.append((stem, figures.dilution(lines, width=options.width)))
+            drawn.append((stem, matplotlib.draw(dilution.dilution(lines, width=options.width))))
             continue
-        reasons = [figures.lacks(ds, stem, options) for _, ds in named]
-        explicit = asked or (stem.startswith(figures.HEATMAP) and options.variables)
+        reasons = [registry.lacks(ds, stem, options) for _, ds in named]
+        explicit = asked or (stem.startswith(registry.HEATMAP) and options.variables)
         if explicit and all(reasons):
             raise ProbeError(f"no figure {stem!r}: {reasons[0]}")
         for number, (reason, (name, ds)) in enumerate(zip(reasons, named, strict=True), 1):
             if not reason:
                 prefix = f"{number:02d}-" if len(named) > 1 else ""
-                drawn.append((prefix + stem, figures.draw(ds, stem, options, name=name)))
+                drawn.append((prefix + stem, printing.draw(ds, stem, options, name=name)))
     return drawn
 
 

@@ -27,9 +27,12 @@ def inspect(
     """
     options.check_first(checkpoint)
     from dar_probe.models.inspection import survey
+    from dar_probe.models.options import CheckpointOptions
 
     found = survey(
-        checkpoint, heads=heads, family=family, weights=weights, objective_name=objective
+        CheckpointOptions(
+            path=checkpoint, heads=heads, family=family, weights=weights, objective=objective
+        )
     )
     if as_json:
         facts = asdict(found)

@@ -28,4 +28,6 @@ def report(
     found = open_analysis(analysis)
     folder = out or (analysis if os.path.isdir(analysis) else analysis.parent)
     found.save(folder)
-    terminal.show(found, folder)
+    terminal.show(found)
+    typer.echo()
+    terminal.show_files(folder)

@@ -11,9 +11,10 @@ from dar_probe.cli.shared import options
 
 def sample(
     checkpoint: options.Checkpoint,
-    samples: Annotated[int, typer.Option(help="How many.", min=1)] = 100,
+    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
     classes: Annotated[
-        str, typer.Option(help="Labels in turn, e.g. 3,5; default: all of them.")
+        str,
+        typer.Option(help="Class labels, taken in turn, e.g. 3,5; default: all of the model's."),
     ] = "",
     solver: options.Solver = "heun",
     steps: options.Steps = 50,
@@ -54,14 +55,18 @@ def sample(
     options.check_first(checkpoint)
     from dar_probe.diffusion import generation
     from dar_probe.models.generator import load_generator
+    from dar_probe.models.options import CheckpointOptions, SamplingOptions
     from dar_probe.runtime.checks import check_counts
 
     check_counts(samples=samples)
-    made = load_generator(
-        checkpoint, solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae,
-        weights=weights, objective=objective, heads=heads, family=family, dtype=dtype,
-        device=device,
+    model = CheckpointOptions(
+        path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
+        device=device, dtype=dtype,
     )  # fmt: skip
+    sampling = SamplingOptions(
+        solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae
+    )
+    made = load_generator(model, sampling)
     target = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-samples"
     check_target(target, "sheet")
     labels = made.labels(samples, wanted)

@@ -14,8 +14,8 @@ from dar_probe.results.schema import VARIABLES
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
+    from dar_probe.reports.draw.matplotlib import Figure
     from dar_probe.reports.plots import Plots
     from dar_probe.results.dataframe import Per
     from dar_probe.results.metrics import Metric
@@ -92,7 +92,8 @@ class DataArrayAccessor:
         Raises:
             UsageError: the array is none of the variables that have such a map, or lacks a dim.
         """
-        from dar_probe.reports.figures import registry
+        from dar_probe.reports.draw import matplotlib
+        from dar_probe.reports.figures import heatmap
         from dar_probe.reports.style import palette
 
         name = str(self._array.name)
@@ -107,4 +108,4 @@ class DataArrayAccessor:
                 f"{', '.join(map(str, self._array.dims)) or 'none'}",
                 hint="select with lists or slices, so that every dim stays",
             )
-        return registry.heatmap(self._array.to_dataset(), name)
+        return matplotlib.draw(heatmap.heatmap(self._array.to_dataset(), name))

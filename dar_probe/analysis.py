@@ -11,6 +11,7 @@ import xarray as xr
 from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
 from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
+from dar_probe.results.fail_rule import Rule
 from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric
 from dar_probe.results.symptoms import SYMPTOMS
@@ -40,14 +41,14 @@ class Analysis:
         dataset: xr.Dataset,
         *,
         thresholds: Thresholds | None = None,
-        fail_on: str | None = None,
+        fail_on: str | Rule | None = None,
         before: "Analysis | None" = None,
     ) -> None:
         whole = schema.validate(dataset)
         self.trajectory = whole if "step" in whole.dims else None
         self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
         self.thresholds = thresholds or Thresholds()
-        self.rule = fail_rule.parse_rule(fail_on) if fail_on is not None else None
+        self.rule = fail_rule.parse_rule(fail_on) if isinstance(fail_on, str) else fail_on
         self.before = before
 
     @cached_property
@@ -72,9 +73,8 @@ class Analysis:
         if self.trajectory is None:
             return []
         pairs = trajectory.split(self.trajectory)
-        text = self.rule.text if self.rule else None
         earlier = [
-            (step, Analysis(ds, thresholds=self.thresholds, fail_on=text))
+            (step, Analysis(ds, thresholds=self.thresholds, fail_on=self.rule))
             for step, ds in pairs[:-1]
         ]
         return [*earlier, (pairs[-1][0], self)]
@@ -143,19 +143,22 @@ class Analysis:
 
         return dataframe.to_dataframe(self.whole, *names, per=per)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, figures: bool = True) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
+
+        Args:
+            folder: is made where it is missing; an earlier analysis in it is replaced.
+            figures: also write the printed figures, which take most of the time.
 
         Raises:
             UsageError: the folder holds something else or cannot be written.
         """
         with OutputFolder(Path(folder)) as output:
-            output.publish(self.write)
+            output.publish(lambda fresh: self.write(fresh, figures=figures))
         return Path(folder)
 
-    def write(self, folder: Path) -> None:
-        """Write the files of one analysis into an existing folder."""
-        from dar_probe.reports.figures import registry
+    def write(self, folder: Path, *, figures: bool = True) -> None:
+        """Write the files of one analysis into an existing folder; see ``save``."""
         from dar_probe.reports.pages import analysis
 
         store.write(self.whole, folder / "analysis.nc")
@@ -172,7 +175,10 @@ class Analysis:
             trajectory=self.trajectory,
         )
         write_text(folder / "report.html", html)
-        registry.write_all(self.whole, folder / "figures", name=self.name)
+        if figures:
+            from dar_probe.reports import printing
+
+            printing.write_all(self.whole, folder / "figures", name=self.name)
 
     def __repr__(self) -> str:
         from dar_probe.reports.pages import notebook

@@ -22,7 +22,8 @@ from dar_probe.results.verdict import plain
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-    from matplotlib.figure import Figure
+
+    from dar_probe.reports.draw.matplotlib import Figure
 
 PARTS = ("reference", "other", "difference")
 
@@ -114,7 +115,8 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Write the files of a comparison into an existing folder."""
-        from dar_probe.reports.figures import differences, registry
+        from dar_probe.reports.draw import matplotlib
+        from dar_probe.reports.figures import differences
         from dar_probe.reports.pages import comparison as comparison_page
 
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
@@ -130,7 +132,7 @@ class Comparison:
             drawn["differences"] = self.plot.differences()
         for stem, figure in drawn.items():
             for suffix in ("png", "pdf"):
-                registry.save(figure, folder / "figures" / f"{stem}.{suffix}")
+                matplotlib.save(figure, folder / "figures" / f"{stem}.{suffix}")
 
     @property
     def named(self) -> list[tuple[str, "xr.Dataset"]]:
@@ -164,9 +166,10 @@ class Plots:
 
     def dilution(self) -> "Figure":
         """RMS, gradient and cosine over the block index, one line per model."""
-        from dar_probe.reports.figures import registry
+        from dar_probe.reports.draw import matplotlib
+        from dar_probe.reports.figures import dilution
 
-        return registry.dilution(self._comparison.named)
+        return matplotlib.draw(dilution.dilution(self._comparison.named))
 
     def differences(self) -> "Figure":
         """The same, each other model minus the reference, with paired intervals.
@@ -174,9 +177,10 @@ class Plots:
         Raises:
             UsageError: no model has the reference's samples and depth.
         """
+        from dar_probe.reports.draw import matplotlib
         from dar_probe.reports.figures import differences
 
-        return differences.figure(self._comparison.named)
+        return matplotlib.draw(differences.differences(self._comparison.named))
 
 
 def compare(*analyses: Analysis | str | Path) -> Comparison:

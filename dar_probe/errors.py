@@ -2,6 +2,31 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ended: a number, and what it says in a few words.
+
+    The command line's help and the table in the README read the words here.
+    """
+
+    sentence: str
+
+    def __new__(cls, number: int, sentence: str) -> "ExitCode":
+        """Make a number that carries its sentence."""
+        code = int.__new__(cls, number)
+        code._value_ = number
+        code.sentence = sentence
+        return code
+
+    DONE = 0, "done, whatever was found"
+    FAILED = 1, "the verdict fails where it was asked for (audit, --fail-on)"
+    USAGE = 2, "an argument or data do not fit, or files cannot be written"
+    REFUSED = 3, "a checkpoint or an analysis is refused"
+    UNMEASURABLE = 4, "nothing could be measured or compared"
+    INTERNAL = 5, "internal error"
+    INTERRUPTED = 130, "interrupted"
 
 
 class DarProbeError(ValueError):
@@ -12,7 +37,7 @@ class DarProbeError(ValueError):
         exit_code: the exit code of the command line.
     """
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -30,13 +55,13 @@ class InUseError(UsageError):
 class CheckpointError(DarProbeError):
     """A file that is refused, or that is no known checkpoint or analysis (exit code 3)."""
 
-    exit_code = 3
+    exit_code = ExitCode.REFUSED
 
 
 class ProbeError(DarProbeError):
     """Nothing could be measured: NaN or Inf in weights or loss, no stack found (exit code 4)."""
 
-    exit_code = 4
+    exit_code = ExitCode.UNMEASURABLE
 
 
 def out_of_memory(error: Exception) -> bool:

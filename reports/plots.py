@@ -1,13 +1,24 @@
 """The printed figures of one analysis, by name: ``analysis.plot.dilution()``."""
 
+from dataclasses import replace
 from typing import Protocol
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw.matplotlib import Width
-from dar_probe.reports.figures import interventions, registry
+from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.draw.matplotlib import Figure
+from dar_probe.reports.figures import (
+    decodability,
+    dilution,
+    heatmap,
+    interventions,
+    matrix,
+    router_entropy,
+    sources,
+    trajectory,
+)
+from dar_probe.reports.figures.description import Width
 
 
 class Analysis(Protocol):
@@ -34,14 +45,15 @@ class Plots:
 
     def dilution(self, *others: Analysis, width: Width = "two") -> Figure:
         """RMS, gradient and cosine over the block index, one line per analysis."""
-        everything = (self._analysis, *others)
-        return registry.dilution([(a.name, a.dataset) for a in everything], width=width)
+        everything = [(one.name, one.dataset) for one in (self._analysis, *others)]
+        return matplotlib.draw(dilution.dilution(everything, width=width))
 
     def sources(
         self, *, shallow: int | None = None, deep: int | None = None, width: Width = "two"
     ) -> Figure:
         """Importance, and routing weights, of every source at a shallow and a deep block."""
-        return registry.sources(self._analysis.dataset, shallow=shallow, deep=deep, width=width)
+        ds = self._analysis.dataset
+        return matplotlib.draw(sources.sources(ds, shallow=shallow, deep=deep, width=width))
 
     def matrix(
         self,
@@ -51,17 +63,19 @@ class Plots:
         width: Width = "two",
     ) -> Figure:
         """Reader x source maps at the nearest noise level, attention and MLP readers apart."""
-        return registry.matrix(
-            self._analysis.dataset, noise_level=noise_level, kind=kind, width=width
-        )
+        ds = self._analysis.dataset
+        return matplotlib.draw(matrix.matrix(ds, noise_level=noise_level, kind=kind, width=width))
 
     def spread(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """Routing entropy and effective number of sources over depth, of a model with a router."""
-        return registry.spread(self._analysis.dataset, kind=kind, width=width)
+        return matplotlib.draw(
+            router_entropy.spread(self._analysis.dataset, kind=kind, width=width)
+        )
 
     def decodability(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """How well the noise level is decoded from what each reader reads."""
-        return registry.decodability(self._analysis.dataset, kind=kind, width=width)
+        ds = self._analysis.dataset
+        return matplotlib.draw(decodability.decodability(ds, kind=kind, width=width))
 
     def trajectory(self, *, width: Width = "two") -> Figure:
         """The three symptoms over the training steps, of several checkpoints of one run.
@@ -74,12 +88,13 @@ class Plots:
                 "this analysis has no training steps",
                 hint="dar-probe analyze RUN/checkpoints/*.pt makes one that has",
             )
-        return registry.trajectory(self._analysis.trajectory, width=width)
+        return matplotlib.draw(trajectory.trajectory(self._analysis.trajectory, width=width))
 
     def interventions(self, *, width: Width = "two") -> Figure:
         """True against predicted loss changes, of an analysis that ``ablate`` made."""
-        return interventions.figure(self._analysis.dataset, name=self._analysis.name, width=width)
+        found = interventions.interventions(self._analysis.dataset, width=width)
+        return matplotlib.draw(replace(found, heading=self._analysis.name))
 
     def heatmap(self, variable: str, *, width: Width = "two") -> Figure:
         """Depth x noise level map of one variable."""
-        return registry.heatmap(self._analysis.dataset, variable, width=width)
+        return matplotlib.draw(heatmap.heatmap(self._analysis.dataset, variable, width=width))

@@ -15,13 +15,15 @@ from dar_probe.cli import app
 from dar_probe.comparison import Comparison, compare
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.analysis_folder import CONTENTS
-from dar_probe.reports.figures import differences, registry
+from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.figures import differences
 from dar_probe.reports.pages import comparison, document
 from dar_probe.reports.style import palette
 from dar_probe.results import schema, store
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.results.paired import NUMBERS, over_depth
 from dar_probe.results.trajectory import last_step
+from tests.helpers.drawn import printed, screened, unpacked
 from tests.helpers.synthetic import dataset, trained
 from tests.reports.test_figures import drawn_text
 from tests.reports.test_page import HOSTILE, Parsed, browse
@@ -178,7 +180,7 @@ def test_save_writes_everything_or_nothing(usual, tmp_path, monkeypatch):
         frame["difference_low"].tolist(), rel=1e-12, nan_ok=True
     )
     first = (folder / "comparison.html").read_bytes()
-    monkeypatch.setattr(registry, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(matplotlib, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         usual.save(folder)
     assert (folder / "comparison.html").read_bytes() == first
@@ -211,35 +213,36 @@ def test_a_comparison_needs_no_torch(paths, tmp_path):
 
 
 def test_differences_are_drawn_with_their_intervals(usual):
-    drawn = differences.interactive(usual.named)
-    lines = [trace for trace in drawn.data if trace.name]
-    assert [(line.name, bool(line.showlegend)) for line in lines] == [
+    drawn = screened.differences(usual.named)
+    lines = [trace for trace in drawn["data"] if "name" in trace]
+    assert [(line["name"], line["showlegend"]) for line in lines] == [
         ("routed", True), ("routed", False), ("routed", False),
     ]  # fmt: skip
-    bands = [trace for trace in drawn.data if trace.fill == "toself"]
+    bands = [trace for trace in drawn["data"] if trace.get("fill") == "toself"]
     for line, band, panel in zip(lines, bands, palette.PANELS, strict=True):
         gap = over_depth(usual.named[0][1], usual.named[1][1], panel.variable)
         gap = gap.sel(block=slice(1, None))
-        np.testing.assert_allclose(line.y, gap["value"])
-        np.testing.assert_allclose(band.y[: len(line.y)], gap["high"])
-        np.testing.assert_allclose(band.y[len(line.y) :], gap["low"][::-1])
+        value, ends = unpacked(line["y"]), unpacked(band["y"])
+        np.testing.assert_allclose(value, gap["value"])
+        np.testing.assert_allclose(ends[: len(value)], gap["high"])
+        np.testing.assert_allclose(ends[len(value) :], gap["low"][::-1])
     printed = usual.plot.differences()
     for axis, line in zip(printed.axes, lines, strict=True):
         zero, value = axis.get_lines()
         assert list(zero.get_ydata()) == [0, 0]
-        np.testing.assert_allclose(value.get_ydata(), line.y)
+        np.testing.assert_allclose(value.get_ydata(), unpacked(line["y"]))
 
 
 def test_zero_lies_within_every_panel_and_lines_look_as_in_the_overlay(usual):
-    drawn = differences.interactive(usual.named)
+    drawn = screened.differences(usual.named)
     for panel in range(3):
-        low, high = drawn.layout[f"yaxis{panel + 1 if panel else ''}"].range
+        low, high = drawn["layout"][f"yaxis{panel + 1 if panel else ''}"]["range"]
         assert low < 0 < high
     for axis in usual.plot.differences().axes:
         low, high = axis.get_ylim()
         assert low < 0 < high
     same = Comparison(usual.analyses[0], usual.analyses[0])
-    low, high = differences.interactive(same.named).layout.yaxis.range
+    low, high = screened.differences(same.named)["layout"]["yaxis"]["range"]
     assert low < 0 < high
     overlay = [line for line in usual.plot.dilution().axes[0].get_lines()]
     own = usual.plot.differences().axes[0].get_lines()[1]
@@ -251,7 +254,7 @@ def test_models_of_another_depth_or_grid_are_left_out(usual):
     deeper = Analysis(model("deeper", blocks=5))
     both = Comparison(usual.analyses[0], deeper, usual.analyses[2])
     assert differences.drawable(both.named) == []
-    for draw in (differences.interactive, differences.figure):
+    for draw in (screened.differences, printed.differences):
         with pytest.raises(UsageError, match="nothing differs over depth"):
             draw(both.named)
     words = Parsed(comparison.render(both.named, both.pairs)).words

@@ -13,9 +13,9 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 NAMES = ["digits-residual", "digits-dar-static", "digits-dar-dynamic"]
 
 
-@pytest.fixture(scope="module")
-def analyses():
-    return {name: dp.analyze(FIXTURES / f"{name}.pt", noise_levels=4, samples=16) for name in NAMES}
+@pytest.fixture
+def analyses(measured):
+    return {name: measured(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,11 +36,12 @@ def test_dar_fits_fifteen_lines_of_somebody_elses_loop():
     assert len(body.splitlines()) <= 15
 
 
-def test_links_and_files_exist():
+def test_links_and_files_exist(subtests):
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)]+)\)", prose):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+        with subtests.test(target=target):
+            if not target.startswith("http"):
+                assert (ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize(

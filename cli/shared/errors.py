@@ -1,4 +1,4 @@
-"""Turns what went wrong into one sentence, one hint and an exit code."""
+"""Turns every error of a command into one sentence, one hint and an exit code."""
 
 import functools
 import os
@@ -7,52 +7,27 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from dar_probe.errors import DarProbeError, out_of_memory
+from dar_probe.cli.shared import typer_group
+from dar_probe.errors import DarProbeError, ExitCode, out_of_memory
 
 DEBUG = False
-INTERNAL_ERROR, INTERRUPTED = 5, 130
 CONTINUE = "Hint: analyze, ablate and train continue with --resume."
 LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
 
 
-class Commands(TyperGroup):
+class Commands(typer_group.Commands):
     """The commands; what is wrong with their arguments is told like every other error."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run one command, and leave by an exit code."""
-        run = functools.partial(
-            super().main, args, prog_name, complete_var, False, windows_expand_args, **extra
-        )
-        if not standalone_mode:
-            return run()
-        try:
-            code = run()
-        except Exception as error:
-            # Typer has brought its own copy of click since 0.27: the class cannot be imported.
-            message = getattr(error, "format_message", None)
-            if message is None:
-                raise
-            context = getattr(error, "ctx", None)
-            name = context.command_path if context else self.name
-            if sentence := message():  # none where no command was given: that prints the help
-                _say(f"Error: {sentence}", f"Hint: {name} --help lists what it takes")
-            raise SystemExit(2) from None
-        raise SystemExit(code or 0)
+    @staticmethod
+    def tell(sentence: str, hint: str) -> None:
+        """Write a usage error on stderr."""
+        _say(sentence, hint)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -78,19 +53,19 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             os.kill(os.getpid(), signal.SIGTERM)  # who stopped us sees that we died of it
         except KeyboardInterrupt:
             _say("Interrupted.", CONTINUE)
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(ExitCode.INTERRUPTED) from None
         except Exception as error:
             if out_of_memory(error):
                 _say(
                     "Error: there is not enough memory for this batch.",
                     "Hint: lower --batch-size, or choose another --device.",
                 )
-                raise SystemExit(4) from None
+                raise SystemExit(ExitCode.UNMEASURABLE) from None
             _say(
                 f"Internal error: {type(error).__name__}: {error}",
                 "Hint: run again with --debug and report the traceback.",
             )
-            raise SystemExit(INTERNAL_ERROR) from None
+            raise SystemExit(ExitCode.INTERNAL) from None
 
     return run
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from dar_probe.cli.shared.terminal import printable
-from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
@@ -20,27 +18,27 @@ LARGEST = 12
 COUNTED = {"ablation": "intervention", "noise_level": "noise level", "sample": "sample"}
 
 
-def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
-    """Print how well gates foretell interventions, and the largest effects.
-
-    With ``as_json`` print every effect, and nothing else.
-    """
+def show_json(analysis: "Analysis") -> None:
+    """Print every effect."""
     from dar_probe.results import interventions
 
-    if not ranks.leads():
-        return
+    kinds = {
+        a.kind: {"count": a.count, "rank_correlation": _json(a.rank), "error": _json(a.error)}
+        for a in interventions.agreement(analysis.dataset)
+    }
+    table = interventions.effects(analysis.dataset)
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    sys.stdout.write(json.dumps({"kinds": kinds, "effects": rows}, indent=2) + "\n")
+
+
+def show(analysis: "Analysis") -> None:
+    """Print how well gates foretell interventions, and the largest effects."""
+    from dar_probe.results import interventions
+
     found, table = (
         interventions.agreement(analysis.dataset),
         interventions.effects(analysis.dataset),
     )
-    if as_json:
-        kinds = {
-            a.kind: {"count": a.count, "rank_correlation": _json(a.rank), "error": _json(a.error)}
-            for a in found
-        }
-        rows = json.loads(table.to_json(orient="records", double_precision=15))
-        sys.stdout.write(json.dumps({"kinds": kinds, "effects": rows}, indent=2) + "\n")
-        return
     console = Console(highlight=False, soft_wrap=False)
     console.print(Text(printable(analysis.name), style="bold"))
     sizes = analysis.dataset.sizes
@@ -79,9 +77,6 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
             f"{row['linear']:+.3g}",
         )
     console.print(largest)
-    console.print()
-    console.print(Text(f"Report   {printable(str(folder / 'report.html'))}", overflow="fold"))
-    console.print(Text(f"Dataset  {printable(str(folder / 'analysis.nc'))}", overflow="fold"))
 
 
 def _table(first: str, *numbers: str) -> Table:

@@ -23,40 +23,53 @@ Data = Annotated[
     typer.Option(help="digits, images:DIR or latents:FILE; default: what fits the model."),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Samples x noise levels in one pass; default by size.")
+    int | None,
+    typer.Option(help="Pairs of sample and noise level in one pass; default: by the model's size."),
 ]
 Objective = Annotated[
     str | None,
     typer.Option(
-        help="Where unknown: sit (t=0 is noise), repa (t=1 is noise), dit, uvit, vp, or "
+        help="Where the file does not tell: sit (t=0 is noise), repa (t=1 is noise), dit, uvit, "
+        "vp, or "
         "ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0)."
     ),
 ]
-Heads = Annotated[int | None, typer.Option(help="Attention heads, where unknown.")]
+Heads = Annotated[int | None, typer.Option(help="Attention heads, where the file does not tell.")]
 Family = Annotated[
     str | None,
     typer.Option(
-        help="Where names mislead: sit, uvit, mdt, lightningdit, udit, or package.module:FAMILY.",
+        help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, or "
+        "package.module:FAMILY.",
         callback=_importable,
     ),
 ]
-Weights = Annotated[str, typer.Option(help="auto (prefers EMA), ema or model.")]
-Seed = Annotated[int, typer.Option(help="Of the noise, and of whatever is drawn.", min=0)]
+Weights = Annotated[
+    str, typer.Option(help="auto (the averaged ones if there are any), ema or model.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed for noise and samples.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
-Engine = Annotated[str, typer.Option(help="hooks, or nnsight: the same numbers the other way.")]
+Engine = Annotated[str, typer.Option(help="hooks or nnsight; both give the same numbers.")]
 Solver = Annotated[str, typer.Option(help="euler, heun, sde or dopri5.")]
 Steps = Annotated[int, typer.Option(help="Steps from noise to data.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance; 1: none.")]
-DrawnTogether = Annotated[int, typer.Option("--batch-size", help="Samples drawn together.")]
+Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1 is none.")]
+DrawnTogether = Annotated[
+    int, typer.Option("--batch-size", help="Samples that are drawn together.")
+]
 Decoder = Annotated[
     Path | None,
     typer.Option("--vae", help="A local AutoencoderKL folder, which makes images of latents."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was cut off.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an analysis that was cut off.")]
+NoFigures = Annotated[
+    bool,
+    typer.Option("--no-figures", help="Write no printed figures (figures/), only data and page."),
+]
 Text = Annotated[
     Path | None,
-    typer.Option(help="Conditions of a diffusers model, .safetensors or .npz; default: drawn."),
+    typer.Option(
+        help="Conditions for a diffusers model, .safetensors or .npz; default: random ones."
+    ),
 ]
 
 

@@ -1,7 +1,7 @@
 """Progress on stderr, as long as it lasts; nothing where there is no terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -15,40 +15,58 @@ HOUR = 3600.0
 ROOMY = 78  # columns: below, a note would crowd out the numbers
 
 
+class Tell:
+    """Draws progress when it is called with (done, total, note="", unit=...).
+
+    Args:
+        what: is done, e.g. "measuring".
+        unit: of done and total.
+    """
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._unit, self._last = unit, 0
+        self._console = console_on(sys.stderr)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(max_width=24)),
+            _Count(table_column=Column(no_wrap=True)),
+            _Pace(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+            disable=not (sys.stderr.isatty() and self._console.is_interactive and ranks.leads()),
+            transient=True,
+            speed_estimate_period=HOUR,  # a large model may take minutes for one report
+        )
+        self._task = self.bar.add_task(what, total=None, note="", unit=unit)
+
+    def __call__(self, done: int, total: int, note: str = "", unit: str | None = None) -> None:
+        """Draw that ``done`` of ``total`` are done."""
+        if done < self._last:  # another walk over as many cells: its own rate, its own time
+            self.bar.reset(self._task, total=total)
+        self._last = done
+        if done >= total:
+            note = "writing"
+        elif self._console.width < ROOMY:
+            note = ""
+        self.bar.update(self._task, completed=done, total=total, note=note, unit=unit or self._unit)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the bar off the terminal while something else is written there."""
+        self.bar.stop()
+        yield
+        self.bar.start()
+
+
 @contextmanager
-def progress(what: str, unit: str = "cells") -> Iterator[Callable[..., None]]:
-    """Yield tell(done, total, note="", unit=unit), drawn as one line on stderr and erased at last.
+def progress(what: str, unit: str = "cells") -> Iterator[Tell]:
+    """Yield what draws progress as one line on stderr; the line is erased at the end.
 
     Nothing is written where stderr is no terminal that can move its cursor, whatever FORCE_COLOR
     says: a log is no place for a bar.
     """
-    console = console_on(sys.stderr)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None, table_column=Column(max_width=24)),
-        _Count(table_column=Column(no_wrap=True)),
-        _Pace(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-        disable=not (sys.stderr.isatty() and console.is_interactive and ranks.leads()),
-        transient=True,
-        speed_estimate_period=HOUR,  # a large model may take minutes for one report
-    )
-    task = bar.add_task(what, total=None, note="", unit=unit)
-    last = 0
-
-    def tell(done: int, total: int, note: str = "", unit: str = unit) -> None:
-        nonlocal last
-        if done < last:  # another walk over as many cells: its own rate, its own time
-            bar.reset(task, total=total)
-        last = done
-        if done >= total:
-            note = "writing"
-        elif console.width < ROOMY:
-            note = ""
-        bar.update(task, completed=done, total=total, note=note, unit=unit)
-
-    with bar:
+    tell = Tell(what, unit)
+    with tell.bar:
         yield tell
 
 

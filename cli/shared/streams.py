@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
-UNWRITTEN = 2
+from dar_probe.errors import ExitCode
 
 
 def prepare() -> None:
@@ -47,7 +47,7 @@ def outlived() -> Iterator[None]:
                 f"Error: the output cannot be written: {out.error.strerror}\n"
                 "Hint: check where stdout goes; the files of the command are whole.\n"
             )
-            code = code or UNWRITTEN
+            code = code or ExitCode.USAGE
         err.flush()
         sys.stdout, sys.stderr = real
     raise SystemExit(code)

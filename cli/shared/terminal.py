@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -35,6 +36,8 @@ __all__ = [
     "progress",
     "say",
     "show",
+    "show_files",
+    "show_json",
     "show_sites",
     "sparkline",
 ]
@@ -44,16 +47,8 @@ SPARK_LEAST = 8
 STEPS_MOST = 8
 
 
-def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
-    """Print warnings, the verdict, the symptoms over depth, assumptions and where files are.
-
-    With ``as_json`` print what summary.json holds, and nothing else.
-    """
-    if not ranks.leads():
-        return
-    if as_json:
-        sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
-        return
+def show(analysis: "Analysis") -> None:
+    """Print warnings, the verdict, the symptoms over depth and what was assumed."""
     from dar_probe.reports.style.palette import clean
 
     console = console_on(sys.stdout)
@@ -86,10 +81,22 @@ def show(analysis: "Analysis", folder: Path, *, as_json: bool = False) -> None:
             _bullet(console, finding.sentence, _colour(finding.status))
     for assumption in manifest["assumptions"]:
         _bullet(console, f"Assumed: {assumption}", "dim")
-    console.print()
-    for label, file in (("Report ", "report.html"), ("Dataset", "analysis.nc")):
+
+
+def show_json(analysis: "Analysis") -> None:
+    """Print what summary.json holds."""
+    sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
+
+
+def show_files(folder: Path, *, figures: bool = True) -> None:
+    """Print where the files of an analysis are."""
+    console = console_on(sys.stdout)
+    lines = [("Report ", str(folder / "report.html")), ("Dataset", str(folder / "analysis.nc"))]
+    if not figures:
+        lines.append(("Figures", f"none; draw them with: dar-probe report {quote(str(folder))}"))
+    for label, text in lines:
         # Not folded: the terminal does that, and what is copied from it stays one path.
-        console.print(Text(f"{label}  {printable(str(folder / file))}"), soft_wrap=True)
+        console.print(Text(f"{label}  {printable(text)}"), soft_wrap=True)
 
 
 def show_sites(sites: list[dict[str, Any]]) -> None:

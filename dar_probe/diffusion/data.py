@@ -106,11 +106,26 @@ def load(
         raise UsageError(
             f"unknown data {spec!r}", hint="--data takes digits, images:DIR or latents:FILE"
         )
-    _check_fit(data, shape, num_classes)
+    check_fit(data, shape, num_classes)
     data = data.split(split)
     if not len(data):
         raise UsageError(f"{spec} has no rows in its {split} part", hint="it needs more samples")
     return data
+
+
+def check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None) -> None:
+    """Raise UsageError where samples have another shape, or labels, than a model takes."""
+    own = tuple(data.latents.shape[1:])
+    if shape is not None and own != shape:
+        raise UsageError(
+            f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
+            hint="pass data of that shape with --data latents:FILE or images:DIR",
+        )
+    if num_classes is not None and int(data.labels.max()) >= num_classes:
+        raise UsageError(
+            f"{data.name} has the label {int(data.labels.max())}, the model knows "
+            f"{num_classes} classes"
+        )
 
 
 def digits() -> Data:
@@ -261,20 +276,6 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             hint="it takes latents (N, C, H, W) and labels (N,)",
         )
     return found
-
-
-def _check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None) -> None:
-    own = tuple(data.latents.shape[1:])
-    if shape is not None and own != shape:
-        raise UsageError(
-            f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
-            hint="pass data of that shape with --data latents:FILE or images:DIR",
-        )
-    if num_classes is not None and int(data.labels.max()) >= num_classes:
-        raise UsageError(
-            f"{data.name} has the label {int(data.labels.max())}, the model knows "
-            f"{num_classes} classes"
-        )
 
 
 def _by(shape: tuple[int, ...]) -> str:

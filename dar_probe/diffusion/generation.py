@@ -91,8 +91,10 @@ class Generator:
         with loaded.refusing():
             drawn = drawing.draw(
                 loaded.model, loaded.objective, labels, loaded.identified.shape,
-                seed=seed, sampler=self.sampler, device=parameter.device, dtype=parameter.dtype,
-                batch_size=self.batch_size, on_samples=on_samples,
+                seed=seed, sampler=self.sampler, on_samples=on_samples,
+                place=drawing.Place(
+                    device=parameter.device, dtype=parameter.dtype, batch_size=self.batch_size
+                ),
             )  # fmt: skip
         if not bool(torch.isfinite(drawn).all()):
             raise ProbeError(

@@ -277,15 +277,13 @@ def ddpm(
     beta_start: float = 1e-4,
     beta_end: float = 2e-2,
     steps: int = 1000,
-    first: int = 0,
     trained_betas: Sequence[float] | None = None,
     zero_snr: bool = False,
 ) -> DDPM:
     """Return the objective of a model trained on discrete steps.
 
     ``schedule`` and ``prediction`` are also taken in diffusers' spelling. ``trained_betas``
-    replace schedule, beta_start, beta_end and steps. ``first`` is what the model is fed at the
-    cleanest step: 0 for DiT, 1 for U-ViT.
+    replace schedule, beta_start, beta_end and steps.
 
     Raises:
         UsageError: a name is unknown, or the betas are no noise schedule.
@@ -308,7 +306,7 @@ def ddpm(
     else:
         betas = torch.tensor(trained_betas, dtype=torch.float64)
     alpha_bar = torch.cumprod(1 - betas, 0)
-    return DDPM(name, prediction, _zero_snr(alpha_bar) if zero_snr else alpha_bar, first)
+    return DDPM(name, prediction, _zero_snr(alpha_bar) if zero_snr else alpha_bar)
 
 
 def _betas(schedule: str, start: float, end: float, steps: int) -> Tensor:

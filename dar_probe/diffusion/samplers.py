@@ -51,6 +51,15 @@ class Sampler:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a model draws samples, in which type, and how many at a time."""
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 16
+
+
 @torch.no_grad()
 def draw(
     model: nn.Module,
@@ -60,25 +69,23 @@ def draw(
     *,
     seed: int,
     sampler: Sampler | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    batch_size: int = 16,
+    place: Place | None = None,
     on_samples: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return samples (N, *shape) for ``labels`` (N,), float32 on the CPU.
 
     Sample i is a function of (seed, i) and its label alone, in whatever batch (dopri5 chooses its
-    steps for a batch). ``on_samples`` is told how many are drawn.
+    steps for a batch). ``on_samples`` is called with the number that is drawn, after each batch.
 
     Raises:
         UsageError: dopri5 without torchdiffeq, or for a model with discrete steps.
     """
-    sampler = sampler or Sampler()
+    sampler, place = sampler or Sampler(), place or Place()
     drawn = []
-    for start in range(0, len(labels), batch_size):
-        ids = torch.arange(start, min(start + batch_size, len(labels)))
-        x = datasets.noise(ids, shape, seed=seed).to(device, dtype)
-        split = _implied(model, objective, labels[ids].to(device), sampler)
+    for start in range(0, len(labels), place.batch_size):
+        ids = torch.arange(start, min(start + place.batch_size, len(labels)))
+        x = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
+        split = _implied(model, objective, labels[ids].to(place.device), sampler)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)
         else:

@@ -107,12 +107,12 @@ def heads(
     """Return the heads: from shapes, the user, the settings, or the table of presets.
 
     Args:
-        header: of the file.
-        asked: by the user.
-        width: of the model, which heads divide.
-        depth: of the model, for the presets.
-        shaped: the heads where some shape tells them.
-        presets: of the family.
+        header: the file's header.
+        asked: the heads that the user asks for.
+        width: the model's width, which the heads divide.
+        depth: the model's depth, to look up presets.
+        shaped: the heads, where the shape of a weight tells them.
+        presets: the family's presets.
     """
     if asked is not None and (asked < 1 or width % asked):
         why = f"--heads {asked} does not divide the width {width} of {header.shown}"
@@ -162,8 +162,8 @@ def classes(header: Header, rows: int, *, dropped: bool = True) -> int:
     """Return the number of classes; one row of the label table more stands for dropped labels.
 
     Args:
-        header: of the file.
-        rows: of the label table.
+        header: the file's header.
+        rows: number of rows in the label table.
         dropped: the family has that row where nothing tells.
     """
     told: Any = header.told("num_classes")

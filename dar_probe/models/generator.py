@@ -5,53 +5,31 @@ from pathlib import Path
 from dar_probe.diffusion.generation import Generator
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import UsageError
-from dar_probe.models.diffusers import vae as decoder
+from dar_probe.models.diffusers import vae
 from dar_probe.models.loading import BySignature, load
+from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.runtime.checks import check_counts
-from dar_probe.runtime.device import find_device, find_dtype
+from dar_probe.runtime.device import find_device
 
 
 def load_generator(
-    path: str | Path,
-    *,
-    solver: str = "euler",
-    steps: int = 50,
-    guidance: float = 1.0,
-    batch_size: int = 256,
-    device: str = "auto",
-    dtype: str = "float32",
-    weights: str = "auto",
-    objective: str | None = None,
-    heads: int | None = None,
-    family: str | None = None,
-    vae: str | Path | None = None,
+    checkpoint: CheckpointOptions, sampling: SamplingOptions | None = None
 ) -> Generator:
     """Load a checkpoint that takes class labels, to draw samples from.
 
     Args:
-        path: a checkpoint file.
-        solver: see ``Sampler``.
-        steps: see ``Sampler``.
-        guidance: see ``Sampler``.
-        batch_size: samples that are drawn together.
-        device: where the model runs.
-        dtype: in which type it runs.
-        weights: as for ``api.analyze``.
-        objective: as for ``api.analyze``.
-        heads: as for ``api.analyze``.
-        family: as for ``api.analyze``.
-        vae: a local folder of diffusers' AutoencoderKL, which makes images of latents.
+        checkpoint: what to load, and where it runs.
+        sampling: how samples are drawn; None: the defaults.
 
     Raises:
         CheckpointError: the file is refused.
         UsageError: a setting does not fit the model.
     """
-    Sampler(solver=solver, steps=steps, guidance=guidance, null_class=0)  # before a large file
-    check_counts(batch_size=batch_size)
-    place, kind = find_device(device), find_dtype(dtype)
-    loaded = load(
-        path, weights=weights, heads=heads, objective_name=objective, family=family, dtype=kind
-    )
+    sampling = sampling or SamplingOptions()
+    _sampler(sampling, null_class=0)  # a wrong setting is told before a large file is read
+    check_counts(batch_size=sampling.batch_size)
+    place = find_device(checkpoint.device)
+    loaded = load(checkpoint)
     if isinstance(loaded.call, BySignature):
         raise UsageError(
             f"{loaded.identified.family} draws samples with its own pipeline in diffusers",
@@ -59,7 +37,16 @@ def load_generator(
         )
     found = loaded.identified
     null = found.num_classes if found.sizes.get("null_class") else None
-    sampler = Sampler(solver=solver, steps=steps, guidance=guidance, null_class=null)
+    sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)
-    decode = None if vae is None else decoder.load(Path(vae), place)
-    return Generator(loaded=loaded, sampler=sampler, batch_size=batch_size, decode=decode)
+    decode = None if sampling.vae is None else vae.load(Path(sampling.vae), place)
+    return Generator(loaded=loaded, sampler=sampler, batch_size=sampling.batch_size, decode=decode)
+
+
+def _sampler(sampling: SamplingOptions, *, null_class: int | None) -> Sampler:
+    return Sampler(
+        solver=sampling.solver,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        null_class=null_class,
+    )

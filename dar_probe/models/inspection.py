@@ -23,6 +23,7 @@ from dar_probe.models.loading import (
     of_weights,
     plan,
 )
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.sites.block_lists import members
 from dar_probe.sites.family import Family
 from dar_probe.sites.subject import Subject
@@ -40,10 +41,10 @@ class Survey:
         shape: of one sample.
         parts: parameters by the model's own top-level parts.
         parameters: of all parts together.
-        flops: of the forward of one sample, a multiplication and an addition counted as two.
+        flops: of the forward of one sample; a multiply-add counts as two.
         unknown_flops: why they could not be counted; empty where they were.
         sites: one line for each group of like blocks or of readers.
-        assumptions: one sentence for each thing that could not be told.
+        assumptions: one sentence for each thing that the file does not tell.
     """
 
     file: dict[str, Any]
@@ -60,29 +61,25 @@ class Survey:
     assumptions: list[str]
 
 
-def survey(
-    path: str | Path,
-    *,
-    weights: str = "auto",
-    heads: int | None = None,
-    objective_name: str | None = None,
-    family: str | None = None,
-) -> Survey:
+def survey(options: CheckpointOptions) -> Survey:
     """Say what a checkpoint is; of a safetensors file no more than the header is read.
 
+    Args:
+        options: the checkpoint; nothing runs, so that device, dtype and text do not matter.
+
     Raises:
-        CheckpointError: it is refused or of no known layout.
+        CheckpointError: the file is refused or of no known layout.
         UsageError: an option does not fit.
     """
-    path = Path(path)
+    path = Path(options.path)
     if (home := diffusers_folder.home_of(path)) is not None:
-        return _of_folder(home, objective_name)
-    header = peek.peek(path, weights=check_weights(weights))
-    kind = registry.family_of(header, family)
-    identified = kind.identify(header, heads)
+        return _of_folder(home, options.objective)
+    header = peek.peek(path, weights=check_weights(options.weights))
+    kind = registry.family_of(header, options.family)
+    identified = kind.identify(header, options.heads)
     model = blank(header, kind, identified)
     check_real(header, model)
-    chosen, assumed = choose_objective(identified.objective, objective_name)
+    chosen, assumed = choose_objective(identified.objective, options.objective)
     subject = kind.subject(model.eval(), identified)
     x = torch.zeros(1, *identified.shape, device="meta")
     time = torch.zeros(1, device="meta")
@@ -96,7 +93,7 @@ def survey(
             "dtype": _commonest(header.dtypes.values()),
         },
         family=identified.family,
-        why="asked for" if family else f"names such as {_marked(kind, header)!r}",
+        why="asked for" if options.family else f"names such as {_marked(kind, header)!r}",
         objective=chosen.name,
         sizes=identified.sizes,
         shape=identified.shape,

@@ -4,6 +4,7 @@ After "Reconstruction vs. Generation" (arXiv 2501.01423), with the official para
 Shapes: N samples, C channels, T tokens, D width, H heads, p patch size.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,23 +22,62 @@ from dar_probe.sites.subject import Subject
 HEADS = {(768, 12): 12, (1024, 24): 16, (1152, 28): 16, (1536, 24): 24, (1792, 28): 28}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LightningDiTConfig:
+    """Sizes of a LightningDiT, and which of its parts it has.
+
+    Attributes:
+        depth: blocks.
+        width, heads, patch: D, H, side of a patch.
+        channels, side: of one sample, (channels, side, side).
+        rows: number of rows in the label table.
+        hidden: width of the MLPs.
+        learn_sigma: the head has 2C channels; ``LightningDiT.forward`` returns the first C.
+        rope: queries and keys are rotated.
+        swiglu: MLPs are SwiGLU.
+        rmsnorm: norms are RMSNorm.
+        qk_norm: queries and keys are normalised.
+        shift: the modulation shifts too; without, it is 4 D wide.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    channels: int
+    side: int
+    rows: int
+    hidden: int
+    learn_sigma: bool
+    rope: bool
+    swiglu: bool
+    rmsnorm: bool
+    qk_norm: bool
+    shift: bool
+
+
 class LightningDiT(nn.Module):
     """forward(x (N, C, h, w), t (N,), y (N,)) -> velocity (N, C, h, w); t = 0 is noise."""
 
-    def __init__(
-        self, *, depth: int, width: int, heads: int, patch: int, channels: int, side: int,
-        rows: int, learn_sigma: bool, rope: bool, **block: Any,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()
+        width, heads, patch = config.width, config.heads, config.patch
+        channels, side = config.channels, config.side
         self.channels, self.patch = channels, patch
-        tokens, outputs = (side // patch) ** 2, channels * (2 if learn_sigma else 1)
+        tokens, outputs = (side // patch) ** 2, channels * (2 if config.learn_sigma else 1)
         self.x_embedder = PatchEmbed(channels, width, patch)
         self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = LabelEmbedder(rows, width)
+        self.y_embedder = LabelEmbedder(config.rows, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width), requires_grad=False)
-        self.feat_rope = Rotary(tokens, width // heads) if rope else None
-        self.blocks = nn.ModuleList(Block(width, heads, **block) for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch * patch * outputs, block["rmsnorm"])
+        self.feat_rope = Rotary(tokens, width // heads) if config.rope else None
+        self.blocks = nn.ModuleList(
+            Block(
+                width, heads, hidden=config.hidden, swiglu=config.swiglu, rmsnorm=config.rmsnorm,
+                qk_norm=config.qk_norm, shift=config.shift,
+            )
+            for _ in range(config.depth)
+        )  # fmt: skip
+        self.final_layer = FinalLayer(width, patch * patch * outputs, config.rmsnorm)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict data - noise; of learned variances the first half is returned."""
@@ -233,7 +273,7 @@ def _fits(header: Header) -> bool:
 
 def build(identified: Identified) -> LightningDiT:
     """Return the model, its weights and rotary tables not yet filled."""
-    return LightningDiT(**identified.sizes)
+    return LightningDiT(LightningDiTConfig(**identified.sizes))
 
 
 def subject(model: nn.Module, identified: Identified) -> Subject:

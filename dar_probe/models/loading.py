@@ -22,9 +22,12 @@ from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.kinds import quote
 from dar_probe.models import registry
+from dar_probe.models.blank import without_weights
 from dar_probe.models.diffusers import conditioning, inputs, sampling
 from dar_probe.models.diffusers import model as hub_model
 from dar_probe.models.diffusers import scheduler as clock
+from dar_probe.models.options import CheckpointOptions
+from dar_probe.runtime.device import find_dtype
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
 
@@ -93,7 +96,7 @@ class Loaded:
         model: on the CPU, in eval mode.
         subject: its sites; None where they have to be discovered.
         objective: of its training.
-        assumptions: one sentence for each thing that could not be told.
+        assumptions: one sentence for each thing that the file does not tell.
         call: how the model is called.
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
@@ -123,7 +126,7 @@ class Loaded:
         parameter = next(self.model.parameters())
         drawn = samplers.draw(
             self.model, self.objective, labels, self.identified.shape,
-            seed=seed, device=parameter.device, dtype=parameter.dtype,
+            seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         steps = f"{samplers.Sampler.steps} Euler steps"
@@ -141,60 +144,40 @@ class Loaded:
 
 
 def load(
-    path: str | Path,
-    *,
-    weights: str = "auto",
-    heads: int | None = None,
-    objective_name: str | None = None,
-    family: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    shape: Sequence[int] | None = None,
-    text: str | Path | None = None,
-    seed: int = 0,
+    options: CheckpointOptions, *, shape: Sequence[int] | None = None, seed: int = 0
 ) -> Loaded:
     """Read a checkpoint and build its model on the CPU, in eval mode.
 
     Args:
-        path: a file, or a folder of diffusers.
-        weights: "auto", "ema" or "model".
-        heads: where the file cannot tell.
-        objective_name: where the file cannot tell.
-        family: where the names mislead.
-        dtype: of the weights.
+        options: the checkpoint; its ``device`` is the caller's business.
         shape: of one sample, where a folder leaves that open.
-        text: a file of conditions for a folder's model.
-        seed: of conditions that are drawn.
+        seed: random seed for conditions that are drawn.
 
     Raises:
-        CheckpointError: it is refused or of no known layout.
+        CheckpointError: the file is refused or of no known layout.
         ProbeError: its weights hold NaN or Inf.
         UsageError: an option does not fit.
     """
-    if (home := diffusers_folder.home_of(path)) is not None:
-        for name, given in (("heads", heads), ("family", family)):
+    dtype = find_dtype(options.dtype)
+    if (home := diffusers_folder.home_of(options.path)) is not None:
+        for name, given in (("heads", options.heads), ("family", options.family)):
             if given is not None:
                 raise UsageError(
                     f"--{name} is not for a diffusers folder", hint="its config.json says it all"
                 )
-        return _load_folder(home, objective_name, dtype=dtype, shape=shape, text=text, seed=seed)
-    if text is not None:
+        return _load_folder(home, options, dtype=dtype, shape=shape, seed=seed)
+    if options.text is not None:
         raise UsageError(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
-    return _load_file(Path(path), check_weights(weights), heads, objective_name, family, dtype)
+    return _load_file(options, dtype)
 
 
-def _load_file(
-    path: Path,
-    weights: Weights,
-    heads: int | None,
-    objective_name: str | None,
-    family: str | None,
-    dtype: torch.dtype,
-) -> Loaded:
+def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:
+    path, weights = Path(options.path), check_weights(options.weights)
     header = peek.peek(path, weights=weights)
-    kind = registry.family_of(header, family)
-    found = kind.identify(header, heads)
+    kind = registry.family_of(header, options.family)
+    found = kind.identify(header, options.heads)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
@@ -209,7 +192,7 @@ def _load_file(
     }
     model.load_state_dict(state, assign=True)
     make_tables(model)
-    chosen, assumption = choose_objective(found.objective, objective_name)
+    chosen, assumption = choose_objective(found.objective, options.objective)
     subject = kind.subject(model.eval(), found)
     return Loaded(
         file={
@@ -234,16 +217,15 @@ def _load_file(
 
 def _load_folder(
     path: Path,
-    objective_name: str | None,
+    options: CheckpointOptions,
     *,
     dtype: torch.dtype,
     shape: Sequence[int] | None,
-    text: str | Path | None,
     seed: int,
 ) -> Loaded:
     read = diffusers_folder.read(path)
-    given = conditioning.load(text) if text is not None else None
-    call, chosen, assumed = plan(read, objective_name, shape=shape, given=given, seed=seed)
+    given = conditioning.load(options.text) if options.text is not None else None
+    call, chosen, assumed = plan(read, options.objective, shape=shape, given=given, seed=seed)
     memory_check.require(memory_check.needed(read.shapes, dtype))
     model = hub_model.build(read, dtype=dtype)
     return Loaded(
@@ -332,7 +314,7 @@ def blank(header: Header, family: Family, found: Identified) -> nn.Module:
     Raises:
         CheckpointError: a weight is missing, left over, or of another shape.
     """
-    with torch.device("meta"):
+    with without_weights():
         model = family.build(found)
     header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
     return model

@@ -5,6 +5,7 @@ Shapes: N samples, C channels, T tokens, D width, H heads.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,53 +31,60 @@ from dar_probe.sites.subject import Subject
 TABLE = "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table"
 
 
-class MDT(nn.Module):
-    """MDTv2 without masking: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w).
+@dataclass(frozen=True, kw_only=True)
+class MDTConfig:
+    """Sizes of an MDTv2.
 
-    ``sideblocks`` and ``mask_token`` work in masked training alone: they hold weights and never
-    run.
-
-    Args:
+    Attributes:
         shape: of one sample, (C, h, w).
         half: blocks of each half of the encoder.
         decoder: blocks of the decoder.
         width, heads, patch: D, H, side of a patch.
         hidden: width of the MLPs.
-        rows: of the label table.
-        learn_sigma: the head has 2C channels; ``forward`` returns the first C.
+        rows: number of rows in the label table.
+        learn_sigma: the head has 2C channels; ``MDT.forward`` returns the first C.
     """
 
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, ...],
-        half: int,
-        decoder: int,
-        width: int,
-        heads: int,
-        patch: int,
-        hidden: int,
-        rows: int,
-        learn_sigma: bool,
-    ) -> None:
+    shape: tuple[int, ...]
+    half: int
+    decoder: int
+    width: int
+    heads: int
+    patch: int
+    hidden: int
+    rows: int
+    learn_sigma: bool
+
+
+class MDT(nn.Module):
+    """MDTv2 without masking: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w).
+
+    ``sideblocks`` and ``mask_token`` work in masked training alone: they hold weights and never
+    run.
+    """
+
+    def __init__(self, config: MDTConfig) -> None:
         super().__init__()
-        channels, side = shape[0], shape[1] // patch
+        width, patch = config.width, config.patch
+        channels, side = config.shape[0], config.shape[1] // patch
         self.channels, self.patch = channels, patch
         self.x_embedder = PatchEmbed(channels, width, patch)
         self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = LabelEmbedder(rows, width)
+        self.y_embedder = LabelEmbedder(config.rows, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, width))
 
         def blocks(count: int, *, skip: bool) -> nn.ModuleList:
-            return nn.ModuleList(Block(width, heads, hidden, side, skip) for _ in range(count))
+            return nn.ModuleList(
+                Block(width, config.heads, config.hidden, side, skip) for _ in range(count)
+            )
 
-        self.en_inblocks = blocks(half, skip=False)
-        self.en_outblocks = blocks(half, skip=True)
-        self.de_blocks = blocks(decoder, skip=True)
+        self.en_inblocks = blocks(config.half, skip=False)
+        self.en_outblocks = blocks(config.half, skip=True)
+        self.de_blocks = blocks(config.decoder, skip=True)
         self.sideblocks = blocks(1, skip=False)
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, side * side, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1))
+        self.final_layer = FinalLayer(width, patch, channels * (2 if config.learn_sigma else 1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the noise at model time ``t`` (the model's own clock) for labels ``y``."""
@@ -215,7 +223,7 @@ def identify(header: Header, heads: int | None) -> Identified:
 
 def build(identified: Identified) -> MDT:
     """Build the model; its weights are for the caller to load."""
-    return MDT(shape=identified.shape, **identified.sizes)
+    return MDT(MDTConfig(shape=identified.shape, **identified.sizes))
 
 
 def subject(model: nn.Module, identified: Identified) -> Subject:

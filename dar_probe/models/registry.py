@@ -24,7 +24,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
     """Return the family of a file, or the one that is asked for.
 
     Args:
-        header: of the file.
+        header: the file's header.
         name: of a family, or "package.module:FAMILY" for one of the user's own.
 
     Raises:

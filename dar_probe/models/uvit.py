@@ -4,6 +4,7 @@ After "All are Worth Words: A ViT Backbone for Diffusion Models" (arXiv 2209.121
 Shapes: N samples, C channels, T tokens (those of label and time too), D width, H heads.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,40 +24,47 @@ HEADS = {(512, 13): 8, (768, 17): 12, (1024, 21): 16, (1152, 29): 16}
 PIXELS = 3  # channels of the models that were trained on images, without an autoencoder
 
 
-class UViT(nn.Module):
-    """U-ViT: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w); y is ignored without labels.
+@dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """Sizes of a U-ViT.
 
-    Args:
+    Attributes:
         shape: of one sample, (C, h, w).
         depth: blocks, an odd number: the middle one has no partner.
         width, heads, patch: D, H, side of a patch.
         hidden: width of the MLPs.
-        rows: of the label table; 0 without labels.
+        rows: number of rows in the label table; 0 without labels.
         qkv_bias: queries, keys and values have a bias.
         time_mlp: the time goes through an MLP.
         conv: a 3x3 convolution ends the model.
     """
 
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, ...],
-        depth: int,
-        width: int,
-        heads: int,
-        patch: int,
-        hidden: int,
-        rows: int,
-        qkv_bias: bool,
-        time_mlp: bool,
-        conv: bool,
-    ) -> None:
+    shape: tuple[int, ...]
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    hidden: int
+    rows: int
+    qkv_bias: bool
+    time_mlp: bool
+    conv: bool
+
+
+class UViT(nn.Module):
+    """U-ViT: forward(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w).
+
+    Labels y are ignored by a model that has none.
+    """
+
+    def __init__(self, config: UViTConfig) -> None:
         super().__init__()
-        channels, side = shape[0], shape[1] // patch
+        width, patch, rows, half = config.width, config.patch, config.rows, config.depth // 2
+        channels, side = config.shape[0], config.shape[1] // patch
         self.width, self.patch, self.extras = width, patch, 2 if rows else 1
         self.patch_embed = PatchEmbed(channels, width, patch)
         self.time_embed: nn.Module = nn.Identity()
-        if time_mlp:
+        if config.time_mlp:
             self.time_embed = nn.Sequential(
                 nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
             )
@@ -64,14 +72,16 @@ class UViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + side * side, width))
 
         def block(skip: bool) -> Block:
-            return Block(width, heads, hidden, qkv_bias=qkv_bias, skip=skip)
+            return Block(width, config.heads, config.hidden, qkv_bias=config.qkv_bias, skip=skip)
 
-        self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(depth // 2))
+        self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(half))
         self.mid_block = block(skip=False)
-        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(width)
         self.decoder_pred = nn.Linear(width, patch * patch * channels)
-        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
+        self.final_layer: nn.Module = nn.Identity()
+        if config.conv:
+            self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the noise at model time ``t`` (the model's own clock) for labels ``y``."""
@@ -191,7 +201,7 @@ def identify(header: Header, heads: int | None) -> Identified:
 
 def build(identified: Identified) -> UViT:
     """Build the model; its weights are for the caller to load."""
-    return UViT(shape=identified.shape, **identified.sizes)
+    return UViT(UViTConfig(shape=identified.shape, **identified.sizes))
 
 
 def subject(model: nn.Module, identified: Identified) -> Subject:

@@ -54,7 +54,7 @@ def choose(
         gate: signed gates (levels, samples, R, S), NaN where not offered.
         kinds: some of ``KINDS``.
         pairs: how many single gates.
-        seed: of the draw.
+        seed: random seed of the draw.
 
     Raises:
         UsageError: no such kind, or a router or a block is to be changed where there is none.

@@ -22,10 +22,12 @@ from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe import plan as tasks
 from dar_probe.probe.denoising import Denoising
 from dar_probe.probe.measure import Batch, Loss, measure
+from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
@@ -258,15 +260,7 @@ def _silent_kineto() -> Iterator[None]:
             del os.environ["KINETO_LOG_LEVEL"]
 
 
-def of_checkpoint(
-    path: str | Path,
-    *,
-    batch_size: int | None = None,
-    heads: int | None = None,
-    family: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-) -> Workload:
+def of_checkpoint(checkpoint: CheckpointOptions, *, batch_size: int | None = None) -> Workload:
     """Return a batch of a checkpoint, as large as ``analyze`` would make it by default.
 
     Where the model's own samples are needed, one is drawn and probed at N noise levels: which
@@ -275,10 +269,8 @@ def of_checkpoint(
     Raises:
         CheckpointError, ProbeError, UsageError: as ``analyze``.
     """
-    task = tasks.of_checkpoint(
-        path, noise_levels=LEVELS, samples=1, batch_size=batch_size, heads=heads, family=family,
-        device=device, dtype=dtype,
-    )  # fmt: skip
+    grid = GridOptions(noise_levels=LEVELS, samples=1, batch_size=batch_size)
+    task = tasks.of_checkpoint(checkpoint, grid)
     n, levels = task.grid.batch_size, torch.tensor(task.grid.levels, dtype=torch.float64)
     return Workload(
         subject=task.subject, batch=task.batch, loss=task.loss,

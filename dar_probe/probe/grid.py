@@ -32,13 +32,13 @@ def walk(
     """Measure every variable of the schema; arrays are (levels, samples, ...).
 
     Args:
-        subject: the model and its sites; afterwards bit for bit as it was.
+        subject: the model and its sites; the model is left bit for bit as it was.
         grid: noise levels, samples and the batch size, which changes no number beyond rounding.
         batch: inputs for a mixed batch.
         loss: loss per sample.
         shards: where finished batches are kept, to continue a run that was cut off.
-        ranks: this process among those that share the work; every one returns everything.
-        on_cells: told the number of finished cells, and the smallest batch that was used.
+        ranks: this process among those that share the work; each returns the whole.
+        on_cells: called with (finished cells, smallest batch so far) after each batch.
         engine: runs one forward; ``hooks``, or ``dar_probe.probe.nnsight_engine.forward``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A model in your hands: nnsight traces whose sites have the names of the reports."""
+"""A model for interventions by hand: nnsight traces whose sites are named as in the reports."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from dar_probe.probe import module_plan, plan
 from dar_probe.probe import nnsight_engine as trace
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.monitor import Watch
+from dar_probe.probe.options import GridOptions, Levels, ModuleOptions, sort
 from dar_probe.probe.recorder import frozen
 from dar_probe.runtime.ranks import leads
 from dar_probe.sites.autograd_entry import with_grad
@@ -34,16 +35,18 @@ class Probe:
         batch: as for ``api.audit``.
         loss: as for ``api.audit``.
         settings: for a checkpoint data, noise_levels, samples, device and so on of
-            ``api.analyze``.
+            ``api.analyze``; for a module noise_levels, samples, batch_size, blocks and readers of
+            ``api.audit``.
 
     Attributes:
         model: the whole model as an nnsight envoy; ``probe.model.output`` in a trace.
         modules: every module by its own path, also where no residual stream was found.
-        reads: what each sublayer reads, by names such as "block 3 attention" and "head"; without
-            those whose module runs more than once in a forward, and a head that is no module.
-        writes: what is handed to the stream, by names such as "embedding" and "block 3 mlp";
-            empty where writes are known only as differences of reads.
-        ids: the samples that there are.
+        reads: the module of each sublayer's read, by names such as "block 3 attention" and
+            "head". Left out are modules that run more than once in a forward, and the head where
+            it is no module of its own.
+        writes: the module of each write to the stream, by names such as "embedding" and
+            "block 3 mlp"; empty where writes are known only as differences of reads.
+        ids: sample ids that can be traced.
 
     Raises:
         UsageError: a module came without a batch function.
@@ -61,7 +64,8 @@ class Probe:
         subject = None
         self.ids: tuple[int, ...] = tuple(range(FEW))
         if not isinstance(model, nn.Module):
-            planned = plan.of_checkpoint(model, **settings)
+            engine = settings.pop("engine", "hooks")
+            planned = plan.of_checkpoint(*sort(model, settings), engine=engine)
             subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
             self.ids, module = planned.grid.ids, planned.subject.model
         elif batch is None:
@@ -70,10 +74,12 @@ class Probe:
                 hint="batch(sample_ids, noise_level) -> (args, kwargs)",
             )
         else:
+            names = {name: settings.pop(name, None) for name in ("blocks", "readers")}
+            wanted = ModuleOptions(batch=batch, loss=loss, **names)
             module = unwrap(model)
             self._batch, self._loss = batch, loss or module_plan.mean_square
             try:
-                planned = module_plan.of_module(module, batch=batch, loss=loss, **settings)
+                planned = module_plan.of_module(module, wanted, GridOptions(**settings))
                 subject, self._loss = planned.subject, planned.loss
             except ProbeError:
                 pass  # no residual stream: its modules can be traced all the same
@@ -114,30 +120,32 @@ class Probe:
         every: int | None = None,
         batch: Batch | None = None,
         loss: Loss | None = None,
-        noise_levels: plan.Levels | None = None,
+        noise_levels: Levels | None = None,
         samples: int = 8,
         batch_size: int = 8,
         blocks: str | None = None,
         readers: str | None = None,
     ) -> Watch:
-        """Return what measures ``model`` while it is trained: call it with every training step.
+        """Return a monitor that measures ``model`` while it is trained; call it at every step.
 
-        A measurement is that of ``api.audit``, and leaves the model bit for bit as it was; what
-        it finds is added to the trajectory ``out``, which is whole at every moment. Under
-        torchrun the leader alone measures. A trajectory of the same model and grid is continued:
-        what it has of a step that is measured again, and of later ones, is replaced.
+        Each measurement is an ``api.audit``, and leaves the model bit for bit as it was. It is
+        added to the trajectory file ``out``, which is a whole file at every moment. Under torchrun
+        the leader alone measures. A file of the same model and grid is continued: a step that is
+        measured again replaces its earlier measurement and all later ones.
 
         Args:
-            model: that is trained; compiled or parallel ones are unwrapped.
+            model: the module that is trained. torch.compile, DataParallel and
+                DistributedDataParallel are taken off.
             out: a file such as "run/trajectory.nc".
-            every: steps from one measurement to the next; None: ``dar_probe.probe.monitor.EVERY``.
-            batch: as for ``api.audit``, as all that follow.
-            loss: as there.
-            noise_levels: as there.
-            samples: as there.
-            batch_size: as there.
-            blocks: as there.
-            readers: as there.
+            every: steps from one measurement to the next. Default:
+                ``dar_probe.probe.monitor.EVERY``.
+            batch: as for ``api.audit``, like all that follow.
+            loss: as for ``api.audit``.
+            noise_levels: as for ``api.audit``.
+            samples: as for ``api.audit``.
+            batch_size: as for ``api.audit``.
+            blocks: as for ``api.audit``.
+            readers: as for ``api.audit``.
 
         Raises:
             ProbeError: no pre-norm stack was found.
@@ -153,18 +161,13 @@ class Probe:
         if leads():
             planned = module_plan.of_module(
                 model,
-                batch=batch,
-                loss=loss,
-                noise_levels=noise_levels,
-                samples=samples,
-                batch_size=batch_size,
-                blocks=blocks,
-                readers=readers,
+                ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers),
+                GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
             )
         return Watch(planned, out, every=every)
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Put the model back into the modes and gradients that it came with."""
         self._held.close()
 
     def __enter__(self) -> Self:

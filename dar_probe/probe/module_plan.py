@@ -16,6 +16,7 @@ from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
 from dar_probe.probe import inferred_inputs, plan
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
 from dar_probe.runtime.checks import check_counts
@@ -24,23 +25,35 @@ from dar_probe.sites.subject import Subject
 from dar_probe.sites.tracing import innermost
 from dar_probe.sites.unwrap import unwrap
 
+SAMPLES, BATCH_SIZE = 8, 8  # where none are asked for
 LEVELS = 5  # of a module with a time of its own
 TARGET_SEED = 7_919  # no inputs are drawn from it
 CONSTANT = 1e-3  # losses of two samples that are closer are one number
 
 
-def of_module(
-    module: nn.Module,
-    *,
-    batch: Batch | None = None,
-    loss: Loss | None = None,
-    noise_levels: plan.Levels | None = None,
-    samples: int = 8,
-    batch_size: int = 8,
-    blocks: str | None = None,
-    readers: str | None = None,
-) -> plan.Task:
-    """Find the sites of a module and return what ``api.audit`` measures."""
+class UnknownInputsError(UsageError):
+    """A module that came without a batch function, and of no known library (exit code 2)."""
+
+
+def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> plan.Task:
+    """Find the sites of a module and return what ``api.audit`` measures.
+
+    Args:
+        module: any module; wrappers such as DistributedDataParallel are taken off.
+        options: how it is run, and where its stream is read.
+        grid: noise levels, samples and batch size; data and seed are the batch function's own.
+
+    Raises:
+        ProbeError: no pre-norm stack was found.
+        UsageError: an argument does not fit.
+    """
+    if grid.data is not None or grid.seed:
+        raise UsageError(
+            "data and seed belong to checkpoints: a module's samples come from its batch function"
+        )
+    samples = SAMPLES if grid.samples is None else grid.samples
+    batch_size = BATCH_SIZE if grid.batch_size is None else grid.batch_size
+    noise_levels, batch, loss = grid.noise_levels, options.batch, options.loss
     check_counts(samples=samples, batch_size=batch_size)
     module = unwrap(module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
@@ -64,7 +77,7 @@ def of_module(
         log_snr = objective.log_snr(s).numpy()
     else:
         levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
-    subject = find_sites(module, batch, levels.tolist(), blocks=blocks, readers=readers)
+    subject = find_sites(module, replace(options, batch=batch), levels.tolist())
     if loss is None:
         with untouched(module):
             loss = stand_in(module, batch, float(levels[0]))
@@ -72,19 +85,18 @@ def of_module(
         if loss is random_target:
             stood_in += " less a random target, one of each sample's own,"
         assumptions.append(_standing_in(stood_in))
-    grid = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
+    cells = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     return plan.Task(
         subject=subject,
-        grid=grid,
+        grid=cells,
         batch=batch,
         loss=loss,
         timestep=unknown if timestep is None else timestep,
         log_snr=unknown if log_snr is None else log_snr,
         manifest=plan.provenance(
             subject,
-            grid,
-            name=type(module).__name__,
+            cells,
             data=data,
             config={"stand_in_loss": stood_in},
             assumptions=[*assumptions, *subject.assumptions],
@@ -96,19 +108,19 @@ def _standing_in(what: str) -> str:
     return f"no loss was given: {what} stands in"
 
 
-def find_sites(
-    module: nn.Module,
-    batch: Batch,
-    levels: Sequence[float],
-    *,
-    blocks: str | None = None,
-    readers: str | None = None,
-) -> Subject:
-    """Name the sites of a module without wrappers, and tell whether it is as it was made."""
+def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float]) -> Subject:
+    """Name the sites of a module without wrappers, and tell whether it is as it was made.
+
+    Args:
+        module: without wrappers.
+        options: with a batch function.
+        levels: noise levels of the grid, rising.
+    """
+    assert options.batch is not None
     with untouched(module):
         # What a level scales may well vanish at the lowest one.
-        first = _first_inputs(module, batch, levels[len(levels) // 2])
-        subject = registry.find(module, *first, blocks=blocks, readers=readers)
+        first = _first_inputs(module, options.batch, levels[len(levels) // 2])
+        subject = registry.find(module, *first, blocks=options.blocks, readers=options.readers)
     return replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
 
 
@@ -153,7 +165,7 @@ def _first_tensor(output: Any) -> Tensor:
 def _own_inputs(module: nn.Module) -> inferred_inputs.Inputs:
     found = inferred_inputs.find(module)
     if found is None:
-        raise UsageError(
+        raise UnknownInputsError(
             f"a {type(module).__name__} came without a batch function, and none is known for it",
             hint="batch(sample_ids, noise_level) -> (args, kwargs)",
         )

@@ -16,7 +16,7 @@ EVERY = 1000
 class Watch:
     """Measures a model at every ``every``-th step of its training; call it with each step.
 
-    The model is afterwards bit for bit as it was, see ``api.audit``.
+    Measuring leaves the model bit for bit as it was, see ``api.audit``.
 
     Args:
         planned: what is measured; None in the processes of a job that do not lead it, which
@@ -53,7 +53,7 @@ class Watch:
         return self.measure(step) if index(step) % self.every == 0 else None
 
     def measure(self, step: int) -> Analysis | None:
-        """Do what a call does, whether ``step`` is due or not."""
+        """Measure at ``step``, whether it is due or not; else as a call."""
         if index(step) < 0:
             raise UsageError(f"there is no training step {step}")
         if self._planned is None:

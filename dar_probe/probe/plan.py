@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,13 @@ from dar_probe.files.kinds import quote
 from dar_probe.models import registry
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
+from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, spread
@@ -36,14 +37,24 @@ from dar_probe.sites.listing import describe, is_fresh
 from dar_probe.sites.subject import Subject
 
 OnCells = Callable[[int, int], None]
-Levels = int | str | Sequence[float]
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": nnsight_engine.forward}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything that a walk needs, and what the dataset will say about it."""
+    """Everything that a walk needs, and what the dataset will say about it.
+
+    Attributes:
+        subject: the model and its sites.
+        grid: samples and noise levels.
+        batch, loss: as for ``api.audit``.
+        timestep: (levels,) the model's own clock, NaN where it has none.
+        log_snr: (levels,) NaN where unknown.
+        manifest: provenance, see ``provenance``.
+        engine: one of ``ENGINES``.
+        interventions: what ``ablation.wanted`` returns; None: nothing is intervened with.
+    """
 
     subject: Subject
     grid: Grid
@@ -53,12 +64,14 @@ class Task:
     log_snr: np.ndarray
     manifest: dict[str, Any]
     engine: str = "hooks"
+    interventions: dict[str, Any] | None = None
 
     @property
     def key(self) -> dict[str, Any]:
         """What the numbers depend on."""
         names = ("checkpoint", "model", "config", "seed", "device")
-        return {name: self.manifest[name] for name in names}
+        own = {} if self.interventions is None else {"ablation": self.interventions}
+        return {**{name: self.manifest[name] for name in names}, **own}
 
     def measure(
         self,
@@ -67,7 +80,21 @@ class Task:
         ranks: Ranks = ALONE,
         on_cells: OnCells | None = None,
     ) -> xr.Dataset:
-        """Walk the grid and return the dataset."""
+        """Walk the grid, and once more for all interventions; return the dataset.
+
+        Args:
+            shards: where finished parts are kept.
+            ranks: this process among others.
+            on_cells: called with (done, total) after each batch of cells.
+        """
+        ds = self._walk(shards, ranks, on_cells)
+        if self.interventions is None:
+            return ds
+        return self._intervene(ds, self.interventions, shards, ranks, on_cells)
+
+    def _walk(
+        self, shards: OutputFolder | None, ranks: Ranks, on_cells: OnCells | None
+    ) -> xr.Dataset:
         tell = _Tell(self.grid.cells, on_cells)
         batch, loss = self.batch, self.loss
         if self.manifest["checkpoint"] is None:
@@ -84,12 +111,14 @@ class Task:
         )
         return assemble.assemble(
             arrays,
-            readers=self.subject.readers,
-            sources=self.subject.sources,
-            levels=np.array(self.grid.levels),
-            ids=np.array(self.grid.ids),
-            timestep=self.timestep,
-            log_snr=self.log_snr,
+            assemble.Axes(
+                readers=self.subject.readers,
+                sources=self.subject.sources,
+                levels=np.array(self.grid.levels),
+                timestep=self.timestep,
+                log_snr=self.log_snr,
+                ids=np.array(self.grid.ids),
+            ),
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
             torch=torch.__version__,
         )
@@ -107,24 +136,15 @@ class Task:
             manifest={**self.manifest, "model": model},
         )
 
-    def ablate(
+    def _intervene(
         self,
         ds: xr.Dataset,
         wanted: dict[str, Any],
-        *,
-        shards: OutputFolder | None = None,
-        ranks: Ranks = ALONE,
-        on_cells: OnCells | None = None,
+        shards: OutputFolder | None,
+        ranks: Ranks,
+        on_cells: OnCells | None,
     ) -> xr.Dataset:
-        """Return the dataset of ``measure`` with the effects of real interventions.
-
-        Args:
-            ds: what ``measure`` returned; chooses the single gates.
-            wanted: "kinds", "pairs", "gates" and "frozen_at", see ``api.ablate``.
-            shards: where finished parts are kept.
-            ranks: this process among others.
-            on_cells: told (finished, all) cells.
-        """
+        """Return the dataset with the effects of real interventions; its gates choose some."""
         subject, grid, at = self.subject, self.grid, wanted["frozen_at"]
         changes = [ablation.single(subject, l - 1, i) for l, i in wanted["gates"]]
         seed = int(self.manifest["seed"] or 0)
@@ -185,62 +205,43 @@ def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def of_checkpoint(
-    path: str | Path,
-    *,
-    data: str | None = None,
-    noise_levels: Levels | None = None,
-    samples: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "float32",
-    objective: str | None = None,
-    heads: int | None = None,
-    weights: str = "auto",
-    family: str | None = None,
-    text: str | Path | None = None,
-    engine: str = "hooks",
+    checkpoint: CheckpointOptions, grid: GridOptions, *, engine: str = "hooks"
 ) -> Task:
-    """Load a checkpoint and return what ``api.analyze``, given the same arguments, measures."""
+    """Load a checkpoint and return what ``api.analyze``, given the same options, measures.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
     # All that can be told without the file comes first: reading a large one takes a while.
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
-    check_counts(samples=samples, batch_size=batch_size)
-    levels = None if noise_levels is None else parse_levels(noise_levels)
-    place = find_device(device)
-    loaded = load(
-        path, weights=weights, heads=heads, objective_name=objective, family=family,
-        dtype=find_dtype(dtype), shape=rows_of.shape_of(data), text=text, seed=seed,
-    )  # fmt: skip
+    check_counts(samples=grid.samples, batch_size=grid.batch_size)
+    levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
+    place = find_device(checkpoint.device)
+    find_dtype(checkpoint.dtype)
+    data = rows_of.read(grid.data)
+    shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
+    loaded = load(checkpoint, shape=shape, seed=grid.seed)
     if place.type == "cuda":
         memory_check.require(
             sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
         )
     loaded.model.to(place)
-    return _plan(loaded, data, levels, samples, batch_size, seed, engine)
-
-
-def _plan(
-    loaded: Loaded,
-    data: str | None,
-    levels: np.ndarray | None,
-    samples: int | None,
-    batch_size: int | None,
-    seed: int,
-    engine: str,
-) -> Task:
-    model = loaded.model
-    large = sum(p.numel() for p in model.parameters()) > LARGE
-    small = next(model.parameters()).device.type == "cpu" and large
+    large = sum(p.numel() for p in loaded.model.parameters()) > LARGE
+    small = place.type == "cpu" and large
     rows, assumed = rows_of.choose(
-        loaded, data, asked=samples, default=8 if small else 64, seed=seed
+        loaded, data, asked=grid.samples, default=8 if small else 64, seed=grid.seed
     )
-    wanted = parse_levels(5 if small else 10) if levels is None else levels
-    doubted = rows.name != OWN_SAMPLES
     return of_rows(
-        loaded, rows, wanted,
-        batch_size=batch_size, seed=seed, engine=engine, assumed=assumed, doubted=doubted,
-    )  # fmt: skip
+        loaded,
+        rows,
+        parse_levels(5 if small else 10) if levels is None else levels,
+        batch_size=grid.batch_size,
+        seed=grid.seed,
+        engine=engine,
+        assumed=assumed,
+        doubted=rows.name != OWN_SAMPLES,
+    )
 
 
 def of_rows(
@@ -261,10 +262,10 @@ def of_rows(
         rows: the samples.
         levels: wanted noise levels, rising.
         batch_size: as for ``api.analyze``.
-        seed: of the noise.
+        seed: random seed of the noise.
         engine: as for ``api.analyze``.
-        assumed: one sentence for each thing that could not be told of the samples.
-        doubted: compare the objective with others, for the manifest's warnings.
+        assumed: one sentence for each thing that was assumed about the samples.
+        doubted: compare the objective with others, and warn in the manifest where one fits better.
 
     Raises:
         CheckpointError, ProbeError: the sites are not where they were named.
@@ -303,7 +304,6 @@ def of_rows(
         manifest=provenance(
             subject,
             grid,
-            name=loaded.file["name"],
             data={"name": rows.name, "description": rows.description},
             checkpoint=loaded.file,
             config={
@@ -330,7 +330,6 @@ def provenance(
     subject: Subject,
     grid: Grid,
     *,
-    name: str,
     data: dict[str, str],
     assumptions: list[str],
     checkpoint: dict[str, Any] | None = None,
@@ -338,7 +337,11 @@ def provenance(
     seed: int | None = None,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the manifest of a task, see ``schema.MANIFEST``."""
+    """Return the manifest of a task, see ``schema.MANIFEST``.
+
+    The model is called as its checkpoint is; without one, as its class is.
+    """
+    name = checkpoint["name"] if checkpoint else type(subject.model).__name__
     parameter = next(subject.model.parameters())
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {

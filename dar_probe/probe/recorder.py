@@ -112,7 +112,7 @@ class _Calls:
     def _due(self) -> Iterator[tuple[Site, Callable[[Tensor], Tensor]]]:
         for site, visit in self.visits:
             number, of = site.call
-            # One call too many is a visit too many, which ``Recorder.check`` counts.
+            # ``Recorder.check`` counts visits, and refuses a module that is called too often.
             if self.count == number or self.count >= of:
                 yield site, visit
         self.count += 1

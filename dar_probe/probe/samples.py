@@ -20,49 +20,54 @@ from dar_probe.results.schema import OWN_SAMPLES
 MAX_TEXT = 600  # characters of how samples were drawn
 
 
+def read(spec: str | None) -> Data | str | None:
+    """Return the rows of a file of latents; any other data cannot be read before the model.
+
+    Args:
+        spec: as for ``choose``.
+
+    Raises:
+        UsageError: the file is no file of latents.
+    """
+    return datasets.load(spec) if spec is not None and spec.startswith("latents:") else spec
+
+
 def choose(
-    loaded: Loaded, spec: str | None, *, asked: int | None, default: int, seed: int
+    loaded: Loaded, wanted: Data | str | None, *, asked: int | None, default: int, seed: int
 ) -> tuple[Data, list[str]]:
     """Return the samples, and what had to be assumed about them.
 
     Args:
         loaded: the model that must take them.
-        spec: "digits" (the held-out rows), "images:DIR", "latents:FILE"; None: the digits where
-            they fit the model, else samples of the model itself.
+        wanted: rows that are read already; or "digits" (the held-out rows), "images:DIR" or
+            "latents:FILE"; None: the digits where they fit the model, else samples of the model
+            itself.
         asked: number of samples that was asked for: the first rows.
         default: number where none was asked for, or fewer where there are fewer.
-        seed: of drawn samples.
+        seed: random seed for samples that the model draws.
 
     Raises:
         UsageError: the data do not fit the model, or have fewer rows than asked for.
     """
     found = loaded.identified
-    if spec is None and (found.shape != (1, 8, 8) or found.num_classes != 10):
-        rows = own(loaded, asked or default, seed=seed)
-        return rows, [f"no data were given: {rows.description}"]
-    rows = datasets.load(
-        "digits" if spec is None else spec,
-        split="all" if spec not in (None, "digits") else "held-out",
-        shape=found.shape,
-        num_classes=found.num_classes or None,
-    )
-    assumed = (
-        []
-        if spec is not None
-        else ["no data were given: the held-out rows of the handwritten digits"]
-    )
+    assumed: list[str] = []
+    if wanted is None:
+        if found.shape != (1, 8, 8) or found.num_classes != 10:
+            rows = own(loaded, asked or default, seed=seed)
+            return rows, [f"no data were given: {rows.description}"]
+        wanted = "digits"
+        assumed = ["no data were given: the held-out rows of the handwritten digits"]
+    if isinstance(wanted, Data):
+        rows = wanted
+        datasets.check_fit(rows, found.shape, found.num_classes or None)
+    else:
+        rows = datasets.load(
+            wanted,
+            split="held-out" if wanted == "digits" else "all",
+            shape=found.shape,
+            num_classes=found.num_classes or None,
+        )
     return rows.first(asked or min(default, len(rows))), assumed
-
-
-def shape_of(spec: str | None) -> tuple[int, ...] | None:
-    """Return the shape of one of the user's samples; None where the model decides it.
-
-    Raises:
-        UsageError: the file is no file of latents.
-    """
-    if spec is None or not spec.startswith("latents:"):
-        return None
-    return tuple(datasets.load(spec).latents.shape[1:])
 
 
 def own(loaded: Loaded, count: int, *, seed: int) -> Data:

@@ -81,7 +81,7 @@ def spread(
         shards: where finished shards are kept; only the leader touches it.
         first: number of the first shard there.
         ranks: this process among others.
-        on_cells: told the number of finished cells, and the smallest batch that was used.
+        on_cells: called with (finished cells, smallest batch so far) after each batch.
     """
     chunks = list(grid.chunks())
     known: dict[int, Arrays] = {}

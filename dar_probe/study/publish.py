@@ -18,7 +18,7 @@ def publish(out: Path) -> dict[str, Any]:
         UsageError: there is none, or they do not belong together.
     """
     from dar_probe.reports.draw import matplotlib
-    from dar_probe.reports.figures import study_curves, study_print, study_ranking, study_routes
+    from dar_probe.reports.figures import study_curves, study_ranking, study_routes
     from dar_probe.reports.pages import study
 
     records = aggregate.load(out / "runs")
@@ -28,12 +28,13 @@ def publish(out: Path) -> dict[str, Any]:
     drawings = study_curves.drawings(found)
     atomic.write_text(out / "reproduce.html", study.render(found, drawings))
     atomic.make_folder(out / "figures", out / "figures")
-    made_of = {drawing.name: study_print.figure(drawing) for drawing in drawings}
+    shown = {drawing.name: drawing.figure for drawing in drawings}
     if ranking := study_ranking.ranking(found):
-        made_of["ranking"] = study_ranking.printed(ranking)
+        shown["ranking"] = study_ranking.figure(ranking)
     if routes := study_routes.maps(found):
-        made_of["routes"] = study_routes.printed(routes)
-    for name, made in made_of.items():
+        shown["routes"] = study_routes.figure(routes)
+    for name, figure in shown.items():
+        made = matplotlib.draw(figure)
         for suffix in ("png", "pdf"):
             write = partial(matplotlib.save, made, form=suffix)
             atomic.write_atomically(out / "figures" / f"{name}.{suffix}", write)

@@ -15,6 +15,7 @@ from dar_probe.diffusion.evaluation import Judge
 from dar_probe.errors import InUseError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.generator import load_generator
+from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.results import metrics, store, trajectory
 from dar_probe.results.intervals import numbers
 from dar_probe.results.study import record
@@ -156,7 +157,10 @@ def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[st
     """Judge samples of the average at every checkpoint; equal noise for all runs of one seed."""
     scale, found = run.scale, []
     for path in sorted((trained / "checkpoints").glob("step-*.pt")):
-        made = load_generator(path, solver=scale.solver, steps=scale.solver_steps, device=device)
+        made = load_generator(
+            CheckpointOptions(path=path, device=device),
+            SamplingOptions(solver=scale.solver, steps=scale.solver_steps),
+        )
         drawn = made.draw(made.labels(scale.samples), seed=run.seed)
         measures = judge.measure(drawn)
         step = int(path.stem.removeprefix("step-"))

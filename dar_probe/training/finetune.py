@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,17 +20,41 @@ WARMUP = 100  # steps, likewise: without it Adam's first steps alone inflate the
 SEEDS = 2**31
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """How a copy is trained.
+
+    Attributes:
+        steps: how many steps of AdamW, at least 1.
+        lr: the learning rate after the warm-up.
+        batch_size: samples in one step.
+        seed: random seed for sample ids, noise levels and whatever the module draws (dropout).
+    """
+
+    steps: int
+    lr: float = 1e-3
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError("training takes at least 1 step and a batch of at least 1")
+        if not (np.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(
+                f"a learning rate of {self.lr:g} makes no sense", hint="e.g. --lr 1e-3"
+            )
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"the seed {self.seed} is not between 0 and {SEEDS - 1}")
+
+
 def train_copy(
     module: nn.Module,
     batch: "Batch",
     loss: "Loss",
+    options: FinetuneOptions,
     *,
-    steps: int,
-    lr: float,
-    batch_size: int,
     noise_levels: Sequence[float],
     first_id: int = 0,
-    seed: int = 0,
     on_step: OnStep | None = None,
 ) -> nn.Module:
     """Return a trained copy of a module; the module itself stays bit for bit as it is.
@@ -43,20 +68,17 @@ def train_copy(
         module: without wrappers.
         batch: called with sample ids that no other step, and no other seed, has.
         loss: its mean over the samples is minimised.
-        steps: how many steps of AdamW.
-        lr: the learning rate after the warm-up.
-        batch_size: samples in one step.
+        options: steps, learning rate, batch size and seed.
         noise_levels: every sample's level is drawn from these, each as likely.
         first_id: no id below it is used, so that samples below it are held out.
-        seed: of ids, levels and whatever the module draws (dropout).
-        on_step: told (step, steps, loss) after every step.
+        on_step: called with (step, steps, loss) after every step.
 
     Raises:
-        UsageError: an argument does not fit, nothing can be trained, or the module, its batch or
-            its loss fails on fresh samples.
+        UsageError: nothing can be trained, or the module, its batch or its loss fails on fresh
+            samples.
         ProbeError: a loss or a gradient is not finite, or no gradient reaches the copy.
     """
-    check(steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+    steps, lr, seed, batch_size = options.steps, options.lr, options.seed, options.batch_size
     twin = _copy(module)
     free = [p for p in twin.parameters() if p.requires_grad]
     if not free:
@@ -89,16 +111,6 @@ def train_copy(
     for parameter in free:
         parameter.grad = None
     return twin
-
-
-def check(*, steps: int, lr: float, batch_size: int, seed: int) -> None:
-    """Raise UsageError where settings of ``train_copy`` do not fit."""
-    if steps < 1 or batch_size < 1:
-        raise UsageError("training takes at least 1 step and a batch of at least 1")
-    if not (np.isfinite(lr) and lr > 0):
-        raise UsageError(f"a learning rate of {lr:g} makes no sense", hint="e.g. --lr 1e-3")
-    if not 0 <= seed < SEEDS:
-        raise UsageError(f"the seed {seed} is not between 0 and {SEEDS - 1}")
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -1,12 +1,23 @@
-"""How well the noise level is decoded from what the readers read, for print."""
+"""How well the noise level is decoded from what the readers read."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import readers, text_metrics
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Curve,
+    Figure,
+    Panel,
+    Paper,
+    Screen,
+    Width,
+)
+from dar_probe.reports.figures.dilution import block_axis
+from dar_probe.reports.style import palette, readers
 from dar_probe.results import metrics
 
 NOTHING = "the noise level was not decoded: that takes two noise levels and two samples"
@@ -16,12 +27,11 @@ NOTE = (
 )
 
 
-def decodability(
-    ds: xr.Dataset, *, kind: str | None = None, width: matplotlib.Width = "two"
-) -> Figure:
-    """Draw the R2 with which the noise level is decoded from what each reader reads, over depth.
+def decodability(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two") -> Figure:
+    """Describe the R2 with which the noise level is decoded from what each reader reads.
 
-    One line for each kind of reader, with 95 % bootstrap intervals over samples.
+    One line for each kind of reader, with 95 % bootstrap intervals over samples; the head lies
+    one block behind the last.
 
     Args:
         ds: an analysis.
@@ -31,25 +41,42 @@ def decodability(
     Raises:
         UsageError: nothing was decoded, no reader is of this kind, another width.
     """
-    inches = matplotlib.inches(width)
+    paper = Paper(width=width, height=2.0)
     if lacks(ds):
         raise UsageError(lacks(ds))
     groups = readers.kinds(ds, kind)
     profile = metrics.profile(ds, "decodability")
     value, low, high = (profile[key].values for key in ("value", "low", "high"))
-    with matplotlib.paper():
-        figure = matplotlib.figure(inches, 2.0)
-        axis = figure.subplots()
-        lines = readers.draw(axis, groups, value, low, high)
-        matplotlib.value_axis(axis, np.concatenate([value, low, high]), may_log=False)
-        axis.set_title("noise level decoded from what is read")
-        axis.set_ylabel("R2")
-        readers.block_axis(axis, ds)
-        text_metrics.legend(
-            figure, lines, [group.name for group in groups], bands=bool(np.isfinite(low).any())
+    last = int(ds["block"].values[-1])
+    panel = Panel(
+        title="noise level decoded from what is read",
+        x=block_axis(last, readers.LABEL, head=True),
+        y=Axis(title="R2", fitted=True),
+        curves=by_kind(ds, groups, value, low, high),
+    )
+    return Figure(
+        panels=[panel], paper=paper, screen=Screen(), notes=[NOTE], lettered=False, last=last
+    )
+
+
+def by_kind(
+    ds: xr.Dataset, groups: Sequence[readers.Kind], value: Array, low: Array, high: Array
+) -> list[Curve]:
+    """Return one line for each kind over the blocks of its readers; arrays run over ``reader``."""
+    names = palette.depth_names(ds, "reader")
+    return [
+        Curve(
+            label=kind.name,
+            colour=palette.OTHERS[line % len(palette.OTHERS)],
+            look=line,
+            x=kind.blocks,
+            value=value[kind.at],
+            low=low[kind.at],
+            high=high[kind.at],
+            names=[names[at] for at in kind.at],
         )
-        text_metrics.note(figure, [NOTE])
-    return figure
+        for line, kind in enumerate(groups)
+    ]
 
 
 def lacks(ds: xr.Dataset) -> str:

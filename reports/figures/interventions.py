@@ -1,31 +1,35 @@
-"""What interventions did to the loss beside what gates predicted, for print and for the screen."""
+"""What interventions did to the loss beside what gates predicted."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import plotly.graph_objects as go
+import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib, plotly
-from dar_probe.reports.style import palette, text_metrics
-from dar_probe.results import interventions
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Figure,
+    Panel,
+    Paper,
+    Points,
+    Rule,
+    Screen,
+    Width,
+)
+from dar_probe.reports.style import palette
+from dar_probe.results import interventions as effects
 from dar_probe.results.interventions import KIND_TEXT
 
-Array = npt.NDArray[np.floating]
-
 LARGEST = 12  # effects that are named
-# Colour, and the same marker in the words of matplotlib and of plotly.
 LOOKS = {
-    "gate": (palette.BLUE, "o", "circle"),
-    "source": (palette.ORANGE, "^", "triangle-up"),
-    "block": (palette.OTHERS[0], "s", "square"),
-    "uniform": (palette.OTHERS[1], "D", "diamond"),
-    "frozen": (palette.OTHERS[2], "v", "triangle-down"),
+    "gate": (palette.BLUE, "o"),
+    "source": (palette.ORANGE, "^"),
+    "block": (palette.OTHERS[0], "s"),
+    "uniform": (palette.OTHERS[1], "D"),
+    "frozen": (palette.OTHERS[2], "v"),
 }
 NOTE = (
     "Mean over samples and noise levels; whiskers: 95 % bootstrap interval over samples. "
@@ -35,7 +39,7 @@ NOTE = (
 TRUE, LINEAR = "true change of the loss", "predicted by gates (first order)"
 
 
-class Scale(NamedTuple):
+class Symlog(NamedTuple):
     """An axis that is linear within ``width`` of zero and logarithmic beyond."""
 
     width: float
@@ -45,64 +49,48 @@ class Scale(NamedTuple):
         """Return where values lie on the axis."""
         return np.asarray(np.arcsinh(values / self.width))
 
+    def axis(self, title: str, limits: tuple[float, float]) -> Axis:
+        """Return the axis from ``limits`` on, which are places on it."""
+        inside = [m for m in self.marks if limits[0] <= float(self(np.array(m))) <= limits[1]]
+        return Axis(
+            title=title,
+            limits=limits,
+            ticks=[float(self(np.array(mark))) for mark in inside],
+            labels=[palette.tick(mark) for mark in inside],
+        )
 
-def figure(ds: xr.Dataset, *, name: str, width: matplotlib.Width = "two") -> Figure:
-    """Draw true against predicted loss changes, and the largest ones by name.
+
+def interventions(ds: xr.Dataset, *, width: Width = "two") -> Figure:
+    """Describe true against predicted loss changes, and the largest ones by name.
 
     Args:
         ds: an analysis that ``dar-probe ablate`` made.
-        name: what to call it.
         width: "one" column (3.25 in, panels stacked) or "two" (6.75 in, side by side).
 
     Raises:
         UsageError: nothing was intervened on, another width.
     """
-    inches = matplotlib.inches(width)
+    stacked = width == "one"
+    paper = Paper(
+        width=width,
+        height=5.2 if stacked else 2.9,
+        across=1 if stacked else 2,
+        columns=() if stacked else (1, 0.9),
+    )
     if lacks(ds):
         raise UsageError(lacks(ds), hint="dar-probe ablate measures them")
-    table = interventions.effects(ds)
-    at = _scale(np.concatenate([table["low"], table["high"], table["true"], table["linear"]]))
-    legend = dict(zip(interventions.kinds_of(ds), _legend(ds), strict=True))
-    with matplotlib.paper():
-        stacked = width == "one"
-        drawn = matplotlib.figure(inches, 5.2 if stacked else 2.9)
-        left, right = (
-            drawn.subplots(2, 1) if stacked else drawn.subplots(1, 2, width_ratios=[1, 0.9])
-        )
-        for kind in legend:
-            rows = table[table["kind"] == kind]
-            colour, marker, _ = LOOKS[kind]
-            true, linear = at(rows["true"].to_numpy()), at(rows["linear"].to_numpy())
-            left.plot(
-                linear, true, linestyle="", marker=marker, markersize=3, color=colour, alpha=0.75,
-                markeredgewidth=0, label=legend[kind],
-            )  # fmt: skip
-        ends = [min(*left.get_xlim(), *left.get_ylim()), max(*left.get_xlim(), *left.get_ylim())]
-        left.plot(ends, ends, color="#777777", linewidth=0.8, linestyle="dashed", zorder=0)
-        left.set(xlabel=LINEAR, ylabel=TRUE, xlim=ends, ylim=ends)
-        left.set_title("(a) every intervention")
-        _ticks(left, "x", at)
-        _ticks(left, "y", at)
-        top = table.head(8 if stacked else LARGEST).iloc[::-1]
-        for row, effect in enumerate(top.itertuples()):
-            colour, marker, _ = LOOKS[str(effect.kind)]
-            right.plot(at(np.array([effect.low, effect.high])), [row, row], color=colour)
-            right.plot(at(np.array([effect.true])), [row], marker=marker, color=colour)
-            right.plot(
-                at(np.array([effect.linear])), [row], marker="x", markersize=4, color="#555555"
-            )
-        right.axvline(0, color="#777777", linewidth=0.8)
-        right.set_title("(b) the largest (cross: predicted)")
-        right.set_xlabel(TRUE)
-        _ticks(right, "x", at)
-        room = 1.1 if stacked else 1.7
-        names = [text_metrics.broken(str(effect), room, 40) for effect in top["name"]]
-        right.set_yticks(range(len(top)), names, parse_math=False)
-        lines = left.get_lines()[: len(legend)]
-        text_metrics.legend(drawn, lines, list(legend.values()))
-        text_metrics.heading(drawn, name)
-        text_metrics.note(drawn, [NOTE])
-    return drawn
+    table = effects.effects(ds)
+    at = _symlog(table[["low", "high", "true", "linear"]].to_numpy())
+    legend = dict(zip(effects.kinds_of(ds), _legend(ds), strict=True))
+    return Figure(
+        panels=[
+            _every(table, at, legend),
+            _largest(table.head(8 if stacked else LARGEST).iloc[::-1], at, legend, width),
+        ],
+        paper=paper,
+        screen=Screen(columns=2, row=340, room=900, gap=0.3),
+        notes=[NOTE],
+    )
 
 
 def lacks(ds: xr.Dataset) -> str:
@@ -110,49 +98,74 @@ def lacks(ds: xr.Dataset) -> str:
     return "" if "ablation" in ds.dims else "this analysis has no interventions"
 
 
-def interactive(ds: xr.Dataset) -> go.Figure:
-    """Draw the same for the screen, with names and values under the pointer."""
-    table = interventions.effects(ds)
-    at = _scale(np.concatenate([table["low"], table["high"], table["true"], table["linear"]]))
-    legend = dict(zip(interventions.kinds_of(ds), _legend(ds), strict=True))
-    drawn = plotly.figure()
-    drawn.update_layout(margin={"t": 30})
-    for kind in legend:
+def _every(table: pd.DataFrame, at: Symlog, legend: dict[str, str]) -> Panel:
+    """Describe true over predicted changes, one point for each intervention."""
+    number = palette.number
+    points = []
+    for kind, label in legend.items():
         rows = table[table["kind"] == kind]
-        colour, _, marker = LOOKS[kind]
-        true, linear = rows["true"].to_numpy(), rows["linear"].to_numpy()
-        drawn.add_scatter(
-            x=at(linear),
-            y=at(true),
-            name=legend[kind],
-            text=[plotly.text(str(name)) for name in rows["name"]],
-            customdata=[
-                f"{palette.number(t)} [{palette.number(low)}, {palette.number(high)}], "
-                f"predicted {palette.number(p)}"
-                for t, low, high, p in zip(true, rows["low"], rows["high"], linear, strict=True)
-            ],
-            hovertemplate="%{text}<br>loss change %{customdata}<extra></extra>",
-            mode="markers",
-            marker={"color": colour, "symbol": marker, "size": 6, "opacity": 0.8},
-            **plotly.axes(0),
+        colour, marker = LOOKS[kind]
+        columns = (rows[key] for key in ("true", "low", "high", "linear"))
+        points.append(
+            Points(
+                label=label,
+                colour=colour,
+                marker=marker,
+                x=at(rows["linear"].to_numpy()),
+                y=at(rows["true"].to_numpy()),
+                names=[palette.clean(str(name)) for name in rows["name"]],
+                details=[
+                    f"loss change {number(true)} [{number(low)}, {number(high)}], "
+                    f"predicted {number(linear)}"
+                    for true, low, high, linear in zip(*columns, strict=True)
+                ],
+            )
         )
-    every = at(np.concatenate([table["true"], table["linear"]]))
-    pad = 0.05 * (float(every.max() - every.min()) or 1.0)
-    ends = [float(every.min()) - pad, float(every.max()) + pad]
-    drawn.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": plotly.INK, "dash": "dash", "width": 1},
-        hoverinfo="skip",
-        showlegend=False,
-        **plotly.axes(0),
+    ends = _ends(at(table[["true", "linear"]].to_numpy()))
+    return Panel(
+        title="every intervention",
+        x=at.axis(LINEAR, ends),
+        y=at.axis(TRUE, ends),
+        points=points,
+        rules=[Rule(dashes="dashed")],
     )
-    marks = {"tickvals": at(np.array(at.marks)).tolist(), "ticktext": _texts(at)}
-    plotly.axis(drawn, "x", 0, title={"text": LINEAR, "standoff": 6}, range=ends, **marks)
-    plotly.axis(drawn, "y", 0, title={"text": TRUE, "standoff": 4}, range=ends, **marks)
-    drawn.update_layout(showlegend=True)
-    return plotly.placed(drawn, 1, columns=1, row=340)
+
+
+def _largest(top: pd.DataFrame, at: Symlog, legend: dict[str, str], width: Width) -> Panel:
+    """Describe the largest effects, with their intervals and predictions, the largest on top."""
+    row = np.arange(float(len(top)))
+    places = {key: at(top[key].to_numpy()) for key in ("true", "low", "high", "linear")}
+    points = []
+    for kind, label in legend.items():
+        own = (top["kind"] == kind).to_numpy()
+        colour, marker = LOOKS[kind]
+        true, low, high = (places[key][own] for key in ("true", "low", "high"))
+        points.append(
+            Points(label=label, colour=colour, marker=marker, x=true, y=row[own], low=low,
+                   high=high)
+        )  # fmt: skip
+    points.append(Points(label="", colour="#555555", marker="x", x=places["linear"], y=row))
+    ends = _ends(np.append(np.concatenate(list(places.values())), 0.0))
+    return Panel(
+        title="the largest (cross: predicted)",
+        x=at.axis(TRUE, ends),
+        y=Axis(
+            names=[palette.clean(str(name)) for name in top["name"]],
+            ticks=range(len(top)),
+            room=1.1 if width == "one" else 1.7,
+            wrapped=True,
+        ),
+        points=points,
+        rules=[Rule(x=0.0)],
+    )
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return -1.0, 1.0
+    pad = 0.05 * (float(np.ptp(known)) or 1.0)
+    return float(known.min()) - pad, float(known.max()) + pad
 
 
 def _legend(ds: xr.Dataset) -> list[str]:
@@ -160,7 +173,7 @@ def _legend(ds: xr.Dataset) -> list[str]:
     return [
         f"{KIND_TEXT[a.kind]} ({a.count}): rank correlation {_short(a.rank.value)}, "
         f"error {_short(a.error.value)}"
-        for a in interventions.agreement(ds, resamples=1)
+        for a in effects.agreement(ds, resamples=1)
     ]
 
 
@@ -168,21 +181,10 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "n/a"
 
 
-def _scale(values: Array) -> Scale:
+def _symlog(values: Array) -> Symlog:
     sizes = np.abs(values[np.isfinite(values)])
-    largest = float(sizes.max()) or 1.0
-    width = max(float(np.median(sizes)), largest / 1e3)
+    largest = float(sizes.max(initial=0.0)) or 1.0
+    width = max(float(np.median(sizes)) if sizes.size else 0.0, largest / 1e3)
     decades = range(math.ceil(math.log10(width)), math.floor(math.log10(largest)) + 1)
     ups = [10.0**decade for decade in decades][-3:] or [largest]
-    return Scale(width, [*(-up for up in reversed(ups)), 0.0, *ups])
-
-
-def _texts(at: Scale) -> list[str]:
-    return [palette.tick(mark) for mark in at.marks]
-
-
-def _ticks(axis: Axes, which: str, at: Scale) -> None:
-    low, high = getattr(axis, f"get_{which}lim")()
-    inside = [mark for mark in at.marks if low <= at(np.array(mark)) <= high]
-    places = [float(at(np.array(mark))) for mark in inside]
-    getattr(axis, f"set_{which}ticks")(places, [palette.tick(mark) for mark in inside])
+    return Symlog(width, [*(-up for up in reversed(ups)), 0.0, *ups])

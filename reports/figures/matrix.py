@@ -1,18 +1,24 @@
-"""Which reader takes how much of which source at one noise level, for print."""
+"""Which reader takes how much of which source at one noise level."""
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import palette, readers, source_maps, text_metrics
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Cells,
+    Field,
+    Figure,
+    Panel,
+    Paper,
+    Scale,
+    Screen,
+    Width,
+    inches,
+)
+from dar_probe.reports.style import palette, readers, source_maps
 from dar_probe.results import importance
-
-Array = npt.NDArray[np.floating]
 
 NOTES = {
     "importance": "Importance: root mean square of the gate over samples; each row sums to 1.",
@@ -20,7 +26,6 @@ NOTES = {
 }
 ORDER_NOTE = "Sources of a block stand in the order in which they run; source 0 is the embedding."
 ROOT_NOTE = "Colours follow the square root."
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LEAST = 4  # rows that a panel is high, however few readers it has
 
 
@@ -29,9 +34,9 @@ def matrix(
     *,
     noise_level: float | None = None,
     kind: str | None = None,
-    width: matplotlib.Width = "two",
+    width: Width = "two",
 ) -> Figure:
-    """Draw reader x source maps of importance, and of routes where there is a router.
+    """Describe reader x source maps of importance, and of routes where there is a router.
 
     Readers of one kind share a panel, so that what attention reads and what MLPs read stays
     apart. The figure says at which measured noise level it was taken.
@@ -46,7 +51,7 @@ def matrix(
         UsageError: nothing to draw, a noise level outside [0, 1], no reader of this kind, another
             width.
     """
-    inches = matplotlib.inches(width)
+    inches(width)
     level, taken = nearest(ds, noise_level)
     groups = readers.kinds(ds, kind)
     shown = source_maps.sublayer_maps(ds.isel(noise_level=[level]), dots=False)
@@ -54,37 +59,38 @@ def matrix(
         raise UsageError(source_maps.NOTHING)
     rows = [max(len(group.at), LEAST) for group in groups]
     across = len(shown) if width == "two" else 1
-    down = len(groups) * len(shown) // across
-    share = [1.35 * row / max(rows) + 0.35 for row in rows] * (down // len(groups))
-    last = int(ds["block"].values[-1])
+    share = [1.35 * row / max(rows) + 0.35 for row in rows] * (len(shown) // across)
+    panels = [_panel(ds, found, group, at) for at, found in enumerate(shown) for group in groups]
     notes = [taken, ROOT_NOTE]
-    with matplotlib.paper():
-        figure = matplotlib.figure(inches, 0.4 + sum(share))
-        grid = figure.subplots(down, across, squeeze=False, height_ratios=share, sharex=True)
-        for at, found in enumerate(shown):
-            values = found.values.values[0]
-            norm = _scale(values)
-            colours = matplotlib.colour_map(norm, found.colours)
-            notes += _notes(found.quantity, values)
-            own = grid[:, at] if across > 1 else grid.ravel()[at * len(groups) :][: len(groups)]
-            for row, (axis, group) in enumerate(zip(own, groups, strict=True)):
-                matplotlib.draw_map(axis, values[group.at], norm, colours)
-                place = row * len(shown) + at if across > 1 else at * len(groups) + row
-                title = f"({LETTERS[place % 26]}) {found.quantity}, "
-                room = inches / across - 1 - text_metrics.text_width(title, text_metrics.TITLE_SIZE)
-                title += text_metrics.fitted(group.name, room, text_metrics.TITLE_SIZE)
-                axis.set_title(title, parse_math=False)
-                _block_ticks(axis, "y", group.blocks, last)
-                _block_ticks(axis, "x", ds["source_block"].values, last)
-                axis.tick_params(labelbottom=axis in grid[-1])
-                axis.set_xlabel("source block" if axis in grid[-1] else "")
-                if axis in grid[:, 0]:
-                    axis.set_ylabel("reader block" if len(group.at) > LEAST else "")
-            matplotlib.colour_bar(figure, list(own), norm, colours, found.label, below=across > 1)
-        gaps = np.isnan(np.concatenate([found.values.values[0] for found in shown])).any()
-        notes += [palette.GAP_NOTE] if gaps else []
-        text_metrics.note(figure, [*notes, ORDER_NOTE])
-    return figure
+    for found in shown:
+        notes += _notes(found.quantity, found.values.values[0])
+    gaps = any(np.isnan(found.values.values[0]).any() for found in shown)
+    notes += [palette.GAP_NOTE] if gaps else []
+    return Figure(
+        panels=panels,
+        paper=Paper(
+            width=width,
+            height=0.4 + sum(share),
+            across=across,
+            downwards=True,
+            rows=share,
+            shared=True,
+        ),
+        screen=Screen(columns=1, row=230, room=680),
+        scales=[
+            Scale(
+                label=found.label,
+                colours=found.colours,
+                values=found.values.values[0],
+                share=True,
+                root=True,  # the shares of a deep reader are many and small
+                below=across > 1,
+            )
+            for found in shown
+        ],
+        notes=[*notes, ORDER_NOTE],
+        last=int(ds["block"].values[-1]),
+    )
 
 
 def lacks(ds: xr.Dataset, noise_level: float | None = None) -> str:
@@ -114,12 +120,24 @@ def nearest(ds: xr.Dataset, wanted: float | None) -> tuple[int, str]:
     return at, f"Noise level {palette.levels(ds)[at]} (0: data, 1: noise){ending}."
 
 
-def _scale(values: Array) -> Normalize:
-    """Return square-root colours from zero: the shares of a deep reader are many and small."""
-    linear = matplotlib.scale(values, from_zero=True)
-    if linear.vmin == 0:
-        return PowerNorm(0.5, 0, linear.vmax)
-    return linear
+def _panel(ds: xr.Dataset, found: source_maps.SourceMap, group: readers.Kind, scale: int) -> Panel:
+    """Describe one quantity of the readers of one kind."""
+    last = int(ds["block"].values[-1])
+    names = palette.depth_names(ds, "reader")
+    up = "reader block" if len(group.at) > LEAST else ""
+    return Panel(
+        title=f"{found.quantity}, ",
+        subject=group.name,
+        x=_blocks(
+            "source block", palette.depth_names(ds, "source"), ds["source_block"].values, last
+        ),
+        y=_blocks(up, [names[at] for at in group.at], group.blocks, last),
+        cells=Cells(
+            values=found.values.values[0][group.at],
+            scale=scale,
+            hover=((Field.ROW, " reads ", Field.COLUMN), (f"{found.quantity} ", Field.VALUE)),
+        ),
+    )
 
 
 def _notes(quantity: str, values: Array) -> list[str]:
@@ -130,12 +148,12 @@ def _notes(quantity: str, values: Array) -> list[str]:
     return [NOTES["route"].format("; each row sums to 1" if even else ", not normalised")]
 
 
-def _block_ticks(axis: Axes, which: str, blocks: Array, last: int) -> None:
-    """Label a few blocks at the first position of each."""
+def _blocks(title: str, names: list[str], blocks: Array, last: int) -> Axis:
+    """Return an axis of sublayers, with a few blocks labelled at the first position of each."""
     found, first = np.unique(blocks, return_index=True)
     wanted = {0, *palette.block_ticks(last), last + 1}
     if 0 in found and 2 not in wanted:
         wanted -= {1}  # the labels 0 and 1 would touch
     kept = [int(at) for block, at in zip(found, first, strict=True) if block in wanted]
-    names = ["head" if block > last else str(int(block)) for block in blocks]
-    matplotlib.ticks(axis, which, kept, names)
+    labels = ["head" if blocks[at] > last else str(int(blocks[at])) for at in kept]
+    return Axis(title=title, names=names, ticks=kept, labels=labels)

@@ -1,60 +1,23 @@
-"""Every printed figure of an analysis: which there are, which its data allow, and their files."""
+"""Every figure of an analysis by name: which there are, which its data allow, what each shows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.draw.matplotlib import Width, save
 from dar_probe.reports.figures import (
-    decodability as decodability_figure,
-)
-from dar_probe.reports.figures import (
-    heatmap as heatmap_figure,
-)
-from dar_probe.reports.figures import (
+    decodability,
+    dilution,
+    heatmap,
     interventions,
+    matrix,
     router_entropy,
+    sources,
+    trajectory,
 )
-from dar_probe.reports.figures import (
-    matrix as matrix_figure,
-)
-from dar_probe.reports.figures import (
-    sources as sources_figure,
-)
-from dar_probe.reports.figures import (
-    trajectory as trajectory_figure,
-)
-from dar_probe.reports.figures.decodability import decodability
-from dar_probe.reports.figures.dilution import dilution
-from dar_probe.reports.figures.heatmap import heatmap
-from dar_probe.reports.figures.matrix import matrix
-from dar_probe.reports.figures.router_entropy import spread
-from dar_probe.reports.figures.sources import sources
-from dar_probe.reports.figures.trajectory import trajectory
-from dar_probe.reports.style import palette, text_metrics
+from dar_probe.reports.figures.description import Figure, Width
+from dar_probe.reports.style import palette
 from dar_probe.results.trajectory import last_step
-
-__all__ = [
-    "FIGURES",
-    "HEATMAP",
-    "Options",
-    "decodability",
-    "dilution",
-    "draw",
-    "heatmap",
-    "lacks",
-    "matrix",
-    "save",
-    "sources",
-    "spread",
-    "stems",
-    "trajectory",
-    "write_all",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +29,7 @@ class Options:
         noise_level: of the matrix; the middle one where there is none.
         shallow, deep: blocks of the sources figure, B+1 for the head.
         kind: readers of one kind alone, in the figures that keep kinds apart.
-        variables: those with a heatmap; where there are none, those of ``style.HEATMAPS``.
+        variables: those with a heatmap; where there are none, those of ``palette.HEATMAPS``.
     """
 
     width: Width = "two"
@@ -88,6 +51,16 @@ FIGURES = (
     "heatmap",
 )
 HEATMAP = "heatmap_"
+# What an analysis comes with: the paper's figures, and the maps of its three symptoms. The page
+# shows the rest, and ``dar-probe figures`` draws it.
+MAIN = (
+    "dilution",
+    "sources",
+    "matrix",
+    "trajectory",
+    "interventions",
+    *(HEATMAP + panel.variable for panel in palette.PANELS),
+)
 
 
 def stems(only: Sequence[str], options: Options) -> list[str]:
@@ -107,67 +80,48 @@ def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
         if options.kind not in ds["reader_kind"].values:
             return f"no reader is of kind {options.kind!r}"
     if stem.startswith(HEATMAP):
-        return heatmap_figure.lacks(ds, stem.removeprefix(HEATMAP))
+        return heatmap.lacks(ds, stem.removeprefix(HEATMAP))
     checks: dict[str, Callable[[xr.Dataset], str]] = {
-        "sources": sources_figure.lacks,
-        "matrix": lambda one: matrix_figure.lacks(one, options.noise_level),
+        "sources": sources.lacks,
+        "matrix": lambda one: matrix.lacks(one, options.noise_level),
         "spread": router_entropy.lacks,
-        "decodability": decodability_figure.lacks,
-        "trajectory": trajectory_figure.lacks,
+        "decodability": decodability.lacks,
+        "trajectory": trajectory.lacks,
         "interventions": interventions.lacks,
     }
     return checks[stem](ds) if stem in checks else ""
 
 
-def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
-    """Draw the figure of this name, with what it is of above it.
+def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
+    """Return what the figure of this name shows, with what it is of as its heading.
 
     Of a trajectory all but the figure of that name show the last step.
+
+    Args:
+        ds: an analysis, or a trajectory.
+        stem: one of ``stems(FIGURES, options)``.
+        options: what a reader chose.
+        name: what the analysis is called.
 
     Raises:
         UsageError: the data cannot give it, or the options do not fit them.
     """
     width, kind = options.width, options.kind
     ds = ds if stem == "trajectory" else last_step(ds)
-    if stem == "dilution":
-        return dilution([(name, ds)], width=width)
-    if stem == "interventions":
-        return interventions.figure(ds, name=name, width=width)
+    if stem == "dilution":  # its legend says the name
+        return dilution.dilution([(name, ds)], width=width)
     calls: dict[str, Callable[[], Figure]] = {
-        "sources": lambda: sources(ds, shallow=options.shallow, deep=options.deep, width=width),
-        "matrix": lambda: matrix(ds, noise_level=options.noise_level, kind=kind, width=width),
-        "spread": lambda: spread(ds, kind=kind, width=width),
-        "decodability": lambda: decodability(ds, kind=kind, width=width),
-        "trajectory": lambda: trajectory(ds, width=width),
+        "sources": lambda: sources.sources(
+            ds, shallow=options.shallow, deep=options.deep, width=width
+        ),
+        "matrix": lambda: matrix.matrix(
+            ds, noise_level=options.noise_level, kind=kind, width=width
+        ),
+        "spread": lambda: router_entropy.spread(ds, kind=kind, width=width),
+        "decodability": lambda: decodability.decodability(ds, kind=kind, width=width),
+        "trajectory": lambda: trajectory.trajectory(ds, width=width),
+        "interventions": lambda: interventions.interventions(ds, width=width),
     }
-    heat = stem.removeprefix(HEATMAP)
-    drawn = calls[stem]() if stem in calls else heatmap(ds, heat, width=width)
-    with matplotlib.paper():
-        text_metrics.heading(drawn, name)
-    return drawn
-
-
-def write_all(ds: xr.Dataset, folder: Path, *, name: str) -> list[Path]:
-    """Write every figure of one analysis as PNG (200 dpi) and PDF into ``folder``.
-
-    What was measured nowhere is skipped. Equal datasets give equal bytes.
-
-    Args:
-        ds: an analysis, or a trajectory.
-        folder: made if it is missing.
-        name: what to call the analysis; drawn, never used in a file name.
-
-    Returns:
-        The paths written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths, options = [], Options()
-    for stem in stems(FIGURES, options):
-        if lacks(ds, stem, options):
-            continue
-        figure = draw(ds, stem, options, name=name)
-        for suffix in ("png", "pdf"):
-            paths.append(folder / f"{stem}.{suffix}")
-            save(figure, paths[-1])
-        figure.clear()
-    return paths
+    variable = stem.removeprefix(HEATMAP)
+    found = calls[stem]() if stem in calls else heatmap.heatmap(ds, variable, width=width)
+    return replace(found, heading=name)

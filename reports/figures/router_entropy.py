@@ -1,13 +1,13 @@
-"""Over how many sources a router spreads its weights, for print."""
+"""Over how many sources a router spreads its weights."""
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import readers, source_maps, text_metrics
+from dar_probe.reports.figures.decodability import by_kind
+from dar_probe.reports.figures.description import Axis, Curve, Figure, Panel, Paper, Screen, Width
+from dar_probe.reports.figures.dilution import block_axis
+from dar_probe.reports.style import readers, source_maps
 from dar_probe.results import metrics
 
 NO_ROUTER = "there is no router, so routes have no spread to draw"
@@ -19,8 +19,8 @@ NOTE = (
 )
 
 
-def spread(ds: xr.Dataset, *, kind: str | None = None, width: matplotlib.Width = "two") -> Figure:
-    """Draw routing entropy H and the effective number of sources exp(H) over reader depth.
+def spread(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two") -> Figure:
+    """Describe routing entropy H and the effective number of sources exp(H) over reader depth.
 
     One line for each kind of reader, with 95 % bootstrap intervals over samples, against the
     number of sources offered.
@@ -33,7 +33,8 @@ def spread(ds: xr.Dataset, *, kind: str | None = None, width: matplotlib.Width =
     Raises:
         UsageError: there is no router, no reader is of this kind, another width.
     """
-    inches = matplotlib.inches(width)
+    stacked = width == "one"
+    paper = Paper(width=width, height=3.4 if stacked else 2.1, across=1 if stacked else 2)
     if lacks(ds):
         raise UsageError(lacks(ds))
     groups = readers.kinds(ds, kind)
@@ -41,38 +42,42 @@ def spread(ds: xr.Dataset, *, kind: str | None = None, width: matplotlib.Width =
     offered[offered == 0] = np.nan
     profile = metrics.profile(ds, "route_entropy")
     entropy = [profile[key].values for key in ("value", "low", "high")]
-    panels = (
-        ("(a) routing entropy", "H (nat)", entropy, np.log(offered)),
-        ("(b) effective number of sources", "exp(H)", [np.exp(part) for part in entropy], offered),
-    )
-    lines: list[Line2D] = []
-    with matplotlib.paper():
-        stacked = width == "one"
-        figure = matplotlib.figure(inches, 3.4 if stacked else 2.1)
-        axes = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
-        for axis, (title, label, parts, bound) in zip(axes, panels, strict=True):
-            lines = readers.draw(axis, groups, *parts)
-            for group, line in zip(groups, list(lines), strict=True):
-                (grey,) = axis.plot(group.blocks, bound[group.at], color=GREY, linewidth=0.9)
-                grey.set_linestyle(line.get_linestyle())
-                if len(group.at) == 1:
-                    grey.set(marker="_", markersize=6)
-            matplotlib.value_axis(axis, np.concatenate([*parts, bound]), may_log=False)
-            axis.set_title(title)
-            axis.set_ylabel(label)
-            readers.block_axis(axis, ds)
-            if stacked and axis is axes[0]:
-                axis.set_xlabel("")
-        names = [group.name for group in groups]
-        bound_line = Line2D([], [], color=GREY, linewidth=0.9)
-        text_metrics.legend(
-            figure,
-            [*lines, bound_line],
-            [*names, "offered"],
-            bands=bool(np.isfinite(entropy[1]).any()),
+    last = int(ds["block"].values[-1])
+    unknown = np.full(len(offered), np.nan)
+    panels = []
+    for title, label, parts, bound in (
+        ("routing entropy", "H (nat)", entropy, np.log(offered)),
+        ("effective number of sources", "exp(H)", [np.exp(part) for part in entropy], offered),
+    ):
+        limits = [
+            Curve(
+                label="offered",
+                colour=GREY,
+                look=line,
+                x=group.blocks,
+                value=bound[group.at],
+                low=unknown[group.at],
+                high=unknown[group.at],
+                marked=False,
+            )
+            for line, group in enumerate(groups)
+        ]
+        lowest = not stacked or bound is offered
+        panels.append(
+            Panel(
+                title=title,
+                x=block_axis(last, readers.LABEL if lowest else "", head=True),
+                y=Axis(title=label, fitted=True),
+                curves=[*by_kind(ds, groups, *parts), *limits],
+            )
         )
-        text_metrics.note(figure, [NOTE])
-    return figure
+    return Figure(
+        panels=panels,
+        paper=paper,
+        screen=Screen(columns=2, row=240, room=680, gap=0.1),
+        notes=[NOTE],
+        last=last,
+    )
 
 
 def lacks(ds: xr.Dataset) -> str:

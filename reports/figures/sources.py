@@ -1,103 +1,105 @@
-"""The paper's figure 3, for print: what a shallow and a deep block take from which block."""
+"""The paper's figure 3: what a shallow and a deep block take from which block."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import palette, source_maps, text_metrics
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Cells,
+    Field,
+    Figure,
+    Hover,
+    Link,
+    Panel,
+    Paper,
+    Scale,
+    Screen,
+    Width,
+    inches,
+    map_notes,
+)
+from dar_probe.reports.figures.heatmap import noise_axis
+from dar_probe.reports.style import palette, source_maps
+from dar_probe.reports.style.source_maps import Location, SourceMap
 from dar_probe.results import importance
-
-Array = npt.NDArray[np.floating]
 
 LEFT_OUT_NOTE = "Blocks that the reader is not offered are left out."
 SUMS_NOTE, FREE_NOTE = "each column sums to 1", "not normalised"
 
 
-class Cells(NamedTuple):
-    """One map: the source blocks that its reader is offered, (source, noise_level)."""
-
-    values: Array
-    marked: npt.NDArray[np.bool_]
-
-
 def sources(
     ds: xr.Dataset,
+    shown: Sequence[SourceMap] | None = None,
     *,
     shallow: int | None = None,
     deep: int | None = None,
-    width: matplotlib.Width = "two",
+    width: Width = "two",
+    gaps: bool = False,
 ) -> Figure:
-    """Draw arXiv 2605.20708, figure 3: source x noise level at a shallow and at a deep block.
+    """Describe arXiv 2605.20708, figure 3: source x noise level at a shallow and at a deep block.
 
     Counterfactual importance from the gates, with a dot in the cells of
-    ``importance.block_below_null``, and beside it, only where there is a router, the routes. The
-    two are different quantities and have their own colour scales. Rows are the source blocks
-    that the reader is offered.
+    ``importance.block_below_null``, and, only where there is a router, the routes. The two are
+    different quantities and have their own colour scales.
 
     Args:
         ds: an analysis.
+        shown: what ``source_maps.block_maps`` gave for it; left out, it is asked.
         shallow: a block number, B+1 for the head; left out, about B/4.
         deep: the same, about 3B/4.
         width: "one" column (3.25 in) or "two" (6.75 in).
+        gaps: whether rows are all source blocks, also those that the reader is not offered.
 
     Raises:
         UsageError: a block that has no reader, nothing to draw, another width.
     """
-    inches = matplotlib.inches(width)
-    shown = source_maps.block_maps(ds)
+    inches(width)
+    shown = source_maps.block_maps(ds) if shown is None else shown
     if not shown:
         raise UsageError(source_maps.NOTHING)
     places = source_maps.locations(shown[0].values, shallow, deep)
     beside = len(shown) > 1  # importance beside routes; alone, shallow beside deep
     across = len(shown) if beside else 1 if width == "one" else len(places)
-    narrow = width == "one" and across > 1
     down = len(shown) * len(places) // across
-    kept = [_offered(shown, place) for place in places]
-    with matplotlib.paper():
-        figure = matplotlib.figure(inches, 0.55 + down * (1.4 if width == "one" else 1.65))
-        grid = figure.subplots(down, across, squeeze=False)
-        notes = []
-        for column, found in enumerate(shown):
-            cells = [_cells(found, place, rows) for place, rows in zip(places, kept, strict=True)]
-            every = np.concatenate([cell.values.ravel() for cell in cells])
-            norm = matplotlib.scale(every, from_zero=True)
-            colours = matplotlib.colour_map(norm, found.colours)
-            notes += _notes(ds, found, cells, places)
-            notes += [text for text in matplotlib.map_notes(every, norm) if text not in notes]
-            own = grid[:, column] if beside else grid.ravel()
-            for at, (place, cell) in enumerate(zip(places, cells, strict=True)):
-                axis = own[at]
-                matplotlib.draw_map(axis, cell.values, norm, colours)
-                matplotlib.draw_dots(axis, cell.marked, cell.values, norm, colours)
-                matplotlib.level_ticks(axis, ds, 3 if narrow else 5)
-                _source_ticks(axis, place, kept[at])
-                letter = "abcd"[at * len(shown) + column]
-                lead = _lead(letter, found.quantity, width, across)
-                room = (inches - 0.8) / across - (
-                    0 if narrow else text_metrics.text_width(lead, text_metrics.TITLE_SIZE)
-                )
-                title = place.name if narrow else place.title
-                axis.set_title(
-                    lead + text_metrics.fitted(title, room, text_metrics.TITLE_SIZE),
-                    parse_math=False,
-                )
-                lowest = axis in grid[-1]
-                axis.set_xlabel(("noise level" if narrow else palette.NOISE) if lowest else "")
-                if axis in grid[:, 0]:  # a narrow title has no room for "shallow"
-                    where = place.title.removesuffix(place.name).rstrip(": ") if narrow else ""
-                    axis.set_ylabel(f"{where}\nsource block".strip())
-            matplotlib.colour_bar(figure, list(own), norm, colours, found.label, below=beside)
-        if any(len(rows) < len(place.names) for rows, place in zip(kept, places, strict=True)):
-            notes.append(LEFT_OUT_NOTE)
-        opening = ["Source block 0 is the embedding.", *([palette.NOISE_NOTE] if narrow else [])]
-        text_metrics.note(figure, [*opening, *notes])
-    return figure
+    rows = [_rows(shown, place, gaps=gaps) for place in places]
+    narrow = width == "one" and across > 1
+    panels: list[Panel] = []
+    scales, notes = [], []
+    for at, found in enumerate(shown):
+        own = [
+            _panel(ds, found, place, kept, at, width=width, narrow=narrow)
+            for place, kept in zip(places, rows, strict=True)
+        ]
+        panels += own
+        every = np.concatenate([panel.cells.values.ravel() for panel in own if panel.cells])
+        scales.append(
+            Scale(label=found.label, colours=found.colours, values=every, share=True, below=beside)
+        )
+        notes += _notes(ds, found, own, places)
+        notes += [text for text in map_notes(every) if text not in notes]
+    if any(len(kept) < len(place.names) for kept, place in zip(rows, places, strict=True)):
+        notes.append(LEFT_OUT_NOTE)
+    return Figure(
+        panels=panels,
+        paper=Paper(
+            width=width,
+            height=0.55 + down * (1.4 if width == "one" else 1.65),
+            across=across,
+            downwards=beside,
+        ),
+        screen=Screen(columns=len(places), row=230, room=680, gap=0.12),
+        scales=scales,
+        notes=[
+            "Source block 0 is the embedding.",
+            *([palette.NOISE_NOTE] if narrow else []),
+            *notes,
+        ],
+        last=int(ds["block"].values[-1]),
+    )
 
 
 def lacks(ds: xr.Dataset) -> str:
@@ -105,47 +107,77 @@ def lacks(ds: xr.Dataset) -> str:
     return source_maps.lacks(ds, importance.block_importance(ds))
 
 
-def _lead(letter: str, quantity: str, width: matplotlib.Width, across: int) -> str:
-    """Return what stands before the reader; in a narrow column the colour bar names a quantity."""
-    if width == "two":
-        return f"({letter}) {quantity}, "
-    return f"({letter}) {quantity}\n" if across > 1 else f"({letter}) "
-
-
-def _offered(shown: list[source_maps.SourceMap], place: source_maps.Location) -> list[int]:
+def _rows(shown: Sequence[SourceMap], place: Location, *, gaps: bool) -> list[int]:
     """Return the source blocks that some map knows; all of them where none does."""
     known = [
         np.isfinite(found.values.values[:, place.position, : len(place.names)]).any(axis=0)
         for found in shown
     ]
     rows = np.flatnonzero(np.any(known, axis=0)).tolist()
-    return rows or list(range(len(place.names)))
+    return list(range(len(place.names))) if gaps or not rows else rows
 
 
-def _cells(found: source_maps.SourceMap, place: source_maps.Location, rows: list[int]) -> Cells:
-    arrays = (
+def _panel(
+    ds: xr.Dataset,
+    found: SourceMap,
+    place: Location,
+    rows: list[int],
+    scale: int,
+    *,
+    width: Width,
+    narrow: bool,
+) -> Panel:
+    """Describe one quantity at one reader.
+
+    Args:
+        ds: an analysis.
+        found: the quantity.
+        place: the reader.
+        rows: its source blocks.
+        scale: the number of the quantity's colour scale.
+        width: of the figure.
+        narrow: whether the panel shares one printed column with another.
+    """
+    values, marked = (
         array.isel(reader=place.position, source_block=rows).values.T
         for array in (found.values, found.marked)
     )
-    return Cells(*arrays)
+    labels = [str(row) if row < place.block else place.names[row] for row in rows]
+    fused = np.flatnonzero(np.array(rows) >= place.block).tolist()
+    ticks = sorted({*palette.thinned(len(rows), 8), *fused})
+    where = place.title.removesuffix(place.name).rstrip(": ") if narrow else ""
+    even = f"an even split over {place.sources} sources is {1 / max(place.sources, 1):.3f}"
+    hover: Hover = (
+        (f"{place.name} reads ", Field.ROW),
+        ("noise level ", Field.COLUMN),
+        (f"{found.quantity} ", Field.VALUE),
+        (even,),
+    )
+    blocks = tuple(float(block) for block in found.values["source_block"].values[rows])
+    lead = {"two": f"{found.quantity}, ", "one": ""}[width]  # a colour bar names it already
+    return Panel(
+        title=f"{found.quantity}\n" if narrow else lead,
+        subject=place.name if narrow else place.title,  # there is no room for "shallow"
+        x=noise_axis(ds, "noise level" if narrow else palette.NOISE, most=3 if narrow else 5),
+        y=Axis(
+            title=f"{where}\nsource block".strip(),
+            names=[place.names[row] for row in rows],
+            ticks=ticks,
+            labels=[labels[at] for at in ticks],
+            link=Link(dim="block", values=blocks),
+        ),
+        cells=Cells(values=values, scale=scale, hover=hover, marked=marked),
+    )
 
 
 def _notes(
-    ds: xr.Dataset,
-    found: source_maps.SourceMap,
-    cells: list[Cells],
-    places: list[source_maps.Location],
+    ds: xr.Dataset, found: SourceMap, panels: Sequence[Panel], places: Sequence[Location]
 ) -> list[str]:
     if found.quantity == "importance":
         halves = min(place.sources for place in places) < 3
         notes = [palette.NOTES["importance"], palette.dot_note(ds)]
         return [*notes, palette.HALVES_NOTE] if halves else notes
-    sums = np.concatenate([np.nansum(cell.values, axis=0) for cell in cells])
+    cells: list[Array] = [panel.cells.values for panel in panels if panel.cells]
+    sums = np.concatenate([np.nansum(values, axis=0) for values in cells])
     ending = SUMS_NOTE if np.allclose(sums, 1, atol=1e-3) else FREE_NOTE
     return [palette.NOTES["route"].format(ending)]
-
-
-def _source_ticks(axis: Axes, place: source_maps.Location, rows: list[int]) -> None:
-    names = [str(row) if row < place.block else place.names[row] for row in rows]
-    at = {*palette.thinned(len(rows), 8), *np.flatnonzero(np.array(rows) >= place.block).tolist()}
-    matplotlib.ticks(axis, "y", sorted(at), names)

@@ -1,58 +1,48 @@
-"""What the figures of a study draw, whatever draws it: panels of lines with bands."""
+"""The curves of a study: losses, quality, symptoms and prices of every scheme."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Curve,
+    Figure,
+    Panel,
+    Paper,
+    Rule,
+    Screen,
+    Width,
+)
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Line, Results, chunk_cost, optimal_chunk
 from dar_probe.results.study.record import Record
 
-Array = npt.NDArray[np.floating]
 SHARES = (0.4, 0.5, 0.6)  # of the paper's cost model: a
-
-
-class Curve(NamedTuple):
-    """One line of a panel; its look is that of line ``look`` in the whole figure."""
-
-    label: str
-    look: int
-    colour: str
-    x: Array
-    value: Array
-    low: Array
-    high: Array
-
-
-class Panel(NamedTuple):
-    """One panel: words, lines, and how its axes are to be."""
-
-    title: str
-    across: str
-    up: str
-    curves: list[Curve]
-    may_log: bool = False
-    ticks: Sequence[int] = ()  # of a logarithmic x axis
-    marked: tuple[float, float] | None = None  # a range of x
-    zero: bool = False
+SEEDS = "95 % interval over seeds"
 
 
 class Drawing(NamedTuple):
-    """A figure: the stem of its files, title, caption, panels, and what its bands are."""
+    """A figure of the study's page: the stem of its files, title, caption, and what it shows."""
 
     name: str
     title: str
     caption: str
-    panels: list[Panel]
-    band: str = "95 % interval over seeds"
+    figure: Figure
 
 
-def drawings(results: Results) -> list[Drawing]:
-    """Return every figure that the records are enough for."""
+def drawings(results: Results, *, width: Width = "two") -> list[Drawing]:
+    """Return every figure that the records are enough for.
+
+    Args:
+        results: the records of a study.
+        width: of the print: "one" column (panels stacked) or "two" (side by side).
+    """
     schemes, main = results.of("schemes"), results.main
     seeds = " Bands: 95 % intervals over seeds." if any(line.seeds > 1 for line in main) else ""
     found = [
@@ -61,7 +51,7 @@ def drawings(results: Results) -> list[Drawing]:
             "Validation loss",
             "Of the average, on held-out samples at ten noise levels; the difference is paired: "
             f"same seed, same batches. Seconds: steps times each scheme's own price.{seeds}",
-            _loss(results, main),
+            _figure(_loss(results, main), width),
         )
     ]
     if any(line.quality[0] for line in main):
@@ -71,7 +61,7 @@ def drawings(results: Results) -> list[Drawing]:
                 "Fréchet distance",
                 "Of samples of the average from the training rows, in the features of a "
                 f"classifier of digits.{seeds}",
-                _frechet(results, main),
+                _figure(_frechet(results, main), width),
             )
         )
     found.append(
@@ -80,7 +70,7 @@ def drawings(results: Results) -> list[Drawing]:
             "The symptoms over depth",
             "After training, at the study's noise levels; magnitudes are geometric means over "
             f"seeds. {palette.GRADIENT_NOTE}{seeds}",
-            _depth(main),
+            _figure(_depth(main), width),
         )
     )
     rest = [line for line in schemes if line not in main]
@@ -91,12 +81,17 @@ def drawings(results: Results) -> list[Drawing]:
                 f"others-{at // 6 + 1}",
                 "Validation loss of the other schemes",
                 "One seed each: differences of a few thousandths are not to be told from chance.",
-                _loss(results, some),
+                _figure(_loss(results, some), width),
             )
         )
     if deep := results.of("deep"):
         found.append(
-            Drawing("deep", "Validation loss at 28 blocks", "One seed each.", _loss(results, deep))
+            Drawing(
+                "deep",
+                "Validation loss at 28 blocks",
+                "One seed each.",
+                _figure(_loss(results, deep), width),
+            )
         )
     if (chunks := _chunks(results)) is not None:
         low, high = (round(optimal_chunk(_sublayers(results), a), 1) for a in (0.6, 0.4))
@@ -107,11 +102,35 @@ def drawings(results: Results) -> list[Drawing]:
                 "DAR static+t, one seed each. Price: median and quartiles of timed steps. Shaded: "
                 "where the paper's cost model has its least, "
                 f"S* = {low} to {high} for a from 0.6 to 0.4.",
-                chunks,
-                "quartiles of timed steps",
+                _figure(chunks, width, band="quartiles of timed steps"),
             )
         )
     return found
+
+
+def _figure(panels: Sequence[Panel], width: Width, *, band: str = SEEDS) -> Figure:
+    """Put panels side by side, or one above the other in one printed column."""
+    count = len(panels)
+    stacked = width == "one"
+    return Figure(
+        panels=panels,
+        paper=Paper(
+            width=width, height=1.7 * count if stacked else 2.0, across=1 if stacked else count
+        ),
+        screen=Screen(columns=count, row=240, room=760, gap=0.085),
+        band=band,
+    )
+
+
+def _panel(
+    title: str, across: str, up: str, curves: Sequence[Curve], *, may_log: bool = False
+) -> Panel:
+    return Panel(
+        title=title,
+        x=Axis(title=across),
+        y=Axis(title=up, fitted=True, may_log=may_log),
+        curves=curves,
+    )
 
 
 def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
@@ -130,9 +149,12 @@ def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
             differences.append(_curve(line, look, colour, at, apart))
     step = "training step"
     return [
-        Panel("loss over steps", step, "validation loss", curves, may_log=True),
-        Panel("minus residual", step, "difference of the loss", _settled(differences), zero=True),
-        Panel("loss over time", "seconds of training", "validation loss", timed, may_log=True),
+        _panel("loss over steps", step, "validation loss", curves, may_log=True),
+        replace(
+            _panel("minus residual", step, "difference of the loss", _settled(differences)),
+            rules=[Rule(y=0.0, colour=palette.BLUE)],
+        ),
+        _panel("loss over time", "seconds of training", "validation loss", timed, may_log=True),
     ]
 
 
@@ -141,9 +163,8 @@ def _settled(curves: list[Curve]) -> list[Curve]:
     found = []
     for curve in curves:
         kept = curve.x >= curve.x[-1] / 5
-        found.append(curve._replace(**{
-            name: getattr(curve, name)[kept] for name in ("x", "value", "low", "high")
-        }))  # fmt: skip
+        parts = {name: getattr(curve, name)[kept] for name in ("x", "value", "low", "high")}
+        found.append(replace(curve, **parts))
     return found
 
 
@@ -158,8 +179,8 @@ def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
             over_time.append(_curve(line, look, colour, at * line.ratio * seconds, distances))
     up = "Fréchet distance"
     return [
-        Panel("over steps", "training step", up, over_steps, may_log=True),
-        Panel("over time", "seconds of training", up, over_time, may_log=True),
+        _panel("over steps", "training step", up, over_steps, may_log=True),
+        _panel("over time", "seconds of training", up, over_time, may_log=True),
     ]
 
 
@@ -172,7 +193,7 @@ def _depth(lines: Sequence[Line]) -> list[Panel]:
             pool = _geometric if panel.may_log else over_seeds
             pooled = [pool(column.tolist()) for column in rows.T]  # None became NaN
             curves.append(_curve(line, look, colour, np.arange(1.0, len(pooled) + 1), pooled))
-        found.append(Panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
+        found.append(_panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
     return found
 
 
@@ -194,20 +215,33 @@ def _chunks(results: Results) -> list[Panel] | None:
     gap = np.full(len(at), np.nan)
     best = optimal_chunk(sublayers, SHARES[-1]), optimal_chunk(sublayers, SHARES[0])
 
-    def panel(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
+    def over_size(title: str, up: str, curves: Sequence[Curve]) -> Panel:
+        axis = Axis(title="S", octaves=True, ticks=sizes, labels=[str(size) for size in sizes])
+        return replace(_panel(title, "S", up, curves), x=axis, shaded=best)
+
+    def measured(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
         curve = _curve(lines[0], 0, palette.ORANGE, at, [value(line) for line in lines])
-        named = curve._replace(label="measured")
-        return Panel(title, "S", up, [named], ticks=sizes, marked=best)
+        return over_size(title, up, [replace(curve, label="measured")])
 
     model = []
     for look, (share, colour) in enumerate(zip(SHARES, palette.OTHERS, strict=False), start=1):
         values = np.array([chunk_cost(sublayers, size, share) for size in at])
-        model.append(Curve(f"C(S), a = {share}", look, colour, at, values, gap, gap))
-    panels = [panel("loss", "validation loss", lambda line: line.loss)]
+        model.append(
+            Curve(
+                label=f"C(S), a = {share}",
+                colour=colour,
+                look=look,
+                x=at,
+                value=values,
+                low=gap,
+                high=gap,
+            )
+        )
+    panels = [measured("loss", "validation loss", lambda line: line.loss)]
     if lines[0].quality[0]:
-        panels.append(panel("quality", "Fréchet distance", lambda line: line.frechet))
-    panels.append(panel("price", "step / residual step", lambda line: line.price))
-    panels.append(Panel("cost model", "S", "C(S)", model, ticks=sizes, marked=best))
+        panels.append(measured("quality", "Fréchet distance", lambda line: line.frechet))
+    panels.append(measured("price", "step / residual step", lambda line: line.price))
+    panels.append(over_size("cost model", "C(S)", model))
     return panels
 
 
@@ -224,7 +258,7 @@ def _curve(line: Line, look: int, colour: str, x: Array, values: Sequence[Interv
     value, low, high = (
         np.array([getattr(one, name) for one in values]) for name in ("value", "low", "high")
     )
-    return Curve(line.label, look, colour, x, value, low, high)
+    return Curve(label=line.label, colour=colour, look=look, x=x, value=value, low=low, high=high)
 
 
 def _looks(lines: Sequence[Line]) -> list[tuple[int, str]]:

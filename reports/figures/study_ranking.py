@@ -3,13 +3,18 @@
 from typing import NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from dar_probe.reports.draw import matplotlib, plotly
-from dar_probe.reports.figures import interactive
-from dar_probe.reports.style import palette, text_metrics
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Figure,
+    Panel,
+    Paper,
+    Points,
+    Rule,
+    Screen,
+)
+from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval
 from dar_probe.results.study.aggregate import Line, Results
 from dar_probe.results.study.claims import final_loss
@@ -61,71 +66,53 @@ def ranking(results: Results) -> Ranking | None:
     return Ranking([line.label for line in lines], [KINDS[_kind(line)] for line in lines], columns)
 
 
-def printed(found: Ranking) -> Figure:
-    """Draw the list for print, two columns wide."""
-    rows = np.arange(len(found.names))
-    room = 1.3  # inches, for the names
-    with matplotlib.paper():
-        figure = matplotlib.figure(matplotlib.inches("two"), 0.6 + 0.15 * len(rows))
-        axes = figure.subplots(1, len(found.columns), squeeze=False, sharey=True).ravel()
-        for letter, axis, column in zip("abc", axes, found.columns, strict=False):
-            value, low, high = _arrays(column)
-            axis.axvline(column.level, color=palette.BLUE, linewidth=0.9)
-            axis.hlines(rows, low, high, color=found.colours, linewidth=1.4)
-            axis.scatter(value, rows, s=14, color=found.colours, zorder=3)
-            axis.set(xlabel=column.words, title=f"({letter}) {column.title}")
-            matplotlib.value_axis(axis, np.concatenate([value, low, high]), column.may_log, "x")
-        axes[0].set_yticks(rows, [text_metrics.fitted(name, room) for name in found.names])
-        for label in axes[0].get_yticklabels():
-            label.set_parse_math(False)
-        axes[0].set_ylim(len(rows) - 0.5, -0.5)
-        dots = [Line2D([], [], color=colour, marker="o", linestyle="") for colour in KINDS.values()]
-        text_metrics.legend(figure, dots, list(KINDS))
-    return figure
+def figure(found: Ranking) -> Figure:
+    """Describe the list, two printed columns wide, the best scheme on top."""
+    count = len(found.names)
+    names = Axis(
+        names=[palette.clean(name) for name in found.names],
+        limits=(count - 0.5, -0.5),
+        ticks=range(count),
+        room=1.3,
+    )
+    panels = [
+        Panel(
+            title=column.title,
+            x=Axis(title=column.words, fitted=True, may_log=column.may_log),
+            y=names,
+            points=[_points(found, column, kind) for kind in KINDS],
+            rules=[Rule(x=column.level, colour=palette.BLUE)],
+        )
+        for column in found.columns
+    ]
+    many = len(panels)
+    return Figure(
+        panels=panels,
+        paper=Paper(height=0.6 + 0.15 * count, across=many, shared=True),
+        screen=Screen(columns=many, row=18 * count, room=760, gap=0.04, names_shared=True),
+    )
 
 
-def screened(found: Ranking) -> go.Figure:
-    """Draw the list for the screen."""
-    drawn = plotly.figure()
-    names = plotly.unique(found.names)
-    for at, column in enumerate(found.columns):
-        value, low, high = _arrays(column)
-        drawn.add_shape(
-            type="line", x0=column.level, x1=column.level, y0=0, y1=1,
-            line={"color": palette.BLUE, "width": 1},
-            xref=plotly.numbered("x", at), yref=f"{plotly.numbered('y', at)} domain",
-        )  # fmt: skip
-        for kind, colour in KINDS.items():
-            own = [row for row, its in enumerate(found.colours) if its == colour]
-            drawn.add_scatter(
-                x=value[own],
-                y=[names[row] for row in own],
-                name=kind,
-                legendgroup=kind,
-                showlegend=at == 0 and bool(own),
-                mode="markers",
-                marker={"color": colour, "size": 7},
-                error_x={
-                    "array": np.nan_to_num(high - value)[own],
-                    "arrayminus": np.nan_to_num(value - low)[own],
-                    "width": 0,
-                    "thickness": 1.6,
-                },
-                customdata=interactive.intervals(low[own], high[own]),
-                hovertemplate=f"%{{y}}<br>{column.words} %{{x:.4~g}} %{{customdata}}"
-                "<extra></extra>",
-                **plotly.axes(at),
-            )
-        plotly.title(drawn, at, f"({'abc'[at]}) {column.title}")
-        scale = plotly.value_axis(np.concatenate([value, low, high]), column.may_log)
-        plotly.axis(drawn, "x", at, **scale, title={"text": column.words, "standoff": 6})
-        plotly.axis(
-            drawn, "y", at, type="category", categoryorder="array", categoryarray=names[::-1],
-            range=[-0.5, len(names) - 0.5], automargin=True, tickfont={"size": 11},
-        )  # fmt: skip
-    many, row = len(found.columns), 18 * len(names)
-    plotly.placed(drawn, many, columns=many, row=row, room=760, gap=0.04, names_shared=True)
-    return plotly.with_legend_room(drawn)
+def _points(found: Ranking, column: Column, kind: str) -> Points:
+    """Return the schemes of one kind: their values, and intervals as whiskers."""
+    value, low, high = _arrays(column)
+    own = np.array([colour == KINDS[kind] for colour in found.colours])
+    number = palette.number
+    return Points(
+        label=kind,
+        colour=KINDS[kind],
+        marker="o",
+        x=value[own],
+        y=np.flatnonzero(own).astype(float),
+        low=low[own],
+        high=high[own],
+        names=[palette.clean(name) for name, its in zip(found.names, own, strict=True) if its],
+        details=[
+            f"{column.words} {number(middle, 4)}"
+            + (f" [{number(lower, 4)}, {number(upper, 4)}]" if np.isfinite(lower) else "")
+            for middle, lower, upper in zip(value[own], low[own], high[own], strict=True)
+        ],
+    )
 
 
 def spoken(found: Ranking) -> str:
@@ -142,7 +129,7 @@ def spoken(found: Ranking) -> str:
     )
 
 
-def _arrays(column: Column) -> tuple[matplotlib.Array, matplotlib.Array, matplotlib.Array]:
+def _arrays(column: Column) -> tuple[Array, Array, Array]:
     value, low, high = (
         np.array([getattr(one, name) for one in column.values]) for name in ("value", "low", "high")
     )

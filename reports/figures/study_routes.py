@@ -1,20 +1,23 @@
 """Who reads what in every scheme, side by side: the routes of a study's trained models."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import plotly.graph_objects as go
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
-from dar_probe.reports.draw import matplotlib, plotly
-from dar_probe.reports.style import palette, text_metrics
+from dar_probe.reports.figures.description import (
+    Array,
+    Axis,
+    Cells,
+    Field,
+    Figure,
+    Panel,
+    Paper,
+    Scale,
+    Screen,
+)
+from dar_probe.reports.style import palette
 from dar_probe.results.study.aggregate import Results
 from dar_probe.results.study.record import Record
-
-Array = npt.NDArray[np.floating]
 
 TITLE = "Who reads what"
 CAPTION = (
@@ -41,60 +44,39 @@ def maps(results: Results) -> list[Map]:
     return [one for one in found if np.isfinite(one.values).any()]
 
 
-def printed(found: list[Map]) -> Figure:
-    """Draw the maps for print, two columns wide."""
+def figure(found: list[Map]) -> Figure:
+    """Describe the maps, two printed columns wide."""
     across = min(COLUMNS, len(found))
-    down = math.ceil(len(found) / across)
-    inches = matplotlib.inches("two")
-    norm = PowerNorm(0.5, 0, TOP)
-    with matplotlib.paper():
-        figure = matplotlib.figure(inches, 0.5 + 1.45 * down)
-        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-        colours = matplotlib.colour_map(norm, "rocket_r")
-        for at, axis in enumerate(grid.ravel()):
-            if at >= len(found):
-                axis.set_visible(False)
-                continue
-            one = found[at]
-            matplotlib.draw_map(axis, one.values, norm, colours)
-            title = text_metrics.fitted(one.label, inches / across - 0.45, text_metrics.TITLE_SIZE)
-            axis.set_title(title, parse_math=False)
-            for which, names in zip("yx", _names(one), strict=True):
-                matplotlib.ticks(axis, which, palette.spread(len(names), 5), names)
-            axis.set_ylabel("reader" if at % across == 0 else "")
-            axis.set_xlabel("source" if at + across >= len(found) else "")
-            axis.tick_params(labelbottom=at + across >= len(found))
-        matplotlib.colour_bar(figure, list(grid.ravel()), norm, colours, WORDS)
-        text_metrics.note(figure, [palette.GAP_NOTE, f"The colours end at {TOP:g}."])
-    return figure
-
-
-def screened(found: list[Map]) -> go.Figure:
-    """Draw the maps for the screen."""
-    drawn = plotly.figure()
-    drawn.update_layout(margin={"t": 30})
-    for at, one in enumerate(found):
-        readers, sources = _names(one)
-        drawn.add_heatmap(
-            z=one.values.astype(np.float32),
-            x=sources,
-            y=readers,
-            hovertemplate=f"{plotly.text(one.label)}<br>reader %{{y}} takes source %{{x}}"
-            f"<br>%{{z:.3~g}} {WORDS}<extra></extra>",
-            coloraxis="coloraxis",
-            hoverongaps=False,
-            **plotly.axes(at),
+    down = -(-len(found) // across)
+    panels = []
+    for one in found:
+        readers, sources = (
+            Axis(title=title, names=names, ticks=palette.spread(len(names), 5))
+            for title, names in zip(("reader", "source"), _names(one), strict=True)
         )
-        plotly.title(drawn, at, plotly.text(one.label))
-        words = ("source", "reader" if at % COLUMNS == 0 else "")
-        plotly.map_axes(drawn, at, sources, readers, words)
-        few = {"nticks": 5, "tickangle": 0}
-        drawn.update_layout({plotly.numbered(f"{letter}axis", at): few for letter in "xy"})
-    values = np.array([0.0, TOP])
-    plotly.colour_axis(drawn, 0, values, "rocket_r", WORDS)
-    columns = min(COLUMNS, len(found))
-    bars = [list(range(len(found)))]
-    return plotly.placed(drawn, len(found), columns=columns, row=130, room=760, gap=0.05, bars=bars)
+        hover = (
+            (one.label,),
+            ("reader ", Field.ROW, " takes source ", Field.COLUMN),
+            (Field.VALUE, f" {WORDS}"),
+        )
+        cells = Cells(values=one.values, hover=hover)
+        panels.append(Panel(subject=palette.clean(one.label), x=sources, y=readers, cells=cells))
+    return Figure(
+        panels=panels,
+        paper=Paper(height=0.5 + 1.45 * down, across=across, shared=True),
+        screen=Screen(columns=across, row=130, room=760, gap=0.05, ticks=5),
+        scales=[
+            Scale(
+                label=WORDS,
+                colours="rocket_r",
+                values=np.array([0.0, TOP]),
+                share=True,
+                root=True,
+            )
+        ],
+        notes=[palette.GAP_NOTE, f"The colours end at {TOP:g}."],
+        lettered=False,
+    )
 
 
 def spoken(found: list[Map]) -> str:

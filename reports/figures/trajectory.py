@@ -1,45 +1,50 @@
-"""The three symptoms over the training steps of one model, for print."""
+"""The three symptoms over the training steps of one model."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import palette, text_metrics
+from dar_probe.reports.figures.description import (
+    BAND,
+    Array,
+    Axis,
+    Cells,
+    Curve,
+    Field,
+    Figure,
+    Panel,
+    Paper,
+    Rule,
+    Scale,
+    Screen,
+    Width,
+    map_notes,
+)
+from dar_probe.reports.figures.heatmap import columns_of, depth_map
+from dar_probe.reports.style import palette
 from dar_probe.results import metrics
 from dar_probe.results.metrics import Metric
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.trajectory import split
 from dar_probe.results.verdict import Thresholds, plain
 
-Array = npt.NDArray[np.floating]
+Step = tuple[int, Mapping[str, Metric]]
 
+MAPS = ("rms", "grad_rms", "cosine")
 ONE_STEP = "this is the analysis of one training step, not of a trajectory"
 LOOKS = {"warn": ("dotted", "warning limit"), "fail": ("dashed", "failure limit")}
-INK = "#555555"
 UNEVEN_NOTE = "Columns are training steps, drawn at equal distances."
 
 
-class Steps(NamedTuple):
-    """What is drawn along the steps of a trajectory: maps by variable, metrics by name."""
-
-    numbers: list[int]
-    maps: dict[str, Array]
-    metrics: dict[str, list[Metric]]
-
-
 def trajectory(
-    ds: xr.Dataset, *, thresholds: Thresholds | None = None, width: matplotlib.Width = "two"
+    ds: xr.Dataset, *, thresholds: Thresholds | None = None, width: Width = "two"
 ) -> Figure:
-    """Draw depth x training step maps of the three symptoms, and their metrics over the steps.
+    """Describe depth x training step maps of the three symptoms, and their metrics over the steps.
 
     Metrics have 95 % bootstrap intervals over samples, and the limits of the verdict beside them.
+    Steps stand at equal distances, those of the metrics below those of the maps.
 
     Args:
         ds: a trajectory, see ``dar_probe.results.trajectory.join``.
@@ -49,42 +54,55 @@ def trajectory(
     Raises:
         UsageError: the dataset has no dim ``step``, another width.
     """
-    inches = matplotlib.inches(width)
+    stacked = width == "one"
+    paper = Paper(
+        width=width, height=7.6 if stacked else 3.6, across=1 if stacked else 3, downwards=True
+    )
     if lacks(ds):
         raise UsageError(lacks(ds), hint="dar-probe analyze joins several steps of one run")
-    steps = _steps(ds)
-    limits, colour = thresholds or Thresholds(), palette.colours([ds])[0]
-    with matplotlib.paper():
-        stacked = width == "one"
-        figure = matplotlib.figure(inches, 7.6 if stacked else 3.6)
-        grid = figure.subplots(6, 1) if stacked else figure.subplots(2, 3).T.ravel()
-        lines: list[Line2D] = []
-        notes: list[str] = []
-        for at, (panel, name) in enumerate(zip(palette.PANELS, SYMPTOMS, strict=True)):
-            above, below = grid[2 * at : 2 * at + 2]
-            values = steps.maps[panel.variable]
-            norm = matplotlib.scale(values)
-            colours = matplotlib.colour_map(norm, "mako_r")
-            matplotlib.draw_map(above, values, norm, colours)
-            matplotlib.colour_bar(figure, [above], norm, colours, panel.label)
-            notes += [text for text in matplotlib.map_notes(values, norm) if text not in notes]
-            _block_ticks(above, len(values))
-            above.set_ylabel("block index")
-            lines = _draw_metric(below, steps.metrics[name], limits, colour)
-            below.set_ylabel(SYMPTOMS[name].axis)
-            below.set_xlim(above.get_xlim())
-            first, second = ("ace"[at], "bdf"[at]) if stacked else ("abc"[at], "def"[at])
-            above.set_title(f"({first}) {panel.title}")
-            below.set_title(f"({second}) {plain(name)}")
-            for axis in (above, below):
-                _step_ticks(axis, steps.numbers, 2.2 if stacked else 1.3)
-            below.set_xlabel("training step" if not stacked or at == 2 else "")
-        gaps = np.diff(steps.numbers)
-        notes += [UNEVEN_NOTE] if len(set(gaps.tolist())) > 1 else []
-        bands = any(np.isfinite(metric.low) for metric in steps.metrics["inflation"])
-        text_metrics.legend(figure, lines, [text for _, text in LOOKS.values()], bands=bands)
-        text_metrics.note(figure, notes)
-    return figure
+    pairs = split(ds)
+    numbers = [step for step, _ in pairs]
+    steps = [(step, metrics.means(one)) for step, one in pairs]
+    axis = _equal_steps(numbers, room=2.2 if stacked else 1.3)
+    below = _metric_panels(steps, thresholds or Thresholds(), axis, colour=palette.colours([ds])[0])
+    panels, scales, notes = [], [], []
+    for at, (panel, metric) in enumerate(zip(palette.PANELS, below, strict=True)):
+        profiles = [metrics.profile(one, panel.variable, resamples=1) for _, one in pairs]
+        values = columns_of(profiles)[0][1:]
+        panels += [_map_panel(panel, values, at, axis), metric]
+        scales.append(Scale(label=panel.label, colours="mako_r", values=values))
+        notes += [text for text in map_notes(values) if text not in notes]
+    uneven = len(set(np.diff(numbers).tolist())) > 1
+    return Figure(
+        panels=panels,
+        paper=paper,
+        screen=Screen(columns=2, row=200, room=760, gap=0.2),
+        scales=scales,
+        notes=[*notes, *([UNEVEN_NOTE] if uneven else [])],
+        band=BAND,
+    )
+
+
+def symptoms(steps: Sequence[Step], limits: Thresholds) -> Figure:
+    """Describe the three symptoms over the training steps, with bands and limits.
+
+    Args:
+        steps: (training step, what ``metrics.means`` gave), in order.
+        limits: drawn as lines.
+    """
+    return Figure(
+        panels=_metric_panels(steps, limits, None, colour=palette.BLUE),
+        paper=Paper(height=2.0, across=3),
+        screen=Screen(columns=3, row=240, room=760, gap=0.085),
+    )
+
+
+def step_map(pairs: Sequence[tuple[int, xr.Dataset]], name: str) -> Figure:
+    """Describe one variable over training step and depth, pooled over samples and noise levels."""
+    value, low, high = columns_of([metrics.profile(ds, name) for _, ds in pairs])
+    names = [f"{step:,}" for step, _ in pairs]
+    across = Axis(title="training step", names=names, ticks=palette.thinned(len(names), 5))
+    return depth_map(pairs[-1][1], name, value, across, bounds=(low, high))
 
 
 def lacks(ds: xr.Dataset) -> str:
@@ -92,50 +110,60 @@ def lacks(ds: xr.Dataset) -> str:
     return "" if "step" in ds.dims else ONE_STEP
 
 
-def _steps(ds: xr.Dataset) -> Steps:
-    pairs = split(ds)
-    maps = {
-        panel.variable: np.stack(
-            [
-                metrics.profile(one, panel.variable, resamples=1)["value"].values[1:]
-                for _, one in pairs
-            ],
-            axis=1,
+def _metric_panels(
+    steps: Sequence[Step], limits: Thresholds, axis: Axis | None, *, colour: str
+) -> list[Panel]:
+    """Return a panel for each symptom, over true steps or over the positions of an axis."""
+    x = np.arange(float(len(steps))) if axis else np.array([float(step) for step, _ in steps])
+    across = axis or Axis(title="training step")
+    panels = []
+    for name in SYMPTOMS:
+        value, low, high = (
+            np.array([getattr(found[name], key) for _, found in steps])
+            for key in ("value", "low", "high")
         )
-        for panel in palette.PANELS
-    }
-    means = [metrics.means(one) for _, one in pairs]
-    numbers = {name: [found[name] for found in means] for name in SYMPTOMS}
-    return Steps([step for step, _ in pairs], maps, numbers)
+        rules = [
+            Rule(y=float(getattr(limits, f"{name}_{key}")), dashes=dashes, label=label)
+            for key, (dashes, label) in LOOKS.items()
+        ]
+        panels.append(
+            Panel(
+                title=plain(name),
+                x=across,
+                y=Axis(title=SYMPTOMS[name].axis, fitted=True, may_log=SYMPTOMS[name].ratio),
+                curves=[
+                    Curve(label="", colour=colour, look=0, x=x, value=value, low=low, high=high)
+                ],
+                rules=rules,
+            )
+        )
+    return panels
 
 
-def _draw_metric(axis: Axes, found: list[Metric], limits: Thresholds, colour: str) -> list[Line2D]:
-    """Draw one metric and return the lines of its limits."""
-    value, low, high = (
-        np.array([getattr(metric, key) for metric in found]) for key in ("value", "low", "high")
+def _map_panel(panel: palette.Panel, values: Array, scale: int, steps: Axis) -> Panel:
+    blocks = palette.block_ticks(len(values), 4)
+    hover = (
+        ("block ", Field.ROW),
+        ("training step ", Field.COLUMN),
+        (f"{panel.title} ", Field.VALUE),
     )
-    marks = {key: float(getattr(limits, f"{found[0].name}_{key}")) for key in LOOKS}
-    lines = [
-        axis.axhline(marks[key], color=INK, linewidth=0.9, linestyle=dashes)
-        for key, (dashes, _) in LOOKS.items()
-    ]
-    if not np.isfinite(value).any():
-        matplotlib.value_axis(axis, value, may_log=False)
-        return lines
-    matplotlib.draw_line(axis, (np.arange(float(len(value))), value, low, high), colour, "solid")
-    every = np.concatenate([value, low, high, list(marks.values())])
-    matplotlib.value_axis(axis, every, may_log=SYMPTOMS[found[0].name].ratio)
-    return lines
+    return Panel(
+        title=panel.title,
+        x=steps,
+        y=Axis(
+            title="block index",
+            names=[str(at + 1) for at in range(len(values))],
+            ticks=[block - 1 for block in blocks],
+        ),
+        cells=Cells(values=values, scale=scale, hover=hover),
+    )
 
 
-def _step_ticks(axis: Axes, numbers: list[int], room: float) -> None:
-    """Label as many steps as there is room for in so many inches."""
-    labels = [f"{number:,}" for number in numbers]
-    widest = max(text_metrics.text_width(label, text_metrics.LABEL_SIZE) for label in labels)
-    at = palette.thinned(len(labels), max(1, int(room / (widest + 0.08))))
-    axis.set_xticks(at, [labels[place] for place in at])
-
-
-def _block_ticks(axis: Axes, last: int) -> None:
-    ticks = palette.block_ticks(last, 4)
-    axis.set_yticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
+def _equal_steps(numbers: Sequence[int], *, room: float) -> Axis:
+    """Return an axis of steps at equal distances, as many labelled as fit into so many inches."""
+    names = [f"{number:,}" for number in numbers]
+    widest = 0.062 * max(map(len, names))  # inches that a digit of a label takes, and a little
+    most = max(1, int(room / (widest + 0.08)))
+    limits = (-0.5, len(names) - 0.5)
+    ticks = palette.thinned(len(names), most)
+    return Axis(title="training step", names=names, limits=limits, ticks=ticks)

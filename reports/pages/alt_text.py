@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from dar_probe.reports.figures import matrix_screen
+from dar_probe.reports.figures import reader_maps
+from dar_probe.reports.figures.description import Array, Figure
+from dar_probe.reports.figures.trajectory import Step
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import metrics
-
-Array = npt.NDArray[np.floating]
+from dar_probe.results.symptoms import SYMPTOMS
 
 
 def depth(ds: xr.Dataset) -> str:
@@ -57,7 +57,7 @@ def every_reader(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> str:
 
 def reader(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> str:
     """Describe the maps of the reader that is shown at first."""
-    at = matrix_screen.first_reader(every)
+    at = reader_maps.first_reader(every)
     name = palette.depth_names(ds, "reader")[at]
     across = palette.depth_names(ds, "source")
     parts = []
@@ -72,6 +72,44 @@ def decodability(ds: xr.Dataset) -> str:
     profile = metrics.profile(ds, "decodability", resamples=1)
     readers = palette.depth_names(ds, "reader")
     return f"Line chart over the readers. {_line('R2', readers, profile)}"
+
+
+def steps(found: Sequence[Step]) -> str:
+    """Describe the symptoms over training steps: what ``metrics.means`` gave for each."""
+    parts = []
+    for name in SYMPTOMS:
+        ends = [
+            f"{palette.number(numbers[name].value)} at step {step:,}"
+            for step, numbers in (found[0], found[-1])
+        ]
+        parts.append(f"{SYMPTOMS[name].title}: from {' to '.join(ends)}.")
+    return f"Three line charts over the training steps. {' '.join(parts)}"
+
+
+def step_map(pairs: Sequence[tuple[int, xr.Dataset]], name: str) -> str:
+    """Describe one variable over training step and depth."""
+    profiles = [metrics.profile(ds, name, resamples=1)["value"].values for _, ds in pairs]
+    rows = [f"block {block}" for block in pairs[-1][1]["block"].values]
+    across = [f"step {step:,}" for step, _ in pairs]
+    return of_map(palette.axis_label(name), np.stack(profiles, axis=1), rows, across)
+
+
+def lines(figure: Figure, *, along: str) -> str:
+    """Say where every line of a figure starts and ends.
+
+    Args:
+        figure: its panels have curves.
+        along: what the x axis counts, such as "block "; empty for a number alone.
+    """
+    number, tick = palette.number, palette.tick
+    return " ".join(
+        f"{panel.title}, {palette.clean(curve.label)}: from {number(float(curve.value[0]))} at "
+        f"{along}{tick(float(curve.x[0]))} to {number(float(curve.value[-1]))} at "
+        f"{along}{tick(float(curve.x[-1]))}."
+        for panel in figure.panels
+        for curve in panel.curves
+        if len(curve.x)
+    )
 
 
 def of_map(what: str, values: Array, rows: Sequence[str], across: Sequence[str]) -> str:

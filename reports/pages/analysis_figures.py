@@ -1,18 +1,26 @@
 """The figures of the page, each with its title, caption, definitions and what is said of it."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
-from dar_probe.reports.figures import interactive, interventions, matrix_screen, trajectory_screen
+from dar_probe.reports.draw import plotly
+from dar_probe.reports.draw import still as preview
+from dar_probe.reports.figures import (
+    decodability,
+    dilution,
+    heatmap,
+    interventions,
+    reader_maps,
+    sources,
+)
+from dar_probe.reports.figures import trajectory as over_steps
+from dar_probe.reports.figures.description import Figure
 from dar_probe.reports.pages import alt_text, wording
 from dar_probe.reports.style import palette, source_maps
-from dar_probe.reports.style import still as preview
 from dar_probe.results import interventions as effects
 from dar_probe.results import trajectory
 from dar_probe.results.importance import signs_can_tell
@@ -27,7 +35,7 @@ class Shown:
 
     Attributes:
         title, caption: above it.
-        figure: for plotly.
+        figure: what it shows.
         alt: what it shows in words, with its main numbers.
         define: keys of the definitions of what is drawn.
         still: whether it consists of lines and is seen first, so that a still stands in for it.
@@ -36,7 +44,7 @@ class Shown:
 
     title: str
     caption: str
-    figure: go.Figure
+    figure: Figure
     alt: str
     define: tuple[str, ...]
     small: bool = False
@@ -55,7 +63,7 @@ def of_analysis(ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap
 
 
 def of_training(
-    joined: xr.Dataset, found: Sequence[trajectory_screen.Step], limits: Thresholds
+    joined: xr.Dataset, found: Sequence[over_steps.Step], limits: Thresholds
 ) -> list[Shown]:
     """Return the figures of a trajectory: the symptoms over its steps, and step x depth maps.
 
@@ -69,19 +77,19 @@ def of_training(
         Shown(
             title="Symptoms over training",
             caption=wording.STEPS_CAPTION,
-            figure=trajectory_screen.symptoms(found, limits),
-            alt=trajectory_screen.describe(found),
+            figure=over_steps.symptoms(found, limits),
+            alt=alt_text.steps(found),
             define=(*(f"metric:{name}" for name in SYMPTOMS), "limits"),
         )
     ]
-    for name in trajectory_screen.MAPS:
+    for name in over_steps.MAPS:
         if np.isfinite(joined[name].values).any():
             shown.append(
                 Shown(
                     title=f"{VARIABLES[name].title} over training",
                     caption="Shallow at the bottom, later steps to the right.",
-                    figure=trajectory_screen.heatmap(pairs, name),
-                    alt=trajectory_screen.describe_map(pairs, name),
+                    figure=over_steps.step_map(pairs, name),
+                    alt=alt_text.step_map(pairs, name),
                     define=(name,),
                     small=True,
                 )
@@ -91,15 +99,13 @@ def of_training(
 
 def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:
     """Return the figures as the template wants them, each with a fixed id and its JSON."""
-    return [
-        {
-            **{field.name: getattr(one, field.name) for field in fields(one)},
-            "id": f"fig-{at:02d}",
-            "still": preview.still(one.figure) if one.still else None,
-            "spec": json.loads(one.figure.to_json(engine="json")),
-        }
-        for at, one in enumerate(shown, start=first)
-    ]
+    found = []
+    for at, one in enumerate(shown, start=first):
+        drawn = plotly.draw(one.figure)
+        said = {field.name: getattr(one, field.name) for field in fields(one)}
+        still = preview.still(drawn) if one.still else None
+        found.append({**said, "id": f"fig-{at:02d}", "still": still, "spec": drawn})
+    return found
 
 
 def _of_analysis(
@@ -111,7 +117,7 @@ def _of_analysis(
     yield Shown(
         title="Depth",
         caption=wording.depth_caption(router, ds.sizes["sample"], stream=stream),
-        figure=interactive.dilution([(name, ds)]),
+        figure=dilution.dilution([(name, ds)], middles=True),
         alt=alt_text.depth(ds),
         define=("rms", "grad_rms", "cosine", *(("interval", "spread") if many else ())),
         still=True,
@@ -121,7 +127,7 @@ def _of_analysis(
         yield Shown(
             title="Where the noise level can be read",
             caption=wording.DECODING_CAPTION,
-            figure=interactive.decodability(ds),
+            figure=decodability.decodability(ds),
             alt=alt_text.decodability(ds),
             define=("decodability", "decoded_level"),
             small=True,
@@ -130,7 +136,7 @@ def _of_analysis(
         yield Shown(
             title="What interventions did",
             caption=wording.EFFECT_CAPTION,
-            figure=interventions.interactive(ds),
+            figure=_scatter(interventions.interventions(ds)),
             alt=_said_of_interventions(ds),
             define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
         )
@@ -141,7 +147,7 @@ def _of_analysis(
             yield Shown(
                 title=VARIABLES[variable].title,
                 caption=VARIABLES[variable].caption,
-                figure=interactive.heatmap(ds, variable),
+                figure=heatmap.heatmap(ds, variable, intervals=True),
                 alt=alt_text.heatmap(ds, variable),
                 define=(variable,),
                 small=True,
@@ -160,7 +166,7 @@ def _sources(
         yield Shown(
             title="Sources over noise levels",
             caption=wording.source_caption(router) + dots,
-            figure=interactive.sources(ds, rows),
+            figure=sources.sources(ds, rows, gaps=True),
             alt=alt_text.sources(ds, rows),
             define=define,
         )
@@ -168,17 +174,23 @@ def _sources(
         yield Shown(
             title="Every reader and every source",
             caption=wording.MATRIX_CAPTION + dots,
-            figure=matrix_screen.matrix(ds, every),
+            figure=reader_maps.every_reader(ds, every),
             alt=alt_text.every_reader(ds, every),
             define=define,
         )
         yield Shown(
             title="One reader over noise levels",
             caption=wording.READER_CAPTION,
-            figure=matrix_screen.reader(ds, every),
+            figure=reader_maps.one_reader(ds, every),
             alt=alt_text.reader(ds, every),
             define=define,
         )
+
+
+def _scatter(figure: Figure) -> Figure:
+    """Return the first panel alone: its names are under the pointer, so no list is needed."""
+    screen = replace(figure.screen, columns=1, room=0)
+    return replace(figure, panels=figure.panels[:1], screen=screen, lettered=False)
 
 
 def _said_of_interventions(ds: xr.Dataset) -> str:

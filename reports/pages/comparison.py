@@ -1,16 +1,21 @@
 """One self-contained HTML page of a comparison: what differs, and how far that can be told."""
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
 import xarray as xr
 
 from dar_probe.reports.draw import plotly
-from dar_probe.reports.figures import differences, interactive
-from dar_probe.reports.pages import analysis, definitions, document, headline, wording
+from dar_probe.reports.figures import differences, dilution
+from dar_probe.reports.figures.description import Figure
+from dar_probe.reports.pages import (
+    alt_text,
+    analysis,
+    definitions,
+    document,
+    headline,
+    wording,
+)
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import metrics, schema
 from dar_probe.results.intervals import numbers
@@ -162,35 +167,22 @@ def _figures(
         f" {palette.GRADIENT_NOTE}" if any(source_maps.has_router(ds) for _, ds in analyses) else ""
     )
     overlay = DILUTION_CAPTION + alien + bands + gradient
-    drawn: list[tuple[str, str, go.Figure]] = [
-        ("All models over depth", overlay, interactive.dilution(analyses))
+    drawn: list[tuple[str, str, Figure]] = [
+        ("All models over depth", overlay, dilution.dilution(analyses, middles=True))
     ]
     if differences.drawable(analyses):
         caption = DIFFERENCE_CAPTION.format(names[0]) + bands + gradient
-        drawn.append(("Differences over depth", caption, differences.interactive(analyses)))
+        drawn.append(("Differences over depth", caption, differences.differences(analyses)))
     return [
         {
             "id": f"fig-{at:02d}",
             "title": title,
             "caption": caption,
-            "alt": _alt(figure),
+            "alt": alt_text.lines(figure, along="block "),
             "small": False,
             "still": None,
             "define": ("rms", "grad_rms", "cosine", "paired", "spread"),
-            "spec": json.loads(plotly.with_legend_room(figure).to_json(engine="json")),
+            "spec": plotly.draw(figure),
         }
         for at, (title, caption, figure) in enumerate(drawn, start=1)
     ]
-
-
-def _alt(drawn: go.Figure) -> str:
-    """Say where every line of a figure starts and ends, to those who do not see it."""
-    parts = []
-    for at, panel in enumerate(palette.PANELS):
-        axis = plotly.axes(at)["xaxis"]
-        for trace in drawn.data:
-            if trace.name and trace.xaxis == axis:
-                first, last = palette.number(float(trace.y[0])), palette.number(float(trace.y[-1]))
-                span = f"from {first} at block {trace.x[0]} to {last} at block {trace.x[-1]}"
-                parts.append(f"{panel.title}, {html.unescape(trace.name)}: {span}.")
-    return " ".join(parts)

@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from dar_probe.reports.draw import plotly
+
 # Together they are the one script besides plotly.js; each uses those before it.
 SCRIPTS = ("figures.js", "marks.js", "levels.js", "tables.js", "report.js")
 
@@ -17,9 +19,7 @@ def render(source: str, /, **values: Any) -> str:
     The template gets ``css``, ``plotly_js``, ``page_js`` and ``policy`` besides ``values``, all
     of which it escapes.
     """
-    from plotly.offline import get_plotlyjs  # notebooks need no plotly
-
-    scripts = {"plotly_js": get_plotlyjs(), "page_js": page_script()}
+    scripts = {"plotly_js": plotly.script(), "page_js": page_script()}
     policy = _policy(list(scripts.values()))
     css = template("style.css")
     return environment().get_template(source).render(policy=policy, css=css, **scripts, **values)

@@ -1,12 +1,12 @@
 """One self-contained HTML page of a study: curves, prices, symptoms, and the paper's claims."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dar_probe.reports.figures import study_ranking, study_routes, study_screen
+from dar_probe.reports.draw import plotly
+from dar_probe.reports.figures import study_ranking, study_routes
 from dar_probe.reports.figures.study_curves import Drawing
-from dar_probe.reports.pages import definitions, document, headline, wording
+from dar_probe.reports.pages import alt_text, definitions, document, headline, wording
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study import claims, summary
@@ -94,13 +94,14 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
     """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
     keys: tuple[str, ...] = ("study:loss", "study:pairs", "study:seconds")
     found = [
-        (one.title, one.caption, _alt(one), keys, study_screen.figure(one)) for one in drawings
+        (one.title, one.caption, alt_text.lines(one.figure, along=""), keys, one.figure)
+        for one in drawings
     ]
     if ranking := study_ranking.ranking(results):
-        spoken, made = study_ranking.spoken(ranking), study_ranking.screened(ranking)
+        spoken, made = study_ranking.spoken(ranking), study_ranking.figure(ranking)
         found.insert(0, (study_ranking.TITLE, study_ranking.CAPTION, spoken, keys, made))
     if routes := study_routes.maps(results):
-        spoken, made = study_routes.spoken(routes), study_routes.screened(routes)
+        spoken, made = study_routes.spoken(routes), study_routes.figure(routes)
         found.append((study_routes.TITLE, study_routes.CAPTION, spoken, ("route",), made))
     return [
         {
@@ -111,23 +112,10 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
             "small": False,
             "still": None,
             "define": define,
-            "spec": json.loads(made.to_json(engine="json")),
+            "spec": plotly.draw(made),
         }
         for at, (title, caption, alt, define, made) in enumerate(found, start=1)
     ]
-
-
-def _alt(drawing: Drawing) -> str:
-    """Say where every line starts and ends, to those who do not see it."""
-    number, tick = palette.number, palette.tick
-    return " ".join(
-        f"{panel.title}, {palette.clean(curve.label)}: from {number(float(curve.value[0]))} at "
-        f"{tick(float(curve.x[0]))} to {number(float(curve.value[-1]))} at "
-        f"{tick(float(curve.x[-1]))}."
-        for panel in drawing.panels
-        for curve in panel.curves
-        if len(curve.x)
-    )
 
 
 def _row(line: Line) -> dict[str, Any]:

@@ -165,6 +165,12 @@ def spans(values: np.ndarray, factor: float) -> bool:
     return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > factor)
 
 
+def both_signs(values: np.ndarray) -> bool:
+    """Whether there are negative and positive values."""
+    finite = values[np.isfinite(values)]
+    return bool(finite.size and finite.min() < 0 < finite.max())
+
+
 def thinned(count: int, most: int) -> list[int]:
     """Return at most ``most`` of the positions 0..count-1, evenly apart, from the first on."""
     return list(range(0, count, max(1, math.ceil(count / most))))
@@ -217,6 +223,16 @@ def depth_names(ds: xr.Dataset, dim: str) -> list[str]:
         return [str(int(block)) for block in ds["block"].values]
     coord = ds["source_name"] if dim == "source" else ds["reader_name"]
     return [clean(str(name), 40) for name in coord.values[: ds.sizes[dim]]]
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return the names, numbered where two of them are equal."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
 
 
 def depth_blocks(ds: xr.Dataset, dim: str) -> list[int]:

@@ -1,19 +1,13 @@
-"""Readers of one kind (attention, mlp, ...), which the printed figures keep apart."""
+"""Readers of one kind (attention, mlp, ...), which figures keep apart."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import matplotlib
-from dar_probe.reports.style import palette, text_metrics
-
-Array = npt.NDArray[np.floating]
+from dar_probe.reports.style import palette
 
 LABEL = "block of the reader"
 
@@ -29,7 +23,7 @@ class Kind(NamedTuple):
 
     name: str
     at: list[int]
-    blocks: Array
+    blocks: npt.NDArray[np.floating]
 
 
 def kinds(ds: xr.Dataset, wanted: str | None = None) -> list[Kind]:
@@ -46,23 +40,6 @@ def kinds(ds: xr.Dataset, wanted: str | None = None) -> list[Kind]:
     for kind in dict.fromkeys(every):
         if wanted in (None, kind):
             at = [place for place, other in enumerate(every) if other == kind]
-            name = text_metrics.printable(kind.replace("_", " "), 24)
+            name = palette.clean(kind.replace("_", " "), 24)
             found.append(Kind(name, at, ds["reader_block"].values[at]))
     return found
-
-
-def draw(axis: Axes, groups: Sequence[Kind], value: Array, low: Array, high: Array) -> list[Line2D]:
-    """Draw one line for each kind over the blocks of its readers; arrays run over ``reader``."""
-    lines = []
-    for line, kind in enumerate(groups):
-        profile = (kind.blocks, value[kind.at], low[kind.at], high[kind.at])
-        colour = palette.OTHERS[line % len(palette.OTHERS)]
-        lines.append(matplotlib.draw_line(axis, profile, colour, *palette.look(line)))
-    return lines
-
-
-def block_axis(axis: Axes, ds: xr.Dataset) -> None:
-    """Let the x axis run over the blocks of the readers, the head one behind the last."""
-    last = int(ds["block"].values[-1])
-    axis.set(xlabel=LABEL, xlim=(0.5, last + 1.5))
-    axis.set_xticks(palette.block_ticks(last))

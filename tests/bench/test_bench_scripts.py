@@ -2,11 +2,11 @@
 
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import warm
 
 HERE = Path(__file__).resolve().parent
 ROWS = {
@@ -43,10 +43,7 @@ def test_every_script_is_here():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_script(name):
-    done = subprocess.run(
-        [sys.executable, str(HERE / f"{name}.py"), "--small", "--threads", "1", "--repeats", "1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.script(HERE / f"{name}.py", "--small", "--threads", 1, "--repeats", 1)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -52,7 +52,9 @@ def test_a_flat_file_with_prefixes(dtype, suffix, tmp_path):
 
 
 def test_fixtures():
-    for path in (ROOT / "fixtures").glob("*.pt"):
+    paths = sorted((ROOT / "fixtures").glob("*.pt"))
+    assert len(paths) == 3
+    for path in paths:
         assert same(path).args["format"] == "dar-probe"
 
 
@@ -146,6 +148,50 @@ def test_a_header_that_is_none(raw, words, tmp_path):
     write_safetensors(tmp_path / "x", raw, b"\0")
     with open(tmp_path / "x", "rb") as file, pytest.raises(ValueError, match=words):
         stored(file)
+
+
+def described(**places):
+    """Return the header of one-byte numbers with the given first and last bytes."""
+    return json.dumps(
+        {
+            name: {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+            for name, (start, stop) in places.items()
+        }
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("places", "size"),
+    [
+        ({"a": (0, 4), "b": (8, 12), "c": (8, 12)}, 12),  # as many bytes as there are, in all
+        ({"a": (0, 4), "b": (5, 8)}, 8),  # a hole
+        ({"a": (1, 4), "b": (4, 8)}, 8),  # a hole at the beginning
+        ({"a": (0, 5), "b": (4, 8)}, 8),  # an overlap
+        ({"a": (0, 4), "b": (0, 4)}, 4),  # twice the same
+        ({"a": (0, 4), "b": (4, 8)}, 9),  # a byte too many
+        ({"a": (0, 4), "b": (4, 8)}, 7),  # a byte too few
+    ],
+    ids=str,
+)
+def test_every_byte_belongs_to_exactly_one_tensor(places, size, tmp_path):
+    write_safetensors(tmp_path / "x", described(**places), bytes(size))
+    with (tmp_path / "x").open("rb") as file, pytest.raises(ValueError, match="byte|hole"):
+        stored(file)
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.torch.load_file(tmp_path / "x")
+
+
+def test_empty_tensors_may_lie_anywhere_between_others(tmp_path):
+    places = {"b": (4, 8), "none": (4, 4), "a": (0, 4), "last": (8, 8), "first": (0, 0)}
+    write_safetensors(tmp_path / "x", described(**places), bytes(range(8)))
+    with (tmp_path / "x").open("rb") as file:
+        found = stored(file)
+        begin = 8 + len(described(**places))
+    assert {name: (e.start - begin, e.start - begin + e.bytes) for name, e in found.items()} == (
+        places
+    )
+    starts = [entry.start for entry in found.values()]
+    assert starts == sorted(starts)
 
 
 # --- memory

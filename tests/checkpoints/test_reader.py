@@ -19,6 +19,7 @@ from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load
+from dar_probe.models.options import CheckpointOptions
 from tests.hostile.builders import official_shapes, official_state, sizes_of, training_checkpoint
 
 STATE = official_state()
@@ -144,19 +145,22 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
             read(path)
 
 
-def test_an_old_torch_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_torch_is_refused_at_import(
+    subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = importlib.util.spec_from_file_location("reader_again", reader.__file__)
     assert spec is not None and spec.loader is not None
     for version, refused in (("2.9.1+cu128", True), ("2.6.0", True), ("2.10.0", False)):
-        monkeypatch.setattr(torch, "__version__", version)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(__import__("sys").modules, "reader_again", module)
-        if refused:
-            with pytest.raises(UsageError, match=version.replace("+", r"\+")) as caught:
+        with subtests.test(version=version):
+            monkeypatch.setattr(torch, "__version__", version)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(__import__("sys").modules, "reader_again", module)
+            if refused:
+                with pytest.raises(UsageError, match=version.replace("+", r"\+")) as caught:
+                    spec.loader.exec_module(module)
+                assert "torch>=2.10" in caught.value.hint
+            else:
                 spec.loader.exec_module(module)
-            assert "torch>=2.10" in caught.value.hint
-        else:
-            spec.loader.exec_module(module)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -202,9 +206,11 @@ def test_a_flat_file_does_not_say_whether_it_is_averaged(tmp_path: Path, suffix:
     path = tmp_path / f"x{suffix}"
     (torch.save if suffix == ".pt" else safetensors.torch.save_file)(STATE, path)
     first = "the file does not say whether its weights are averaged (EMA)"
-    assert load(path, heads=2).assumptions[0] == first
-    assert survey(path, heads=2).assumptions == load(path, heads=2).assumptions
-    assert first not in load(training_checkpoint(tmp_path / "y.pt")).assumptions
+    wanted = CheckpointOptions(path=path, heads=2)
+    assert load(wanted).assumptions[0] == first
+    assert survey(wanted).assumptions == load(wanted).assumptions
+    averaged = CheckpointOptions(path=training_checkpoint(tmp_path / "y.pt"))
+    assert first not in load(averaged).assumptions
 
 
 @given(
@@ -289,7 +295,7 @@ def test_our_own_files_with_a_routing_that_is_none(wrong: dict[str, Any]) -> Non
         sizes_of(of_shapes(official_shapes(), without))
 
 
-def test_where_the_heads_come_from() -> None:
+def test_where_the_heads_come_from(subtests: pytest.Subtests) -> None:
     plain, normed = official_shapes(), official_shapes(head=4)
     assert sizes_of(of_shapes(plain), heads=8).heads == 8
     assert sizes_of(of_shapes(plain, {"heads": 4})).heads == 4
@@ -301,11 +307,13 @@ def test_where_the_heads_come_from() -> None:
         sizes_of(of_shapes(plain))
     assert "--heads" in caught.value.hint
     for told in (3, 0, -2, True, "2", 1.0, [2]):
-        with pytest.raises(CheckpointError, match="do not fit its width 8"):
-            sizes_of(of_shapes(plain, {"heads": told}))
+        with subtests.test(told=told):
+            with pytest.raises(CheckpointError, match="do not fit its width 8"):
+                sizes_of(of_shapes(plain, {"heads": told}))
     for asked in (3, 0, -2):
-        with pytest.raises(UsageError, match="does not divide"):
-            sizes_of(of_shapes(plain), heads=asked)
+        with subtests.test(asked=asked):
+            with pytest.raises(UsageError, match="does not divide"):
+                sizes_of(of_shapes(plain), heads=asked)
     with pytest.raises(UsageError, match="--heads 4 contradicts 'x.pt': it has 2"):
         sizes_of(of_shapes(normed), heads=4)
     with pytest.raises(CheckpointError, match="q_norm.weight' has shape"):
@@ -364,7 +372,7 @@ def test_one_parameter_too_many(key: str) -> None:
         sizes_of(of_shapes(official_shapes() | {key: (3,)}), heads=2)
 
 
-def test_a_header_costs_no_more_than_it_holds() -> None:
+def test_a_header_costs_no_more_than_it_holds(subtests: pytest.Subtests) -> None:
     """Whatever it claims, no memory and next to no time is spent before it is refused."""
     sizes_of(of_shapes(official_shapes()), heads=2)  # torch takes seconds for its first such model
     began = time.perf_counter()
@@ -377,8 +385,9 @@ def test_a_header_costs_no_more_than_it_holds() -> None:
         "final_layer.linear.bias": (2**63,),
     }
     for key, shape in claims.items():
-        with pytest.raises(CheckpointError, match="missing|contradicts"):
-            sizes_of(of_shapes(official_shapes() | {key: shape}), heads=2)
+        with subtests.test(key=key):
+            with pytest.raises(CheckpointError, match="missing|contradicts"):
+                sizes_of(of_shapes(official_shapes() | {key: shape}), heads=2)
     many = {f"blocks.{k}.mlp.fc1.weight": (32, 8) for k in range(9999)}
     with pytest.raises(CheckpointError, match=r"'blocks\.2\.attn\.qkv\.weight' is missing"):
         sizes_of(of_shapes(official_shapes() | many), heads=2)

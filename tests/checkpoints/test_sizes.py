@@ -61,6 +61,7 @@ from pathlib import Path
 import torch
 import dar_probe as dp
 from dar_probe.models.inspection import survey
+from dar_probe.models.options import CheckpointOptions
 
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -78,9 +79,10 @@ path = Path({str(tmp_path)!r}) / "xl.safetensors"
 with path.open("wb") as file:
     file.write(struct.pack("<Q", len(header)) + header)
     file.truncate(8 + len(header) + at)
-survey({str(tmp_path)!r} + "/small.pt", heads=2)  # whatever is imported or cached for any file
+small = CheckpointOptions(path={str(tmp_path)!r} + "/small.pt", heads=2)
+survey(small)  # whatever is imported or cached for any file
 before = peak()
-found = survey(path)
+found = survey(CheckpointOptions(path=path))
 print(found.parameters, found.flops, peak() - before)
 """
     saved(tmp_path / "small.pt", tiny.model(), torch.float32)

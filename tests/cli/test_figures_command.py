@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from dar_probe.cli import app
 from dar_probe.cli import figures as command
+from dar_probe.reports import printing
 from dar_probe.reports.figures import registry
 from dar_probe.results import store
 from tests.helpers.synthetic import dataset, trained
@@ -130,7 +131,7 @@ def test_what_fails_midway_leaves_no_half_file(tmp_path, analyses, monkeypatch):
 
 def test_options_reach_the_figures(tmp_path, analyses, monkeypatch):
     seen = []
-    monkeypatch.setattr(registry, "draw", lambda ds, stem, options, *, name: seen.append(options))
+    monkeypatch.setattr(printing, "draw", lambda ds, stem, options, *, name: seen.append(options))
     monkeypatch.setattr(command, "_write", lambda drawn, folder, suffixes: [])
     given = ["--width", "one", "--noise-level", "0.3", "--shallow", "2", "--deep", "5"]
     given += ["--kind", "mlp", "--variable", "rms", "--variable", "cosine,grad_rms"]

@@ -180,7 +180,8 @@ def trained():
 def shown(analysis, capsys, monkeypatch, width, **environment):
     for key, value in {"COLUMNS": str(width), **environment}.items():
         monkeypatch.setenv(key, value)
-    terminal.show(analysis, Path("out"))
+    terminal.show(analysis)
+    terminal.show_files(Path("out"))
     return capsys.readouterr().out.splitlines()
 
 
@@ -228,7 +229,7 @@ def test_hostile_names_stay_text(kind, locale, capsys, monkeypatch):
 
 
 def test_json_is_all_there_is(deep, capsys):
-    terminal.show(deep, Path("out"), as_json=True)
+    terminal.show_json(deep)
     assert json.loads(capsys.readouterr().out) == deep.summary
 
 
@@ -266,7 +267,7 @@ def test_who_says_c_gets_ascii(environment, ascii_only, monkeypatch, capsys):
 def test_a_training_run_shows_its_steps(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     run = Analysis(synthetic.trained(blocks=4, samples=3, levels=2, steps=20))
-    terminal.show(run, Path("out"))
+    terminal.show(run)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     start = next(at for at, line in enumerate(lines) if line.split()[:1] == ["step"])

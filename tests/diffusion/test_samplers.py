@@ -37,8 +37,8 @@ class Exact(torch.nn.Module):
 def drawn(name="sit", *, count=6, labels=None, batch_size=16, **settings):
     labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
     return samplers.draw(
-        Exact(name), objectives.get(name), labels, SHAPE, seed=3, dtype=torch.float64,
-        sampler=Sampler(**settings), batch_size=batch_size,
+        Exact(name), objectives.get(name), labels, SHAPE, seed=3, sampler=Sampler(**settings),
+        place=samplers.Place(dtype=torch.float64, batch_size=batch_size),
     )  # fmt: skip
 
 

@@ -22,12 +22,14 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from dar_probe import cli
+from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib
 from dar_probe.reports.figures import differences, registry
 from dar_probe.reports.pages import analysis, comparison
 from dar_probe.results import assemble, store
 from tests.helpers import tiny
 
+FOLLOWS = " follow ...\n"
 GRID = ["--samples", "4", "--noise-levels", "2", "--batch-size", "4"]
 HTML = "<!DOCTYPE html><html>" + "x" * 200_000 + "</html>\n"
 MODULE = """
@@ -102,13 +104,18 @@ class Done:
     stdout: str
     stderr: str
 
+    @property
+    def named(self) -> list[str]:
+        """The lines of stdout that tell of files; a verdict is told before they are written."""
+        return self.stdout.rpartition(FOLLOWS)[2].splitlines()
+
     def refused(self, code: int = 2) -> str:
         """Check that it ended with one sentence and a hint, and return them."""
         assert self.code == code, (self.code, self.stderr)
         lines = self.stderr.splitlines()
         assert len(lines) == 2, self.stderr
         assert lines[0].startswith("Error: ") and lines[1].startswith("Hint: "), self.stderr
-        assert all(Path(line).is_file() for line in self.stdout.splitlines()), self.stdout
+        assert all(Path(line).is_file() for line in self.named), self.stdout
         return self.stderr
 
 
@@ -189,8 +196,9 @@ def inputs(home: Path) -> Iterator[dict[str, "Output"]]:
         patch.setattr(analysis, "render", lambda *_, **__: HTML)
         patch.setattr(comparison, "render", lambda *_, **__: HTML)
         patch.setattr(registry, "FIGURES", ("dilution",))
-        patch.setattr(registry, "draw", _drawn)
-        patch.setattr(registry, "dilution", _drawn)
+        patch.setattr(registry, "MAIN", ("dilution",))
+        patch.setattr(printing, "draw", _drawn)
+        patch.setattr(matplotlib, "draw", _drawn)
         patch.setattr(differences, "drawable", lambda _: False)
         patch.setattr(assemble, "datetime", _Stopped)
         patch.setattr(store, "read", _remembered(store.read))

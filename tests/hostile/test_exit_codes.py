@@ -89,9 +89,12 @@ def test_every_fault_is_found(code, stdout, stderr, changes):
     assert arguments.fault(Done(("analyze",), code, stdout, stderr, 0.1), changes)
 
 
-def test_what_works_or_is_refused_is_no_fault():
+def test_what_works_or_is_refused_is_no_fault(subtests):
     for code, stderr in ((0, ""), (1, ""), (2, "Error: x\nHint: y\n"), (3, "Error: x\n")):
-        assert not arguments.fault(Done(("analyze",), code, "" if code > 1 else "x", stderr, 1), [])
+        with subtests.test(code=code):
+            assert not arguments.fault(
+                Done(("analyze",), code, "" if code > 1 else "x", stderr, 1), []
+            )
 
 
 def test_the_law(ground):

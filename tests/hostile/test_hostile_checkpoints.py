@@ -165,39 +165,43 @@ def python_files() -> list[Path]:
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def test_nothing_in_the_tree_loads_pickles_unsafely() -> None:
+def test_nothing_in_the_tree_loads_pickles_unsafely(subtests: pytest.Subtests) -> None:
     loads = 0
     for file in python_files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            imported = (
-                {alias.name for alias in node.names}
-                if isinstance(node, ast.Import)
-                else ({node.module} if isinstance(node, ast.ImportFrom) else set())
-            )
-            assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, file
-            if not isinstance(node, ast.Call):
-                continue
-            options = {k.arg: getattr(k.value, "value", ...) for k in node.keywords}
-            assert options.get("weights_only", True) is True, file
-            assert options.get("mmap", False) is False, file
-            assert options.get("allow_pickle", False) is False, file
-            called = ast.unparse(node.func)
-            if called == "torch.load":
-                loads += 1
-                assert options["weights_only"] is True, file
-            if called.endswith("safe_globals"):
-                assert ast.unparse(node.args[0]) == "[argparse.Namespace]", file
-        text = file.read_text(encoding="utf-8")
-        assert "weights_only=" + "False" not in text and "mmap=" + "True" not in text, file
+        with subtests.test(file=str(file)):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                imported = (
+                    {alias.name for alias in node.names}
+                    if isinstance(node, ast.Import)
+                    else ({node.module} if isinstance(node, ast.ImportFrom) else set())
+                )
+                assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, file
+                if not isinstance(node, ast.Call):
+                    continue
+                options = {k.arg: getattr(k.value, "value", ...) for k in node.keywords}
+                assert options.get("weights_only", True) is True, file
+                assert options.get("mmap", False) is False, file
+                assert options.get("allow_pickle", False) is False, file
+                called = ast.unparse(node.func)
+                if called == "torch.load":
+                    loads += 1
+                    assert options["weights_only"] is True, file
+                if called.endswith("safe_globals"):
+                    assert ast.unparse(node.args[0]) == "[argparse.Namespace]", file
+            text = file.read_text(encoding="utf-8")
+            assert "weights_only=" + "False" not in text and "mmap=" + "True" not in text, file
     assert loads >= 1
 
 
-def test_a_load_is_never_tried_twice() -> None:
+def test_a_load_is_never_tried_twice(subtests: pytest.Subtests) -> None:
     for file in python_files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            for handler in getattr(node, "handlers", []):
-                called = {ast.unparse(n.func) for n in ast.walk(handler) if isinstance(n, ast.Call)}
-                assert not any(name.rpartition(".")[2] == "load" for name in called), file
+        with subtests.test(file=str(file)):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                for handler in getattr(node, "handlers", []):
+                    called = {
+                        ast.unparse(n.func) for n in ast.walk(handler) if isinstance(n, ast.Call)
+                    }
+                    assert not any(name.rpartition(".")[2] == "load" for name in called), file
 
 
 @pytest.mark.parametrize("name", ["web page", "overlap", "whole module", "legacy"])

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from dar_probe.errors import UsageError
 from dar_probe.files import analysis_folder, atomic
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.probe import runner
+from dar_probe.probe.options import OutputOptions
 from dar_probe.results import store
-from dar_probe.runtime.ranks import ALONE
 from tests.helpers import synthetic
 from tests.hostile.commands import files as contents
 from tests.hostile.commands import forked, hidden
@@ -165,7 +165,8 @@ def test_a_finished_analysis_drops_what_a_kill_left(tmp_path):
         folder.publish(lambda fresh: store.write(ds, fresh / "analysis.nc"))
     with OutputFolder(out, key=key) as folder:
         folder.save(0, {})
-    found = runner.made(None, key, out, resume=True, fail_on=None, ranks=ALONE)
+    run = runner.Run(output=OutputOptions(out=out, resume=True, figures=False))
+    found = run.finish(SimpleNamespace(key=key))
     assert found.whole.identical(ds) and hidden(tmp_path) == set()
 
 

@@ -197,28 +197,31 @@ TARGETS = {
 
 
 @every
-def test_a_target_that_is_no_folder_for_it(name, home, wanted, tmp_path, monkeypatch):
+def test_a_target_that_is_no_folder_for_it(subtests, name, home, wanted, tmp_path, monkeypatch):
     command = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     for target, make in TARGETS.items():
-        if make is not None:
-            make(tmp_path / "target")
-        elif not command.kind and target in ("/", ".", ""):
-            continue  # figures lie among other files, there too
-        before = state(tmp_path)
-        call(command.line(home, "target" if make else target)).refused()
-        assert state(tmp_path) == before, target
-        (tmp_path / "target").unlink(missing_ok=True)
+        with subtests.test(target=target):
+            if make is not None:
+                make(tmp_path / "target")
+            elif not command.kind and target in ("/", ".", ""):
+                continue  # figures lie among other files, there too
+            before = state(tmp_path)
+            call(command.line(home, "target" if make else target)).refused()
+            assert state(tmp_path) == before, target
+            (tmp_path / "target").unlink(missing_ok=True)
 
 
-def test_devices_and_impossible_names_are_no_targets():
+def test_devices_and_impossible_names_are_no_targets(subtests):
     """Asked of the check alone: where it failed, root would lose the device."""
     for target in ("/dev/null", "/dev/full", "/dev/stdout", "nul\0byte"):
-        with pytest.raises(UsageError):
-            check_target(Path(target))
+        with subtests.test(target=target):
+            with pytest.raises(UsageError):
+                check_target(Path(target))
     for target in ("/dev/null", "/dev/stdout"):
-        with pytest.raises(UsageError, match="takes a file|device"):
-            audit._check_file(Path(target))
+        with subtests.test(file=target):
+            with pytest.raises(UsageError, match="takes a file|device"):
+                audit._check_file(Path(target))
 
 
 @pytest.mark.parametrize("target", ["pipe", "link", "folder", "x" * 300])
@@ -267,7 +270,7 @@ def stop(command: Command, home: Path, out: Path, number: int, at: int) -> None:
         patch.setattr(os, "fsync", counting)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         done = call(command.line(home, out))
-    assert done.code == 130 and (done.stdout == "" or not command.kind), done
+    assert done.code == 130 and (done.named == [] or not command.kind), done
     assert done.stderr.startswith("Interrupted.\nHint: ") and done.stderr.count("\n") == 2
 
 

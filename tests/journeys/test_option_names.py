@@ -7,12 +7,13 @@ from dar_probe.cli import app
 NAMES = {
     "": "--version --debug",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --objective --heads "
-    "--family --weights --seed --device --dtype --text --engine --fail-on --resume --json",
+    "--family --weights --seed --device --dtype --text --engine --fail-on --resume "
+    "--no-figures --json",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
-    "--resume --json",
+    "--resume --no-figures --json",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
-    "--train-steps --lr --seed --out --fail-on --junit --json",
+    "--train-steps --lr --seed --out --fail-on --junit --no-figures --json",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
     "compare": "ANALYSES --out --fail-on --json",

@@ -6,6 +6,7 @@ import torch
 
 import dar_probe as dp
 from dar_probe.models import loading
+from dar_probe.models.options import CheckpointOptions
 from tests.helpers import reference
 from tests.models import check, files
 
@@ -46,7 +47,7 @@ def test_an_analysis_is_what_autograd_says(case, tmp_path):
     ds, manifest = analysis.dataset, analysis.manifest
     assert manifest["model"]["family"] == file.family
     assert manifest["config"]["objective"] == file.clock
-    loaded = loading.load(file.path, heads=file.heads, dtype=torch.float64)
+    loaded = loading.load(CheckpointOptions(path=file.path, heads=file.heads, dtype="float64"))
     loaded.model.requires_grad_(False)
     for row, s in enumerate(LEVELS):
         level, inputs, loss = files.problem(file, s, ROWS)

@@ -7,6 +7,7 @@ import torch
 import dar_probe as dp
 from dar_probe.errors import UsageError
 from dar_probe.models import loading
+from dar_probe.models.options import CheckpointOptions
 from tests.models import check, files
 
 LEVELS = [0.2, 0.7]
@@ -38,7 +39,7 @@ def by_hand(subject, inputs, loss, reader, source):
 @pytest.mark.parametrize("case", GATES)
 def test_a_gate_at_zero_is_what_is_done_by_hand(case, tmp_path):
     file = files.write(case, tmp_path)
-    loaded = loading.load(file.path, heads=file.heads, dtype=torch.float64)
+    loaded = loading.load(CheckpointOptions(path=file.path, heads=file.heads, dtype="float64"))
     loaded.model.requires_grad_(False)
     subject = loaded.subject
     readers = [reader.name for reader in subject.readers]

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from dar_probe.analysis import open_analysis
-from dar_probe.reports.figures import interactive
 from dar_probe.reports.pages import analysis_figures
 from dar_probe.reports.style import source_maps
+from tests.helpers.drawn import screened, unpacked
 from tests.helpers.shell import run
 from tests.models import files
 
 GRID = ["--noise-levels", "0.2,0.7", "--samples", "3"]
+UNDRAWN = {"SiT"}  # figures of plain residuals are drawn by many other tests
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def analysed(tmp_path_factory):
         if case not in done:
             folder = tmp_path_factory.mktemp("cli")
             file = files.write(case, folder)
-            printed = run("analyze", *file.words, *GRID, "--out", "out", cwd=folder)
+            words = [*file.words, *GRID, "--out", "out"]
+            printed = run("analyze", *words, cwd=folder, light=case in UNDRAWN)
             assert printed.returncode == 0, printed.stderr
             done[case] = printed, folder / "out"
         return done[case]
@@ -53,9 +55,9 @@ def test_the_fusion_of_a_reader_s_own_block_is_shown(analysed):
     shallow, deep = source_maps.locations(importance.values, shallow=3, deep=4)
     assert shallow.names == ["embedding", "block 1", "block 2"]
     assert deep.names == ["embedding", "block 1", "block 2", "block 3", "fusion"]
-    drawn = interactive.sources(ds, shallow=3, deep=4)
-    shown = np.array(drawn.data[1].z)
-    assert list(drawn.data[1].y) == deep.names
+    drawn = screened.sources(ds, shallow=3, deep=4, gaps=True)["data"][1]
+    assert drawn["y"] == deep.names
+    shown = unpacked(drawn["z"]).reshape(len(deep.names), -1)
     np.testing.assert_allclose(shown.sum(0), 1, rtol=1e-6)  # all that block 4 reads
     wanted = importance.values.isel(reader=deep.position).values[:, :5].T
     np.testing.assert_allclose(shown, wanted, rtol=1e-6)
@@ -72,9 +74,9 @@ def test_stages_are_said_and_not_compared(analysed):
     assert "n/a" in printed.stdout
     assert "one sample" not in printed.stdout  # of what is not measurable there is no interval
     analysis = open_analysis(folder)
-    drawn = interactive.dilution([("", analysis.dataset)]).data
-    bands = [t for t in drawn if t.fill == "toself" and t.visible is not False]
-    cosines = [sorted({int(x) for x in t.x}) for t in bands if t.xaxis == "x3"]
+    drawn = screened.dilution([("", analysis.dataset)])["data"]
+    bands = [t for t in drawn if t.get("fill") == "toself" and t.get("visible") is not False]
+    cosines = [sorted({int(x) for x in t["x"]}) for t in bands if t["xaxis"] == "x3"]
     assert cosines == [[2], [6]]  # no band across the stages between
     every = source_maps.sublayer_maps(analysis.dataset)
     titles = [f.title for f in analysis_figures.of_analysis(analysis.dataset, "U-DiT", every)]

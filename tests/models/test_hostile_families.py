@@ -10,6 +10,7 @@ import dar_probe as dp
 from dar_probe.diffusion import objectives
 from dar_probe.errors import CheckpointError, ProbeError
 from dar_probe.models.inspection import survey
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import samples
 from dar_probe.probe.denoising import Denoising, contradiction
 from tests.helpers import tiny
@@ -39,7 +40,7 @@ def test_quantised_weights_are_refused_by_name(spoil, case):
     key = "final_layer.linear.weight"
     where, how = spoil(case, key, lambda t: t.to(torch.int8))
     with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
-        survey(**where)
+        survey(CheckpointOptions(**where))
     with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
         dp.analyze(**where, **how)
 
@@ -132,7 +133,7 @@ def test_a_file_beside_somebody_s_config_json_is_a_file(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "U-ViT"}')
     analysis = dp.analyze(file.path, heads=file.heads, data=file.data, **GRID)
     assert analysis.manifest["model"]["family"] == "uvit"
-    assert survey(file.path, heads=file.heads).family == "uvit"
+    assert survey(CheckpointOptions(path=file.path, heads=file.heads)).family == "uvit"
 
 
 def test_a_model_of_one_s_own_that_returns_more_than_its_prediction(folder):

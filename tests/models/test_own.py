@@ -8,6 +8,7 @@ import torch
 
 import dar_probe as dp
 from dar_probe.models import loading
+from dar_probe.models.options import CheckpointOptions
 from tests.helpers.shell import run
 from tests.models import check, files
 from tests.test_readme import blocks
@@ -39,7 +40,7 @@ def slowly(layer, x):
 
 
 def type_in(folder, command, *more, family="mine:FAMILY", heads=("--heads", "2")):
-    return run(command, "mine.pt", "--family", family, *heads, *more, cwd=folder)
+    return run(command, "mine.pt", "--family", family, *heads, *more, cwd=folder, light=True)
 
 
 def test_analyze(folder, monkeypatch):
@@ -48,7 +49,9 @@ def test_analyze(folder, monkeypatch):
     assert done.stderr == "" and "images of 8 x 8" in done.stdout
     ds = dp.open_analysis(folder / "analysis").dataset
     monkeypatch.syspath_prepend(folder)
-    loaded = loading.load(folder / "mine.pt", heads=2, family="mine:FAMILY", dtype=torch.float64)
+    loaded = loading.load(
+        CheckpointOptions(path=folder / "mine.pt", heads=2, family="mine:FAMILY", dtype="float64")
+    )
     loaded.model.requires_grad_(False)
     latents = torch.from_numpy(np.load(folder / "data.npz")["latents"]).double()
     file = files.File(

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import plan
+from dar_probe.probe.options import GridOptions
 from tests.models import files
 
 ENDS = 1e-6, 1 - 1e-6
@@ -24,9 +26,11 @@ CLOCKS = {
 def test_noise_rises_and_the_clock_runs_the_family_s_own_way(case, tmp_path):
     file = files.write(case, tmp_path)
     planned = plan.of_checkpoint(
-        file.path, data=file.data, noise_levels=LEVELS, samples=files.SAMPLES,
-        batch_size=files.SAMPLES, heads=file.heads, dtype="float64",
-    )  # fmt: skip
+        CheckpointOptions(path=file.path, heads=file.heads, dtype="float64"),
+        GridOptions(
+            data=file.data, noise_levels=LEVELS, samples=files.SAMPLES, batch_size=files.SAMPLES
+        ),
+    )
     seen = {}
 
     def hook(module, args):

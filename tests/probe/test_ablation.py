@@ -75,6 +75,25 @@ def test_interventions_equal_the_transcription(options):
             )
 
 
+def test_the_largest_gates_are_those_of_the_largest_mean_square():
+    """A gate whose sign alternates over samples has no mean, and is a large gate all the same."""
+    _, subject, _, _ = setting({"routing": "residual"})
+    size = len(subject.readers)
+    gate = np.full((2, 2, size, size), np.nan)
+    for l, offered in enumerate(subject.offered):
+        gate[:, :, l, list(offered)] = 1e-3
+    gate[:, :, 4, 1] = np.array([[5.0, -5.0], [-5.0, 5.0]])
+    gate[:, :, 5, 2] = np.array([[0.0, 0.0], [0.0, 8.0]])  # root mean square 4
+    gate[:, :, 3, 1] = 3.0  # the largest mean
+    gate[:, :, 0, 0] = 9.0  # the only source of its reader: nothing is left without it
+    for pairs, expected in ((2, {(4, 1)}), (4, {(4, 1), (5, 2)}), (5, {(4, 1), (5, 2), (3, 1)})):
+        found = ablation.choose(subject, gate, kinds=["gate"], pairs=pairs, seed=0)
+        chosen = [next(iter(change.gates)) for change in found]
+        assert len(chosen) == len(set(chosen)) == pairs
+        assert set(chosen[: len(expected)]) == expected
+        assert (0, 0) not in chosen
+
+
 @pytest.mark.parametrize("options", tiny.ROUTINGS, ids=tiny.name_of)
 def test_predictions_are_the_slope_of_the_true_effect(options):
     """Gates at 1 - e change the loss by e times the prediction, by central differences."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dar_probe.errors import UsageError
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.sit import SiTConfig
 from dar_probe.probe import bench
 from dar_probe.probe.recorder import untouched
@@ -126,9 +127,10 @@ def test_every_gate_of_a_random_model_is_open(query):
 
 
 def test_checkpoint_and_preset_make_workloads():
-    few = bench.of_checkpoint("fixtures/digits-residual.pt", batch_size=3, device="cpu")
+    residual = CheckpointOptions(path="fixtures/digits-residual.pt", device="cpu")
+    few = bench.of_checkpoint(residual, batch_size=3)
     assert few.ids.tolist() == [few.ids[0]] * 3 and len(set(few.levels.tolist())) == 3
-    many = bench.of_checkpoint("fixtures/digits-residual.pt", batch_size=70, device="cpu")
+    many = bench.of_checkpoint(residual, batch_size=70)
     assert len(many.ids) == len(many.levels) == 70
     work = bench.of_preset("DiT-S/8", batch_size=2, device="cpu", dtype="float64")
     (x, t, y), _ = work.batch(work.ids, work.levels)

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-import dar_probe as dp
 from dar_probe.models import sit_family
 from dar_probe.probe import decoding
 from dar_probe.probe import grid as run
 from dar_probe.results import metrics
 from tests.helpers import synthetic, tiny
-from tests.test_fixtures import FIXTURES
 
 LEVELS = np.linspace(0.01, 0.99, 5)
 
@@ -153,8 +151,8 @@ def test_only_the_first_samples_are_decoded_where_memory_is_short(monkeypatch):
         np.testing.assert_allclose(found[:, :8], eight, atol=1e-13)
 
 
-def test_an_analysis_holds_the_r2_of_its_predictions():
-    ds = dp.analyze(FIXTURES / "digits-residual.pt", noise_levels=4, samples=8).dataset
+def test_an_analysis_holds_the_r2_of_its_predictions(measured):
+    ds = measured("digits-residual").dataset
     found, value = ds["decoded_level"].values, ds["decodability"].values
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(value, metrics.decodability(found, ds["noise_level"].values)[0])

@@ -161,6 +161,84 @@ def test_bf16_loses_a_planted_share_of_a_write():
     close(error[1], exact.norm(dim=-1), rtol=8e-7)  # measured: 8e-8
 
 
+def test_rounding_gaps_of_several_writes_add_up():
+    """Eight writes of a quarter of a unit: each is lost whole, and together they are two units."""
+    from dar_probe.probe.statistics import Rounding
+
+    shape = (2, 3, 16)
+    stream = torch.full(shape, 256.0).bfloat16()  # neighbours of 256 lie 2 and 1 away
+    write = torch.full(shape, 0.25).bfloat16()
+    rounding = Rounding()
+    rounding.start(stream, stream)
+    for step in range(1, 9):
+        after = stream + write
+        assert torch.equal(after, stream)
+        rounding.add(stream, after, write)
+        _, lost, error = rounding.result()
+        close(lost, np.ones((2, step)))
+        # |h_l - (v_0 + ... + v_(l-1))|: l - 1 gaps of a quarter in 16 features.
+        close(error, np.broadcast_to(np.arange(step + 1)[:, None, None], (step + 1, 2, 3)))
+
+
+def test_rounding_counts_what_the_first_reader_gets_beside_the_embedding():
+    from dar_probe.probe.statistics import Rounding
+
+    generator = torch.Generator().manual_seed(0)
+    embedding, write = torch.randn(2, 2, 3, 16, generator=generator, dtype=torch.float64)
+    read = embedding + 0.5
+    rounding = Rounding()
+    rounding.start(read, embedding)
+    rounding.add(read, read + write + 0.25, write)
+    _, _, error = rounding.result()
+    close(error[0], np.full((2, 3), 0.5 * 4))
+    close(error[1], np.full((2, 3), 0.75 * 4))
+
+
+@pytest.mark.parametrize(("width", "count"), [(99, 1), (100, 1), (101, 2), (250, 3), (1152, 12)])
+def test_the_top_share_is_that_of_one_channel_in_a_hundred(width, count):
+    from dar_probe.probe.statistics import block_statistics, token_norms
+
+    generator = torch.Generator().manual_seed(width)
+    states = [torch.randn(2, 5, width, generator=generator, dtype=torch.float64) for _ in range(2)]
+    norms = torch.stack([token_norms(state) for state in states])
+    found = block_statistics(states, norms, states)["rms_top1"]
+    for k, state in enumerate(states):
+        energy = np.sort((state.numpy() ** 2).sum(1), axis=-1)
+        close(found[:, k], energy[:, -count:].sum(-1) / energy.sum(-1))
+
+
+@pytest.mark.parametrize(("samples", "count"), [(1, 5), (5, 5), (5, 1), (5, 2), (5, 3)])
+@pytest.mark.parametrize("room", [1, 300, 2**18], ids=["one", "two", "all"])
+def test_gates_do_not_depend_on_how_samples_are_cut_into_parts(room, samples, count, monkeypatch):
+    """Five samples at once, two by two with one left over, or one by one."""
+    from dar_probe.probe import gates
+
+    monkeypatch.setattr(gates, "ON_CPU", room)
+    generator = torch.Generator().manual_seed(0)
+    shape = (samples, 3, 10)
+
+    def draw(many):
+        return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(many)]
+
+    grads, states = draw(count), draw(count)
+    if room == 300 and samples == count == 5:
+        assert len(list(gates._parts(states))) == 3
+    found = gates.additive(grads, states, last=range(count))
+    sources = [states[0], *(b - a for a, b in zip(states, states[1:], strict=False))]
+    for l in range(count):
+        for i in range(l + 1):
+            close(found[:, l, i], (grads[l] * sources[i]).sum((1, 2)), rtol=1e-10, atol=1e-12)
+
+    weights = torch.rand(*shape[:2], count, count, generator=generator, dtype=torch.float64)
+    reads = draw(count)
+    found, error = gates.routed(grads, reads, sources, weights)
+    for l in range(count):
+        parts = [weights[:, :, l, i, None] * v for i, v in enumerate(sources)]
+        close(error[l], (sum(parts) - reads[l]).norm(dim=-1))
+        for i, part in enumerate(parts):
+            close(found[:, l, i], (grads[l] * part).sum((1, 2)), rtol=1e-10, atol=1e-12)
+
+
 def token_cosine(a, b):
     rows = []
     for sample in range(a.shape[0]):

@@ -10,9 +10,11 @@ import torch
 
 import dar_probe as dp
 from dar_probe.models import sit_family
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.registry import find
 from dar_probe.probe import nnsight_engine
 from dar_probe.probe.measure import measure
+from dar_probe.probe.options import GridOptions
 from dar_probe.probe.plan import of_checkpoint
 from dar_probe.probe.recorder import untouched
 from tests.helpers import tiny
@@ -87,7 +89,7 @@ def test_the_model_is_unwrapped_and_a_users_own_wrapping_stays():
 
 CONTAINED = """
 import torch
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine as trace
 backward = torch.Tensor.backward
 trace.load()
 assert torch.Tensor.backward is backward
@@ -98,7 +100,7 @@ assert weight.grad.item() == 2
 """
 RELIED_ON = """
 import nnsight
-from dar_probe.probe import trace
+from dar_probe.probe import nnsight_engine as trace
 assert trace.load() is nnsight
 assert hasattr(3, "save")
 """
@@ -124,7 +126,9 @@ def test_a_source_is_patched_from_one_noise_level_into_another():
         with probe.trace(0.9):
             plain = probe.save(probe.model.output)
         after = probe.loss(patched, 0.9)
-    task = of_checkpoint(FIXTURES / "digits-residual.pt", samples=4)
+    task = of_checkpoint(
+        CheckpointOptions(path=FIXTURES / "digits-residual.pt"), GridOptions(samples=4)
+    )
     model = task.subject.model
     writer = model.stream.writers[6]
 

@@ -1,5 +1,6 @@
 """Shards: the same work whatever the ranks, the memory and the interruptions."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from dar_probe.models import sit_family
 from dar_probe.probe.grid import walk
 from dar_probe.probe.sharding import Grid, spread
 from dar_probe.runtime.ranks import Ranks, leads
-from tests.helpers import tiny
+from tests.helpers import tiny, warm
 from tests.helpers.shell import torchrun
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -166,7 +167,8 @@ def alone():
 def test_datasets_of_many_ranks_equal_that_of_one(alone, processes, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    done = torchrun(processes, script, FIXTURES / "digits-dar-dynamic.pt", tmp_path / "out")
+    path = FIXTURES / "digits-dar-dynamic.pt"
+    done = warm.ranks(processes, script, path, tmp_path / "out", light=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("led") == 1
     found = dp.open_analysis(tmp_path / "out").dataset
@@ -175,8 +177,11 @@ def test_datasets_of_many_ranks_equal_that_of_one(alone, processes, tmp_path):
 
 
 def test_the_command_line_speaks_once(tmp_path):
+    path = tmp_path / "model.pt"
+    state = tiny.model(size=8, dtype=torch.float32).state_dict()
+    torch.save({"ema": state, "args": argparse.Namespace(num_heads=2)}, path)
     done = torchrun(
-        2, "-m", "dar_probe.cli", "analyze", FIXTURES / "digits-residual.pt", "--samples", 2,
+        2, "-m", "dar_probe.cli", "analyze", path, "--data", "digits", "--samples", 2,
         "--noise-levels", 2, "--json", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -194,11 +199,12 @@ dp.analyze(sys.argv[1], noise_levels=2, samples=5, batch_size=3, out=sys.argv[2]
 """
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_job_whose_rank_was_killed_is_continued_by_any_number_of_ranks(alone, tmp_path):
     """Four shards of two ranks: one dies after the first turn, whose shards are kept."""
     script, out = tmp_path / "job.py", tmp_path / "out"
     script.write_text(KILLED)
-    done = torchrun(2, script, FIXTURES / "digits-dar-dynamic.pt", out)
+    done = warm.ranks(2, script, FIXTURES / "digits-dar-dynamic.pt", out)
     assert done.returncode != 0 and not out.exists()
     kept = sorted(path.name for path in (tmp_path / ".out.partial").glob("*.npz"))
     assert kept[:2] == ["000000.npz", "000001.npz"] and len(kept) < 4

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.modules import module as torch_module
 import dar_probe as dp
 from dar_probe.probe import bench, module_plan, nnsight_engine
 from dar_probe.probe.grid import walk
+from dar_probe.probe.options import GridOptions, ModuleOptions
 from tests.helpers import process
 from tests.test_audit import Stack, batch
 
@@ -44,14 +46,14 @@ def loss(output, ids, level):
 
 
 def planned(model, **settings):
-    return module_plan.of_module(model, batch=batch, loss=loss, **GRID, **settings)
+    wanted = ModuleOptions(batch=batch, loss=loss)
+    return module_plan.of_module(model, wanted, GridOptions(**GRID, **settings))
 
 
 def ablated(model, engine):
     task = planned(model)
-    task = task.__class__(**{**vars(task), "engine": engine})
     wanted = {"kinds": ["gate", "source", "block"], "pairs": 2, "gates": [], "frozen_at": 0.2}
-    return task.ablate(task.measure(), wanted)
+    return replace(task, engine=engine, interventions=wanted).measure()
 
 
 def walked(model):

@@ -16,10 +16,13 @@ from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
+from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib as canvas
+from dar_probe.reports.draw.matplotlib import lettering
 from dar_probe.reports.figures import registry
-from dar_probe.reports.style import palette, source_maps, text_metrics
+from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import importance, metrics
+from tests.helpers.drawn import printed
 from tests.helpers.synthetic import dataset
 
 HOSTILE = [
@@ -55,9 +58,9 @@ def test_equal_datasets_give_equal_bytes(tmp_path, dar, stem):
     users |= {"axes.grid": True, "text.parse_math": True}
     for turn, own in enumerate([{}, users]):
         with matplotlib.rc_context(own):  # a user's own settings change nothing
-            figure = registry.draw(dar, stem, registry.Options(), name="a $b$")
+            figure = printing.draw(dar, stem, registry.Options(), name="a $b$")
             for suffix in ("png", "pdf", "svg"):
-                registry.save(figure, tmp_path / f"{turn}.{suffix}")
+                canvas.save(figure, tmp_path / f"{turn}.{suffix}")
     for suffix in ("png", "pdf", "svg"):
         first, second = ((tmp_path / f"{turn}.{suffix}").read_bytes() for turn in (0, 1))
         assert first == second
@@ -66,7 +69,7 @@ def test_equal_datasets_give_equal_bytes(tmp_path, dar, stem):
 
 def test_fonts_travel_with_the_file(tmp_path, dar):
     for suffix in ("pdf", "svg"):
-        registry.save(registry.dilution([("a", dar)]), tmp_path / f"a.{suffix}")
+        canvas.save(printed.dilution([("a", dar)]), tmp_path / f"a.{suffix}")
     pdf = (tmp_path / "a.pdf").read_bytes()
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"/Type3" not in pdf
@@ -78,14 +81,14 @@ def test_fonts_travel_with_the_file(tmp_path, dar):
 @pytest.mark.parametrize("wrong", ["three", "", None])
 def test_other_widths_and_formats_are_refused(tmp_path, dar, wrong):
     with pytest.raises(UsageError, match="width"):
-        registry.heatmap(dar, "rms", width=wrong)
+        printed.heatmap(dar, "rms", width=wrong)
     with pytest.raises(UsageError, match="format"):
-        registry.save(registry.heatmap(dar, "rms"), tmp_path / "a", form=wrong or "")
+        canvas.save(printed.heatmap(dar, "rms"), tmp_path / "a", form=wrong or "")
 
 
 @pytest.mark.parametrize("width", ["one", "two"])
 def test_widths_are_those_of_the_columns(dar, width):
-    figure = registry.sources(dar, width=width)
+    figure = printed.sources(dar, width=width)
     assert figure.get_figwidth() == {"one": 3.25, "two": 6.75}[width]
 
 
@@ -94,7 +97,8 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
     ds = residual.copy(deep=True)
     for name in ("rms_top1", "cosine", "cosine_centred", "write_rms", "grad_rms", "route_entropy"):
         ds[name][:] = np.nan
-    paths = registry.write_all(ds, tmp_path / "figures", name="../../$\\frac{\n")
+    every = registry.stems(registry.FIGURES, registry.Options())
+    paths = printing.write_all(ds, tmp_path / "figures", name="../../$\\frac{\n", only=every)
     stems = [
         "dilution",
         "sources",
@@ -119,21 +123,21 @@ def test_a_model_without_gates_and_router_gets_no_sources(tmp_path, residual):
     ds["gate"][:] = 0
     for name in (*palette.HEATMAPS, "decodability"):
         ds[name][:] = np.nan
-    assert [path.name for path in registry.write_all(ds, tmp_path, name="a")] == [
+    assert [path.name for path in printing.write_all(ds, tmp_path, name="a")] == [
         "dilution.png",
         "dilution.pdf",
     ]
-    assert drawn_text(registry.dilution([("a", ds)])).count("not measured") == 3
+    assert drawn_text(printed.dilution([("a", ds)])).count("not measured") == 3
     with pytest.raises(UsageError, match="neither"):
-        registry.sources(ds)
+        printed.sources(ds)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_drawn(tmp_path, name):
     ds = dataset(blocks=3, samples=2, levels=2, name=name)
     ds["reader_name"] = ("reader", np.array([f"{name}{at}" for at in range(7)], dtype=object))
-    registry.save(registry.dilution([(name, ds)]), tmp_path / "a.pdf")
-    drawn_text(registry.heatmap(ds, "write_rms"))
+    canvas.save(printed.dilution([(name, ds)]), tmp_path / "a.pdf")
+    drawn_text(printed.heatmap(ds, "write_rms"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,7 +146,7 @@ def test_hostile_names_are_drawn(tmp_path, name):
 @example("\u0301" * 200)
 @example("\u202e\u2066\u200d")
 def test_any_name_becomes_one_short_drawable_line(name):
-    text = text_metrics.printable(name)
+    text = lettering.printable(name)
     assert 0 < len(text) <= 60
     assert "\n" not in text
     figure = canvas.figure(3, 1)
@@ -159,16 +163,16 @@ def test_any_name_becomes_one_short_drawable_line(name):
 def test_smallest_datasets_can_be_drawn(shape):
     ds = dataset(**{"blocks": 3, "levels": 2, "samples": 2, **shape})
     for figure in [
-        registry.dilution([("a", ds)]),
-        registry.sources(ds),
-        registry.heatmap(ds, "rms"),
+        printed.dilution([("a", ds)]),
+        printed.sources(ds),
+        printed.heatmap(ds, "rms"),
     ]:
         assert drawn_text(figure)
 
 
 def test_axes_are_labelled_in_plain_decimals():
     ds = dataset(blocks=28, samples=3, levels=2, inflation=100.0, decay=40.0)
-    figure = registry.dilution([("a", ds)])
+    figure = printed.dilution([("a", ds)])
     texts = drawn_text(figure)
     assert not [text for text in texts if "$" in text or "mathdefault" in text]
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "linear"]
@@ -183,21 +187,21 @@ def test_axes_are_labelled_in_plain_decimals():
 
 def test_small_ranges_stay_linear():
     ds = dataset(blocks=6, samples=3, levels=2, inflation=3.0, decay=3.0)
-    assert {axis.get_yscale() for axis in registry.dilution([("a", ds)]).axes} == {"linear"}
+    assert {axis.get_yscale() for axis in printed.dilution([("a", ds)]).axes} == {"linear"}
 
 
 def test_bands_are_the_intervals_and_absent_for_one_sample():
     many, one = dataset(blocks=4, samples=6, levels=2), dataset(blocks=4, samples=1, levels=2)
-    band = registry.dilution([("a", many)]).axes[0].collections[0]
+    band = printed.dilution([("a", many)]).axes[0].collections[0]
     profile = metrics.profile(many, "rms").sel(block=slice(1, None))
     edges = band.get_paths()[0].vertices[:, 1]
     assert edges.min() == pytest.approx(float(profile["low"].min()))
     assert edges.max() == pytest.approx(float(profile["high"].max()))
-    assert not registry.dilution([("a", one)]).axes[0].collections
+    assert not printed.dilution([("a", one)]).axes[0].collections
 
 
 def test_one_legend_names_every_model_in_its_own_colour(dar, residual):
-    figure = registry.dilution([("plain", residual), ("routed", dar), ("plain 2", residual)])
+    figure = printed.dilution([("plain", residual), ("routed", dar), ("plain 2", residual)])
     colours = [to_hex(line.get_color()) for line in figure.axes[1].get_lines()]
     assert colours[:2] == [palette.BLUE, palette.ORANGE]
     assert len(set(colours)) == 3
@@ -207,7 +211,7 @@ def test_one_legend_names_every_model_in_its_own_colour(dar, residual):
 
 
 def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
-    figure = registry.sources(dar, shallow=3, deep=9)
+    figure = printed.sources(dar, shallow=3, deep=9)
     maps_ = meshes(figure)
     titles = [mesh.axes.get_title("left") for mesh in maps_]
     assert sorted(titles) == [
@@ -233,7 +237,7 @@ def test_sources_show_the_maps_of_metrics_on_two_scales(dar):
 
 def test_sources_say_how_they_are_normalised(dar):
     def note(ds):
-        return " ".join(" ".join(drawn_text(registry.sources(ds))).split())
+        return " ".join(" ".join(drawn_text(printed.sources(ds))).split())
 
     assert note(dar).count("each column sums to 1") == 2  # a softmax
     free = dar.copy(deep=True)
@@ -252,7 +256,7 @@ def dots(figure: Figure) -> list[set[tuple[int, int]]]:
 
 def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
-    figure = registry.sources(ds, shallow=3, deep=9)
+    figure = printed.sources(ds, shallow=3, deep=9)
     below = importance.block_below_null(ds).values
     shares = np.isfinite(importance.block_importance(ds).values).any(axis=0)
     expected = [
@@ -266,7 +270,7 @@ def test_dots_mark_importances_whose_sign_is_chance():
 
 
 def test_few_samples_have_no_dots_and_the_figure_says_so(residual):
-    figure = registry.sources(residual)
+    figure = printed.sources(residual)
     assert not any(dots(figure))
     assert any("Too few samples" in text for text in drawn_text(figure))
 
@@ -283,7 +287,7 @@ def test_dots_are_light_on_dark_cells_and_dark_on_light_ones():
 
 
 def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
-    figure = registry.sources(residual)
+    figure = printed.sources(residual)
     assert len(figure.axes) == 3  # two maps, one colour bar
     assert not any("Hatched" in text for text in drawn_text(figure))
 
@@ -291,7 +295,7 @@ def test_plain_residuals_have_one_row_and_nothing_hatched(residual):
 def test_signed_routes_get_a_diverging_scale(dar):
     ds = dar.copy(deep=True)
     ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
-    figure = registry.sources(ds)
+    figure = printed.sources(ds)
     for mesh in meshes(figure):
         signed = "route" in mesh.axes.get_title("left")
         assert isinstance(mesh.norm, CenteredNorm) is signed
@@ -319,12 +323,12 @@ def test_locations_avoid_readers_whose_importance_is_fixed():
 
 def test_heatmap_scale_is_logarithmic_only_where_it_must_be():
     wide, narrow = dataset(inflation=100.0, levels=2), dataset(inflation=5.0, levels=2)
-    assert isinstance(meshes(registry.heatmap(wide, "rms"))[0].norm, LogNorm)
-    assert not isinstance(meshes(registry.heatmap(narrow, "rms"))[0].norm, LogNorm)
+    assert isinstance(meshes(printed.heatmap(wide, "rms"))[0].norm, LogNorm)
+    assert not isinstance(meshes(printed.heatmap(narrow, "rms"))[0].norm, LogNorm)
 
 
 def test_heatmap_values_are_those_of_metrics(residual):
-    mesh = meshes(registry.heatmap(residual, "cosine"))[0]
+    mesh = meshes(printed.heatmap(residual, "cosine"))[0]
     expected = metrics.over_noise(residual, "cosine").values[1:]
     np.testing.assert_array_equal(np.asarray(mesh.get_array()), expected)
 
@@ -332,7 +336,7 @@ def test_heatmap_values_are_those_of_metrics(residual):
 @pytest.mark.parametrize("name", ["gate", "loss", "decodability", "nonsense"])
 def test_heatmap_refuses_what_has_no_single_depth(residual, name):
     with pytest.raises(UsageError, match=name):
-        registry.heatmap(residual, name)
+        printed.heatmap(residual, name)
 
 
 def test_colour_maps_are_seaborns():
@@ -407,8 +411,8 @@ def test_long_names_keep_both_ends():
 
 
 def test_a_file_does_not_depend_on_what_was_written_before(tmp_path, dar):
-    first, second = (registry.matrix(dar) for _ in range(2))
-    registry.save(first, tmp_path / "a.png")
+    first, second = (printed.matrix(dar) for _ in range(2))
+    canvas.save(first, tmp_path / "a.png")
     for number, figure in enumerate((first, second)):
-        registry.save(figure, tmp_path / f"{number}.pdf")
+        canvas.save(figure, tmp_path / f"{number}.pdf")
     assert (tmp_path / "0.pdf").read_bytes() == (tmp_path / "1.pdf").read_bytes()

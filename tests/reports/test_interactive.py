@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.draw import plotly
-from dar_probe.reports.figures import interactive, matrix_screen
-from dar_probe.reports.style import palette, source_maps, still
+from dar_probe.reports.draw import plotly, still
+from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import importance, metrics
+from tests.helpers.drawn import screened, unpacked
 from tests.helpers.synthetic import dataset
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"
@@ -30,7 +30,7 @@ def residual():
 
 
 def spec(figure) -> dict:
-    return json.loads(figure.to_json(engine="json"))
+    return json.loads(json.dumps(figure, allow_nan=False))
 
 
 def decoded(array: dict) -> np.ndarray:
@@ -45,25 +45,24 @@ def axis_of(trace: dict, layout: dict, letter: str) -> dict:
 
 def test_equal_datasets_give_equal_json(dar):
     for draw in (
-        lambda: interactive.dilution([("a", dar)]),
-        lambda: matrix_screen.matrix(dar),
+        lambda: screened.dilution([("a", dar)]),
+        lambda: screened.every_reader(dar),
     ):
-        assert draw().to_json(engine="json") == draw().to_json(engine="json")
+        assert json.dumps(draw()) == json.dumps(draw())
 
 
 def test_dilution_hovers_hold_value_and_interval(residual):
-    lines = [t for t in spec(interactive.dilution([("a", residual)]))["data"] if "name" in t]
+    lines = [t for t in spec(screened.dilution([("a", residual)]))["data"] if "name" in t]
     assert len(lines) == 3
     profile = metrics.profile(residual, "rms").sel(block=slice(1, None))
-    drawn = [t for t in interactive.dilution([("a", residual)]).data if t.name]
-    np.testing.assert_allclose(drawn[0].y, profile["value"])
+    np.testing.assert_allclose(unpacked(lines[0]["y"]), profile["value"])
     low, high = map(float, re.findall(r"[\d.]+", lines[0]["customdata"][0]))
     assert low == pytest.approx(float(profile["low"][0]), rel=1e-3)
     assert high == pytest.approx(float(profile["high"][0]), rel=1e-3)
 
 
 def test_one_sample_has_no_band_and_no_interval():
-    drawn = spec(interactive.dilution([("a", dataset(samples=1))]))
+    drawn = spec(screened.dilution([("a", dataset(samples=1))]))
     assert len(drawn["data"]) == 3
     assert set(drawn["data"][0]["customdata"]) == {""}
 
@@ -71,7 +70,7 @@ def test_one_sample_has_no_band_and_no_interval():
 @pytest.mark.parametrize("inflation", [2.0, 100.0])
 def test_a_still_shows_the_values_between_its_ticks(inflation):
     ds = dataset(blocks=9, samples=4, levels=2, inflation=inflation)
-    found = still.still(interactive.dilution([("<b> & co", ds)]))
+    found = still.still(screened.dilution([("<b> & co", ds)]))
     assert [name for _, _, name in found.legend] == ["<b> & co"]
     assert len(found.panels) == 3
     for panel, name in zip(found.panels, ("rms", "grad_rms", "cosine"), strict=True):
@@ -92,7 +91,7 @@ def test_a_still_shows_the_values_between_its_ticks(inflation):
 def test_a_still_of_one_huge_value_has_an_axis(residual):
     ds = residual.copy(deep=True)
     ds["rms"].values[:] = 1e38
-    drawn = still.still(interactive.dilution([("a", ds)]))
+    drawn = still.still(screened.dilution([("a", ds)], middles=True))
     assert all(len(panel.y_ticks) > 1 for panel in drawn.panels)
 
 
@@ -100,33 +99,33 @@ def test_a_still_has_a_gap_where_nothing_was_measurable():
     ds = dataset(blocks=9, samples=3, levels=2).copy(deep=True)
     ds["cosine"][:, :, 4:6] = np.nan
     ds["rms"][:] = np.nan
-    empty, _, gap = still.still(interactive.dilution([("a", ds)])).panels
+    empty, _, gap = still.still(screened.dilution([("a", ds)], middles=True)).panels
     assert not empty.paths
     assert sorted(len(path.points) for path in gap.paths if not path.filled) == [3, 4]
 
 
 def test_models_share_one_legend(dar, residual):
-    drawn = spec(interactive.dilution([("plain", residual), ("routed", dar)]))
+    drawn = spec(screened.dilution([("plain", residual), ("routed", dar)]))
     shown = [trace["name"] for trace in drawn["data"] if trace["showlegend"]]
     assert shown == ["plain", "routed"]
 
 
 def test_wide_ranges_get_a_log_axis_with_plain_ticks():
-    drawn = spec(interactive.dilution([("a", dataset(inflation=100.0))]))
+    drawn = spec(screened.dilution([("a", dataset(inflation=100.0))]))
     assert drawn["layout"]["yaxis"]["type"] == "log"
     assert drawn["layout"]["yaxis"]["ticktext"] == ["1", "10", "100"]
     assert "type" not in drawn["layout"]["yaxis3"]
 
 
 def test_sources_hold_the_block_maps_on_separate_scales(dar):
-    drawn = spec(interactive.sources(dar, shallow=3, deep=7))
+    drawn = spec(screened.sources(dar, shallow=3, deep=7, gaps=True))
     assert [trace["coloraxis"] for trace in drawn["data"]] == ["coloraxis"] * 2 + ["coloraxis2"] * 2
     assert drawn["layout"]["coloraxis"]["colorscale"] != drawn["layout"]["coloraxis2"]["colorscale"]
     expected = importance.block_importance(dar).isel(reader=2, source_block=slice(0, 3)).values.T
     np.testing.assert_allclose(decoded(drawn["data"][0]["z"]), expected, rtol=1e-6)
-    assert len(spec(interactive.sources(dataset(samples=2)))["data"]) == 2
+    assert len(spec(screened.sources(dataset(samples=2)))["data"]) == 2
     with pytest.raises(UsageError, match="no block 9"):
-        interactive.sources(dar, deep=9)
+        screened.sources(dar, deep=9)
 
 
 def frames(figure) -> dict:
@@ -142,10 +141,10 @@ def frames(figure) -> dict:
 
 
 def test_matrix_shows_one_level_and_keeps_all(dar):
-    drawn = spec(matrix_screen.matrix(dar))
+    drawn = spec(screened.every_reader(dar))
     assert len(drawn["data"]) == 2
     assert "sliders" not in drawn["layout"]
-    found = frames(matrix_screen.matrix(dar))
+    found = frames(screened.every_reader(dar))
     assert found["levels"] == ["0.01", "0.5", "0.99"]
     assert found["values"] == pytest.approx(dar["noise_level"].values)
     assert [one["quantity"] for one in found["maps"]] == ["importance", "route"]
@@ -159,7 +158,7 @@ def test_dots_mark_importances_whose_sign_is_chance():
     ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
     below = importance.below_null(ds).values
     below[:, 0] = False  # the share of an only source is not shown, and not marked
-    drawn = spec(matrix_screen.matrix(ds))
+    drawn = spec(screened.every_reader(ds))
     marks = np.array(drawn["data"][0]["text"])
     np.testing.assert_array_equal(marks != "", below[0])
     assert set(np.ravel(marks)) == {"", plotly.DOT}
@@ -170,17 +169,17 @@ def test_dots_mark_importances_whose_sign_is_chance():
     places = re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),", shape["path"])
     shown = {(int(up), int(across)) for _, up, across in places}
     assert shown == {(up, across) for up, across in zip(*np.nonzero(below[0]), strict=True)}
-    first, second = frames(matrix_screen.matrix(ds))["maps"]
+    first, second = frames(screened.every_reader(ds))["maps"]
     np.testing.assert_array_equal(first["marks"], below)
     assert second["marks"] is None
-    shown = spec(interactive.sources(ds, shallow=3, deep=7))["data"]
+    shown = spec(screened.sources(ds, shallow=3, deep=7, gaps=True))["data"]
     expected = importance.block_below_null(ds).values[:, 2, :3].T
     np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
 
 
 def test_a_reader_is_one_row_of_the_matrix_over_the_levels(dar):
     for position in (0, 7, 12):
-        drawn = spec(matrix_screen.reader(dar, position=position))
+        drawn = spec(screened.one_reader(dar, position=position))
         offered = np.isfinite(dar["route"].values[:, :, position]).any(axis=(0, 1))
         for trace, one in zip(drawn["data"], source_maps.sublayer_maps(dar), strict=True):
             expected = one.values.values[:, position, offered].T
@@ -197,7 +196,7 @@ def test_panels_say_what_their_axes_run_over(dar):
         "sublayer": dar["reader_block"].values[:-1],
         "block": dar["block"].values,
     }
-    every = spec(matrix_screen.matrix(dar))["layout"]["meta"]["panels"]
+    every = spec(screened.every_reader(dar))["layout"]["meta"]["panels"]
     assert len(every) == 2
     for panel, axes in zip(every, (("xaxis", "yaxis"), ("xaxis2", "yaxis2")), strict=True):
         assert (panel["xaxis"], panel["yaxis"]) == axes
@@ -205,19 +204,19 @@ def test_panels_say_what_their_axes_run_over(dar):
         assert panel["y"] == {"dim": "block", "values": home["reader"].tolist()}
         assert panel["last"] == 6
     for name in ("rms", "cosine", "write_rms", "gate_conservation"):
-        drawn = spec(interactive.heatmap(dar, name))
+        drawn = spec(screened.heatmap(dar, name))
         (panel,) = drawn["layout"]["meta"]["panels"]
         dim = palette.depth_dim(name)
         assert panel["y"]["values"] == home[dim][-len(drawn["data"][0]["y"]) :].tolist()
         assert panel["x"]["dim"] == "noise_level"
         assert panel["x"]["values"] == pytest.approx(levels)
-    for figure in (interactive.dilution([("a", dar)]), interactive.decodability(dar)):
+    for figure in (screened.dilution([("a", dar)]), screened.decodability(dar)):
         for panel in spec(figure)["layout"]["meta"]["panels"]:
             assert panel["x"] == {"dim": "block", "values": None}
             assert "y" not in panel
     for panel, trace in zip(
-        spec(interactive.sources(dar))["layout"]["meta"]["panels"],
-        spec(interactive.sources(dar))["data"],
+        spec(screened.sources(dar, gaps=True))["layout"]["meta"]["panels"],
+        spec(screened.sources(dar, gaps=True))["data"],
         strict=True,
     ):
         assert panel["y"]["values"] == list(range(len(trace["y"])))
@@ -225,43 +224,51 @@ def test_panels_say_what_their_axes_run_over(dar):
 
 def test_the_spread_is_hidden_and_holds_the_middle_of_the_samples():
     ds = dataset(blocks=4, samples=40, levels=3, spread=0.5, inflation=100.0)
-    drawn = spec(interactive.dilution([("a", ds)]))
+    drawn = spec(screened.dilution([("a", ds)], middles=True))
     meta = drawn["layout"]["meta"]["spread"]
     assert [drawn["data"][at]["visible"] for at in meta["traces"]] == [False] * 3
-    figure = interactive.dilution([("a", ds)])
-    band = figure.data[meta["traces"][0]]
+    band = unpacked(drawn["data"][meta["traces"][0]]["y"])
     values = np.sqrt(np.square(ds["rms"].values.astype(float)).mean(axis=0))[:, 1:]
     ends = np.quantile(values, [0.05, 0.95], axis=0)
-    np.testing.assert_allclose(band.y, [*ends[1], *ends[0][::-1]])
+    np.testing.assert_allclose(band, [*ends[1], *ends[0][::-1]])
     low, high = (10**end for end in meta["shown"]["yaxis.range"])
     assert low < ends.min()
     assert ends.max() < high
     assert set(meta["shown"]) == set(meta["hidden"])
     assert meta["hidden"]["yaxis.range"] == drawn["layout"]["yaxis"]["range"]
-    size = [len(interactive.dilution([("a", dataset(blocks=4, samples=n))]).data) for n in (4, 64)]
+    size = [
+        len(screened.dilution([("a", dataset(blocks=4, samples=n))], middles=True)["data"])
+        for n in (4, 64)
+    ]
     assert size[0] == size[1]
-    assert "spread" not in spec(interactive.dilution([("a", dataset(samples=1))]))["layout"]["meta"]
+    assert (
+        "spread"
+        not in spec(screened.dilution([("a", dataset(samples=1))], middles=True))["layout"]["meta"]
+    )
 
 
 def test_few_samples_have_no_dots(dar):
-    for figure in (matrix_screen.matrix(dar), matrix_screen.reader(dar), interactive.sources(dar)):
+    for figure in (
+        screened.every_reader(dar),
+        screened.one_reader(dar),
+        screened.sources(dar, gaps=True),
+    ):
         assert not [trace for trace in spec(figure)["data"] if "text" in trace]
         assert "shapes" not in spec(figure)["layout"]
 
 
 def test_decodability_has_a_line_for_every_kind_of_reader(residual):
-    drawn = spec(interactive.decodability(residual))
+    drawn = spec(screened.decodability(residual))
     bands = [trace for trace in drawn["data"] if trace.get("fill")]
     lines = {trace["name"]: trace for trace in drawn["data"] if "name" in trace}
     assert list(lines) == ["attention", "mlp", "head"]
     assert len(bands) == 2  # the head has a whisker
     profile = metrics.profile(residual, "decodability")
-    figure = interactive.decodability(residual)
-    named = {trace.name: trace for trace in figure.data if trace.name}
-    np.testing.assert_array_equal(named["mlp"].y, profile["value"].values[1::2])
-    np.testing.assert_array_equal(named["mlp"].x, np.arange(1, 7))
-    assert list(named["head"].x) == [7]
-    assert named["head"].y[0] + named["head"].error_y.array[0] == pytest.approx(
+    np.testing.assert_array_equal(unpacked(lines["mlp"]["y"]), profile["value"].values[1::2])
+    np.testing.assert_array_equal(unpacked(lines["mlp"]["x"]), np.arange(1, 7))
+    head = lines["head"]
+    assert unpacked(head["x"]) == [7]
+    assert unpacked(head["y"])[0] + unpacked(head["error_y"]["array"])[0] == pytest.approx(
         float(profile["high"][-1]), rel=1e-12
     )
     assert lines["mlp"]["text"][1] == "block 2 mlp"
@@ -272,7 +279,7 @@ def test_the_share_of_an_only_source_is_not_shown(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:, :, 0, 0] = 1e-12  # rounding noise where theory says zero
     assert importance.importance(ds).values[0, 0, 0] == 1
-    shown = decoded(spec(matrix_screen.matrix(ds))["data"][0]["z"])
+    shown = decoded(spec(screened.every_reader(ds))["data"][0]["z"])
     assert np.isnan(shown[0]).all()
     assert np.isfinite(shown[1, :2]).all()
 
@@ -280,14 +287,14 @@ def test_the_share_of_an_only_source_is_not_shown(residual):
 def test_equal_names_stay_apart(residual):
     ds = residual.copy()
     ds["reader_name"] = ("reader", np.array(["same"] * ds.sizes["reader"]))
-    names = spec(matrix_screen.matrix(ds))["data"][0]["y"]
+    names = spec(screened.every_reader(ds))["data"][0]["y"]
     assert names[:3] == ["same", "same (2)", "same (3)"]
     assert len(set(names)) == ds.sizes["reader"]
 
 
 def test_heatmap_is_logarithmic_where_it_spans_much():
     ds = dataset(inflation=100.0, samples=2, levels=2)
-    drawn = spec(interactive.heatmap(ds, "rms"))
+    drawn = spec(screened.heatmap(ds, "rms", intervals=True))
     expected = np.log10(metrics.over_noise(ds, "rms").values)
     np.testing.assert_allclose(decoded(drawn["data"][0]["z"]), expected, atol=1e-6)
     assert drawn["layout"]["coloraxis"]["colorbar"]["ticktext"] == ["1", "2", "5", "10", "20", "50"]
@@ -299,13 +306,13 @@ def test_heatmap_is_logarithmic_where_it_spans_much():
 def test_a_model_that_shows_nothing_is_refused(residual):
     ds = residual.copy(deep=True)
     ds["gate"][:] = 0
-    for draw in (interactive.sources, matrix_screen.matrix, matrix_screen.reader):
+    for draw in (screened.sources, screened.every_reader, screened.one_reader):
         with pytest.raises(UsageError, match="neither"):
             draw(ds)
 
 
 def test_every_axis_of_the_two_layouts_exists(dar):
-    for figure in (interactive.dilution([("a", dar)]), interactive.sources(dar)):
+    for figure in (screened.dilution([("a", dar)]), screened.sources(dar, gaps=True)):
         layout = spec(figure)["layout"]
         wide, narrow = layout["meta"]["wide"], layout["meta"]["narrow"]
         assert set(wide) == set(narrow)
@@ -318,7 +325,11 @@ def test_every_axis_of_the_two_layouts_exists(dar):
 
 
 def test_every_map_has_a_range_and_a_colour_scale(dar):
-    for figure in (interactive.sources(dar), matrix_screen.matrix(dar), matrix_screen.reader(dar)):
+    for figure in (
+        screened.sources(dar, gaps=True),
+        screened.every_reader(dar),
+        screened.one_reader(dar),
+    ):
         drawn = spec(figure)
         for trace in drawn["data"]:
             for letter in "xy":
@@ -332,14 +343,14 @@ def test_hostile_names_carry_no_markup_and_no_template(residual):
     ds["reader_name"] = ("reader", np.array([f"{SCRIPT}{at}" for at in range(13)]))
     ds["source_name"] = ("source", np.array([SCRIPT] * 13))
     for figure in (
-        interactive.dilution([(SCRIPT, ds)]),
-        interactive.sources(ds),
-        matrix_screen.matrix(ds),
-        matrix_screen.reader(ds),
-        interactive.heatmap(ds, "write_rms"),
-        interactive.decodability(ds),
+        screened.dilution([(SCRIPT, ds)]),
+        screened.sources(ds),
+        screened.every_reader(ds),
+        screened.one_reader(ds),
+        screened.heatmap(ds, "write_rms"),
+        screened.decodability(ds),
     ):
-        text = figure.to_json(engine="json")
+        text = json.dumps(figure)
         assert "img" in text or "&lt;" in text
         assert "\\u003c/script" not in text
         assert "<img" not in text

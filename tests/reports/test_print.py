@@ -5,11 +5,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
+from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.draw.matplotlib.lettering import text_width, wrapped
 from dar_probe.reports.figures import registry
 from dar_probe.reports.style import palette
-from dar_probe.reports.style.text_metrics import text_width, wrapped
 from tests.helpers import lettered
+from tests.helpers.drawn import printed
 from tests.helpers.synthetic import dataset, trained
 
 MATH = "$\\frac{ a\nb\tc\0d" + "x" * 300
@@ -54,7 +56,7 @@ def test_no_text_is_clipped_or_lies_on_another(case, width):
     ]
     assert len(stems) > 4 or wanted == ("trajectory",) == tuple(stems)
     for stem in stems:
-        drawn = registry.draw(ds, stem, options, name=NAMES.get(case, case))
+        drawn = printing.draw(ds, stem, options, name=NAMES.get(case, case))
         found = lettered.texts(drawn)
         assert lettered.clipped(drawn, found) == [], stem
         assert lettered.overlapping(found) == [], stem
@@ -72,7 +74,7 @@ def test_many_models_of_unlike_depth_share_one_figure(width):
         )
         for blocks in depths
     ]
-    figure = registry.dilution(analyses, width=width)
+    figure = printed.dilution(analyses, width=width)
     found = lettered.texts(figure)
     assert lettered.clipped(figure, found) == lettered.overlapping(found) == []
     for axis in figure.axes:
@@ -114,11 +116,11 @@ def test_lines_differ_in_dash_and_marker_without_colour():
     assert len(set(pairs)) == 28
     assert all(a != b and c != d for (a, c), (b, d) in zip(pairs, pairs[1:], strict=False))
     analyses = [(f"{at}", dataset(blocks=2 + 20 * at, levels=1)) for at in range(5)]
-    drawn = looks(registry.dilution(analyses).axes[0].get_lines())
+    drawn = looks(printed.dilution(analyses).axes[0].get_lines())
     assert len(set(drawn)) == 5
     assert all(marker not in ("", "None") for _, marker in drawn)  # deep models too
     dar = dataset(blocks=6, routing="dar")
-    for figure in (registry.spread(dar), registry.decodability(dar)):
+    for figure in (printed.spread(dar), printed.decodability(dar)):
         handles = figure.legends[0].legend_handles
         kinds = [
             line for line in handles if isinstance(line, Line2D) and line.get_marker() != "None"

@@ -8,10 +8,13 @@ from matplotlib.figure import Figure
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
+from dar_probe.reports import printing
+from dar_probe.reports.draw import matplotlib as canvas
 from dar_probe.reports.figures import registry
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds
+from tests.helpers.drawn import printed
 from tests.helpers.synthetic import dataset, trained
 
 
@@ -46,7 +49,7 @@ def notes(figure: Figure) -> str:
 
 
 def test_matrix_keeps_attention_mlp_and_head_apart(dar):
-    found = panels(registry.matrix(dar, noise_level=0.99))
+    found = panels(printed.matrix(dar, noise_level=0.99))
     assert set(found) == {
         f"{quantity}, {kind}"
         for quantity in ("importance", "route")
@@ -64,7 +67,7 @@ def test_matrix_keeps_attention_mlp_and_head_apart(dar):
 
 
 def test_matrix_of_plain_residuals_has_no_routes(residual):
-    assert set(panels(registry.matrix(residual))) == {
+    assert set(panels(printed.matrix(residual))) == {
         f"importance, {kind}" for kind in ("attention", "mlp", "head")
     }
 
@@ -78,7 +81,7 @@ def test_matrix_of_plain_residuals_has_no_routes(residual):
     ],
 )
 def test_matrix_takes_the_nearest_level_and_says_which(dar, asked, level, says):
-    figure = registry.matrix(dar, noise_level=asked, kind="attention")
+    figure = printed.matrix(dar, noise_level=asked, kind="attention")
     expected = metrics.over_noise(dar, "route").isel(noise_level=level).values
     attention = dar["reader_kind"].values == "attention"
     np.testing.assert_allclose(values(panels(figure)["route, attention"]), expected[attention])
@@ -86,27 +89,27 @@ def test_matrix_takes_the_nearest_level_and_says_which(dar, asked, level, says):
 
 
 def test_matrix_asked_for_a_measured_level_does_not_speak_of_another(dar):
-    assert "nearest" not in notes(registry.matrix(dar, noise_level=0.01))
-    assert "Noise level 0.34" in notes(registry.matrix(dar))  # of four the second
+    assert "nearest" not in notes(printed.matrix(dar, noise_level=0.01))
+    assert "Noise level 0.34" in notes(printed.matrix(dar))  # of four the second
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.5, float("nan")])
 def test_matrix_refuses_levels_that_there_cannot_be(dar, level):
     with pytest.raises(UsageError, match="between 0"):
-        registry.matrix(dar, noise_level=level)
+        printed.matrix(dar, noise_level=level)
 
 
 def test_matrix_says_whether_routes_are_shares(dar):
     free = dar.copy(deep=True)
     free["route"][:] = 3 * free["route"]
     assert "each row sums to 1. Route: mean over samples and tokens; each" in notes(
-        registry.matrix(dar)
+        printed.matrix(dar)
     )
-    assert "Route: mean over samples and tokens, not normalised" in notes(registry.matrix(free))
+    assert "Route: mean over samples and tokens, not normalised" in notes(printed.matrix(free))
 
 
 def test_effective_number_of_sources_is_exp_of_the_entropy_below_what_is_offered(dar):
-    figure = registry.spread(dar)
+    figure = printed.spread(dar)
     profile = metrics.profile(dar, "route_entropy")
     entropy, number = figure.axes
     offered = np.isfinite(dar["route"].values[0, 0]).sum(axis=1)
@@ -125,11 +128,11 @@ def test_effective_number_of_sources_is_exp_of_the_entropy_below_what_is_offered
 
 def test_without_a_router_there_is_no_spread(residual):
     with pytest.raises(UsageError, match="no router"):
-        registry.spread(residual)
+        printed.spread(residual)
 
 
 def test_decodability_is_that_of_metrics_and_the_head_has_a_whisker(dar):
-    axis = registry.decodability(dar).axes[0]
+    axis = printed.decodability(dar).axes[0]
     profile = metrics.profile(dar, "decodability")
     for line, kind in zip(axis.get_lines(), ("attention", "mlp", "head"), strict=True):
         own = dar["reader_kind"].values == kind
@@ -143,15 +146,15 @@ def test_decodability_is_that_of_metrics_and_the_head_has_a_whisker(dar):
 
 def test_decodability_needs_levels_and_samples():
     with pytest.raises(UsageError, match="two noise levels"):
-        registry.decodability(dataset(blocks=2, levels=1))
+        printed.decodability(dataset(blocks=2, levels=1))
 
 
 @pytest.mark.parametrize("name", ["matrix", "spread", "decodability"])
 def test_one_kind_alone(dar, name):
-    figure = getattr(registry, name)(dar, kind="mlp")
+    figure = getattr(printed, name)(dar, kind="mlp")
     assert "attention" not in notes(figure)
     with pytest.raises(UsageError, match="'nothing'") as caught:
-        getattr(registry, name)(dar, kind="nothing")
+        getattr(printed, name)(dar, kind="nothing")
     assert caught.value.hint == "there are attention, mlp, head"
 
 
@@ -161,7 +164,7 @@ def test_every_variable_with_one_depth_has_a_heatmap(dar):
     drawn = 0
     for name, spec in VARIABLES.items():
         if spec.grid and len(spec.dims) == 1:
-            (mesh,) = panels_of_heatmap(registry.heatmap(dar, name))
+            (mesh,) = panels_of_heatmap(printed.heatmap(dar, name))
             first = 1 if name.startswith("cosine") else 0
             expected = metrics.over_noise(dar, name).values[first:]
             np.testing.assert_allclose(values(mesh), expected)
@@ -174,7 +177,7 @@ def panels_of_heatmap(figure: Figure) -> list[QuadMesh]:
 
 
 def test_trajectory_draws_each_step_as_its_own_analysis_has_it(run):
-    figure = registry.trajectory(run)
+    figure = printed.trajectory(run)
     found, steps = panels(figure), trajectory.split(run)
     for variable, title in {
         "rms": "hidden-state RMS",
@@ -201,23 +204,23 @@ def test_trajectory_draws_each_step_as_its_own_analysis_has_it(run):
 
 def test_trajectory_has_the_limits_that_it_is_given(run):
     limits = Thresholds(inflation_warn=1.5, inflation_fail=42.0)
-    figure = registry.trajectory(run, thresholds=limits)
+    figure = printed.trajectory(run, thresholds=limits)
     (axis,) = (axis for axis in figure.axes if "inflation" in axis.get_title("left"))
     assert [line.get_ydata()[0] for line in axis.get_lines()[:2]] == [1.5, 42.0]
 
 
 def test_uneven_steps_are_told():
     pairs = [(step, dataset(blocks=2, samples=2, levels=2)) for step in (0, 100, 5000)]
-    uneven = registry.trajectory(trajectory.join(pairs))
+    uneven = printed.trajectory(trajectory.join(pairs))
     assert "equal distances" in notes(uneven)
     labels = [label.get_text() for label in uneven.axes[0].get_xticklabels()]
     assert labels == ["0", "100", "5,000"]
-    assert "equal distances" not in notes(registry.trajectory(trained(steps=3, blocks=2)))
+    assert "equal distances" not in notes(printed.trajectory(trained(steps=3, blocks=2)))
 
 
 def test_one_analysis_is_no_trajectory(residual):
     with pytest.raises(UsageError, match="one training step"):
-        registry.trajectory(residual)
+        printed.trajectory(residual)
 
 
 def test_the_other_figures_of_a_trajectory_show_its_last_step(tmp_path, run, monkeypatch):
@@ -225,12 +228,12 @@ def test_the_other_figures_of_a_trajectory_show_its_last_step(tmp_path, run, mon
     options = registry.Options()
     for stem in ("dilution", "matrix"):
         for ds, name in ((run, "run"), (last, "last")):
-            drawn = registry.draw(ds, stem, options, name="a")
-            registry.save(drawn, tmp_path / f"{name}.png")
+            drawn = printing.draw(ds, stem, options, name="a")
+            canvas.save(drawn, tmp_path / f"{name}.png")
         assert (tmp_path / "run.png").read_bytes() == (tmp_path / "last.png").read_bytes()
-    monkeypatch.setattr(registry, "save", lambda drawn, path: path.touch())
+    monkeypatch.setattr(printing, "save", lambda drawn, path: path.touch())
     whole, alone = (
-        [path.name for path in registry.write_all(ds, tmp_path, name="a")] for ds in (run, last)
+        [path.name for path in printing.write_all(ds, tmp_path, name="a")] for ds in (run, last)
     )
     assert set(whole) - set(alone) == {"trajectory.png", "trajectory.pdf"}
     assert set(alone) < set(whole)

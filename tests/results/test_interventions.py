@@ -7,11 +7,12 @@ import pytest
 
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.reports.figures import interventions
+from dar_probe.reports.figures import registry
 from dar_probe.results import interventions as effects
 from dar_probe.results import schema, store
 from dar_probe.results.assemble import with_ablation
 from tests.helpers import synthetic
+from tests.helpers.drawn import screened, unpacked
 
 KINDS = ["gate"] * 5 + ["block"] * 4 + ["uniform"] * 2
 
@@ -56,6 +57,39 @@ def test_arrays_of_the_dataset_equal_loops():
     assert ds["intervention"].values.tolist() == ["gate", "block", "uniform"]
 
 
+def test_agreement_and_effects_equal_loops():
+    """Over both levels and all samples: levels differ here, so that one alone will not do."""
+    ds = dataset(curve=2.0)
+    ds["gate_ablated"].values[1] *= 3
+    true, linear = (ds[name].values for name in ("gate_ablated", "gate_linear"))
+    table = effects.effects(ds).set_index("name")
+    for at, name in enumerate(ds["ablation_name"].values):
+        row = table.loc[name]
+        cells = [(level, s, at) for level in range(2) for s in range(6)]
+        assert row["kind"] == KINDS[at]
+        assert row["true"] == pytest.approx(sum(true[c] for c in cells) / 12, rel=1e-12)
+        assert row["linear"] == pytest.approx(sum(linear[c] for c in cells) / 12, rel=1e-12)
+        missed = sum((linear[c] - true[c]) ** 2 for c in cells)
+        size = sum(true[c] ** 2 for c in cells)
+        assert row["error"] == pytest.approx(math.sqrt(missed / size), rel=1e-12)
+    found = {one.kind: one for one in effects.agreement(ds)}
+    assert list(found) == ["gate", "block", "uniform"]
+    for kind, one in found.items():
+        own = [at for at, other in enumerate(KINDS) if other == kind]
+        cells = [(level, s, at) for level in range(2) for s in range(6) for at in own]
+        missed = sum((linear[c] - true[c]) ** 2 for c in cells)
+        size = sum(true[c] ** 2 for c in cells)
+        assert one.count == len(own)
+        assert one.error.value == pytest.approx(math.sqrt(missed / size), rel=1e-12)
+        assert one.error.low < one.error.value < one.error.high
+        if len(own) > 2:
+            means = [[sum(x[c] for c in cells if c[2] == at) for at in own] for x in (true, linear)]
+            assert one.rank.value == pytest.approx(correlation(*means), abs=1e-12)
+            assert one.rank.low <= one.rank.value <= one.rank.high
+        else:
+            assert math.isnan(one.rank.value)
+
+
 def test_ties_share_their_rank():
     assert effects.spearman(np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 3, 4])) == pytest.approx(
         correlation([1, 1, 2, 3], [1, 2, 3, 4]), abs=2e-15
@@ -94,7 +128,8 @@ def test_dataset_survives_the_file_and_half_of_it_is_refused(tmp_path):
         schema.validate(ds.drop_vars("ablation_name"))
 
 
-def test_figures_are_drawn_with_hostile_names_and_equal_bytes(tmp_path):
+def test_figures_are_drawn_with_hostile_names_and_equal_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "MAIN", ("interventions",))  # the others have tests elsewhere
     analysis = Analysis(dataset())
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -107,10 +142,10 @@ def test_figures_are_drawn_with_hostile_names_and_equal_bytes(tmp_path):
 
 
 def test_every_intervention_is_on_the_screen():
-    figure = interventions.interactive(dataset())
-    points = [trace for trace in figure.data if trace.mode == "markers"]
-    assert [len(trace.x) for trace in points] == [5, 4, 2]
-    assert "one block skipped (4)" in points[1].name
+    figure = screened.interventions(dataset())
+    points = [trace for trace in figure["data"] if trace["xaxis"] == "x"]
+    assert [len(unpacked(trace["x"])) for trace in points] == [5, 4, 2]
+    assert "one block skipped (4)" in points[1]["name"]
 
 
 def test_analyses_without_interventions_say_so():

@@ -415,3 +415,66 @@ def test_synthetic_gates_cancel_and_routes_sum_to_one() -> None:
     total, size = ds["gate"].sum("source"), abs(ds["gate"]).max("source")
     assert float(abs(total).max()) < 1e-5 * float(size.max())
     np.testing.assert_allclose(ds["route"].sum("source"), 1, rtol=1e-5)
+
+
+def test_intervals_are_of_95_percent_from_a_thousand_resamples_of_seed_0() -> None:
+    ds = synthetic.dataset(samples=5, levels=3, blocks=3, routing="dar")
+    said = {"resamples": 1000, "seed": 0}
+    assert metrics.compute(ds) == metrics.compute(ds, confidence=0.95, **said)
+    assert metrics.means(ds) == metrics.means(ds, confidence=0.95, **said)
+    for name, rows in metrics.draws(ds).items():
+        np.testing.assert_array_equal(rows, metrics.draws(ds, **said)[name])
+    xr.testing.assert_identical(
+        metrics.profile(ds, "rms"), metrics.profile(ds, "rms", confidence=0.95, **said)
+    )
+    assert metrics.profile_draws(ds, "rms").shape == (1001, 4)
+    np.testing.assert_array_equal(
+        metrics.profile_draws(ds, "rms"), metrics.profile_draws(ds, "rms", **said)
+    )
+    name = "importance_shift"
+    assert metrics.chance(ds, name) == metrics.chance(ds, name, **said)
+    values = np.random.default_rng(0).normal(size=(1001, 2))
+    for one, other in zip(
+        metrics.interval(values, 5), metrics.interval(values, 5, 0.95), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    loss = metrics.profile(ds, "loss")
+    assert metrics.mean_loss(ds).low == float(loss["low"])
+
+
+def test_means_are_the_first_four_of_all() -> None:
+    ds = synthetic.dataset(samples=5, levels=3, blocks=3, routing="dar")
+    whole = metrics.compute(ds)
+    assert metrics.means(ds) == {name: whole[name] for name in list(whole)[:4]}
+
+
+def test_an_interval_needs_the_value_and_takes_the_resamples_that_are_known() -> None:
+    rows = np.random.default_rng(0).normal(size=(401, 4))
+    rows[0, 1] = np.nan  # no value: no interval, whatever the resamples say
+    rows[1, 2] = np.nan  # a resample that happens to have nothing to measure
+    rows[1:, 3] = np.nan
+    low, high = metrics.interval(rows, 6)
+    assert np.isnan(low).tolist() == np.isnan(high).tolist() == [False, True, False, True]
+    few = metrics.interval(np.delete(rows[:, 2], 1), 6)
+    assert (low[2], high[2]) == pytest.approx((float(few[0]), float(few[1])), rel=1e-12)
+
+
+def test_what_was_not_decoded_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    levels = np.array([0.1, 0.5, 0.8])
+    decoded = levels[:, None, None] + 0.1 * rng.normal(size=(3, 4, 2))
+    decoded[1, 2, 0] = decoded[0, 0, 1] = np.nan
+    decoded[:, 3] = np.nan
+    weights = np.array([[1.0, 1, 1, 1], [2, 0, 1, 1], [0, 0, 0, 4]])
+    found = metrics.decodability(decoded, levels, weights)
+    for w, row in enumerate(weights):
+        for r in range(2):
+            missed = total = 0.0
+            for s in range(3):
+                for n in range(4):
+                    if np.isfinite(decoded[s, n, r]):
+                        missed += row[n] * (decoded[s, n, r] - levels[s]) ** 2
+                        total += row[n] * (levels[s] - levels.mean()) ** 2
+            expected = 1 - missed / total if total else np.nan
+            np.testing.assert_allclose(found[w, r], expected, rtol=1e-12)
+    np.testing.assert_array_equal(metrics.decodability(decoded, levels)[0], found[0])

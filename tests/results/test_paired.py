@@ -91,6 +91,16 @@ def test_the_order_of_samples_is_no_part_of_the_comparison(routed, rerouted):
         assert change.difference.low != expected.low
 
 
+@pytest.mark.parametrize("variable", ["rms", "grad_rms", "gate", "decodability"])
+def test_over_depth_the_order_of_samples_is_no_part_of_the_comparison(variable, routed, rerouted):
+    gone = rerouted.copy(deep=True)
+    gone["decoded_level"][:, 3] = np.nan  # a sample that one model alone has not decoded
+    turned = gone.isel(sample=[3, 0, 5, 1, 4, 2])
+    expected = over_depth(routed, gone, variable)
+    xr.testing.assert_identical(over_depth(routed, turned, variable), expected)
+    assert np.isfinite(expected["value"]).any()
+
+
 def test_pairing_narrows_the_interval_where_samples_agree(routed):
     noise = np.random.default_rng(0).normal(size=routed["loss"].shape)
     other = routed.assign(loss=routed["loss"] + 0.1 + 0.001 * noise)
@@ -371,3 +381,27 @@ def test_a_pair_is_one_sentence(routed, rerouted):
     assert sentence.startswith("Against first, second has ") and sentence.endswith(".")
     for change in one(routed, rerouted).changes:
         assert change.name.replace("_", " ") in sentence
+
+
+@pytest.mark.parametrize(
+    ("bounds", "direction"),
+    [
+        ((0.0, 1.0, 2.0), "open"),
+        ((-2.0, -1.0, 0.0), "open"),
+        ((-1.0, 0.0, 1.0), "open"),
+        ((0.0, 0.0, 0.0), "same"),
+        ((1e-9, 1.0, 2.0), "rises"),
+        ((-2.0, -1.0, -1e-9), "falls"),
+        ((math.nan, 2.0, math.nan), "rises"),
+        ((math.nan, -2.0, math.nan), "falls"),
+        ((math.nan, 0.0, math.nan), "same"),
+        ((math.nan, math.nan, math.nan), "unknown"),
+    ],
+)
+def test_an_interval_that_touches_zero_tells_no_direction(bounds, direction):
+    low, value, high = bounds
+    metric = Metric(name="loss", value=value, low=low, high=high, definition="")
+    change = pairs.Change(
+        name="loss", reference=metric, other=metric, difference=metric, sentence=""
+    )
+    assert change.direction == direction

@@ -199,3 +199,58 @@ def test_maps_and_tables_show_every_variable_over_depth():
     shown = {*tables.BLOCK_COLUMNS, *tables.READER_COLUMNS}
     deep = {name for name, spec in schema.VARIABLES.items() if len(spec.dims) == 1}
     assert deep - shown == {"query_share", "decoded_level"}
+
+
+RANGES = [
+    (name, bound, sign)
+    for name, spec in schema.VARIABLES.items()
+    for bound, sign in ((spec.low, -1), (spec.high, 1))
+    if bound is not None
+]
+
+
+@pytest.mark.parametrize(("name", "bound", "sign"), RANGES)
+def test_a_range_gives_way_by_a_rounding_of_1e_5(name, bound, sign) -> None:
+    ds = synthetic.dataset(blocks=2, samples=2, levels=2, routing="dar").astype(np.float64)
+    place = tuple(np.argwhere(np.isfinite(ds[name].values))[0])
+    slack = bound + sign * 1e-5
+    for value in (bound, slack):
+        ds[name].values[place] = value
+        schema.validate(ds)
+    for value in (np.nextafter(slack, sign * np.inf), bound + sign):
+        ds[name].values[place] = value
+        with pytest.raises(CheckpointError, match=f"'{name}' leaves its range"):
+            schema.validate(ds)
+
+
+def test_what_lies_within_a_range_is_as_defined() -> None:
+    """Sizes and shares are not negative, cosines lie within -1 and 1; signed numbers are free."""
+    found = {name: (spec.low, spec.high) for name, spec in schema.VARIABLES.items()}
+    free, size, share = (None, None), (0, None), (0, 1)
+    assert found == {
+        "rms": size, "rms_top1": share, "grad_rms": size,
+        "cosine": (-1, 1), "cosine_centred": (-1, 1),
+        "write_rms": size, "write_ratio": size, "write_lost": size,
+        "gate": free, "route": free, "route_token_std": size, "route_entropy": size,
+        "query_share": share, "gate_conservation": size, "read_residual": size,
+        "decoded_level": free, "decodability": (None, 1), "loss": free,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("levels", "fits"),
+    [
+        ([0.0, 0.5, 1.0], True),
+        ([0.0, 0.5, 0.5], False),
+        ([-1e-9, 0.5, 1.0], False),
+        ([0.0, 0.5, 1 + 1e-9], False),
+        ([0.5, 0.1, 0.9], False),
+    ],
+)
+def test_noise_levels_rise_within_zero_and_one(levels, fits) -> None:
+    ds = synthetic.dataset(blocks=2, samples=2, levels=3).assign_coords(noise_level=levels)
+    if fits:
+        schema.validate(ds)
+    else:
+        with pytest.raises(CheckpointError, match="rise strictly within"):
+            schema.validate(ds)

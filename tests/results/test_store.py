@@ -190,7 +190,7 @@ def test_too_large_to_read_is_too_large_to_write(
 # --- reading refuses ----------------------------------------------------------------------------
 
 
-def test_what_is_no_file_or_no_netcdf(tmp_path: Path) -> None:
+def test_what_is_no_file_or_no_netcdf(subtests: pytest.Subtests, tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path / "missing.nc")
     (tmp_path / "folder.nc").mkdir()
     assert "is a folder" in refusal(tmp_path / "folder.nc")
@@ -206,8 +206,9 @@ def test_what_is_no_file_or_no_netcdf(tmp_path: Path) -> None:
         store.MAGIC + bytes(1000): "is damaged",
         store.MAGIC + b"\xff" * 1000: "is damaged",
     }.items():
-        (tmp_path / "a.nc").write_bytes(content)
-        assert sentence in refusal(tmp_path / "a.nc")
+        with subtests.test(content=content):
+            (tmp_path / "a.nc").write_bytes(content)
+            assert sentence in refusal(tmp_path / "a.nc")
     with pytest.raises(CheckpointError, match="no name of a file"):
         store.read("a\0b.nc")
     os.mkfifo(tmp_path / "pipe.nc")
@@ -310,7 +311,9 @@ def test_numbers_outside_the_file_are_not_fetched(file: Path, tmp_path: Path) ->
     assert "'soft' is no array of this file" in refusal(file)
 
 
-def test_little_on_disk_that_is_much_in_memory_is_refused(file: Path, good: bytes) -> None:
+def test_little_on_disk_that_is_much_in_memory_is_refused(
+    subtests: pytest.Subtests, file: Path, good: bytes
+) -> None:
     def with_texts(raw: h5py.File) -> None:
         raw["inflated"] = np.array(["x" * 2**16] * 20, dtype=h5py.string_dtype())
 
@@ -326,10 +329,11 @@ def test_little_on_disk_that_is_much_in_memory_is_refused(file: Path, good: byte
         (never_written, "claims 0.3 GiB"),
         (many_texts, "many texts as 'inflated'"),
     ):
-        file.write_bytes(good)
-        with h5py.File(file, "r+") as raw:
-            change(raw)
-        assert sentence in refusal(file)
+        with subtests.test(sentence=sentence):
+            file.write_bytes(good)
+            with h5py.File(file, "r+") as raw:
+                change(raw)
+            assert sentence in refusal(file)
 
 
 def test_a_claim_of_terabytes_is_refused_before_it_is_believed(file: Path) -> None:
@@ -354,7 +358,7 @@ def test_one_flipped_byte_in_the_numbers_is_noticed(file: Path, good: bytes) -> 
 
 FUZZ = """
 import random, sys, warnings
-from dar_probe import store
+from dar_probe.results import store
 from dar_probe.errors import CheckpointError
 path, good = sys.argv[1], open(sys.argv[1], "rb").read()
 rng, refused = random.Random(0), 0
@@ -389,8 +393,8 @@ def test_random_damage_is_refused_or_harmless(file: Path) -> None:
 WRITER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from dar_probe import store
-from tests import synthetic
+from dar_probe.results import store
+from tests.helpers import synthetic
 target = Path(sys.argv[1])
 rng = random.Random(0)
 versions = [synthetic.dataset(blocks=24, samples=20, levels=8, seed=seed) for seed in (0, 1)]
@@ -450,7 +454,8 @@ def test_killed_at_ten_moments_the_target_is_absent_or_valid(tmp_path: Path) -> 
 def test_sigint_is_not_swallowed(tmp_path: Path) -> None:
     """A real Ctrl-C in the middle of a write ends the process and leaves no temporary file."""
     code = (
-        "import os, signal, sys\nfrom dar_probe import store\nfrom tests import synthetic\n"
+        "import os, signal, sys\nfrom dar_probe.results import store\n"
+        "from tests.helpers import synthetic\n"
         "ds = synthetic.dataset(blocks=2)\nreal = os.fsync\n"
         "os.fsync = lambda fd: (os.kill(os.getpid(), signal.SIGINT), real(fd))\n"
         "store.write(ds, sys.argv[1])\n"

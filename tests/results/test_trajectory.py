@@ -11,8 +11,7 @@ import xarray as xr
 import dar_probe as dp
 from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.probe.runner import step_of
-from dar_probe.reports.figures import registry
+from dar_probe.probe.steps import step_of
 from dar_probe.results import schema, store, trajectory
 from tests.helpers import tiny
 from tests.helpers.synthetic import dataset, trained
@@ -86,12 +85,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """No printed figures: what is measured and kept is the point."""
-    monkeypatch.setattr(registry, "write_all", lambda *_, **__: [])
-
-
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -150,6 +143,7 @@ def test_what_is_no_single_run_is_refused_and_nothing_is_written(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_trajectory_goes_on_where_it_was(run, tmp_path):
     paths = sorted(run.glob("*.pt"))
     settings = {"noise_levels": 2, "samples": 2, "data": "digits", "batch_size": 2}

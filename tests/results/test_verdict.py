@@ -58,6 +58,24 @@ def test_a_healthy_model_passes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "warns", "fails"),
+    [("inflation", 3.0, 10.0), ("gradient_decay", 3.0, 10.0), ("redundancy", 0.90, 0.96)],
+)
+def test_the_limits_are_the_papers(name, warns, fails) -> None:
+    """arXiv 2605.20708, section 3, tells where a model fails; the warnings are ours."""
+    ds = synthetic.dataset(**GOOD)
+    near = 1e-6
+    for value, status in (
+        (warns * (1 - near), "pass"), (warns * (1 + near), "warn"),
+        (fails * (1 - near), "warn"), (fails * (1 + near), "fail"),
+    ):  # fmt: skip
+        exact = metric(name, value, value, value)
+        assert finding(with_metric(ds, exact), name).status == status
+    across = metric(name, fails * 1.01, fails * 0.99, fails * 1.03)
+    assert finding(with_metric(ds, across), name).status == "warn"
+
+
+@pytest.mark.parametrize(
     ("planted", "symptom", "status"),
     [
         ({"inflation": 15.0}, "inflation", "fail"),
@@ -461,3 +479,57 @@ def test_the_summary_is_strict_json(options) -> None:
 def test_verdicts_cannot_be_changed_afterwards() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         judge(synthetic.dataset()).status = "pass"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("selectivity", "no reader has two sources"),
+        ("selectivity_shift", "it takes two noise levels and two sources that matter"),
+        ("importance_shift", "it takes two noise levels and two sources that matter"),
+        ("loss", "no loss was measured"),
+        ("inflation", "too few blocks, or states that are zero"),
+        ("gradient_decay", "too few blocks, or states that are zero"),
+        ("redundancy", "too few blocks, or states that are zero"),
+    ],
+)
+def test_why_a_number_is_not_measurable(name, reason) -> None:
+    routed = synthetic.dataset(blocks=3, samples=2, levels=2, routing="dar")
+    assert verdict.unmeasured(routed, metric(name, NAN)) == reason
+    assert verdict.unmeasured(routed, metric(name, 0.5)) == ""
+    plain = synthetic.dataset(blocks=3, samples=2, levels=2)
+    alone = "there is no router, all sources are added with weight 1"
+    expected = alone if name.startswith("selectivity") else ""
+    assert verdict.unmeasured(plain, metric(name, 0.5)) == expected
+    plain["route"].values[:] = NAN
+    expected = "this routing has no scalar routes" if name.startswith("selectivity") else ""
+    assert verdict.unmeasured(plain, metric(name, 0.5)) == expected
+
+
+def test_a_shift_that_is_not_measurable_says_what_it_takes() -> None:
+    result = judge(synthetic.dataset(**(GOOD | {"levels": 1, "routing": "dar"})))
+    for name, words in (
+        ("selectivity_shift", "Selectivity shift"),
+        ("importance_shift", "Importance shift"),
+    ):
+        found = finding(result, name)
+        assert found.status == "not measurable"
+        assert found.sentence == (
+            f"{words} is not measurable: it takes two noise levels and two sources that matter."
+        )
+
+
+@pytest.mark.parametrize(
+    ("dead", "words"),
+    [
+        ([2], "Nothing is written by block 2 ("),
+        ([2, 3], "Nothing is written by blocks 2-3 ("),
+        ([2, 4], "Nothing is written by blocks 2, 4 ("),
+        ([1, 2, 3, 5, 8, 9], "Nothing is written by blocks 1-3, 5, 8-9 ("),
+    ],
+)
+def test_blocks_are_named_in_runs(dead, words) -> None:
+    ds = synthetic.dataset(**(GOOD | {"blocks": 24}))
+    for block in dead:
+        ds["write_ratio"].values[..., 2 * block - 2 : 2 * block] = 0
+    assert finding(judge(ds), "dead_blocks").sentence.startswith(words)

@@ -4,6 +4,7 @@ import pytest
 
 import dar_probe as dp
 from dar_probe.models.inspection import survey
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.routing.schemes import known
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
@@ -28,7 +29,7 @@ def test_a_scheme_is_trained_and_analysed(name, tmp_path):
         **options,
     )  # fmt: skip
     path = train(config, tmp_path / "run")
-    found = survey(path)
+    found = survey(CheckpointOptions(path=path))
     assert found.sizes["routing"] == name
     assert {option: found.sizes[option] for option in options} == options
     drawn = name in ("mhc", "deepnorm", "uvit")  # a router, no routes, fusions

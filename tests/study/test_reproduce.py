@@ -14,7 +14,8 @@ from dar_probe.cli import app
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import atomic
 from dar_probe.models.sit import SiT
-from dar_probe.reports.figures import study_curves, study_print, study_ranking
+from dar_probe.reports.draw import matplotlib
+from dar_probe.reports.figures import study_curves, study_ranking
 from dar_probe.reports.pages import study as study_page
 from dar_probe.results.intervals import Interval, student
 from dar_probe.results.study import aggregate, claims, record, summary
@@ -260,7 +261,7 @@ def test_magnitudes_over_depth_stay_positive():
     blocks = [{**finished().blocks, "rms": [scale, 2.0]} for scale in (0.001, 1.0, 1000.0)]
     records = [finished(seed=seed, blocks=one) for seed, one in enumerate(blocks)]
     (depth,) = [d for d in study_curves.drawings(aggregate.Results(records)) if d.name == "depth"]
-    (curve,) = depth.panels[0].curves
+    (curve,) = depth.figure.panels[0].curves
     assert curve.value == pytest.approx([1.0, 2.0])
     half = student(2) * math.log(1000) / math.sqrt(3)
     assert curve.low == pytest.approx([math.exp(-half), 2.0])
@@ -285,13 +286,12 @@ def test_a_page_of_everything_keeps_names_as_text(tmp_path):
     assert "<img src=x" not in text and "&lt;img src=x" in text
     for word in ("Times fewer steps", "not testable", "S* = ", "DAR-DYNAMIC", "never"):
         assert word in text
-    for drawing in drawings:
-        assert len(study_print.figure(drawing).axes) == len(drawing.panels)
-        assert len(study_print.figure(drawing, width="one").axes) == len(drawing.panels)
+    for drawing in (*drawings, *study_curves.drawings(found, width="one")):
+        assert len(matplotlib.draw(drawing.figure).axes) == len(drawing.figure.panels)
     ranking = study_ranking.ranking(found)
     gaps = [value.value for value in ranking.columns[0].values]
     assert gaps == sorted(gaps) and gaps[ranking.names.index("RESIDUAL")] == 0
-    assert len(study_ranking.printed(ranking).axes) == len(ranking.columns) == 3
+    assert len(matplotlib.draw(study_ranking.figure(ranking)).axes) == len(ranking.columns) == 3
     json.dumps(summary.plain(found), allow_nan=False)
 
 

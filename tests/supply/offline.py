@@ -86,11 +86,11 @@ def commands():
 @contextmanager
 def undrawn():
     """Write analyses without their pages and figures."""
-    from dar_probe.reports.figures import registry
+    from dar_probe.reports import printing
     from dar_probe.reports.pages import analysis
 
     render = mock.patch.object(analysis, "render", lambda *_, **__: "")
-    with render, mock.patch.object(registry, "write_all", lambda *_, **__: None):
+    with render, mock.patch.object(printing, "write_all", lambda *_, **__: None):
         yield
 
 

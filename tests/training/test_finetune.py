@@ -3,6 +3,7 @@
 import copy
 import json
 import runpy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 
 import dar_probe as dp
 from dar_probe.analysis import open_analysis
-from dar_probe.training.finetune import train_copy
+from dar_probe.training.finetune import FinetuneOptions, train_copy
 from tests.helpers.shell import FIXTURES
 
-SETTINGS = {"steps": 6, "lr": 1e-2, "batch_size": 4, "noise_levels": [0.2, 0.8], "first_id": 10}
+OPTIONS = FinetuneOptions(steps=6, lr=1e-2, batch_size=4)
+CELLS = {"noise_levels": [0.2, 0.8], "first_id": 10}
 
 
 class Block(nn.Module):
@@ -82,7 +84,7 @@ def test_the_callers_module_stays_as_it_was():
     grads = {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
     random = torch.get_rng_state()
     with torch.no_grad():  # training asks for gradients by itself
-        trained = train_copy(module, batch, loss, **SETTINGS)
+        trained = train_copy(module, batch, loss, OPTIONS, **CELLS)
     assert torch.equal(torch.get_rng_state(), random)
     assert same(values(module), before)
     assert [m.training for m in module.modules()] == modes
@@ -103,7 +105,7 @@ def test_a_loss_that_holds_the_callers_module_leaves_its_gradients_alone():
     def holding(output, ids, level):
         return loss(output, ids, level) + module.head(output @ module.embed.weight.T).mean((1, 2))
 
-    train_copy(module, batch, holding, **SETTINGS)
+    train_copy(module, batch, holding, OPTIONS, **CELLS)
     assert all(p.grad is None for p in module.parameters())
 
 
@@ -120,14 +122,15 @@ def test_training_is_that_of_a_plain_loop():
         loss(plain(*batch(ids, level)[0]), ids, level).mean().backward()
         nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimiser.step()
-    trained = train_copy(module, batch, loss, **{**SETTINGS, "steps": steps})
+    trained = train_copy(module, batch, loss, replace(OPTIONS, steps=steps), **CELLS)
     assert same(values(trained), values(plain))
 
 
 def test_equal_seeds_train_equal_bits_and_other_seeds_do_not():
     module = stack(dropout=0.5)
     once, again, other = (
-        values(train_copy(module, batch, loss, **SETTINGS, seed=seed)) for seed in (3, 3, 4)
+        values(train_copy(module, batch, loss, replace(OPTIONS, seed=seed), **CELLS))
+        for seed in (3, 3, 4)
     )
     assert same(once, again)
     assert not same(once, other)
@@ -143,7 +146,7 @@ def test_every_step_and_every_seed_has_samples_of_its_own():
         return batch(ids, level)
 
     for seed in range(3):
-        train_copy(stack(), watched, loss, **SETTINGS, seed=seed)
+        train_copy(stack(), watched, loss, replace(OPTIONS, seed=seed), **CELLS)
     assert len(set(seen)) == len(seen) == 3 * 6 * 4
     assert min(seen) == 10
 
@@ -153,19 +156,19 @@ def test_a_loss_that_is_not_finite_names_its_step():
         return loss(output, ids, level) * (torch.nan if int(ids[0]) >= 10 + 2 * 4 else 1)
 
     with pytest.raises(dp.ProbeError, match="loss is not finite at step 3") as caught:
-        train_copy(stack(), batch, breaking, **SETTINGS)
+        train_copy(stack(), batch, breaking, OPTIONS, **CELLS)
     assert caught.value.exit_code == 4
 
     def steep(output, ids, level):
         return (output - output.detach()).abs().sqrt().mean((1, 2))
 
     with pytest.raises(dp.ProbeError, match="gradient is not finite at step 1"):
-        train_copy(stack(), batch, steep, **SETTINGS)
+        train_copy(stack(), batch, steep, OPTIONS, **CELLS)
 
 
 def test_a_module_without_trainable_parameters_is_refused():
     with pytest.raises(dp.UsageError, match="no trainable parameters"):
-        train_copy(stack().requires_grad_(False), batch, loss, **SETTINGS)
+        train_copy(stack().requires_grad_(False), batch, loss, OPTIONS, **CELLS)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +182,13 @@ def test_a_module_without_trainable_parameters_is_refused():
 )
 def test_settings_that_do_not_fit(change, sentence):
     with pytest.raises(dp.UsageError, match=sentence):
-        train_copy(stack(), batch, loss, **{**SETTINGS, **change})
+        train_copy(stack(), batch, loss, replace(OPTIONS, **change), **CELLS)
 
 
 def test_a_table_that_ends_is_explained():
     table = rows(range(12))
     with pytest.raises(dp.UsageError, match="step 1: IndexError") as caught:
-        train_copy(stack(), lambda ids, level: ((table[ids],), {}), loss, **SETTINGS)
+        train_copy(stack(), lambda ids, level: ((table[ids],), {}), loss, OPTIONS, **CELLS)
     assert "modulo" in caught.value.hint
 
 
@@ -199,13 +202,11 @@ def test_a_table_that_ends_is_explained():
 )
 def test_a_loss_from_which_nothing_is_learnt(wrong, sentence):
     with pytest.raises(dp.ProbeError, match=sentence):
-        train_copy(stack(), batch, wrong, **SETTINGS)
+        train_copy(stack(), batch, wrong, OPTIONS, **CELLS)
 
 
 def test_audit_judges_the_trained_copy_and_keeps_the_module_as_it_came(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "dar_probe.reports.figures.registry.write_all", lambda *args, **options: None
-    )
+    monkeypatch.setattr("dar_probe.reports.printing.write_all", lambda *args, **options: None)
     module, told = stack(), []
     options = {"batch": batch, "loss": loss, "noise_levels": [0.2, 0.8], "samples": 4}
     plain = dp.audit(module, **options)

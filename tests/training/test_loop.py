@@ -4,8 +4,6 @@ import csv
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from dar_probe.results import store
 from dar_probe.training import ema
 from dar_probe.training.config import TrainConfig, from_dict, read_toml
 from dar_probe.training.loop import COLUMNS, Run, train
+from tests.helpers.warm import begin
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=8, steps=6, warmup=2, validate_every=3, checkpoint_every=2,
@@ -36,7 +35,8 @@ from pathlib import Path
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
 config = TrainConfig(**eval(sys.argv[2]))
-train(config, Path(sys.argv[1]), resume=True, on_step=lambda p: print(p.step, flush=True))
+seen = Path(sys.argv[3])
+train(config, Path(sys.argv[1]), resume=True, on_step=lambda p: seen.write_text(str(p.step)))
 """
 
 
@@ -70,17 +70,17 @@ def load(path):
 def test_killed_run_equals_the_uninterrupted_one(tmp_path, changes):
     config = replace(SMALL, steps=60, **changes)
     whole = load(train(config, tmp_path / "whole"))
-    arguments = [sys.executable, "-c", RUNNER, str(tmp_path / "killed"), repr(config.to_dict())]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    seen = 0
+    (tmp_path / "runner.py").write_text(RUNNER)
+    seen = tmp_path / "seen"
+    arguments = [tmp_path / "killed", repr(config.to_dict()), seen]
     for target in (3, 29):
-        child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
-        while seen < target:
-            seen = int(child.stdout.readline())
+        child = begin(*arguments, path=tmp_path / "runner.py")
+        while not seen.exists() or int(seen.read_text() or 0) < target:
+            assert os.path.exists(f"/proc/{child.process}")
+            time.sleep(0.001)
         time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        os.kill(child.process, signal.SIGKILL)
+        assert child.wait().returncode == -signal.SIGKILL
     last = train(config, tmp_path / "killed", resume=True)
     assert same(load(last), whole)
     tables = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "killed")]
@@ -161,6 +161,17 @@ def test_logit_normal_levels_have_their_law_and_leave_the_batch_as_it_was():
     assert torch.equal(found[2].argsort(stable=True), uniform[2].argsort(stable=True))
 
 
+def test_the_learning_rate_warms_up_in_equal_steps_and_stays(tmp_path):
+    train(replace(SMALL, lr=1e-3, warmup=4), tmp_path / "run")
+    rates = [float(rate) for rate in column(tmp_path / "run", "lr")]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3], rel=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_learning_rate(tmp_path):
+    train(replace(SMALL, lr=1e-3, warmup=0, steps=2), tmp_path / "run")
+    assert [float(rate) for rate in column(tmp_path / "run", "lr")] == [1e-3, 1e-3]
+
+
 def test_a_run_starts_only_from_its_own_path(tmp_path):
     last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
     with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
@@ -236,6 +247,21 @@ def test_ema_decay():
     expected = average.weight.item() * 2 / 11 + model.weight.item() * 9 / 11
     ema.update(average, model, step=1, decay=0.9999)
     assert average.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("step", "decay"), [(1, 0.9999), (4, 0.9999), (9, 0.9), (100, 0.9)])
+def test_the_average_moves_by_what_the_decay_leaves(step, decay):
+    kept = min(decay, (1 + step) / (10 + step))
+    average, model = (torch.nn.Linear(3, 2).double() for _ in range(2))
+    expected = [
+        kept * a + (1 - kept) * b.detach()
+        for a, b in zip(
+            [p.detach().clone() for p in average.parameters()], model.parameters(), strict=True
+        )
+    ]
+    ema.update(average, model, step=step, decay=decay)
+    for found, wanted in zip(average.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), wanted, rtol=1e-12, atol=0)
 
 
 def test_settings_read_toml(tmp_path):

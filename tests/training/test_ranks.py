@@ -14,6 +14,7 @@ from dar_probe.runtime.ranks import Ranks, alive
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import Run, train
 from tests.helpers.shell import torchrun
+from tests.helpers.warm import ranks
 
 SMALL = TrainConfig(
     depth=2, width=16, batch_size=7, steps=4, warmup=2, validate_every=2, checkpoint_every=2,
@@ -51,7 +52,8 @@ def whole(tmp_path_factory) -> Path:
 def start(folder: Path, processes: int, *, accumulate: int = 1, dies: int = 0, repa: int = 0):
     script = folder / "job.py"
     script.write_text(JOB)
-    return torchrun(processes, script, folder / "run", accumulate, dies, repa)
+    run = torchrun if dies else ranks  # whoever watches over a job has a part in its end
+    return run(processes, script, folder / "run", accumulate, dies, repa)
 
 
 def assert_near(found: Path, wanted: Path) -> None:

@@ -30,7 +30,7 @@ class Call:
     """How one model is called.
 
     Attributes:
-        class_name: of the model.
+        class_name: name of the model's class.
         latents: how it takes a sample.
         tokens: of text in each sample.
         classes: that each sample has one of; 0 where it takes none, or the user gave them.
@@ -122,7 +122,7 @@ def plan(
     """Return how the transformer ``class_name`` with settings ``config`` is called.
 
     Args:
-        class_name: of the transformer.
+        class_name: name of the transformer's class.
         config: its settings.
         shape: of one sample; left out, a size that the settings suggest.
         given: conditions by the name of the forward's parameter, one row per sample or one row.

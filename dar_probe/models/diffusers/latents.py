@@ -71,7 +71,7 @@ def describe(
     """Return how a model takes its samples.
 
     Args:
-        class_name: of the transformer.
+        class_name: name of the transformer's class.
         config: its settings.
         parameters: names in its forward's signature.
         shape: of one sample, where somebody chose it.

@@ -15,6 +15,7 @@ from dar_probe.checkpoints.diffusers_folder import Folder
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.kinds import quote
+from dar_probe.models.blank import without_weights
 
 _HOME = "diffusers.models.transformers."
 _SCHEDULERS = "diffusers.schedulers."
@@ -64,7 +65,7 @@ def blank(folder: Folder) -> nn.Module:
             weights are not that class's.
     """
     kind = transformer_class(folder.class_name)
-    with quiet(), torch.device("meta"):
+    with quiet(), without_weights():
         try:
             built: nn.Module = kind.from_config(folder.config).eval()
         except Exception as error:  # a constructor may raise anything on settings that do not fit

@@ -32,7 +32,7 @@ def draw(
 ) -> tuple[Tensor, str]:
     """Return samples (count, *shape), float32 on the CPU, and how they were drawn.
 
-    Sample i is a function of (seed, i) alone, in whatever batch. There is no guidance.
+    Sample i is a function of (seed, i) alone, whatever the batch. There is no guidance.
 
     Args:
         model: the transformer, wherever it lies.
@@ -40,7 +40,7 @@ def draw(
         objective: of its training.
         scheduler: the settings of its scheduler; None: Euler's method, even steps.
         count: number of samples.
-        seed: of the noise.
+        seed: random seed of the noise.
         steps: number of calls for each sample, twice that for schedulers of second order.
         batch_size: samples in one call.
 
@@ -55,8 +55,10 @@ def draw(
         drawn = samplers.draw(
             _Called(model, call), objective, torch.arange(count),
             call.shape,
-            seed=seed, sampler=samplers.Sampler(steps=steps), device=parameter.device,
-            dtype=dtype_of(model), batch_size=batch_size,
+            seed=seed, sampler=samplers.Sampler(steps=steps),
+            place=samplers.Place(
+                device=parameter.device, dtype=dtype_of(model), batch_size=batch_size
+            ),
         )  # fmt: skip
         return drawn, f"{_many(count)} drawn from the model itself ({steps} {method}, {why})"
     assert scheduler is not None

@@ -1,8 +1,6 @@
 """From a folder on disk to the dataset, against plain autograd on a model that diffusers loads."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.models import registry
 from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.recorder import untouched
+from tests.helpers import warm
 from tests.models import check
 from tests.models.diffusers import tiny
 from tests.models.diffusers.test_sites import SINGLE_PRECISION, Called
@@ -71,11 +70,7 @@ def test_a_folder_is_analysed_from_disk_to_dataset(tmp_path, name):
 def test_the_model_draws_its_own_samples_and_text_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     home = tiny.save("sd3", tmp_path / "sd3")
-    done = subprocess.run(
-        [sys.executable, "-m", "dar_probe.cli", "analyze", str(home), "--samples", "3",
-         "--noise-levels", "2"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=None,
-    )  # fmt: skip
+    done = warm.run("analyze", home, "--samples", 3, "--noise-levels", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "3 samples drawn from the model itself (25 steps of FlowMatchEuler" in said
@@ -116,16 +111,15 @@ def test_a_single_file_of_weights_stands_for_its_folder(tmp_path):
 
 def test_without_diffusers_one_sentence_says_what_to_install(tmp_path):
     home = tiny.save("dit", tmp_path / "dit")
-    code = (
+    (tmp_path / "without.py").write_text(
         "import sys\n"
+        "assert 'diffusers' not in sys.modules\n"
         "sys.modules['diffusers'] = None\n"
         "from dar_probe.cli import main\n"
         f"sys.argv = ['dar-probe', 'analyze', {str(home)!r}]\n"
         "main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = warm.script(tmp_path / "without.py", cwd=tmp_path)
     assert done.returncode == 2 and "pip install 'dar-probe[diffusers]'" in done.stderr
 
 
@@ -145,6 +139,7 @@ def test_another_prediction_keeps_the_schedulers_own_steps(tmp_path):
         dp.analyze(sd3, **options, objective="flow:t=2s")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_resuming_with_another_text_measures_again(tmp_path):
     home = tiny.save("sd3", tmp_path / "sd3")
     latents(tmp_path / "x.npz", (4, 8, 8))

@@ -1,5 +1,7 @@
 """Every named class is callable as a denoising problem, each sample by itself."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -17,12 +19,17 @@ IDS = torch.tensor([4, 0, 7])
 ALONE = 1e-5
 
 
+@cache  # tests read these models and change nothing in them
+def build(folder):
+    return model.build(diffusers_folder.read(folder))
+
+
 def prepare(saved, name, **options):
     found = diffusers_folder.read(saved(name))
     call = inputs.plan(
         found.class_name, found.config, shape=tiny.SHAPES.get(name), **{"tokens": 5, **options}
     )
-    return model.build(found), call
+    return build(saved(name)), call
 
 
 def predict(built, call, x, time, ids):
@@ -108,7 +115,7 @@ def test_the_default_size_runs(saved, name):
     found = diffusers_folder.read(saved(name))
     call = inputs.plan(found.class_name, found.config)
     x, time = some(call)
-    assert predict(model.build(found), call, x, time, IDS).shape == x.shape
+    assert predict(build(saved(name)), call, x, time, IDS).shape == x.shape
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
@@ -205,7 +212,7 @@ def test_text_of_a_file_for_a_model_that_takes_lists(saved):
     assert predict(built, call, x, time, IDS).shape == x.shape
 
 
-def test_conditions_that_do_not_fit(saved, tmp_path):
+def test_conditions_that_do_not_fit(subtests, saved, tmp_path):
     _, call = prepare(saved, "sd3", given={"pooled_projections": torch.zeros(2, 10)})
     with pytest.raises(UsageError, match="2 rows of pooled_projections, sample 7 has none"):
         call.inputs(*some(call), IDS)
@@ -219,8 +226,9 @@ def test_conditions_that_do_not_fit(saved, tmp_path):
     np.savez(tmp_path / "scalar.npz", a=np.array(1.0))
     np.savez(tmp_path / "nan.npz", a=np.array([np.nan]))
     for name in ("bad.safetensors", "bad.npz", "object.npz", "scalar.npz", "nan.npz", "no.npz"):
-        with pytest.raises(UsageError):
-            conditioning.load(tmp_path / name)
+        with subtests.test(name=name):
+            with pytest.raises(UsageError):
+                conditioning.load(tmp_path / name)
 
 
 @pytest.mark.filterwarnings(

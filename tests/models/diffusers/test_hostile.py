@@ -12,7 +12,9 @@ from dar_probe.checkpoints import diffusers_folder
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.diffusers import model
 from dar_probe.models.inspection import survey
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import bench, plan
+from dar_probe.probe.options import sort
 from tests.models.diffusers import tiny
 
 pytest.importorskip("diffusers")
@@ -129,7 +131,9 @@ def test_classes_are_those_that_were_drawn_or_given(saved, tmp_path, monkeypatch
 
     def measured(**options):
         labels.clear()
-        found = plan.of_checkpoint(saved("dit"), noise_levels=[0.5], samples=3, **options)
+        found = plan.of_checkpoint(
+            *sort(saved("dit"), {"noise_levels": [0.5], "samples": 3, **options})
+        )
         found.subject.model.register_forward_pre_hook(keep, with_kwargs=True)
         said = any("classes in turn" in s for s in found.manifest["assumptions"])
         found.measure()
@@ -169,7 +173,7 @@ def test_conditions_that_do_not_fit_are_named(saved, tmp_path, name, array, word
 
 def test_a_folder_has_its_price(saved):
     for name in ("sd3", "z-image"):  # the latter takes a list of samples
-        work = bench.of_checkpoint(saved(name), batch_size=2)
+        work = bench.of_checkpoint(CheckpointOptions(path=saved(name)), batch_size=2)
         price = bench.bench(work, repeats=1)
         assert price.floor.seconds > 0 and price.probe.seconds > 0
 

@@ -1,0 +1,76 @@
+"""Says what came of an analysis: the verdict as soon as it is known, the files once they exist."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from dar_probe.cli.shared.console import console_on
+from dar_probe.cli.shared.progress import Tell, progress
+from dar_probe.cli.shared.terminal import show_files
+from dar_probe.runtime import ranks
+
+if TYPE_CHECKING:
+    from dar_probe.analysis import Analysis
+
+Show = Callable[["Analysis"], None]
+
+
+class Announcement:
+    """What one command prints of its analysis.
+
+    Args:
+        tell: the progress, which makes room for what is printed.
+        folder: where the files go.
+        show: prints the verdict and what it rests on.
+        show_json: prints one JSON document instead, once the files are written; None: ``show``.
+        figures: printed figures are among the files.
+    """
+
+    def __init__(
+        self, tell: Tell, folder: Path, *, show: Show, show_json: Show | None, figures: bool
+    ) -> None:
+        self.tell = tell
+        self._folder, self._figures = folder, figures
+        self._show, self._show_json = show, show_json
+        self._shown = False
+
+    def verdict(self, analysis: "Analysis") -> None:
+        """Print the verdict before any file is written, and say that the files follow."""
+        if self._show_json is not None or not ranks.leads():
+            return
+        with self.tell.hidden():
+            self._show(analysis)
+            console = console_on(sys.stdout)
+            what = "The figures and the page follow" if self._figures else "The page follows"
+            console.print()
+            console.print(Text(f"{what} ...", style="dim"))
+            sys.stdout.flush()  # a pipe, too, gets the verdict now
+        self._shown = True
+
+    def files(self, analysis: "Analysis") -> None:
+        """Print where the files are; of an analysis that was finished before, also its verdict."""
+        if not ranks.leads():
+            return
+        if self._show_json is not None:
+            self._show_json(analysis)
+            return
+        if not self._shown:
+            self._show(analysis)
+            console_on(sys.stdout).print()
+        show_files(self._folder, figures=self._figures)
+
+
+@contextmanager
+def announced(
+    what: str, folder: Path, *, show: Show, show_json: Show | None, figures: bool
+) -> Iterator[Announcement]:
+    """Yield the announcement of an analysis, with the progress of ``what`` on stderr.
+
+    Nothing is printed where the body fails.
+    """
+    with progress(what) as tell:
+        yield Announcement(tell, folder, show=show, show_json=show_json, figures=figures)

@@ -1,0 +1,103 @@
+"""Analyses of checkpoints: of one, of several training steps, and with real interventions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dar_probe.analysis import Analysis
+from dar_probe.errors import UsageError
+from dar_probe.models.options import CheckpointOptions
+from dar_probe.probe import ablation, plan
+from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
+from dar_probe.probe.runner import OnVerdict, Run
+from dar_probe.probe.steps import run_steps
+from dar_probe.results.fail_rule import parse_rule
+from dar_probe.runtime.ranks import joined
+
+
+def analyze(
+    checkpoints: Sequence[CheckpointOptions],
+    grid: GridOptions,
+    output: OutputOptions,
+    *,
+    engine: str = "hooks",
+    on_cells: plan.OnCells | None = None,
+    on_verdict: OnVerdict | None = None,
+) -> Analysis:
+    """Analyse a checkpoint, or several of one training run as one trajectory.
+
+    Args:
+        checkpoints: one or more.
+        grid: samples and noise levels.
+        output: where files go, and the rule to fail on.
+        engine: "hooks" or "nnsight": the same numbers, bit for bit.
+        on_cells: called with (done, total) after each batch of cells.
+        on_verdict: called with the analysis as soon as all is measured, before pictures are drawn
+            and files are written; by the leader of a job alone, and not where nothing is written.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    if not checkpoints:
+        raise UsageError("there is no checkpoint to analyse")
+    rule = None if output.fail_on is None else parse_rule(output.fail_on)
+    with joined() as ranks:
+        run = Run(output=output, rule=rule, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run.check()
+        if len(checkpoints) > 1:
+            return run_steps(run, checkpoints, grid, engine)
+        return run.finish(run.plan(checkpoints[0], grid, engine))
+
+
+def ablate(
+    checkpoint: CheckpointOptions,
+    grid: GridOptions,
+    wanted: InterventionOptions,
+    output: OutputOptions,
+    *,
+    engine: str = "hooks",
+    on_cells: plan.OnCells | None = None,
+    on_verdict: OnVerdict | None = None,
+) -> Analysis:
+    """Analyse a checkpoint, and intervene in it for real; arguments as of ``analyze``.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    frozen_at, pairs = wanted.frozen_at, wanted.pairs
+    if frozen_at is not None and not 0 <= frozen_at <= 1:
+        raise UsageError(f"there is no noise level {frozen_at}", hint="0 is data, 1 is noise")
+    if pairs < 0:
+        raise UsageError(f"{pairs} pairs were asked for; it takes at least 0")
+    with joined() as ranks:
+        run = Run(output=output, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run.check()
+        return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
+
+
+def _intervening(task: plan.Task, wanted: InterventionOptions) -> plan.Task:
+    """Return the task with its interventions.
+
+    Raises:
+        UsageError: the model has no such site, or nothing was asked for. It is raised before
+            anything is measured: afterwards it would be late, and leave shards.
+    """
+    levels, subject = task.grid.levels, task.subject
+    usual = [
+        kind
+        for kind in (ablation.KINDS if subject.routes is not None else ablation.KINDS[:3])
+        if kind != "block" or ablation.can_skip(subject)
+    ]
+    level = levels[len(levels) // 2] if wanted.frozen_at is None else wanted.frozen_at
+    kinds = usual if wanted.kinds is None else list(wanted.kinds)
+    ablation.check_kinds(subject, kinds)
+    for reader, source in wanted.gates:
+        ablation.single(subject, reader - 1, source)
+    if not wanted.gates and not wanted.pairs and set(kinds) <= {"gate"}:
+        raise UsageError("no intervention was asked for", hint="raise --pairs, or name a --gate")
+    interventions = {
+        "kinds": kinds,
+        "pairs": wanted.pairs,
+        "gates": [list(gate) for gate in wanted.gates],
+        "frozen_at": min(levels, key=lambda one: abs(one - level)),
+    }
+    return replace(task, interventions=interventions)

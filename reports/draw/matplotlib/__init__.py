@@ -1,0 +1,20 @@
+"""Draws figures for print with matplotlib; seaborn gives the colour maps."""
+
+from matplotlib.figure import Figure
+
+from dar_probe.reports.draw.matplotlib.canvas import FORMATS, PaperFigure, figure, paper, save
+from dar_probe.reports.draw.matplotlib.cells import colour_map, draw_dots, scale
+from dar_probe.reports.draw.matplotlib.compose import draw
+
+__all__ = [
+    "FORMATS",
+    "Figure",
+    "PaperFigure",
+    "colour_map",
+    "draw",
+    "draw_dots",
+    "figure",
+    "paper",
+    "save",
+    "scale",
+]

@@ -1,0 +1,134 @@
+"""Maps of printed figures: colours, cells, dots, and colour bars."""
+
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import CenteredNorm, Colormap, LogNorm, Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from dar_probe.reports.draw.matplotlib.axes import Plain
+from dar_probe.reports.draw.matplotlib.lettering import LABEL_SIZE, wrapped
+from dar_probe.reports.figures.description import Array, Marks, Scale
+from dar_probe.reports.style import palette
+
+MANY = 2000  # marks, which are pixels from here on
+BAR_ROOM = 2.3  # inches of a label beside a bar
+
+
+def norm_of(wanted: Scale) -> Normalize:
+    """Return how numbers become colours."""
+    linear = scale(wanted.values, from_zero=wanted.share)
+    if wanted.root and linear.vmin == 0:
+        return PowerNorm(0.5, 0, linear.vmax)
+    return linear
+
+
+def scale(values: Array, *, from_zero: bool = False) -> Normalize:
+    """Return the norm that fits: centred where signs differ, log where it spans more than 20x.
+
+    With ``from_zero`` (shares) it is never logarithmic and starts at 0.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Normalize(0, 1)
+    low, high = float(finite.min()), float(finite.max())
+    if low < 0 < high:
+        return CenteredNorm(0, halfrange=max(-low, high))
+    if not from_zero and palette.spans(finite, 20):
+        return LogNorm(low, high)
+    if from_zero and low >= 0:
+        low = 0.0
+    if high <= low:
+        low, high = low - (0.5 * abs(low) or 0.5), high + (0.5 * abs(high) or 0.5)
+    return Normalize(low, high)
+
+
+def colour_map(norm: Normalize, wanted: str) -> Colormap:
+    """Return the wanted seaborn map, or the diverging one where values take both signs."""
+    name = "vlag" if isinstance(norm, CenteredNorm) else wanted
+    found: Colormap = sns.blend_palette(palette.COLOUR_MAPS[name], as_cmap=True)
+    return found
+
+
+def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> None:
+    """Draw (depth, level) cells, shallow at the bottom; NaN cells show the hatched ground.
+
+    Negative cells get a dash where there are both signs, as grey tells the two ends not apart.
+    """
+    depth, columns = values.shape
+    axis.grid(False)
+    if np.isnan(values).any():
+        ground = Rectangle((-0.5, -0.5), columns, depth, facecolor=palette.MISSING, linewidth=0)
+        ground.set(hatch="////", edgecolor="#b9b9b9")
+        axis.add_patch(ground)
+    axis.pcolormesh(
+        np.arange(columns + 1) - 0.5,
+        np.arange(depth + 1) - 0.5,
+        np.ma.masked_invalid(values),
+        norm=norm,
+        cmap=colours,
+        rasterized=True,
+    )
+    axis.set_xlim(-0.5, columns - 0.5)
+    axis.set_ylim(-0.5, depth - 0.5)
+    if isinstance(norm, CenteredNorm):
+        _draw_marks(axis, values < 0, values, norm, colours, marker="_", s=5, linewidths=0.5)
+    sns.despine(ax=axis, left=True, bottom=True)
+
+
+def draw_dots(
+    axis: Axes,
+    marked: Marks,
+    values: Array,
+    norm: Normalize,
+    colours: Colormap,
+) -> None:
+    """Put a dot into the marked cells of a map (depth, level)."""
+    _draw_marks(axis, marked, values, norm, colours, s=2.2, linewidths=0)
+
+
+def _draw_marks(
+    axis: Axes,
+    marked: Marks,
+    values: Array,
+    norm: Normalize,
+    colours: Colormap,
+    **look: Any,
+) -> None:
+    """Mark cells, light on dark and dark on light."""
+    row, column = np.nonzero(marked)
+    red, green, blue, _ = np.moveaxis(colours(norm(values[row, column])), -1, 0)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+    ink = np.where(light, "#303030", "#f4f4f4")
+    axis.scatter(column, row, c=ink, rasterized=len(row) > MANY, **look)
+
+
+def colour_bar(
+    drawn: Figure,
+    axes: list[Axes],
+    norm: Normalize,
+    colours: Colormap,
+    label: str,
+    *,
+    below: bool = False,
+) -> None:
+    """Add one labelled colour bar for ``axes``, to the right or below, with plain decimals."""
+    place: dict[str, Any] = {"location": "bottom", "aspect": 26} if below else {"aspect": 22}
+    bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02, **place)
+    bar.set_label(label if below else wrapped(label, BAR_ROOM, LABEL_SIZE))
+    bar.outline.set_visible(False)
+    bar.ax.grid(False)
+    axis = bar.ax.xaxis if below else bar.ax.yaxis
+    if isinstance(norm, LogNorm):
+        low, high = bar.ax.get_xlim() if below else bar.ax.get_ylim()
+        marks = palette.log_ticks(low, high)
+        axis.set_ticks(marks, labels=palette.tick_labels(marks))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(4 if below else 5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(Plain())
