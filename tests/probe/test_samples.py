@@ -48,7 +48,7 @@ def test_own_samples_are_drawn_once(cache):
     model = Model()
     first = samples.own(model, 5, seed=1)
     assert first.latents.shape == (5, *SHAPE) and first.ids.tolist() == [0, 1, 2, 3, 4]
-    assert first.labels.tolist() == [0, 1, 2, 0, 1] and first.name == samples.OWN
+    assert first.labels.tolist() == [0, 1, 2, 0, 1] and first.name == samples.OWN_SAMPLES
     same(samples.own(model, 5, seed=1), first)
     same(samples.own(Model(), 5, seed=1), first)
     assert model.drawn == 1 and len(list(cache.iterdir())) == 1
@@ -142,7 +142,7 @@ def test_a_model_that_the_digits_do_not_fit_draws_its_own(shape, classes):
     for asked, count in ((None, 4), (2, 2)):
         model = Model(shape=shape, classes=classes)
         rows, assumed = samples.choose(model, None, asked=asked, default=4, seed=0)
-        assert rows.name == samples.OWN and len(rows) == count and model.drawn == 1
+        assert rows.name == samples.OWN_SAMPLES and len(rows) == count and model.drawn == 1
         assert assumed == ["no data were given: drawn by hand"]
 
 

@@ -77,7 +77,7 @@ def blank(folder: Folder) -> nn.Module:
 def _compare(folder: Folder, model: nn.Module) -> None:
     """Hold the folder's weights to the names and shapes of the class, as diffusers does."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    ignored = _left_over(type(model))
+    ignored = left_over(type(model))
     for name in sorted(expected.keys() | folder.shapes.keys()):
         if name not in folder.shapes:
             what = "missing"
@@ -90,7 +90,7 @@ def _compare(folder: Folder, model: nn.Module) -> None:
         raise _misfit(folder, f": {quote(name)} is {what}")
 
 
-def _left_over(kind: type) -> list[str]:
+def left_over(kind: type) -> list[str]:
     """Return the patterns of names that diffusers lets a file hold beside a class's weights."""
     return list(getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or [])
 

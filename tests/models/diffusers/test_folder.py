@@ -311,3 +311,11 @@ def test_nothing_imports_diffusers_until_it_is_needed():
         "assert 'diffusers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_may_hold_what_diffusers_lets_it_hold():
+    """The list is diffusers' own and private: a new version may rename it."""
+    import diffusers
+
+    assert model.left_over(diffusers.WanTransformer3DModel) == ["norm_added_q"]
+    assert model.left_over(diffusers.DiTTransformer2DModel) == []
