@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--map", action="store_true", help="measure again which functions each test runs")
     add("--budget", type=float, default=120.0, help="seconds of tests for one mutant (120)")
     add("--tests", nargs="+", default=JUDGES, help="the tests that judge")
+    add("--keyword", default="", help="of these tests only some, as pytest -k takes it")
     add("--root", type=Path, default=ROOT, help="the tree that holds files and tests")
     add("--equivalent", type=Path, default=EQUIVALENT, help="the table of equivalent mutants")
     add("--package", default="dar_probe", help="the package under test")
@@ -137,7 +138,10 @@ def _tested(
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tests = test_files(root, options.tests)
         tree = Path(folder) / "tree"
-        server = Server(root, tree, list(tests), options.package, preload=not options.light)
+        server = Server(
+            root, tree, list(tests), options.package,
+            keyword=options.keyword, preload=not options.light,
+        )  # fmt: skip
         reach = measured(server, tests, reach_file, options)
         for at, mutant in enumerate(left, 1):
             judges = judging(mutant, reach, options.budget)

@@ -56,11 +56,19 @@ class Server:
     """A copy of the tree at ``root`` in ``folder``, where the tests of ``files`` are collected."""
 
     def __init__(
-        self, root: Path, folder: Path, files: list[str], package: str, *, preload: bool = True
+        self,
+        root: Path,
+        folder: Path,
+        files: list[str],
+        package: str,
+        *,
+        keyword: str = "",
+        preload: bool = True,
     ) -> None:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(root, folder, symlinks=True, ignore=ignored)
         self._root, self.folder, self._package = root.resolve(), folder.resolve(), package
+        self._keyword = keyword
         os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
         for name in PRELOADED if preload else ():
             with contextlib.suppress(ImportError):
@@ -117,13 +125,15 @@ class Server:
         return result or "survived", by
 
     def _session(self, files: list[str]) -> "_Session":
-        return _Session(self._root, self.folder, files, self._package)
+        return _Session(self._root, self.folder, files, self._package, self._keyword)
 
 
 class _Session:
     """A process that has collected the tests of ``files`` and runs some of them when asked."""
 
-    def __init__(self, root: Path, folder: Path, files: list[str], package: str) -> None:
+    def __init__(
+        self, root: Path, folder: Path, files: list[str], package: str, keyword: str
+    ) -> None:
         asked, self._asks = os.pipe()
         self._answers, answered = os.pipe()
         self._buffer: list[str] = []
@@ -134,7 +144,8 @@ class _Session:
         if not self._process:
             os.close(self._asks)
             os.close(self._answers)
-            _serve(root, folder, files, package, os.fdopen(asked), answered)
+            options = [f"-k={keyword}", *files] if keyword else files
+            _serve(root, folder, options, package, os.fdopen(asked), answered)
         os.close(asked)
         os.close(answered)
 
@@ -267,7 +278,7 @@ class _Loop:
                 elif not patched(**command["patch"]):
                     self._stop("unfit")
             self.counting = "reach" not in command
-            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+            for item, following in zip(chosen, [*chosen[1:], None], strict=False):
                 self.tell(f"runs {item.nodeid}")
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             self.reach.finish()
@@ -293,12 +304,12 @@ def patched(file: str, old: str, new: str) -> bool:
     if not _alike(compile(old, file, "exec"), compile(new, file, "exec"), pairs, inside=False):
         return False
     codes = {before: after for before, after in pairs if before != after}
+    functions = _functions(file)
+    if codes.keys() - {each.__code__ for each in functions}:
+        # Some are hidden in closures of decorators, or belong to functions that are yet to be made.
+        functions = [each for each in gc.get_objects() if type(each) is FunctionType]
     found = [
-        each
-        for each in gc.get_objects()
-        if type(each) is FunctionType
-        and each.__code__.co_filename == file
-        and each.__code__ in codes
+        each for each in functions if each.__code__.co_filename == file and each.__code__ in codes
     ]
     unfit = any(
         each.__code__.co_freevars != codes[each.__code__].co_freevars for each in found
@@ -308,6 +319,23 @@ def patched(file: str, old: str, new: str) -> bool:
     for each in found:
         each.__code__ = codes[each.__code__]
     return True
+
+
+def _functions(file: str) -> list[FunctionType]:
+    """Return the functions of a loaded file, as far as its module and its classes show them."""
+    seen: dict[int, Any] = {}
+    modules = [m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == file]
+    left: list[Any] = [value for module in modules for value in vars(module).values()]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, type) and value.__module__ in {m.__name__ for m in modules}:
+            left += vars(value).values()
+        for name in ("__wrapped__", "__func__", "fget", "fset"):
+            left += filter(None, [getattr(value, name, None)])
+    return [value for value in seen.values() if type(value) is FunctionType]
 
 
 def _alike(

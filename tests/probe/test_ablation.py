@@ -181,3 +181,16 @@ def test_what_cannot_be_done_is_refused():
     assert ablation.single(subject, 6, 0) == Change(
         kind="gate", name="head without embedding", gates=frozenset({(6, 0)})
     )
+
+
+@pytest.mark.parametrize("options", tiny.ROUTINGS[:2], ids=tiny.name_of)
+def test_every_offered_gate_can_be_taken_away_and_no_other(options):
+    _, subject, *_ = setting(options)
+    for reader in range(len(subject.readers)):
+        for source in range(len(subject.sources)):
+            if source in subject.offered[reader]:
+                found = ablation.single(subject, reader, source)
+                assert found.gates == {(reader, source)} and found.kind == "gate"
+            else:
+                with pytest.raises(UsageError, match="not offered"):
+                    ablation.single(subject, reader, source)

@@ -336,6 +336,27 @@ def test_little_on_disk_that_is_much_in_memory_is_refused(
             assert sentence in refusal(file)
 
 
+def test_names_may_hold_so_much_text_and_not_a_letter_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name counts one beside its letters, so that a million empty ones are text too."""
+    ds = synthetic.dataset(blocks=2, samples=2, levels=2)
+    texts = {name: coord.values for name, coord in ds.coords.items() if coord.dtype.kind == "U"}
+    need = max(values.size + sum(map(len, values)) for values in texts.values())
+    store.write(ds, tmp_path / "a.nc")
+    monkeypatch.setattr(store, "MAX_TEXT", need)
+    store.read(tmp_path / "a.nc")
+    longest = max(texts.values(), key=lambda values: values.size + sum(map(len, values)))
+    for count in range(len(longest)):  # full after that many names, and more to come
+        monkeypatch.setattr(store, "MAX_TEXT", longest.size + sum(map(len, longest[:count])))
+        with pytest.raises(CheckpointError, match="more text than names have"):
+            store.read(tmp_path / "a.nc")
+    for most in (need - 1, longest.size - 1, 0):
+        monkeypatch.setattr(store, "MAX_TEXT", most)
+        with pytest.raises(CheckpointError, match="more text than names have"):
+            store.read(tmp_path / "a.nc")
+
+
 def test_a_claim_of_terabytes_is_refused_before_it_is_believed(file: Path) -> None:
     with h5py.File(file, "r+") as raw:
         raw.create_dataset("huge", (10**6, 10**6), np.float32, chunks=(1024, 1024))

@@ -32,6 +32,22 @@ def test_join_and_split_are_inverse(tmp_path):
     assert schema.manifest(joined)["checkpoint"]["name"] == "200.pt"
 
 
+def test_the_last_step_is_the_last_of_any_number_and_one_moment_is_its_own():
+    parts = [
+        (step, dataset(blocks=2, samples=2, levels=2, seed=step, name=f"{step}.pt"))
+        for step in (30, 10, 20, 40)
+    ]
+    for count in (1, 2, 3, 4):
+        joined = trajectory.join(parts[:count])
+        last, wanted = max(parts[:count], key=lambda part: part[0])
+        found = trajectory.last_step(joined)
+        xr.testing.assert_equal(found, wanted)
+        assert "step" not in found.dims
+        assert schema.manifest(found)["checkpoint"]["name"] == f"{last}.pt"
+        assert joined["step"].values.tolist() == sorted(step for step, _ in parts[:count])
+    assert trajectory.last_step(parts[0][1]) is parts[0][1]
+
+
 def test_unlike_analyses_are_not_joined():
     with pytest.raises(UsageError, match="two of the analyses are of step 7"):
         trajectory.join([(7, dataset(**SMALL)), (7, dataset(**SMALL))])

@@ -114,6 +114,24 @@ def test_reads_are_the_sum_of_the_sources_by_their_routes(case):
         torch.testing.assert_close(total, reads[l - 1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", [*CASES, ("dar", {"chunk_size": 2}, {})], ids=ids)
+def test_a_stream_says_whether_its_routes_differ_between_samples_or_tokens(case):
+    name, options, _ = case
+    stream = shaken(make(name, WIDTH, Layout.transformer(BLOCKS), **options), 6)
+    assert stream.scalar == (name not in NO_ROUTES | ODD_FUSIONS) or name in ODD_FUSIONS
+    if not stream.scalar:
+        return
+    v_0, t_emb, branch = problem(7, 2 * BLOCKS)
+    _, _, state = run(stream, v_0, t_emb, branch)
+    with torch.no_grad():
+        spans = [
+            float((each - each.reshape(-1, each.shape[-1])[0]).abs().max())
+            for each in stream.routes(state)
+        ]
+    assert (max(spans) > 1e-3) == stream.dynamic
+    assert stream.dynamic or max(spans) == 0
+
+
 # Extra parameters of an XL/2 (28 blocks of width 1152), from shared formulas of the papers.
 COUNTS = [
     ("residual", {}, 0),
