@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST = 8  # parameters of a function
 PACKAGES = (
     "accessor", "adapt", "analysis", "api", "checkpoints", "cli", "comparison", "diffusion",
-    "errors", "files", "models", "probe", "results", "routing", "runtime", "sites", "study",
-    "training",
+    "errors", "files", "models", "probe", "reports", "results", "routing", "runtime", "sites",
+    "study", "training",
 )  # fmt: skip
 FOLDERS = {"dar_probe": "dar_probe", "cli": "dar_probe.cli", "reports": "dar_probe.reports"}
 
