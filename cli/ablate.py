@@ -102,7 +102,7 @@ def ablate(
 
 def _pair(text: str) -> tuple[int, int]:
     from dar_probe.errors import UsageError
-    from dar_probe.files.kinds import quote
+    from dar_probe.files.text import quote
 
     reader, _, source = text.partition(":")
     if not all(number.isdecimal() and len(number) <= DIGITS for number in (reader, source)):

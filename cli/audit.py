@@ -129,7 +129,7 @@ def _show(analysis: "Analysis") -> None:
 def _named(factory: str) -> Iterator[None]:
     """Name the callable where its module's inputs are unknown, and say how to give them."""
     from dar_probe.errors import UsageError
-    from dar_probe.files.kinds import quote
+    from dar_probe.files.text import quote
     from dar_probe.probe.module_plan import UnknownInputsError
 
     try:
@@ -145,7 +145,7 @@ def _check_file(path: Path) -> None:
     """Refuse a file that could not be written, before anything is measured."""
     from dar_probe.errors import UsageError
     from dar_probe.files.atomic import check_place
-    from dar_probe.files.kinds import quote
+    from dar_probe.files.text import quote
 
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
         # A link too: /dev/stdout is one, and would become a file.
@@ -179,7 +179,7 @@ def _call(
     from torch import nn
 
     from dar_probe.errors import UsageError
-    from dar_probe.files.kinds import quote
+    from dar_probe.files.text import quote
     from dar_probe.probe.options import ModuleOptions
     from dar_probe.sites.unwrap import unwrap
 

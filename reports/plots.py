@@ -69,7 +69,7 @@ class Plots:
     def spread(self, *, kind: str | None = None, width: Width = "two") -> Figure:
         """Routing entropy and effective number of sources over depth, of a model with a router."""
         return matplotlib.draw(
-            router_entropy.spread(self._analysis.dataset, kind=kind, width=width)
+            router_entropy.router_entropy(self._analysis.dataset, kind=kind, width=width)
         )
 
     def decodability(self, *, kind: str | None = None, width: Width = "two") -> Figure:

@@ -21,8 +21,8 @@ from dar_probe.cli.shared.console import (
     write,
 )
 from dar_probe.cli.shared.progress import progress
+from dar_probe.files.text import quantity
 from dar_probe.reports.pages import headline
-from dar_probe.reports.pages.headline import number
 from dar_probe.results.symptoms import SYMPTOMS, unit_of
 from dar_probe.runtime import ranks
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
-    "number",
+    "quantity",
     "printable",
     "progress",
     "say",
@@ -176,15 +176,15 @@ def _trained(training: dict[str, Any]) -> Text:
 
 def _steps(console: Console, analysis: "Analysis") -> None:
     """Print the symptoms at each training step, the first and the last among at most eight."""
-    from dar_probe.reports.style.palette import spread
+    from dar_probe.reports.style.palette import evenly
 
     heads = ["step", *(symptom.label for symptom in SYMPTOMS.values()), "verdict"]
     rows = [[Text(head, style="dim") for head in heads]]
-    for step, one in (analysis.steps[at] for at in spread(len(analysis.steps), STEPS_MOST)):
+    for step, one in (analysis.steps[at] for at in evenly(len(analysis.steps), STEPS_MOST)):
         status = one.verdict.status
         row = [Text(str(step))]
         row += [
-            Text(number(one.metrics[name].value, symptom.unit))
+            Text(quantity(one.metrics[name].value, symptom.unit))
             for name, symptom in SYMPTOMS.items()
         ]
         rows.append([*row, Text(status, style=_colour(status))])
@@ -198,6 +198,6 @@ def _changes(console: Console, analysis: "Analysis") -> None:
     rows.append([Text("verdict"), cells[0], Text(""), cells[-1], Text("")])
     for name, pair in analysis.changes.items():
         label, unit = SYMPTOMS[name].label if name in SYMPTOMS else name, unit_of(name)
-        numbers = [t for m in pair for t in (number(m.value, unit), headline.interval(m, unit))]
+        numbers = [t for m in pair for t in (quantity(m.value, unit), headline.interval(m, unit))]
         rows.append([Text(label), *map(Text, numbers)])
     aligned(console, rows, right=[1, 3])

@@ -13,8 +13,8 @@ from typing import Any
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
-from dar_probe.files.kinds import quote
 from dar_probe.files.safetensors_header import stored
+from dar_probe.files.text import quote
 
 MAX_CONFIG = 2**20  # bytes; the largest config.json of a transformer has 3 kB
 MAX_INDEX = 2**20  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB

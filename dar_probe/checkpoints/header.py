@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dar_probe.errors import CheckpointError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 Shapes = dict[str, tuple[int, ...]]
 

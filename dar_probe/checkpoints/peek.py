@@ -12,7 +12,7 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import Weights, choose
 from dar_probe.files import kinds
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 
 @dataclass(kw_only=True)

@@ -22,8 +22,8 @@ from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
-from dar_probe.files.kinds import quote
 from dar_probe.files.safetensors_header import Stored, stored
+from dar_probe.files.text import quote
 from dar_probe.runtime.system import trim_memory
 
 # CVE-2026-24747: before 2.10 a file could corrupt the heap under weights_only.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dar_probe.errors import CheckpointError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 Weights = Literal["auto", "ema", "model"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays, kinds
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -76,7 +76,7 @@ class Data:
         return self.take(torch.nonzero(held_out if which == "held-out" else ~held_out)[:, 0])
 
 
-def load(
+def load_data(
     spec: str,
     *,
     split: Split = "all",
@@ -256,7 +256,7 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     names = ("latents", "labels")
     if file.suffix in (".npz", ".safetensors"):
-        found = arrays.load(file, names)
+        found = arrays.read_arrays(file, names)
     elif file.suffix == ".npy":
         beside = file.with_name(f"{file.stem}_labels.npy")
         if not beside.is_file():
@@ -264,7 +264,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
                 f"{file.name!r} needs its labels in {beside.name!r} beside it",
                 hint="numpy.save them there: whole numbers (N,)",
             )
-        found = {"latents": arrays.load_one(file), "labels": arrays.load_one(beside)}
+        found = {"latents": arrays.read_array(file), "labels": arrays.read_array(beside)}
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",

@@ -13,7 +13,7 @@ from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.generation import Generator
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.results import sample_quality
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.runtime.checks import check_counts
@@ -67,7 +67,7 @@ class Judge:
                 hint="decode them, and give evaluate a .npz of images as dar-probe sample writes",
             )
         self.extract = features.extractor(space, device)
-        everything = datasets.load(data, shape=shape)
+        everything = datasets.load_data(data, shape=shape)
         self.real = self.extract(everything.split("train").latents).numpy()
         self._agree = features.classifier() if space == "digits" and data == "digits" else None
         held_out = everything.split("held-out")
@@ -169,7 +169,7 @@ def read(path: Path) -> Data:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}", hint="give a checkpoint or a .npz")
-    found = arrays.load(path, ("arr_0", "arr_1"))
+    found = arrays.read_arrays(path, ("arr_0", "arr_1"))
     images = found.get("arr_0")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UsageError(

@@ -17,7 +17,7 @@ from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.objectives import Objective
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 COLUMNS, TILES, SIDE, GUTTER = 16, 256, 48, 2  # of the picture; a tile is SIDE pixels or more
 

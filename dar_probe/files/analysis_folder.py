@@ -88,7 +88,7 @@ class OutputFolder:
         if not path.exists():
             return None
         try:
-            return arrays.load(path)
+            return arrays.read_arrays(path)
         except UsageError as error:
             raise UsageError(
                 f"the shard {path.name!r} of {str(self.path)!r} is damaged",

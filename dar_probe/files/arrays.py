@@ -11,15 +11,15 @@ import numpy as np
 
 from dar_probe.errors import UsageError
 from dar_probe.files import kinds
-from dar_probe.files.kinds import quote
 from dar_probe.files.safetensors_header import Stored, stored
+from dar_probe.files.text import quote
 from dar_probe.runtime import memory
 
 MAX_RATIO = 100  # of bytes to compressed ones: floats have hardly 2, masks and labels some more
 SMALL = 2**24  # bytes that may come of anything
 
 
-def load(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Return arrays of a .npz or .safetensors file: those called ``names``, or all.
 
     Types that NumPy lacks become float32. Names that are not there are left out.
@@ -44,7 +44,7 @@ def load(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarr
             return {name: _entry(archive, entry) for name, entry in wanted.items()}
 
 
-def load_one(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     """Return the array of a .npy file.
 
     Raises:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dar_probe.errors import CheckpointError
+from dar_probe.files.text import quote
 
 Kind = Literal["zip", "safetensors"]
 
@@ -130,22 +131,6 @@ def verify_checksums(file: BufferedReader, path: Path) -> None:
             hint="download or save it again, with torch's default checksums",
         )
     file.seek(0)
-
-
-def quote(text: object, limit: int = 120) -> str:
-    """Return ``text`` as a quoted literal of at most ``limit`` characters, safe for a terminal.
-
-    Names in files and paths are hostile: control characters and lone surrogates are escaped, and
-    the middle of a long name is left out.
-    """
-    text = str(text)
-    if len(text) > limit:
-        text = text[: limit // 2] + "..." + text[-limit // 2 :]
-    shown = repr(text)
-    if len(shown) > limit:
-        half = (limit - 3) // 2
-        shown = shown[:half] + "..." + shown[-half:]
-    return shown
 
 
 def _kind(head: bytes, shown: str) -> Kind:

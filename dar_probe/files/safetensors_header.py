@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 MAX_HEADER = 2**20  # bytes; Qwen-Image's 1,933 tensors take 0.2 MB, and one may cost 35 in memory
 MAX_SIZES = 64

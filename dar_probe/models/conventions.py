@@ -8,7 +8,7 @@ from typing import Any
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
 

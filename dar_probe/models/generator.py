@@ -6,7 +6,7 @@ from dar_probe.diffusion.generation import Generator
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import UsageError
 from dar_probe.models.diffusers import vae
-from dar_probe.models.loading import BySignature, load
+from dar_probe.models.loading import BySignature, load_checkpoint
 from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device
@@ -29,7 +29,7 @@ def load_generator(
     _sampler(sampling, null_class=0)  # a wrong setting is told before a large file is read
     check_counts(batch_size=sampling.batch_size)
     place = find_device(checkpoint.device)
-    loaded = load(checkpoint)
+    loaded = load_checkpoint(checkpoint)
     if isinstance(loaded.call, BySignature):
         raise UsageError(
             f"{loaded.identified.family} draws samples with its own pipeline in diffusers",
@@ -39,7 +39,7 @@ def load_generator(
     null = found.num_classes if found.sizes.get("null_class") else None
     sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)
-    decode = None if sampling.vae is None else vae.load(Path(sampling.vae), place)
+    decode = None if sampling.vae is None else vae.load_decoder(Path(sampling.vae), place)
     return Generator(loaded=loaded, sampler=sampler, batch_size=sampling.batch_size, decode=decode)
 
 

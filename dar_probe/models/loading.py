@@ -20,7 +20,7 @@ from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
 from dar_probe.diffusion.objectives import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models import registry
 from dar_probe.models.blank import without_weights
 from dar_probe.models.diffusers import conditioning, inputs, sampling
@@ -71,7 +71,7 @@ class ByClass:
 class BySignature:
     """Transformers of diffusers, with conditions that are functions of the sample's id."""
 
-    call: inputs.Call
+    call: inputs.Signature
     dtype: torch.dtype  # of the weights; what the model itself keeps in float32 it casts to
 
     def inputs(
@@ -143,7 +143,7 @@ class Loaded:
         )
 
 
-def load(
+def load_checkpoint(
     options: CheckpointOptions, *, shape: Sequence[int] | None = None, seed: int = 0
 ) -> Loaded:
     """Read a checkpoint and build its model on the CPU, in eval mode.
@@ -224,7 +224,7 @@ def _load_folder(
     seed: int,
 ) -> Loaded:
     read = diffusers_folder.read(path)
-    given = conditioning.load(options.text) if options.text is not None else None
+    given = conditioning.read_conditions(options.text) if options.text is not None else None
     call, chosen, assumed = plan(read, options.objective, shape=shape, given=given, seed=seed)
     memory_check.require(memory_check.needed(read.shapes, dtype))
     model = hub_model.build(read, dtype=dtype)
@@ -260,7 +260,7 @@ def plan(
     shape: Sequence[int] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-) -> tuple[inputs.Call, Objective, list[str]]:
+) -> tuple[inputs.Signature, Objective, list[str]]:
     """Return how a folder's model is called, its objective, and what the latter assumes.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.routing.stream import options_of
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.sites.family import Family, Identified

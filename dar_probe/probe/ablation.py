@@ -23,7 +23,7 @@ KINDS = tuple(KIND_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Intervention:
     """One intervention.
 
     Attributes:
@@ -43,7 +43,7 @@ class Change:
 
 def choose(
     subject: Subject, gate: np.ndarray, *, kinds: Iterable[str], pairs: int, seed: int
-) -> list[Change]:
+) -> list[Intervention]:
     """Return the changes of the wanted ``kinds``.
 
     Single gates would be thousands. Half of the ``pairs`` are those of the largest mean square,
@@ -61,7 +61,7 @@ def choose(
     """
     kinds = tuple(kinds)
     check_kinds(subject, kinds)
-    found: list[Change] = []
+    found: list[Intervention] = []
     if "gate" in kinds:
         found += [single(subject, l, i) for l, i in _pairs(subject, gate, pairs, seed)]
     if "source" in kinds:
@@ -81,7 +81,7 @@ def choose(
     for kind in ("uniform", "frozen"):
         if kind in kinds:
             found += [
-                Change(kind=kind, name=f"{reader.name}, {kind} weights", router=l)
+                Intervention(kind=kind, name=f"{reader.name}, {kind} weights", router=l)
                 for l, reader in enumerate(subject.readers)
                 if len(subject.offered[l]) > 1
             ]
@@ -123,7 +123,7 @@ def can_skip(subject: Subject) -> bool:
     return not any(source.kind == "fusion" for source in subject.sources)
 
 
-def single(subject: Subject, reader: int, source: int) -> Change:
+def single(subject: Subject, reader: int, source: int) -> Intervention:
     """Return the change that sets one gate to zero, both numbers from 0.
 
     Raises:
@@ -136,7 +136,7 @@ def single(subject: Subject, reader: int, source: int) -> Change:
             "(the embedding) and enter later readers",
         )
     name = f"{subject.readers[reader].name} without {subject.sources[source].name}"
-    return Change(kind="gate", name=name, gates=frozenset({(reader, source)}))
+    return Intervention(kind="gate", name=name, gates=frozenset({(reader, source)}))
 
 
 def measure(
@@ -145,7 +145,7 @@ def measure(
     loss: Loss,
     sample_ids: Tensor,
     noise_level: Tensor,
-    changes: list[Change],
+    changes: list[Intervention],
     *,
     frozen_at: float,
     engine: Engine = hooks,
@@ -194,7 +194,7 @@ class Editor(Visitor):
     """
 
     def __init__(
-        self, subject: Subject, change: Change, frozen: list[Tensor] | None = None
+        self, subject: Subject, change: Intervention, frozen: list[Tensor] | None = None
     ) -> None:
         super().__init__(subject)
         self.change = change
@@ -265,7 +265,7 @@ class Editor(Visitor):
 
 
 def _predict(
-    subject: Subject, recorded: Recorded, changes: list[Change], frozen: list[Tensor] | None
+    subject: Subject, recorded: Recorded, changes: list[Intervention], frozen: list[Tensor] | None
 ) -> list[Tensor]:
     recorder, grads = recorded.recorder, recorded.grads
     gate = reduce(recorded)["gate"]
@@ -296,7 +296,7 @@ def _weights(
 
 def _removed(
     subject: Subject, kind: str, name: str, sources: list[int], *, outside: int | None = None
-) -> Change:
+) -> Intervention:
     """Return the change that takes sources away from all readers but those of one block."""
     pairs = {
         (l, i)
@@ -304,7 +304,7 @@ def _removed(
         for i in sources
         if i in subject.offered[l] and reader.block != outside
     }
-    return Change(kind=kind, name=f"without {name}", gates=frozenset(pairs))
+    return Intervention(kind=kind, name=f"without {name}", gates=frozenset(pairs))
 
 
 def _pairs(subject: Subject, gate: np.ndarray, count: int, seed: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from dar_probe.errors import ProbeError
 from dar_probe.probe import decoding
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks, measure
 from dar_probe.probe.recorder import untouched
-from dar_probe.probe.sharding import Arrays, Grid, OnCells, Shards, spread
+from dar_probe.probe.sharding import Arrays, Grid, OnCells, Shards, measure_shards
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.sites.subject import Subject
 
@@ -57,7 +57,7 @@ def walk(
         return part
 
     with untouched(subject.model):
-        joined = spread(grid, work, shards=shards, ranks=ranks, on_cells=on_cells)
+        joined = measure_shards(grid, work, shards=shards, ranks=ranks, on_cells=on_cells)
     shape = (len(grid.levels), len(grid.ids))
     del joined["batch_size"]
     pooled = joined.pop("pooled")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.probe.measure import Batch
 
 DIGITS = 12  # of one dimension

@@ -110,7 +110,7 @@ class Probe:
     @staticmethod
     def save(value: Any) -> Any:
         """Keep a value of a trace beyond its end."""
-        return trace.load().save(value)
+        return trace.import_nnsight().save(value)
 
     @staticmethod
     def watch(

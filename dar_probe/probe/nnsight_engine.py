@@ -24,7 +24,7 @@ _ONE_AT_A_TIME = threading.RLock()  # nnsight's traces are not safe across threa
 _STATE = "__nnsight__"  # what a wrapped module carries in its __dict__, beside ``forward``
 
 
-def load() -> ModuleType:
+def import_nnsight() -> ModuleType:
     """Return nnsight, imported without its effects on the rest of the process."""
     if "nnsight" in sys.modules:
         return sys.modules["nnsight"]
@@ -67,7 +67,7 @@ def wrapped(model: nn.Module) -> Iterator[Any]:
     """Yield ``model`` as an nnsight envoy; unwrap it afterwards unless the user had wrapped it."""
     before = {module for module in model.modules() if _STATE in module.__dict__}
     try:
-        yield load().NNsight(model)
+        yield import_nnsight().NNsight(model)
     finally:
         for module in model.modules():
             if module not in before:

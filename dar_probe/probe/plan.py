@@ -13,10 +13,10 @@ from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError, blamed
 from dar_probe.files.analysis_folder import OutputFolder
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models import registry
 from dar_probe.models.diffusers.model import dtype_of
-from dar_probe.models.loading import Loaded, load
+from dar_probe.models.loading import Loaded, load_checkpoint
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe import samples as rows_of
@@ -26,7 +26,7 @@ from dar_probe.probe.measure import Batch, Engine, Loss, hooks
 from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
-from dar_probe.probe.sharding import Arrays, Grid, spread
+from dar_probe.probe.sharding import Arrays, Grid, measure_shards
 from dar_probe.results import assemble
 from dar_probe.results.schema import OWN_SAMPLES
 from dar_probe.routing.stream import scheme_of
@@ -167,7 +167,9 @@ class Task:
         first = len(list(grid.chunks()))  # the walk's own shards come before
         tell = _Tell(grid.cells, on_cells)
         with untouched(subject.model):
-            joined = spread(grid, work, shards=shards, first=first, ranks=ranks, on_cells=tell)
+            joined = measure_shards(
+                grid, work, shards=shards, first=first, ranks=ranks, on_cells=tell
+            )
         shape = (len(grid.levels), len(grid.ids), len(changes))
         return assemble.with_ablation(
             ds,
@@ -221,7 +223,7 @@ def of_checkpoint(
     find_dtype(checkpoint.dtype)
     data = rows_of.read(grid.data)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
-    loaded = load(checkpoint, shape=shape, seed=grid.seed)
+    loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
     if place.type == "cuda":
         memory_check.require(
             sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place

@@ -13,7 +13,7 @@ from dar_probe.diffusion.data import Data
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files import arrays
 from dar_probe.files.atomic import write_atomically
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models.loading import Loaded
 from dar_probe.results.schema import OWN_SAMPLES
 
@@ -29,7 +29,7 @@ def read(spec: str | None) -> Data | str | None:
     Raises:
         UsageError: the file is no file of latents.
     """
-    return datasets.load(spec) if spec is not None and spec.startswith("latents:") else spec
+    return datasets.load_data(spec) if spec is not None and spec.startswith("latents:") else spec
 
 
 def choose(
@@ -61,7 +61,7 @@ def choose(
         rows = wanted
         datasets.check_fit(rows, found.shape, found.num_classes or None)
     else:
-        rows = datasets.load(
+        rows = datasets.load_data(
             wanted,
             split="held-out" if wanted == "digits" else "all",
             shape=found.shape,
@@ -115,7 +115,7 @@ def cache_folder() -> Path:
 
 def _stored(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
     try:
-        kept = arrays.load(path, ("latents", "description"))
+        kept = arrays.read_arrays(path, ("latents", "description"))
     except UsageError:
         return None  # not there, or damaged: drawn anew
     latents, said = kept.get("latents"), kept.get("description")

@@ -60,7 +60,7 @@ class Grid:
             yield index, slice(start, min(start + self.batch_size, self.cells))
 
 
-def spread(
+def measure_shards(
     grid: Grid,
     work: Work,
     *,

@@ -10,7 +10,7 @@ from operator import ge, gt, le, lt
 from dar_probe.errors import UsageError
 from dar_probe.results.metrics import Metric
 from dar_probe.results.symptoms import SYMPTOMS
-from dar_probe.results.verdict import Verdict, plain, quote
+from dar_probe.results.verdict import Verdict, plain, with_interval
 
 RULE_NAMES = (*SYMPTOMS, "selectivity", "selectivity_shift")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">": gt, ">=": ge, "<": lt, "<=": le}
@@ -70,7 +70,7 @@ def parse_rule(text: str, names: Sequence[str] = RULE_NAMES) -> Rule:
 def apply_rule(verdict: Verdict, rule: Rule, metrics: Mapping[str, Metric]) -> Verdict:
     """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``."""
     failed = rule.evaluate(metrics)
-    values = "; ".join(f"{plain(name)} {quote(metrics[name])}" for name in rule.names)
+    values = "; ".join(f"{plain(name)} {with_interval(metrics[name])}" for name in rule.names)
     note = " The model is untrained." if verdict.status == "untrained" else ""
     sentence = f"{'Meets' if failed else 'Does not meet'} the rule to fail on {rule.text}: {values}"
     return dataclasses.replace(

@@ -12,7 +12,7 @@ import xarray as xr
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.atomic import write_atomically
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.results.schema import validate
 
 MAGIC = b"\x89HDF\r\n\x1a\n"

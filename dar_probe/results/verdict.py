@@ -151,7 +151,7 @@ def _symptom(metric: Metric, limits: Thresholds, untrained: bool, unknown: str =
         status, ending = "warn", f"{near}, {far} the failure limit {fail:g}"
     else:
         status, ending = "pass", f"not above the warning limit {warn:g}"
-    sentence = f"{plain(metric.name).capitalize()}: {quote(metric)}, {ending}."
+    sentence = f"{plain(metric.name).capitalize()}: {with_interval(metric)}, {ending}."
     return Finding(name=metric.name, status=status, sentence=sentence, metric=metric)
 
 
@@ -162,8 +162,9 @@ def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
     entropy = profile(ds, "route_entropy", resamples=1)["value"].values
     used = (offered >= 2) & np.isfinite(entropy)
     sentence = (
-        f"Selectivity is {quote(metric)} (0: uniform, 1: one source only): an average reader "
-        f"uses {np.exp(entropy[used]).mean():.1f} of {offered[used].mean():.1f} sources."
+        f"Selectivity is {with_interval(metric)} (0: uniform, 1: one source only): "
+        f"an average reader uses {np.exp(entropy[used]).mean():.1f} of "
+        f"{offered[used].mean():.1f} sources."
     )
     return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
 
@@ -174,7 +175,7 @@ def _shift(ds: xr.Dataset, metric: Metric, what: str) -> Finding:
     level = ds["noise_level"].values
     odds = chance(ds, metric.name)
     sentence = (
-        f"{what} shift by {quote(metric)} between noise levels {level[0]:.3g} and "
+        f"{what} shift by {with_interval(metric)} between noise levels {level[0]:.3g} and "
         f"{level[-1]:.3g} (0: none, 1: all), {'more than' if odds < 0.05 else 'which may be'} "
         f"chance (p = {odds:.2g})."
     )
@@ -272,7 +273,7 @@ def _part(item: Finding, limits: Thresholds) -> str:
     if item.status == "warn" and not item.metric.value > limit:
         limit = getattr(limits, f"{item.name}_fail")  # the interval alone reaches it
     state = " is a warning" if item.status == "warn" else ""
-    return f"{plain(item.name)}{state} ({quote(item.metric)}, limit {limit:g})"
+    return f"{plain(item.name)}{state} ({with_interval(item.metric)}, limit {limit:g})"
 
 
 def _no_router(ds: xr.Dataset) -> str:
@@ -284,7 +285,7 @@ def _no_router(ds: xr.Dataset) -> str:
     return "" if (known != 1).any() else "there is no router, all sources are added with weight 1"
 
 
-def quote(metric: Metric) -> str:
+def with_interval(metric: Metric) -> str:
     """Write value [low, high] in the metric's own form."""
     if math.isnan(metric.value):
         return "not measurable"

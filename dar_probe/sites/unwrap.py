@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dar_probe.errors import ProbeError, blamed
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.runtime.torch_private import in_reentrant_checkpoint
 from dar_probe.sites.autograd_entry import with_grad
 from dar_probe.sites.hooks import hooked

@@ -7,11 +7,11 @@ import torch
 
 from dar_probe.models import inspection
 from dar_probe.probe import bench
-from dar_probe.study.plan import Run
+from dar_probe.study.plan import PlannedRun
 from dar_probe.training import loop
 
 
-def measure(run: Run, device: str) -> dict[str, Any]:
+def measure(run: PlannedRun, device: str) -> dict[str, Any]:
     """Return ``parameters``, ``flops`` and ``cost`` of a record, and ``machine``.
 
     The trainer's own steps are timed (batch, forward, backward, AdamW, average), those of the run

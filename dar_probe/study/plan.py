@@ -53,7 +53,7 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One training run of a study, and the residual run of its size that it is held against."""
 
     scale: Scale
@@ -68,7 +68,7 @@ class Run:
         return f"{self.entry.name}-seed{self.seed}"
 
 
-def runs(scale: Scale, *, only: Sequence[str] = (), data: str | None = None) -> list[Run]:
+def runs(scale: Scale, *, only: Sequence[str] = (), data: str | None = None) -> list[PlannedRun]:
     """Return the runs of a scale, first seeds first, so that a study that is cut off has them all.
 
     Args:
@@ -94,7 +94,9 @@ def runs(scale: Scale, *, only: Sequence[str] = (), data: str | None = None) -> 
                 continue
             config = from_dict({**shared, **entry.settings, "seed": seed})
             twin = from_dict({**shared, "depth": config.depth, "seed": seed})
-            found.append(Run(scale=scale, entry=entry, seed=seed, config=config, reference=twin))
+            found.append(
+                PlannedRun(scale=scale, entry=entry, seed=seed, config=config, reference=twin)
+            )
     return found
 
 

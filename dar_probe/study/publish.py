@@ -21,7 +21,7 @@ def publish(out: Path) -> dict[str, Any]:
     from dar_probe.reports.figures import study_curves, study_ranking, study_routes
     from dar_probe.reports.pages import study
 
-    records = aggregate.load(out / "runs")
+    records = aggregate.read_records(out / "runs")
     scale = SCALES.get(records[0].scale)
     order = [entry.name for entry in scale.entries] if scale else []
     found = aggregate.Results(records, order)

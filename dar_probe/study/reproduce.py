@@ -9,7 +9,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import check_target
 from dar_probe.runtime.device import find_device
 from dar_probe.study import plan, run
-from dar_probe.study.plan import Run
+from dar_probe.study.plan import PlannedRun
 from dar_probe.study.publish import publish
 from dar_probe.training.loop import Progress
 
@@ -27,7 +27,7 @@ class Event:
     """
 
     kind: Literal["run", "step", "prices", "busy"]
-    run: Run
+    run: PlannedRun
     number: int
     count: int
     step: Progress | None = None
@@ -93,7 +93,7 @@ def reproduce(
     return publish(out)
 
 
-def _train(one: Run, out: Path, device: str, number: int, count: int, tell: OnEvent) -> None:
+def _train(one: PlannedRun, out: Path, device: str, number: int, count: int, tell: OnEvent) -> None:
     def event(kind: Literal["run", "step", "busy"], step: Progress | None = None) -> None:
         tell(Event(kind=kind, run=one, number=number, count=count, step=step))
 

@@ -22,15 +22,15 @@ from dar_probe.results.study import record
 from dar_probe.results.study.record import Record
 from dar_probe.runtime.version import __version__
 from dar_probe.study import cost
-from dar_probe.study.plan import Run
+from dar_probe.study.plan import PlannedRun
 from dar_probe.training import loop
 from dar_probe.training.config import TrainConfig
 
-OnStart = Callable[[Run], None]
-OnStep = Callable[[Run, loop.Progress], None]
+OnStart = Callable[[PlannedRun], None]
+OnStep = Callable[[PlannedRun, loop.Progress], None]
 
 
-def pending(planned: Sequence[Run], out: Path) -> list[Run]:
+def pending(planned: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
     """Return the runs that have no record in ``out`` yet.
 
     Raises:
@@ -55,7 +55,7 @@ def pending(planned: Sequence[Run], out: Path) -> list[Run]:
 
 
 def perform(
-    run: Run,
+    run: PlannedRun,
     out: Path,
     *,
     device: str = "cpu",
@@ -96,7 +96,7 @@ def perform(
     return found
 
 
-def reprice(run: Run, out: Path, *, device: str = "cpu") -> Record:
+def reprice(run: PlannedRun, out: Path, *, device: str = "cpu") -> Record:
     """Time the steps of a finished run again, and write that into its record.
 
     Raises:
@@ -108,13 +108,13 @@ def reprice(run: Run, out: Path, *, device: str = "cpu") -> Record:
     return found
 
 
-def record_path(out: Path, run: Run) -> Path:
+def record_path(out: Path, run: PlannedRun) -> Path:
     """Return where the record of a run lies."""
     return out / "runs" / f"{run.name}.json"
 
 
 def _perform(
-    run: Run, work: Path, device: str, judge: Judge | None, on_step: OnStep | None
+    run: PlannedRun, work: Path, device: str, judge: Judge | None, on_step: OnStep | None
 ) -> Record:
     costs = cost.measure(run, device)
     steps, parts = run.config.steps, run.scale.checkpoints
@@ -153,7 +153,7 @@ def _curve(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
 
 
-def _quality(run: Run, trained: Path, device: str, judge: Judge) -> list[dict[str, Any]]:
+def _quality(run: PlannedRun, trained: Path, device: str, judge: Judge) -> list[dict[str, Any]]:
     """Judge samples of the average at every checkpoint; equal noise for all runs of one seed."""
     scale, found = run.scale, []
     for path in sorted((trained / "checkpoints").glob("step-*.pt")):

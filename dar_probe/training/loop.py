@@ -114,7 +114,7 @@ class Run:
                 hint="raise --batch-size, or start fewer processes",
             )
         self.device = torch.device(device)
-        everything = datasets.load(config.data)
+        everything = datasets.load_data(config.data)
         channels, size, *other = everything.latents.shape[1:]
         if other != [size]:
             raise UsageError(f"{config.data} has samples that are not square, (C, H, H)")

@@ -10,7 +10,7 @@ import numpy as np
 from dar_probe.reports.figures.description import Axis, Cells, Figure, Panel
 
 
-class Call(NamedTuple):
+class Drawn(NamedTuple):
     """One thing that a drawer would draw.
 
     Attributes:
@@ -26,7 +26,7 @@ class Call(NamedTuple):
     values: np.ndarray
 
 
-def draw(figure: Figure) -> list[Call]:
+def draw(figure: Figure) -> list[Drawn]:
     """Return what would be drawn, in the order of the panels.
 
     Args:
@@ -35,7 +35,7 @@ def draw(figure: Figure) -> list[Call]:
     Raises:
         AssertionError: parts of the description do not fit each other.
     """
-    calls: list[Call] = []
+    calls: list[Drawn] = []
     assert figure.panels, "a figure has a panel"
     if figure.heading:
         calls.append(_call("heading", None, figure.heading))
@@ -47,7 +47,7 @@ def draw(figure: Figure) -> list[Call]:
     return calls
 
 
-def _of_panel(figure: Figure, at: int, panel: Panel) -> list[Call]:
+def _of_panel(figure: Figure, at: int, panel: Panel) -> list[Drawn]:
     calls = [_call("panel", at, panel.title + panel.subject)]
     for axis in (panel.x, panel.y):
         _check_axis(axis)
@@ -92,5 +92,5 @@ def _check_cells(figure: Figure, panel: Panel, cells: Cells) -> None:
     assert not known.size or covered.size, "a scale covers its maps"
 
 
-def _call(what: str, panel: int | None, words: str, values: Any = ()) -> Call:
-    return Call(what, panel, words, np.asarray(values, dtype=float))
+def _call(what: str, panel: int | None, words: str, values: Any = ()) -> Drawn:
+    return Drawn(what, panel, words, np.asarray(values, dtype=float))

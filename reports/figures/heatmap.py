@@ -118,7 +118,7 @@ def noise_axis(ds: xr.Dataset, title: str = palette.NOISE, *, most: int = 5) -> 
     return Axis(
         title=title,
         names=names,
-        ticks=palette.spread(len(names), most),
+        ticks=palette.evenly(len(names), most),
         link=Link(dim="noise_level", values=values),
     )
 

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.files.text import decimal
 from dar_probe.reports.figures.description import (
     Array,
     Axis,
@@ -100,7 +101,7 @@ def lacks(ds: xr.Dataset) -> str:
 
 def _every(table: pd.DataFrame, at: Symlog, legend: dict[str, str]) -> Panel:
     """Describe true over predicted changes, one point for each intervention."""
-    number = palette.number
+
     points = []
     for kind, label in legend.items():
         rows = table[table["kind"] == kind]
@@ -115,8 +116,8 @@ def _every(table: pd.DataFrame, at: Symlog, legend: dict[str, str]) -> Panel:
                 y=at(rows["true"].to_numpy()),
                 names=[palette.clean(str(name)) for name in rows["name"]],
                 details=[
-                    f"loss change {number(true)} [{number(low)}, {number(high)}], "
-                    f"predicted {number(linear)}"
+                    f"loss change {decimal(true)} [{decimal(low)}, {decimal(high)}], "
+                    f"predicted {decimal(linear)}"
                     for true, low, high, linear in zip(*columns, strict=True)
                 ],
             )

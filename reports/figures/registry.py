@@ -117,7 +117,7 @@ def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figur
         "matrix": lambda: matrix.matrix(
             ds, noise_level=options.noise_level, kind=kind, width=width
         ),
-        "spread": lambda: router_entropy.spread(ds, kind=kind, width=width),
+        "spread": lambda: router_entropy.router_entropy(ds, kind=kind, width=width),
         "decodability": lambda: decodability.decodability(ds, kind=kind, width=width),
         "trajectory": lambda: trajectory.trajectory(ds, width=width),
         "interventions": lambda: interventions.interventions(ds, width=width),

@@ -19,7 +19,7 @@ NOTE = (
 )
 
 
-def spread(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two") -> Figure:
+def router_entropy(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two") -> Figure:
     """Describe routing entropy H and the effective number of sources exp(H) over reader depth.
 
     One line for each kind of reader, with 95 % bootstrap intervals over samples, against the

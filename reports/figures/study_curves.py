@@ -20,7 +20,7 @@ from dar_probe.reports.figures.description import (
 )
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval, over_seeds
-from dar_probe.results.study.aggregate import Line, Results, chunk_cost, optimal_chunk
+from dar_probe.results.study.aggregate import Results, SchemeResult, chunk_cost, optimal_chunk
 from dar_probe.results.study.record import Record
 
 SHARES = (0.4, 0.5, 0.6)  # of the paper's cost model: a
@@ -133,7 +133,7 @@ def _panel(
     )
 
 
-def _loss(results: Results, lines: Sequence[Line]) -> list[Panel]:
+def _loss(results: Results, lines: Sequence[SchemeResult]) -> list[Panel]:
     seconds = results.reference_seconds(lines)
     curves, differences, timed = [], [], []
     for line, (look, colour) in zip(lines, _looks(lines), strict=True):
@@ -168,7 +168,7 @@ def _settled(curves: list[Curve]) -> list[Curve]:
     return found
 
 
-def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
+def _frechet(results: Results, lines: Sequence[SchemeResult]) -> list[Panel]:
     seconds = results.reference_seconds(lines)
     over_steps, over_time = [], []
     for line, (look, colour) in zip(lines, _looks(lines), strict=True):
@@ -184,7 +184,7 @@ def _frechet(results: Results, lines: Sequence[Line]) -> list[Panel]:
     ]
 
 
-def _depth(lines: Sequence[Line]) -> list[Panel]:
+def _depth(lines: Sequence[SchemeResult]) -> list[Panel]:
     found = []
     for panel in palette.PANELS:
         curves = []
@@ -219,7 +219,7 @@ def _chunks(results: Results) -> list[Panel] | None:
         axis = Axis(title="S", octaves=True, ticks=sizes, labels=[str(size) for size in sizes])
         return replace(_panel(title, "S", up, curves), x=axis, shaded=best)
 
-    def measured(title: str, up: str, value: Callable[[Line], Interval]) -> Panel:
+    def measured(title: str, up: str, value: Callable[[SchemeResult], Interval]) -> Panel:
         curve = _curve(lines[0], 0, palette.ORANGE, at, [value(line) for line in lines])
         return over_size(title, up, [replace(curve, label="measured")])
 
@@ -254,14 +254,16 @@ def _sublayers(results: Results) -> int:
     return 2 * int(first.records[0].config["depth"])
 
 
-def _curve(line: Line, look: int, colour: str, x: Array, values: Sequence[Interval]) -> Curve:
+def _curve(
+    line: SchemeResult, look: int, colour: str, x: Array, values: Sequence[Interval]
+) -> Curve:
     value, low, high = (
         np.array([getattr(one, name) for one in values]) for name in ("value", "low", "high")
     )
     return Curve(label=line.label, colour=colour, look=look, x=x, value=value, low=low, high=high)
 
 
-def _looks(lines: Sequence[Line]) -> list[tuple[int, str]]:
+def _looks(lines: Sequence[SchemeResult]) -> list[tuple[int, str]]:
     """Return number and colour of each line: residual blue, the first DAR orange."""
     free, found = list(palette.OTHERS), []
     used: set[str] = set()

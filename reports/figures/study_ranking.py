@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.figures.description import (
     Array,
     Axis,
@@ -16,7 +17,7 @@ from dar_probe.reports.figures.description import (
 )
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval
-from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.aggregate import Results, SchemeResult
 from dar_probe.results.study.claims import final_loss
 
 TITLE = "Every scheme at the end of training"
@@ -97,7 +98,7 @@ def _points(found: Ranking, column: Column, kind: str) -> Points:
     """Return the schemes of one kind: their values, and intervals as whiskers."""
     value, low, high = _arrays(column)
     own = np.array([colour == KINDS[kind] for colour in found.colours])
-    number = palette.number
+
     return Points(
         label=kind,
         colour=KINDS[kind],
@@ -108,8 +109,8 @@ def _points(found: Ranking, column: Column, kind: str) -> Points:
         high=high[own],
         names=[palette.clean(name) for name, its in zip(found.names, own, strict=True) if its],
         details=[
-            f"{column.words} {number(middle, 4)}"
-            + (f" [{number(lower, 4)}, {number(upper, 4)}]" if np.isfinite(lower) else "")
+            f"{column.words} {decimal(middle, 4)}"
+            + (f" [{decimal(lower, 4)}, {decimal(upper, 4)}]" if np.isfinite(lower) else "")
             for middle, lower, upper in zip(value[own], low[own], high[own], strict=True)
         ],
     )
@@ -121,7 +122,7 @@ def spoken(found: Ranking) -> str:
     return " ".join(
         f"{palette.clean(name)}: "
         + ", ".join(
-            f"{column.words} {palette.number(value.value)}"
+            f"{column.words} {decimal(value.value)}"
             for column, value in zip(found.columns, values, strict=True)
         )
         + "."
@@ -136,7 +137,7 @@ def _arrays(column: Column) -> tuple[Array, Array, Array]:
     return value, low, high
 
 
-def _kind(line: Line) -> str:
+def _kind(line: SchemeResult) -> str:
     if line.is_reference:
         return "plain residuals"
     return "DAR" if str(line.records[0].config["routing"]).startswith("dar") else "other schemes"

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.figures.description import (
     Array,
     Axis,
@@ -51,7 +52,7 @@ def figure(found: list[Map]) -> Figure:
     panels = []
     for one in found:
         readers, sources = (
-            Axis(title=title, names=names, ticks=palette.spread(len(names), 5))
+            Axis(title=title, names=names, ticks=palette.evenly(len(names), 5))
             for title, names in zip(("reader", "source"), _names(one), strict=True)
         )
         hover = (
@@ -87,7 +88,7 @@ def spoken(found: list[Map]) -> str:
         best = int(np.nanargmax(row))
         parts.append(
             f"{palette.clean(one.label)}: the head takes most of source {best}, "
-            f"{palette.number(float(row[best]))} {WORDS}."
+            f"{decimal(float(row[best]))} {WORDS}."
         )
     return " ".join(parts)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.figures import reader_maps
 from dar_probe.reports.figures.description import Array, Figure
 from dar_probe.reports.figures.trajectory import Step
@@ -79,7 +80,7 @@ def steps(found: Sequence[Step]) -> str:
     parts = []
     for name in SYMPTOMS:
         ends = [
-            f"{palette.number(numbers[name].value)} at step {step:,}"
+            f"{decimal(numbers[name].value)} at step {step:,}"
             for step, numbers in (found[0], found[-1])
         ]
         parts.append(f"{SYMPTOMS[name].title}: from {' to '.join(ends)}.")
@@ -101,10 +102,10 @@ def lines(figure: Figure, *, along: str) -> str:
         figure: its panels have curves.
         along: what the x axis counts, such as "block "; empty for a number alone.
     """
-    number, tick = palette.number, palette.tick
+    tick = palette.tick
     return " ".join(
-        f"{panel.title}, {palette.clean(curve.label)}: from {number(float(curve.value[0]))} at "
-        f"{along}{tick(float(curve.x[0]))} to {number(float(curve.value[-1]))} at "
+        f"{panel.title}, {palette.clean(curve.label)}: from {decimal(float(curve.value[0]))} at "
+        f"{along}{tick(float(curve.x[0]))} to {decimal(float(curve.value[-1]))} at "
         f"{along}{tick(float(curve.x[-1]))}."
         for panel in figure.panels
         for curve in panel.curves
@@ -120,7 +121,7 @@ def of_map(what: str, values: Array, rows: Sequence[str], across: Sequence[str])
     ends = []
     for word, find in (("smallest", np.nanargmin), ("largest", np.nanargmax)):
         row, column = (int(at) for at in np.unravel_index(find(values), values.shape))
-        number = palette.number(float(values[row, column]))
+        number = decimal(float(values[row, column]))
         ends.append(f"{word} {number} at {rows[row]}, {across[column]}")
     return f"{size}: {'; '.join(ends)}."
 
@@ -132,10 +133,8 @@ def _line(what: str, positions: Sequence[object] | Array, profile: xr.Dataset) -
         known = known[known > 0]
     if not known.size:
         return f"{what}: not measurable."
-    ends = [
-        f"{palette.number(float(value[at]))} at {positions[at]}" for at in (known[0], known[-1])
-    ]
-    low, high = (palette.number(float(end)) for end in (value[known].min(), value[known].max()))
+    ends = [f"{decimal(float(value[at]))} at {positions[at]}" for at in (known[0], known[-1])]
+    low, high = (decimal(float(end)) for end in (value[known].min(), value[known].max()))
     return f"{what}: from {' to '.join(ends)}, between {low} and {high}."
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.pages import (
     analysis_figures,
     definitions,
@@ -171,7 +172,7 @@ def _gauge(name: str, value: float) -> float | None:
 
 
 def _with_unit(value: float, unit: str) -> str:
-    return palette.number(value) + unit if np.isfinite(value) else "n/a"
+    return decimal(value) + unit if np.isfinite(value) else "n/a"
 
 
 def _interval(metric: Metric, unit: str = "") -> str:
@@ -179,9 +180,7 @@ def _interval(metric: Metric, unit: str = "") -> str:
         return ""
     if not np.isfinite(metric.low):
         return "no interval: one sample"
-    return (
-        f"95 % interval {palette.number(metric.low)}{unit} to {palette.number(metric.high)}{unit}"
-    )
+    return f"95 % interval {decimal(metric.low)}{unit} to {decimal(metric.high)}{unit}"
 
 
 def _intervals(ds: xr.Dataset) -> str:
@@ -199,7 +198,7 @@ def _trust(metric: Metric) -> dict[str, Any]:
     title, about = wording.TRUST_TEXT[metric.name]
     return {
         "title": title,
-        "value": palette.number(metric.value, 2) if np.isfinite(metric.value) else "n/a",
+        "value": decimal(metric.value, 2) if np.isfinite(metric.value) else "n/a",
         "interval": _interval(metric).removeprefix("95 % interval "),
         "cell": tables.number_cell(metric.value, metric.low, metric.high),
         "define": f"metric:{metric.name}",

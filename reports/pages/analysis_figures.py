@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.draw import plotly
 from dar_probe.reports.draw import still as preview
 from dar_probe.reports.figures import (
@@ -196,7 +197,7 @@ def _scatter(figure: Figure) -> Figure:
 def _said_of_interventions(ds: xr.Dataset) -> str:
     kinds = [
         f"{effects.KIND_TEXT[found.kind]} ({found.count}): rank correlation "
-        f"{palette.number(found.rank.value, 2)}"
+        f"{decimal(found.rank.value, 2)}"
         for found in effects.agreement(ds, resamples=1)
     ]
     return f"Scatter of true against predicted changes of the loss. {'; '.join(kinds)}."

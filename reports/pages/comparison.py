@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.draw import plotly
 from dar_probe.reports.figures import differences, dilution
 from dar_probe.reports.figures.description import Figure
@@ -124,7 +125,7 @@ def _numbers(
         if unmeasured(ds, metric):
             cells.append(("not measurable", "", dict.fromkeys(_exact(metric), "")))
             continue
-        low, high = palette.number(metric.low), palette.number(metric.high)
+        low, high = decimal(metric.low), decimal(metric.high)
         known = metric.low == metric.low
         interval = f"[{low}, {high}]" if known else "one sample"
         cells.append((amount(metric), interval, _exact(metric)))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dar_probe.files.text import quantity
 from dar_probe.results.symptoms import SYMPTOMS
 
 if TYPE_CHECKING:  # the command line imports this module before anything heavy
@@ -40,17 +41,10 @@ def symptoms(
     found = []
     for name, symptom in SYMPTOMS.items():
         curve = profile(ds, symptom.variable, resamples=1)["value"].values[1:].tolist()
-        value = number(metrics[name].value, symptom.unit)
+        value = quantity(metrics[name].value, symptom.unit)
         between = interval(metrics[name], symptom.unit)
         found.append(PrintedSymptom(symptom.label, value, between, status[name], curve))
     return found
-
-
-def number(value: float, unit: str = "") -> str:
-    """Return three significant digits and the unit, or "n/a" for NaN."""
-    if value != value:
-        return "n/a"
-    return f"{value:#.3g}".rstrip(".") + unit if unit else f"{value:.3f}"
 
 
 def interval(metric: "Metric", unit: str = "") -> str:
@@ -59,7 +53,7 @@ def interval(metric: "Metric", unit: str = "") -> str:
         return ""
     if metric.low != metric.low:
         return "one sample"
-    return f"{number(metric.low, unit)} to {number(metric.high, unit)}"
+    return f"{quantity(metric.low, unit)} to {quantity(metric.high, unit)}"
 
 
 def model(found: Mapping[str, Any]) -> str:

@@ -6,13 +6,14 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
+from dar_probe.files.text import decimal, quantity
 from dar_probe.reports.pages import document, headline
 from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
 from dar_probe.results import schema
 from dar_probe.results.metrics import Metric
 from dar_probe.results.symptoms import SYMPTOMS
-from dar_probe.results.verdict import Verdict, quote
+from dar_probe.results.verdict import Verdict, with_interval
 
 WIDE, HIGH, EDGE = 150, 26, 3  # of a sparkline, pixels
 LONG = 300  # characters of a warning
@@ -40,7 +41,7 @@ def html(
     environment.filters["plain"] = _plain
     symptoms = headline.symptoms(ds, metrics, verdict)
     before = [
-        headline.number(changes[name][0].value, symptom.unit) if changes else ""
+        quantity(changes[name][0].value, symptom.unit) if changes else ""
         for name, symptom in SYMPTOMS.items()
     ]
     return environment.get_template("notebook.html.j2").render(
@@ -69,7 +70,7 @@ def text(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict, *, nam
     )
     status = {finding.name: finding.status for finding in verdict.findings}
     rows = [
-        f"  {symptom.label:<14}  {quote(metrics[name])}: {words.STATUS_WORDS[status[name]]}"
+        f"  {symptom.label:<14}  {with_interval(metrics[name])}: {words.STATUS_WORDS[status[name]]}"
         for name, symptom in SYMPTOMS.items()
     ]
     return "\n".join([head, verdict.sentence, *rows])
@@ -90,9 +91,9 @@ def sparkline(symptom: headline.PrintedSymptom) -> Markup:
     ]
     first, last = known[0], known[-1]
     about = (
-        f"{symptom.label}: {palette.number(values[first])} at block {first + 1}, "
-        f"{palette.number(values[last])} at block {last + 1}, "
-        f"between {palette.number(low)} and {palette.number(high)}"
+        f"{symptom.label}: {decimal(values[first])} at block {first + 1}, "
+        f"{decimal(values[last])} at block {last + 1}, "
+        f"between {decimal(low)} and {decimal(high)}"
     )
     drawn = Markup("").join(
         Markup(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.draw import plotly
 from dar_probe.reports.figures import study_ranking, study_routes
 from dar_probe.reports.figures.study_curves import Drawing
@@ -10,7 +11,7 @@ from dar_probe.reports.pages import alt_text, definitions, document, headline, w
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study import claims, summary
-from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.aggregate import Results, SchemeResult
 from dar_probe.results.study.record import NUMBERS
 from dar_probe.results.symptoms import SYMPTOMS
 
@@ -85,7 +86,7 @@ def _facts(results: Results, config: dict[str, Any]) -> list[str]:
     return [palette.clean(fact) for fact in found]
 
 
-def _members(results: Results, group: str) -> list[Line]:
+def _members(results: Results, group: str) -> list[SchemeResult]:
     """Return the lines of a group's table, what they vary first."""
     return results.varied(group) if group in ("chunks", "ablations") else results.of(group)
 
@@ -118,7 +119,7 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
     ]
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: SchemeResult) -> dict[str, Any]:
     first = line.records[0]
     reached = [factor for factor in line.factors if factor]
     never = len(line.factors) - len(reached)
@@ -147,9 +148,9 @@ def _cell(found: Interval, digits: int) -> Cell:
     if found.value != found.value:
         return _none("not measured")
     known = found.low == found.low
-    low, high = (palette.number(end, digits) for end in (found.low, found.high))
+    low, high = (decimal(end, digits) for end in (found.low, found.high))
     ends = (found.low, found.high) if known else ("", "")
-    return Cell(palette.number(found.value, digits), f"[{low}, {high}]" if known else "",
+    return Cell(decimal(found.value, digits), f"[{low}, {high}]" if known else "",
                 found.value, *ends)  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def _none(text: str) -> Cell:
     return Cell(text, "", "", "", "")
 
 
-def _symptom(line: Line, name: str) -> tuple[Cell, Cell]:
+def _symptom(line: SchemeResult, name: str) -> tuple[Cell, Cell]:
     assert name in NUMBERS
     return tuple(  # type: ignore[return-value]
         _cell(over_seeds([claims.symptom(name, when)(one) for one in line.records]), 3)

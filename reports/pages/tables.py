@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xarray as xr
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.reports.style.sample_band import middle
 from dar_probe.results import metrics
@@ -158,11 +159,11 @@ def number_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell
         return Cell(text="n/a")
     whole = np.isfinite(low) and np.isfinite(high)
     return Cell(
-        text=palette.number(value),
+        text=decimal(value),
         value=repr(float(value)),
         low=repr(float(low)) if whole else "",
         high=repr(float(high)) if whole else "",
-        range=f"[{palette.number(low)}, {palette.number(high)}]" if whole else "",
+        range=f"[{decimal(low)}, {decimal(high)}]" if whole else "",
     )
 
 
@@ -179,7 +180,7 @@ def _interval_cells(profile: xr.Dataset) -> list[Cell]:
 def _range(low: float, high: float) -> Cell:
     if not (np.isfinite(low) and np.isfinite(high)):
         return Cell(text="n/a")
-    text = f"{palette.number(low)} to {palette.number(high)}"
+    text = f"{decimal(low)} to {decimal(high)}"
     return Cell(text=text, low=repr(float(low)), high=repr(float(high)))
 
 
@@ -195,5 +196,5 @@ def _largest(ds: xr.Dataset, every: Sequence[source_maps.SourceMap], level: int)
             cells.append(Cell(text="n/a"))
             continue
         at = int(np.nanargmax(shares))
-        cells.append(Cell(text=f"{names[at]} ({palette.number(float(shares[at]), 2)})"))
+        cells.append(Cell(text=f"{names[at]} ({decimal(float(shares[at]), 2)})"))
     return cells

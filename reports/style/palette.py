@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.files.text import decimal
 from dar_probe.results.importance import signs_can_tell
 from dar_probe.results.schema import MAPS, VARIABLES, manifest
 
@@ -110,22 +111,9 @@ def clean(name: str, limit: int = 60) -> str:
     return text or "unnamed"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """Return ``value`` with ``digits`` significant digits, as a plain decimal where sane."""
-    if not math.isfinite(value):
-        return "not measurable"
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(value)))
-    if -3 <= exponent < 6:
-        return f"{value:.{max(0, digits - 1 - exponent)}f}"
-    mantissa, power = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(power)}"
-
-
 def tick(value: float, digits: int = 3) -> str:
     """Return ``value`` as a tick label: a plain decimal where sane, without trailing zeros."""
-    text = number(value, digits)
+    text = decimal(value, digits)
     mantissa, mark, power = text.partition("e")
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
@@ -176,7 +164,7 @@ def thinned(count: int, most: int) -> list[int]:
     return list(range(0, count, max(1, math.ceil(count / most))))
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """Return about ``most`` (three or more) of 0..count-1, both ends among them, even if it can."""
     if count <= most:
         return list(range(count))

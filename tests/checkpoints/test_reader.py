@@ -18,7 +18,7 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.reader import check_finite, read
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.inspection import survey
-from dar_probe.models.loading import load
+from dar_probe.models.loading import load_checkpoint
 from dar_probe.models.options import CheckpointOptions
 from tests.hostile.builders import official_shapes, official_state, sizes_of, training_checkpoint
 
@@ -140,7 +140,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
             path.write_bytes(path.read_bytes() + b"\0")
             return content
 
-        monkeypatch.setattr(reader, step, load)
+        monkeypatch.setattr(reader, step, load_checkpoint)
         with pytest.raises(CheckpointError, match="changed while it was read"):
             read(path)
 
@@ -207,10 +207,10 @@ def test_a_flat_file_does_not_say_whether_it_is_averaged(tmp_path: Path, suffix:
     (torch.save if suffix == ".pt" else safetensors.torch.save_file)(STATE, path)
     first = "the file does not say whether its weights are averaged (EMA)"
     wanted = CheckpointOptions(path=path, heads=2)
-    assert load(wanted).assumptions[0] == first
-    assert survey(wanted).assumptions == load(wanted).assumptions
+    assert load_checkpoint(wanted).assumptions[0] == first
+    assert survey(wanted).assumptions == load_checkpoint(wanted).assumptions
     averaged = CheckpointOptions(path=training_checkpoint(tmp_path / "y.pt"))
-    assert first not in load(averaged).assumptions
+    assert first not in load_checkpoint(averaged).assumptions
 
 
 @given(

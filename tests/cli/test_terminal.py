@@ -273,7 +273,7 @@ def test_a_training_run_shows_its_steps(capsys, monkeypatch):
     start = next(at for at, line in enumerate(lines) if line.split()[:1] == ["step"])
     rows = [line.split() for line in lines[start + 1 : start + 9]]
     assert [rows[0][0], rows[-1][0]] == ["100", "2000"]
-    assert rows[-1][1] == terminal.number(run.metrics["inflation"].value, "x")
+    assert rows[-1][1] == terminal.quantity(run.metrics["inflation"].value, "x")
     assert rows[-1][-1] == run.verdict.status
 
 

@@ -18,14 +18,17 @@ from dar_probe.errors import UsageError
 
 
 def test_digits():
-    digits = datasets.load("digits")
+    digits = datasets.load_data("digits")
     assert digits.latents.shape == (1797, 1, 8, 8)
     assert (digits.latents.min(), digits.latents.max()) == (-1, 1)
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
 def test_held_out_rows_are_never_trained_on():
-    train, held = datasets.load("digits", split="train"), datasets.load("digits", split="held-out")
+    train, held = (
+        datasets.load_data("digits", split="train"),
+        datasets.load_data("digits", split="held-out"),
+    )
     assert (len(train), len(held)) == (1540, 257)
     assert not set(train.ids.tolist()) & set(held.ids.tolist())
     assert set(held.labels.tolist()) == set(range(10))
@@ -46,13 +49,13 @@ def test_images(tmp_path):
         (tmp_path / label).mkdir()
         for i in range(2):
             Image.new("RGB", (20, 10), (value, value, value)).save(tmp_path / label / f"{i}.png")
-    found = datasets.load(f"images:{tmp_path}", shape=(3, 8, 8), num_classes=2)
+    found = datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8), num_classes=2)
     assert found.latents.shape == (4, 3, 8, 8)
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.latents[:2].unique().tolist() == [-1] and found.latents[2:].unique().tolist() == [
         1
     ]
-    grey = datasets.load(f"images:{tmp_path}", shape=(1, 8, 8))
+    grey = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8))
     assert grey.latents.shape == (4, 1, 8, 8)
 
 
@@ -70,7 +73,7 @@ def test_latents(tmp_path, kind):
     else:
         np.save(path, x)
         np.save(tmp_path / "some_labels.npy", y)
-    found = datasets.load(f"latents:{path}", shape=(4, 8, 8), num_classes=5)
+    found = datasets.load_data(f"latents:{path}", shape=(4, 8, 8), num_classes=5)
     assert np.array_equal(found.latents.numpy(), x) and found.labels.tolist() == y.tolist()
     assert found.first(2).ids.tolist() == [0, 1]
 
@@ -138,7 +141,7 @@ def write(path, **arrays):
 )
 def test_bad_data_get_one_sentence(tmp_path, make, sentence):
     with pytest.raises(UsageError, match=sentence) as caught:
-        datasets.load(make(tmp_path), shape=(4, 8, 8), num_classes=10)
+        datasets.load_data(make(tmp_path), shape=(4, 8, 8), num_classes=10)
     assert "\n" not in str(caught.value)
 
 
@@ -147,7 +150,7 @@ def test_damaged_latents(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
     (tmp_path / "x_labels.npy").write_bytes(b"nor this")
     with pytest.raises(UsageError, match=r"cannot be read|no known kind"):
-        datasets.load(f"latents:{tmp_path / name}")
+        datasets.load_data(f"latents:{tmp_path / name}")
 
 
 def packed(path, method=zipfile.ZIP_DEFLATED):
@@ -240,7 +243,7 @@ def test_hostile_latents(tmp_path, name, recwarn):
     path = make(tmp_path)
     recwarn.clear()
     with pytest.raises(UsageError, match=words) as caught:
-        datasets.load(f"latents:{path}")
+        datasets.load_data(f"latents:{path}")
     message = str(caught.value)
     assert message.isprintable() and len(message) < 300 and caught.value.hint.isprintable()
     assert caught.value.hint and caught.value.exit_code == 2
@@ -309,7 +312,7 @@ def test_hostile_images(tmp_path, name, recwarn, monkeypatch):
     else:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=words) as caught:
-        datasets.load(f"images:{tmp_path}", shape=(3, 8, 8))
+        datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8))
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400 and caught.value.hint.isprintable()
     assert caught.value.exit_code == 2 and not recwarn.list
@@ -322,7 +325,7 @@ def test_hostile_images(tmp_path, name, recwarn, monkeypatch):
 )  # fmt: skip
 def test_images_of_every_mode_are_their_first_picture(tmp_path, mode, kind, options):
     Image.new(mode, (9, 9)).save(tmp_path / "a.png", kind, **options)
-    found = datasets.load(f"images:{tmp_path}", shape=(3, 8, 8)).latents
+    found = datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8)).latents
     assert found.shape == (1, 3, 8, 8)
     assert torch.allclose(found, torch.tensor(1.0 if mode == "CMYK" else -1.0), atol=0.02)
 
@@ -330,19 +333,19 @@ def test_images_of_every_mode_are_their_first_picture(tmp_path, mode, kind, opti
 def test_damaged_image(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(UsageError, match="cannot be read as an image"):
-        datasets.load(f"images:{tmp_path}", shape=(3, 8, 8))
+        datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8))
 
 
 @pytest.mark.parametrize("count", [0, -1, 1798])
 def test_more_samples_than_there_are(count):
     with pytest.raises(UsageError, match="1797"):
-        datasets.load("digits").first(count)
+        datasets.load_data("digits").first(count)
 
 
 def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    found = datasets.load(f"images:{tmp_path}", shape=(1, 8, 8)).latents
+    found = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8)).latents
     np.testing.assert_allclose(found[0, 0].numpy(), ramp / 65535 * 2 - 1, atol=0.01)
 
 

@@ -106,7 +106,7 @@ def test_shipped_model_draws_digits():
 def test_latents_are_kept_as_data_or_decoded(latent, tmp_path):
     done = run("sample", latent / "latent.pt", *FEW, "--out", tmp_path / "raw")
     assert done.returncode == 0, done.stderr
-    kept = data.load(f"latents:{tmp_path / 'raw' / 'latents.npz'}")
+    kept = data.load_data(f"latents:{tmp_path / 'raw' / 'latents.npz'}")
     assert kept.latents.shape == (16, 4, 4, 4)
     done = run("sample", latent / "latent.pt", *FEW, "--vae", latent / "vae",
                "--out", tmp_path / "decoded")  # fmt: skip

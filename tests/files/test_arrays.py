@@ -17,7 +17,7 @@ def test_bfloat16_becomes_the_same_number_in_float32(tmp_path):
     given = {"wide": values, "half": values.bfloat16(), "short": values.half()}
     given["whole"] = torch.tensor([-3, 4])
     safetensors.torch.save_file(given, tmp_path / "a.safetensors")
-    found = arrays.load(tmp_path / "a.safetensors")
+    found = arrays.read_arrays(tmp_path / "a.safetensors")
     assert found["half"].dtype == np.float32 and found["half"].shape == (3, 2)
     np.testing.assert_array_equal(found["half"], values.bfloat16().float().numpy())
     for name in ("wide", "short", "whole"):
@@ -33,25 +33,25 @@ def test_only_what_is_asked_for_is_read(tmp_path, suffix):
         np.savez(path, **given)
     else:
         safetensors.torch.save_file({k: torch.from_numpy(v) for k, v in given.items()}, path)
-    assert sorted(arrays.load(path)) == ["a", "b"]
-    assert sorted(arrays.load(path, ["b", "c"])) == ["b"]
-    assert arrays.load(path, []) == {}
+    assert sorted(arrays.read_arrays(path)) == ["a", "b"]
+    assert sorted(arrays.read_arrays(path, ["b", "c"])) == ["b"]
+    assert arrays.read_arrays(path, []) == {}
 
 
 def test_numbers_in_the_other_byte_order_are_turned(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(3, dtype=">f4"))
-    found = arrays.load_one(tmp_path / "a.npy")
+    found = arrays.read_array(tmp_path / "a.npy")
     assert found.dtype == np.dtype("=f4") and found.tolist() == [0, 1, 2]
 
 
 def test_an_entry_twice_is_refused_and_once_is_not(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, a=np.arange(3), b=np.arange(3))
-    assert len(arrays.load(path)) == 2
+    assert len(arrays.read_arrays(path)) == 2
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("a.npy", file.read("b.npy"))
     with pytest.raises(UsageError, match="it has an entry twice"):
-        arrays.load(path)
+        arrays.read_arrays(path)
 
 
 def test_memory_is_required_for_the_array_and_once_more_in_another_type(tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_memory_is_required_for_the_array_and_once_more_in_another_type(tmp_path
     safetensors.torch.save_file({"a": torch.zeros(count).double()}, tmp_path / "a.safetensors")
     for suffix, extra in ((".npy", 128), (".npz", 128), (".safetensors", 0)):
         path = tmp_path / f"a{suffix}"
-        read = arrays.load_one if suffix == ".npy" else arrays.load
+        read = arrays.read_array if suffix == ".npy" else arrays.read_arrays
         need = 2 * (8 * count + extra)
         monkeypatch.setattr(memory, "available", lambda need=need: need)
         read(path)
@@ -74,7 +74,7 @@ def test_memory_is_required_for_the_array_and_once_more_in_another_type(tmp_path
 def test_little_is_read_whatever_memory_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 0)
     np.save(tmp_path / "a.npy", np.zeros(1000))
-    assert arrays.load_one(tmp_path / "a.npy").shape == (1000,)
+    assert arrays.read_array(tmp_path / "a.npy").shape == (1000,)
 
 
 def test_an_entry_may_unpack_to_a_hundred_times_its_bytes_and_no_more(tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_an_entry_may_unpack_to_a_hundred_times_its_bytes_and_no_more(tmp_path, 
         (entry,) = file.infolist()
     ratio = entry.file_size / entry.compress_size
     monkeypatch.setattr(arrays, "MAX_RATIO", ratio)
-    arrays.load(tmp_path / "a.npz")
+    arrays.read_arrays(tmp_path / "a.npz")
     monkeypatch.setattr(arrays, "MAX_RATIO", ratio * 0.999)
     with pytest.raises(UsageError, match="claims 800128 bytes, packed in"):
-        arrays.load(tmp_path / "a.npz")
+        arrays.read_arrays(tmp_path / "a.npz")

@@ -7,6 +7,7 @@ import pytest
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
+from dar_probe.files.text import quote
 
 
 @pytest.mark.parametrize(
@@ -23,14 +24,14 @@ from dar_probe.files import kinds
     ],
 )
 def test_quote(text, limit, shown):
-    assert kinds.quote(text, limit) == shown
+    assert quote(text, limit) == shown
 
 
 @pytest.mark.parametrize("limit", [11, 12, 40, 60, 119, 120])
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 12, 119, 120, 121, 5000])
 def test_a_quoted_text_keeps_both_ends_and_as_much_as_fits(length, limit):
     text = "".join(chr(ord("a") + at % 26) for at in range(length))
-    shown = kinds.quote(text, limit)
+    shown = quote(text, limit)
     assert len(shown) <= limit
     if length + 2 <= limit:
         assert shown == f"'{text}'"

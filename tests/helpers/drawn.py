@@ -29,7 +29,7 @@ DESCRIBED = {
     "matrix": matrix.matrix,
     "one_reader": reader_maps.one_reader,
     "sources": sources.sources,
-    "spread": router_entropy.spread,
+    "spread": router_entropy.router_entropy,
     "trajectory": trajectory.trajectory,
 }
 

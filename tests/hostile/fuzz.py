@@ -153,7 +153,8 @@ KINDS = {
         UsageError,
     ),
     "text.npz": Kind(
-        lambda path: np.savez_compressed(path, **_arrays()), conditioning.load, dict, UsageError
+        lambda path: np.savez_compressed(path, **_arrays()), conditioning.read_conditions, dict,
+        UsageError,
     ),
     "000000.npz": Kind(_shard, _read_shard, dict, UsageError),
     **{

@@ -22,6 +22,7 @@ from dar_probe.checkpoints import reader
 from dar_probe.checkpoints.reader import Checkpoint
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import kinds
+from dar_probe.files.text import quote
 from dar_probe.models.sit_layout import Sizes
 from tests.hostile.builders import (
     BAD,
@@ -252,7 +253,7 @@ def test_nothing_of_the_unused_parts_stays_in_memory(tmp_path: Path) -> None:
 
 @given(st.text(), st.integers(20, 200))
 def test_a_quoted_text_is_short_and_printable(text: str, limit: int) -> None:
-    shown = kinds.quote(text, limit)
+    shown = quote(text, limit)
     assert shown.isprintable() and len(shown) <= limit
     assert (shown == repr(text)) == (len(repr(text)) <= limit and len(text) <= limit)
 

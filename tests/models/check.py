@@ -59,7 +59,7 @@ def load(family, state, *, args=None, heads=None):
     assert registry.family_of(header(state, args)) is family
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / "model.pt", state, args)
-        loaded = loading.load(CheckpointOptions(path=path, heads=heads, dtype="float64"))
+        loaded = loading.load_checkpoint(CheckpointOptions(path=path, heads=heads, dtype="float64"))
     tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
     assert not any(tensor.is_meta for tensor in tensors)
     loaded.model.requires_grad_(False)

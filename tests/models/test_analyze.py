@@ -47,7 +47,9 @@ def test_an_analysis_is_what_autograd_says(case, tmp_path):
     ds, manifest = analysis.dataset, analysis.manifest
     assert manifest["model"]["family"] == file.family
     assert manifest["config"]["objective"] == file.clock
-    loaded = loading.load(CheckpointOptions(path=file.path, heads=file.heads, dtype="float64"))
+    loaded = loading.load_checkpoint(
+        CheckpointOptions(path=file.path, heads=file.heads, dtype="float64")
+    )
     loaded.model.requires_grad_(False)
     for row, s in enumerate(LEVELS):
         level, inputs, loss = files.problem(file, s, ROWS)

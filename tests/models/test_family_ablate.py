@@ -39,7 +39,9 @@ def by_hand(subject, inputs, loss, reader, source):
 @pytest.mark.parametrize("case", GATES)
 def test_a_gate_at_zero_is_what_is_done_by_hand(case, tmp_path):
     file = files.write(case, tmp_path)
-    loaded = loading.load(CheckpointOptions(path=file.path, heads=file.heads, dtype="float64"))
+    loaded = loading.load_checkpoint(
+        CheckpointOptions(path=file.path, heads=file.heads, dtype="float64")
+    )
     loaded.model.requires_grad_(False)
     subject = loaded.subject
     readers = [reader.name for reader in subject.readers]

@@ -8,7 +8,7 @@ import torch
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models import sit_family
 from dar_probe.models.lightningdit import FAMILY
-from dar_probe.models.loading import load as load_file
+from dar_probe.models.loading import load_checkpoint as load_file
 from dar_probe.models.registry import family_of
 from tests.models import check
 

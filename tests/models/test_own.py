@@ -49,7 +49,7 @@ def test_analyze(folder, monkeypatch):
     assert done.stderr == "" and "images of 8 x 8" in done.stdout
     ds = dp.open_analysis(folder / "analysis").dataset
     monkeypatch.syspath_prepend(folder)
-    loaded = loading.load(
+    loaded = loading.load_checkpoint(
         CheckpointOptions(path=folder / "mine.pt", heads=2, family="mine:FAMILY", dtype="float64")
     )
     loaded.model.requires_grad_(False)

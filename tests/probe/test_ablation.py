@@ -9,7 +9,7 @@ import torch
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
 from dar_probe.probe import ablation, nnsight_engine
-from dar_probe.probe.ablation import KINDS, Change
+from dar_probe.probe.ablation import KINDS, Intervention
 from dar_probe.probe.measure import hooks, measure
 from dar_probe.probe.recorder import untouched
 from tests.helpers import reference, tiny
@@ -178,7 +178,7 @@ def test_what_cannot_be_done_is_refused():
     for reader, source in ((0, 1), (7, 0), (-1, 0), (3, 9)):
         with pytest.raises(UsageError, match="not offered"):
             ablation.single(subject, reader, source)
-    assert ablation.single(subject, 6, 0) == Change(
+    assert ablation.single(subject, 6, 0) == Intervention(
         kind="gate", name="head without embedding", gates=frozenset({(6, 0)})
     )
 

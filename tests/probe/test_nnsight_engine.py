@@ -81,7 +81,7 @@ def test_the_model_is_unwrapped_and_a_users_own_wrapping_stays():
     with nnsight_engine.wrapped(model):
         assert any("forward" in module.__dict__ for module in model.modules())
     assert not any({"forward", "__nnsight__"} & set(module.__dict__) for module in model.modules())
-    nnsight_engine.load().NNsight(model)
+    nnsight_engine.import_nnsight().NNsight(model)
     with nnsight_engine.wrapped(model):
         pass
     assert all("__nnsight__" in module.__dict__ for module in model.modules())

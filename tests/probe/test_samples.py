@@ -123,7 +123,7 @@ def test_a_model_without_classes_has_label_zero():
 
 def test_the_digits_are_taken_where_they_fit_and_nothing_else_was_asked_for():
     model = Model(shape=(1, 8, 8), classes=10)
-    held_out = datasets.load("digits", split="held-out")
+    held_out = datasets.load_data("digits", split="held-out")
     for asked, default, count in ((None, 7, 7), (3, 7, 3), (None, 10**6, len(held_out))):
         for spec in (None, "digits"):
             rows, assumed = samples.choose(model, spec, asked=asked, default=default, seed=0)
@@ -147,7 +147,7 @@ def test_a_model_that_the_digits_do_not_fit_draws_its_own(shape, classes):
 
 
 def test_the_digest_is_over_latents_and_labels():
-    rows = datasets.load("digits", split="held-out").first(4)
+    rows = datasets.load_data("digits", split="held-out").first(4)
     wanted = hashlib.sha256(rows.latents.numpy().tobytes() + rows.labels.numpy().tobytes())
     assert samples.digest(rows) == wanted.hexdigest()
     assert samples.digest(rows.take(slice(0, 3))) != samples.digest(rows)

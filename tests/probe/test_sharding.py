@@ -10,7 +10,7 @@ import torch
 import dar_probe as dp
 from dar_probe.models import sit_family
 from dar_probe.probe.grid import walk
-from dar_probe.probe.sharding import Grid, spread
+from dar_probe.probe.sharding import Grid, measure_shards
 from dar_probe.runtime.ranks import Ranks, leads
 from tests.helpers import tiny, warm
 from tests.helpers.shell import torchrun
@@ -39,13 +39,13 @@ def work(cells):
 def test_cells_are_levels_times_samples():
     assert GRID.cell_ids().tolist() == [4, 5, 9, 4, 5, 9]
     assert GRID.cell_levels().tolist() == [0.2] * 3 + [0.7] * 3
-    joined = spread(GRID, work)
+    joined = measure_shards(GRID, work)
     assert joined["cell"].tolist() == list(range(6)) and joined["odd"].tolist() == [0, 2, 4]
 
 
 def test_only_missing_shards_are_worked_on_and_all_are_kept():
     shards, done = Kept(), []
-    spread(GRID, work, shards=shards, first=10)
+    measure_shards(GRID, work, shards=shards, first=10)
     assert sorted(shards) == [10, 11]
     del shards[10]
 
@@ -54,7 +54,7 @@ def test_only_missing_shards_are_worked_on_and_all_are_kept():
         return work(cells)
 
     told = []
-    joined = spread(
+    joined = measure_shards(
         GRID, once, shards=shards, first=10, on_cells=lambda *progress: told.append(progress)
     )
     assert done == [slice(0, 4)] and joined["cell"].tolist() == list(range(6))
@@ -85,7 +85,7 @@ def test_ranks_share_whole_shards_in_turns():
         seen.append(cells)
         return work(cells)
 
-    joined = spread(GRID, own, ranks=Two(0, 2))
+    joined = measure_shards(GRID, own, ranks=Two(0, 2))
     assert seen == [slice(0, 4)] and joined["cell"].tolist() == list(range(6))
 
 
@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_halved(error):
         return work(cells)
 
     grid = Grid(levels=(0.5,), ids=tuple(range(12)), batch_size=9)
-    joined = spread(grid, small, on_cells=lambda *progress: told.append(progress))
+    joined = measure_shards(grid, small, on_cells=lambda *progress: told.append(progress))
     assert sizes == [9, 5, 3, 2, 2, 2, 2, 1, 2, 1] and told[-1] == (12, 2)
     assert joined["cell"].tolist() == list(range(12))
 
@@ -113,9 +113,9 @@ def test_what_is_no_lack_of_memory_or_cannot_be_halved_is_raised():
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(RuntimeError, match="shape"):
-        spread(GRID, fails)
+        measure_shards(GRID, fails)
     with pytest.raises(torch.OutOfMemoryError):
-        spread(GRID, full)
+        measure_shards(GRID, full)
 
 
 def test_a_halved_walk_measures_the_same_and_the_dataset_says_so():

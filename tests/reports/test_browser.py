@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.figures import study_curves
 from dar_probe.reports.pages import analysis, definitions, study
-from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.study import aggregate
 from dar_probe.results.verdict import judge
@@ -171,7 +171,7 @@ def test_a_block_under_the_pointer_is_marked_in_every_panel(shown, ds):
     expect(bar).to_contain_text("Block 4; RMS")
     for name, word in (("rms", "RMS"), ("grad_rms", "gradient"), ("cosine", "cosine")):
         found = metrics.profile(ds, name).sel(block=4)
-        value, low, high = (palette.number(float(found[key])) for key in ("value", "low", "high"))
+        value, low, high = (decimal(float(found[key])) for key in ("value", "low", "high"))
         expect(bar).to_contain_text(f"{word} {value} [{low}, {high}]")
     box = shown.locator(f".frame:has({plot}) .mark.block:visible").bounding_box()
     assert box["y"] < y < box["y"] + box["height"] < y + 60
@@ -395,7 +395,7 @@ def test_figures_say_in_words_what_they_show(shown, ds):
     labels = [plot.get_attribute("aria-label") for plot in shown.locator("[role=img]").all()]
     assert len(labels) == shown.locator("figure").count()
     value = metrics.profile(ds, "rms")["value"]
-    ends = [palette.number(float(value.sel(block=block))) for block in (1, BLOCKS)]
+    ends = [decimal(float(value.sel(block=block))) for block in (1, BLOCKS)]
     assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in labels[0]
     assert all(any(letter.isdigit() for letter in label) for label in labels)
 

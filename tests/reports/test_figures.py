@@ -16,6 +16,7 @@ from matplotlib.colors import CenteredNorm, LogNorm, to_hex
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
+from dar_probe.files.text import decimal
 from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib as canvas
 from dar_probe.reports.draw.matplotlib import lettering
@@ -379,7 +380,7 @@ def test_block_ticks_hold_both_ends(last):
 @settings(max_examples=200)
 @given(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False, width=32))
 def test_numbers_keep_three_digits(value):
-    assert math.isclose(float(palette.number(value)), value, rel_tol=6e-3, abs_tol=1e-300)
+    assert math.isclose(float(decimal(value)), value, rel_tol=6e-3, abs_tol=1e-300)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +396,7 @@ def test_numbers_keep_three_digits(value):
     ],
 )
 def test_numbers_and_ticks(value, number, tick):
-    assert palette.number(value) == number
+    assert decimal(value) == number
     assert palette.tick(value) == tick
 
 

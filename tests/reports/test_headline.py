@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from dar_probe.files.text import quantity
 from dar_probe.reports.pages import headline
 from dar_probe.results.metrics import Metric
 
@@ -26,7 +27,7 @@ from dar_probe.results.metrics import Metric
     ],
 )
 def test_number(value, unit, text):
-    assert headline.number(value, unit) == text
+    assert quantity(value, unit) == text
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from dar_probe.analysis import Analysis
+from dar_probe.files.text import quantity
 from dar_probe.reports.figures import registry
 from dar_probe.reports.pages import headline, notebook
 from dar_probe.reports.pages.wording import STATUS_WORDS
@@ -139,7 +140,7 @@ def test_before_training_has_a_column(analysis):
     )
     texts = Parsed(after._repr_html_()).texts
     assert "before training" in texts
-    assert headline.number(analysis.metrics["inflation"].value, "x") in texts
+    assert quantity(analysis.metrics["inflation"].value, "x") in texts
 
 
 def test_one_sample_and_nothing_measured():

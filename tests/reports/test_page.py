@@ -16,8 +16,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from dar_probe.errors import CheckpointError
+from dar_probe.files.text import decimal
 from dar_probe.reports.pages import analysis, document
-from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, schema, trajectory
 from dar_probe.results.fail_rule import apply_rule, parse_rule
 from dar_probe.results.symptoms import SYMPTOMS
@@ -235,7 +235,7 @@ def test_the_tables_hold_every_number_in_full(plain, plain_page):
     for level in (0, -1):
         largest = shares[level, 5].argmax("source")
         name, share = plain["source_name"].values[largest], float(shares[level, 5, largest])
-        assert f"{name} ({palette.number(share, 2)})" in of_readers[5][1]
+        assert f"{name} ({decimal(share, 2)})" in of_readers[5][1]
 
 
 def test_a_training_run_has_its_own_figures():

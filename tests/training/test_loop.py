@@ -17,7 +17,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
 from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
-from dar_probe.models.loading import load as load_subject
+from dar_probe.models.loading import load_checkpoint as load_subject
 from dar_probe.models.sit_layout import read_sizes
 from dar_probe.results import store
 from dar_probe.training import ema
@@ -99,7 +99,7 @@ def test_it_learns(tmp_path, routing):
     assert tuple(rows[0]) == COLUMNS and [int(r["step"]) for r in rows] == list(range(1, 81))
     first = float(rows[2]["val_loss"])
     assert float(rows[-1]["val_loss"]) < 0.8 * first
-    held = datasets.load("digits", split="held-out").first(16)
+    held = datasets.load_data("digits", split="held-out").first(16)
     noise = datasets.noise(held.ids, (1, 8, 8), seed=0)
     predicting_zero = float((held.latents - noise).square().mean())
     assert first == pytest.approx(predicting_zero, rel=0.1)

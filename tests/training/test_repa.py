@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
-from dar_probe.models.loading import load as load_subject
+from dar_probe.models.loading import load_checkpoint as load_subject
 from dar_probe.models.sit import SiT
 from dar_probe.training import repa
 from dar_probe.training.loop import train
@@ -31,7 +31,7 @@ def test_the_term_is_minus_the_mean_cosine_of_tokens():
 
 
 def test_the_digits_encoder_tells_digits_apart():
-    data = datasets.load("digits", split="held-out")
+    data = datasets.load_data("digits", split="held-out")
     tokens = repa.encoder("digits")(data.latents)
     assert tokens.shape == (257, 16, 48) and not tokens.requires_grad
     pooled = F.normalize(tokens.mean(1), dim=1)

@@ -10,10 +10,10 @@ from torch import Tensor
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 
-def load(path: str | Path) -> dict[str, Tensor]:
+def read_conditions(path: str | Path) -> dict[str, Tensor]:
     """Return the arrays of a .safetensors or .npz file, named like the forward's parameters.
 
     The first axis of each is the sample, or has length 1 where all samples share it.
@@ -23,7 +23,9 @@ def load(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        found = {name: torch.from_numpy(values) for name, values in arrays.load(path).items()}
+        found = {
+            name: torch.from_numpy(values) for name, values in arrays.read_arrays(path).items()
+        }
     except (UsageError, TypeError) as error:  # TypeError: text, or another type without numbers
         raise UsageError(
             f"the conditions in {quote(path)} cannot be read: {quote(error)}",

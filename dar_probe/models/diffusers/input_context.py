@@ -13,7 +13,7 @@ TEXT_LIKE_LATENTS = {"MiniMaxMusic3Transformer1DModel"}  # one token of it for e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Cells:
     """One call: samples (N, ...), model times (N,) and sample ids (N,)."""
 
     x: Tensor
@@ -44,5 +44,5 @@ class Setting:
         return first(self.config, keys) or self.tokens
 
 
-Maker = Callable[[Batch], Any]
+Maker = Callable[[Cells], Any]
 Rule = Callable[[Setting, bool], Maker | None]

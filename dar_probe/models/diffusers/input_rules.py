@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dar_probe.models.diffusers import conditioning, positions
-from dar_probe.models.diffusers.input_context import Batch, Maker, Rule, Setting
+from dar_probe.models.diffusers.input_context import Cells, Maker, Rule, Setting
 from dar_probe.models.diffusers.latents import first
 
 PIXELS = 8  # per latent, of the usual autoencoders
@@ -48,7 +48,7 @@ TEXT_WIDTHS = (
 )
 
 
-def model_time(setting: Setting, batch: Batch) -> Tensor:
+def model_time(setting: Setting, batch: Cells) -> Tensor:
     """Return the time as the class takes it, (N,) or (N, frames)."""
     time = batch.time.to(batch.x.device)
     if setting.class_name in TIME_LIKE_LATENTS:
@@ -65,7 +65,7 @@ def guidance_scale(setting: Setting) -> float:
 
 
 def _drawn(name: str, setting: Setting, shape: tuple[int, ...]) -> Maker:
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         values = conditioning.normal(name, batch.ids, shape, seed=setting.seed)
         values = values.to(batch.x.device, batch.x.dtype)
         return list(values) if name in LISTS else values
@@ -177,7 +177,7 @@ def _added_conditions(setting: Setting, required: bool) -> Maker | None:
         return lambda batch: {"resolution": None, "aspect_ratio": None}
     size = _size(setting)
 
-    def make(batch: Batch) -> dict[str, Tensor]:
+    def make(batch: Cells) -> dict[str, Tensor]:
         resolution = batch.x.new_tensor(size).repeat(len(batch), 1)
         return {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
 

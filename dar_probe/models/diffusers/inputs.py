@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models.diffusers import conditioning, input_rules
-from dar_probe.models.diffusers.input_context import Batch, Maker, Setting
+from dar_probe.models.diffusers.input_context import Cells, Maker, Setting
 from dar_probe.models.diffusers.latents import Latents, describe
 from dar_probe.models.diffusers.model import transformer_class
 
@@ -26,7 +26,7 @@ _SKIPPED = {"self", "return_dict"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Signature:
     """How one model is called.
 
     Attributes:
@@ -66,7 +66,7 @@ class Call:
             sizes = list(x.shape)
             sizes[axis] = self.latents.extra
             x = torch.cat([x, x.new_zeros(sizes)], axis)
-        batch = Batch(x=x, time=time, ids=ids.cpu())
+        batch = Cells(x=x, time=time, ids=ids.cpu())
         with blamed(self._misfit):
             made = {name: maker(batch) for name, maker in self._makers.items()}
         args = tuple(made.pop(name) for name in self._positional)
@@ -118,7 +118,7 @@ def plan(
     tokens: int | None = None,
     seed: int = 0,
     labelled: bool = False,
-) -> Call:
+) -> Signature:
     """Return how the transformer ``class_name`` with settings ``config`` is called.
 
     Args:
@@ -166,7 +166,7 @@ def plan(
             makers[name] = maker
     takes_classes = "class_labels" in makers and "class_labels" not in given
     leading = next((name for name in signature if name not in _SKIPPED), "")
-    return Call(
+    return Signature(
         class_name=class_name,
         latents=latents,
         tokens=setting.tokens,
@@ -217,7 +217,7 @@ def _check(name: str, setting: Setting, maker: Maker | None) -> None:
     if maker is None or name not in input_rules.DRAWN | {"class_labels"}:
         return
     one = torch.zeros(1)
-    made = maker(Batch(x=one.new_zeros(1, *setting.latents.shape), time=one, ids=one.long()))
+    made = maker(Cells(x=one.new_zeros(1, *setting.latents.shape), time=one, ids=one.long()))
     like = torch.stack(made) if name in input_rules.LISTS else made
     if not isinstance(like, Tensor) or len(like) != 1:  # several layers at once
         return
@@ -237,7 +237,7 @@ def _check(name: str, setting: Setting, maker: Maker | None) -> None:
 
 
 def _from_file(name: str, setting: Setting) -> Maker:
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         values = conditioning.rows(setting.given, name, batch.ids)
         like = batch.x.dtype if values.is_floating_point() else values.dtype
         values = values.to(batch.x.device, like)

@@ -14,7 +14,7 @@ from torch import nn
 from dar_probe.checkpoints.diffusers_folder import Folder
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.errors import CheckpointError, UsageError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 from dar_probe.models.blank import without_weights
 
 _HOME = "diffusers.models.transformers."

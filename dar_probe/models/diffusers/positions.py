@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dar_probe.models.diffusers.input_context import Batch, Maker, Rule, Setting
+from dar_probe.models.diffusers.input_context import Cells, Maker, Rule, Setting
 
 HUNYUAN_BASE = 32  # tokens per side at 512 pixels; other grids are fitted into it
 
@@ -22,7 +22,7 @@ def _image_ids(setting: Setting, required: bool) -> Maker | None:
     _, rows, columns = setting.latents.grid
     axes = _position_axes(setting)
 
-    def make(batch: Batch) -> Tensor:
+    def make(batch: Cells) -> Tensor:
         ids = batch.x.new_zeros(rows, columns, axes)
         ids[..., 1] = torch.arange(rows).to(ids)[:, None]
         ids[..., 2] = torch.arange(columns).to(ids)
@@ -35,7 +35,7 @@ def _text_ids(setting: Setting, required: bool) -> Maker | None:
     """Positions (L, axes) of text: all 0, but counted along the fourth axis where there is one."""
     axes = _position_axes(setting)
 
-    def make(batch: Batch) -> Tensor:
+    def make(batch: Cells) -> Tensor:
         ids = batch.x.new_zeros(setting.tokens, axes)
         if axes == 4:
             ids[:, 3] = torch.arange(setting.tokens).to(ids)
@@ -53,7 +53,7 @@ def _hunyuan_dit(setting: Setting) -> Maker:
     _, rows, columns = setting.latents.grid
     corners = _fitted((rows, columns), (HUNYUAN_BASE, HUNYUAN_BASE))
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         return _diffusers("get_2d_rotary_pos_embed")(
             setting.config["attention_head_dim"], corners, (rows, columns),
             device=batch.x.device, output_type="pt",
@@ -80,7 +80,7 @@ def _cogvideox(setting: Setting) -> Maker | None:
     patch = setting.config["patch_size"]
     base = (setting.config["sample_height"] // patch, setting.config["sample_width"] // patch)
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         how: dict[str, Any] = {"crops_coords": _fitted((rows, columns), base)}
         if setting.config.get("patch_size_t"):
             how = {"crops_coords": None, "grid_type": "slice", "max_size": base}
@@ -96,7 +96,7 @@ def _allegro(setting: Setting) -> Maker:
     frames, rows, columns = setting.latents.grid
     scale = tuple(setting.config[f"interpolation_scale_{axis}"] for axis in "thw")
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         *tables, along_t, along_h, along_w = _diffusers("get_3d_rotary_pos_embed_allegro")(
             setting.config["attention_head_dim"], ((0, 0), (rows, columns)), (rows, columns),
             frames, scale, device=batch.x.device,
@@ -110,7 +110,7 @@ def _allegro(setting: Setting) -> Maker:
 def _lumina_next(setting: Setting) -> Maker:
     width = setting.config["hidden_size"] // setting.config["num_attention_heads"]
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         return _diffusers("get_2d_rotary_pos_embed_lumina")(width, 384, 384).to(batch.x.device)
 
     return make
@@ -120,7 +120,7 @@ def _audio(setting: Setting, required: bool) -> Maker | None:
     """Stable Audio puts one token before the sound's own."""
     length = setting.latents.tokens + 1
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Cells) -> Any:
         tables = _diffusers("get_1d_rotary_pos_embed")(
             setting.config["attention_head_dim"] // 2, length, use_real=True,
             repeat_interleave_real=False,
@@ -142,7 +142,7 @@ def _image_slots(setting: Setting, required: bool) -> Maker | None:
     """Qwen-Image 2.1: after the text, one slot for every 2 by 2 tokens of the image."""
     slots = setting.latents.tokens // 4
 
-    def make(batch: Batch) -> Tensor:
+    def make(batch: Cells) -> Tensor:
         mask = torch.arange(setting.tokens + slots, device=batch.x.device) >= setting.tokens
         return mask.repeat(len(batch), 1)
 

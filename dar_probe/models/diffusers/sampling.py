@@ -11,7 +11,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion import samplers
 from dar_probe.diffusion.objectives import Flow, Objective
 from dar_probe.models.diffusers import scheduler as clock
-from dar_probe.models.diffusers.inputs import Call
+from dar_probe.models.diffusers.inputs import Signature
 from dar_probe.models.diffusers.model import dtype_of, quiet, scheduler_class
 
 STEPS = 25
@@ -21,7 +21,7 @@ _STEP = ("self", "model_output", "timestep", "sample")
 @torch.no_grad()
 def draw(
     model: nn.Module,
-    call: Call,
+    call: Signature,
     objective: Objective,
     scheduler: dict[str, Any] | None,
     *,
@@ -76,7 +76,7 @@ def draw(
 class _Called(nn.Module):
     """The model as our own samplers call it: the sample's id in the place of a label."""
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
+    def __init__(self, model: nn.Module, call: Signature) -> None:
         super().__init__()
         self.model, self.call = model, call
 
@@ -89,7 +89,7 @@ def _run(
     stepper: Any,
     scheduler: dict[str, Any],
     model: nn.Module,
-    call: Call,
+    call: Signature,
     objective: Objective,
     ids: Tensor,
     seed: int,
@@ -123,7 +123,7 @@ def _model_time(t: Tensor, objective: Objective, scheduler: dict[str, Any]) -> T
     return objective.model_time(1 - s if clock.reversed_flow(scheduler) else s)
 
 
-def _set_timesteps(stepper: Any, scheduler: dict[str, Any], steps: int, call: Call) -> None:
+def _set_timesteps(stepper: Any, scheduler: dict[str, Any], steps: int, call: Signature) -> None:
     """Fix the steps, shifted by the number of tokens where the scheduler asks for it."""
     taken = inspect.signature(stepper.set_timesteps).parameters
     extra: dict[str, Any] = {}

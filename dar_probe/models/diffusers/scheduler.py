@@ -17,7 +17,7 @@ from dar_probe.diffusion.objectives import (
     Objective,
 )
 from dar_probe.errors import CheckpointError
-from dar_probe.files.kinds import quote
+from dar_probe.files.text import quote
 
 TRAINED_STEPS = 1000
 _OTHERWISE = "dar-probe audit measures it in Python, with a batch and a loss of your own"

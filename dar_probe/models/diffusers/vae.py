@@ -13,7 +13,7 @@ from dar_probe.models.diffusers.model import quiet
 BATCH = 8
 
 
-def load(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+def load_decoder(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return a function of scaled latents (N, C, h, w) to images (N, 3, H, W) in [-1, 1].
 
     Raises:

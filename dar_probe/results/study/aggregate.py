@@ -17,7 +17,7 @@ REFERENCES = {"deep": "residual-28", "repa": "residual-repa"}  # of the other gr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class SchemeResult:
     """One entry of the study with the runs that there are, and the line it is held against.
 
     Attributes:
@@ -106,7 +106,7 @@ class Line:
         """
         return [other.steps[-1] / self._reached(own, other.losses[-1]) for own, other in self.pairs]
 
-    def of_seeds(self, seeds: Collection[int]) -> "Line":
+    def of_seeds(self, seeds: Collection[int]) -> "SchemeResult":
         """Return the same line with these seeds alone."""
         return replace(
             self,
@@ -163,28 +163,30 @@ class Results:
         self.records = list(records)
 
     @staticmethod
-    def _line(by_name: dict[str, list[Record]], name: str) -> Line:
+    def _line(by_name: dict[str, list[Record]], name: str) -> SchemeResult:
         own = by_name[name]
         group = own[0].group
         others = {r.seed: r for r in by_name.get(_reference(group), [])}
         pairs = tuple((r, others[r.seed]) for r in own if r.seed in others)
-        return Line(name=name, label=own[0].label, group=group, records=tuple(own), pairs=pairs)
+        return SchemeResult(
+            name=name, label=own[0].label, group=group, records=tuple(own), pairs=pairs
+        )
 
-    def get(self, name: str) -> Line | None:
+    def get(self, name: str) -> SchemeResult | None:
         """Return a line, None where it has no run yet."""
         return self.lines.get(name)
 
-    def of(self, group: str) -> list[Line]:
+    def of(self, group: str) -> list[SchemeResult]:
         """Return the lines of one group."""
         return [line for line in self.lines.values() if line.group == group]
 
     @cached_property
-    def main(self) -> list[Line]:
+    def main(self) -> list[SchemeResult]:
         """The schemes that were trained more than once; all of them where none was."""
         schemes = self.of("schemes")
         return [line for line in schemes if line.seeds > 1] or schemes
 
-    def varied(self, group: str) -> list[Line]:
+    def varied(self, group: str) -> list[SchemeResult]:
         """Return DAR static+t and what varies it, with the seeds that all of them have.
 
         A seed moves all losses alike, and by more than most settings do.
@@ -195,7 +197,7 @@ class Results:
         shared = set.intersection(*seeds) if seeds else set()
         return [line.of_seeds(shared) for line in lines] if shared else []
 
-    def reference_seconds(self, lines: Sequence[Line]) -> float:
+    def reference_seconds(self, lines: Sequence[SchemeResult]) -> float:
         """Return the seconds of a step of these lines' reference, median over all its timings."""
         own = {_reference(line.group) for line in lines}
         timed = [one for one in self.records if _reference(one.group) in own]
@@ -206,7 +208,7 @@ def _reference(group: str) -> str:
     return REFERENCES.get(group, "residual")
 
 
-def load(folder: Path) -> list[Record]:
+def read_records(folder: Path) -> list[Record]:
     """Return every record in OUT/runs.
 
     Raises:

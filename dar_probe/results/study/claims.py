@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dar_probe.results.intervals import Interval, over_seeds
-from dar_probe.results.study.aggregate import Line, Results
+from dar_probe.results.study.aggregate import Results, SchemeResult
 from dar_probe.results.study.record import Record
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not testable"]
@@ -61,7 +61,7 @@ def final_frechet(one: Record) -> float:
     return float(one.quality[-1]["frechet"]) if one.quality else math.nan
 
 
-def told(found: Interval, digits: int = 3) -> str:
+def verdict_of(found: Interval, digits: int = 3) -> str:
     """Return "0.41 [0.40, 0.42]"; without an interval, "0.41 (one seed)"."""
     if not math.isfinite(found.value):
         return "not measured"
@@ -75,7 +75,9 @@ def apart(gain: Interval, digits: int = 3) -> str:
     if not math.isfinite(gain.value):
         return "not measured"
     return (
-        f"higher by {told(-gain, digits)}" if gain.value < 0 else f"lower by {told(gain, digits)}"
+        f"higher by {verdict_of(-gain, digits)}"
+        if gain.value < 0
+        else f"lower by {verdict_of(gain, digits)}"
     )
 
 
@@ -86,11 +88,11 @@ def decide(found: Interval, above: float = 0.0) -> Status:
     return "confirmed" if found.low > above else "not confirmed"
 
 
-def _over(line: Line, value: Callable[[Record], float]) -> Interval:
+def _over(line: SchemeResult, value: Callable[[Record], float]) -> Interval:
     return over_seeds([value(one) for one in line.records])
 
 
-def _less(line: Line, other: Line, value: Callable[[Record], float]) -> Interval:
+def _less(line: SchemeResult, other: SchemeResult, value: Callable[[Record], float]) -> Interval:
     """Return how much less of ``value`` a line has than another, paired; NaN without a pair."""
     theirs = {one.seed: one for one in other.records}
     both = [(own, theirs[own.seed]) for own in line.records if own.seed in theirs]
@@ -114,7 +116,7 @@ def _symptoms(results: Results) -> list[Claim]:
             found.append(_missing(text, "residual"))
             continue
         start, end = (_over(line, symptom(name, when)) for when in ("start", "end"))
-        evidence = f"after training {told(end)}; before {told(start)}"
+        evidence = f"after training {verdict_of(end)}; before {verdict_of(start)}"
         found.append(Claim(text=text, status=decide(end, limits[name]), evidence=evidence))
     return found
 
@@ -125,7 +127,9 @@ def _depends_on_noise(results: Results) -> Claim:
     if line is None:
         return _missing(text, "residual")
     shift = _over(line, symptom("importance_shift"))
-    evidence = f"importances move by {told(shift)} of their sum from the lowest to the highest"
+    evidence = (
+        f"importances move by {verdict_of(shift)} of their sum from the lowest to the highest"
+    )
     return Claim(text=text, status=decide(shift, 0.05), evidence=evidence)
 
 
@@ -144,7 +148,7 @@ def _tightened(results: Results) -> list[Claim]:
             continue
         gains = [line.gain(symptom(name)) for line in lines]
         evidence = "; ".join(
-            f"{line.label} {told(_over(line, symptom(name)))}, {apart(gain)}"
+            f"{line.label} {verdict_of(_over(line, symptom(name)))}, {apart(gain)}"
             for line, gain in zip(lines, gains, strict=True)
         )
         found.append(Claim(text=text, status=_all([decide(gain) for gain in gains]),
@@ -180,7 +184,7 @@ def _quality(results: Results) -> list[Claim]:
     return found
 
 
-def time_gain(line: Line) -> Interval:
+def time_gain(line: SchemeResult) -> Interval:
     """Return how much lower the loss is when the reference has done all its steps, paired."""
     return over_seeds([other.losses[-1] - line.loss_in_time(own) for own, other in line.pairs])
 
@@ -194,7 +198,7 @@ def _faster(results: Results) -> Claim:
     return Claim(text=text, status=status, evidence="; ".join(map(sooner, lines)))
 
 
-def sooner(line: Line) -> str:
+def sooner(line: SchemeResult) -> str:
     """Say in how many times fewer steps the reference's final loss is reached."""
     never = sum(not factor for factor in line.factors)
     if never:
@@ -227,7 +231,7 @@ def _chunks(results: Results) -> Claim:
     sized = results.varied("chunks")
     if results.get("dar-static+t") is None or len(sized) < 2:
         return _missing(text, "the chunk sizes")
-    parts = [f"S={chunk_of(line)}: {told(line.loss)}" for line in sized]
+    parts = [f"S={chunk_of(line)}: {verdict_of(line.loss)}" for line in sized]
     best = min(sized, key=lambda line: line.loss.value)
     evidence = f"loss {', '.join(parts)}; best S={chunk_of(best)}"
     four, *others = sized
@@ -235,7 +239,7 @@ def _chunks(results: Results) -> Claim:
     return Claim(text=text, status=_all(states), evidence=evidence)
 
 
-def chunk_of(line: Line) -> int:
+def chunk_of(line: SchemeResult) -> int:
     """Return S of a line of DAR."""
     return int(line.records[0].config["chunk_size"])
 
@@ -262,7 +266,7 @@ def _untestable() -> list[Claim]:
     return [Claim(text=text, status="not testable", evidence=note) for text, note in why.items()]
 
 
-def _lines(results: Results, *names: str) -> list[Line]:
+def _lines(results: Results, *names: str) -> list[SchemeResult]:
     found = [results.get(name) for name in names]
     return [line for line in found if line is not None and line.pairs]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dar_probe.results.intervals import numbers
-from dar_probe.results.study.aggregate import Line, Results, optimal_chunk
+from dar_probe.results.study.aggregate import Results, SchemeResult, optimal_chunk
 from dar_probe.results.study.claims import (
     Claim,
     apart,
@@ -16,7 +16,7 @@ from dar_probe.results.study.claims import (
     judge,
     sooner,
     time_gain,
-    told,
+    verdict_of,
 )
 from dar_probe.results.study.record import Record
 
@@ -27,12 +27,12 @@ def sentences(results: Results) -> list[str]:
     if residual is None:
         return []
     found = [
-        f"Validation loss after {residual.steps:,} steps: residual {told(residual.loss, 4)}"
+        f"Validation loss after {residual.steps:,} steps: residual {verdict_of(residual.loss, 4)}"
         + _against(results, final_loss)
     ]
     if math.isfinite(residual.frechet.value):
         found.append(
-            f"Fréchet distance: residual {told(residual.frechet)}"
+            f"Fréchet distance: residual {verdict_of(residual.frechet)}"
             + _against(results, final_frechet)
         )
     dars = [line for line in main if line.name.startswith("dar-") and line.pairs]
@@ -103,7 +103,7 @@ def plain(results: Results) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: SchemeResult) -> dict[str, Any]:
     first = line.records[0]
     return {
         "name": line.name,

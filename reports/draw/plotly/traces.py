@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dar_probe.files.text import decimal
 from dar_probe.reports.draw.plotly.layout import Spec, is_log, names_of
 from dar_probe.reports.draw.plotly.texts import INK, axes, escaped, numbered, packed, text
 from dar_probe.reports.figures.description import (
@@ -242,16 +243,14 @@ def dot_path(marked: Marks) -> str:
 def intervals(low: Array, high: Array) -> list[str]:
     """Return "[low, high]" for every position, empty where there is no interval."""
     return [
-        f"[{palette.number(a, 4)}, {palette.number(b, 4)}]"
-        if np.isfinite(a) and np.isfinite(b)
-        else ""
+        f"[{decimal(a, 4)}, {decimal(b, 4)}]" if np.isfinite(a) and np.isfinite(b) else ""
         for a, b in zip(low.tolist(), high.tolist(), strict=True)
     ]
 
 
 def _told(wanted: Cells) -> list[list[str]]:
     """Return what the pointer says of every cell: its value, and its interval if it has one."""
-    numbers = [[palette.number(value, 4) for value in row] for row in wanted.values.tolist()]
+    numbers = [[decimal(value, 4) for value in row] for row in wanted.values.tolist()]
     if wanted.low is None or wanted.high is None:
         return numbers
     bounds = map(intervals, wanted.low, wanted.high)

@@ -186,7 +186,7 @@ def test_conditions_of_a_file(saved, tmp_path, suffix):
         np.savez(path, **{key: value.numpy() for key, value in arrays.items()})
     else:
         save_file(arrays, path)
-    built, call = prepare(saved, "sd3", given=conditioning.load(path))
+    built, call = prepare(saved, "sd3", given=conditioning.read_conditions(path))
     x, time = some(call)
     _, kwargs = call.inputs(x, time, IDS)
     assert torch.equal(kwargs["encoder_hidden_states"], text[IDS])
@@ -228,7 +228,7 @@ def test_conditions_that_do_not_fit(subtests, saved, tmp_path):
     for name in ("bad.safetensors", "bad.npz", "object.npz", "scalar.npz", "nan.npz", "no.npz"):
         with subtests.test(name=name):
             with pytest.raises(UsageError):
-                conditioning.load(tmp_path / name)
+                conditioning.read_conditions(tmp_path / name)
 
 
 @pytest.mark.filterwarnings(
