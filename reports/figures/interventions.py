@@ -101,7 +101,6 @@ def lacks(ds: xr.Dataset) -> str:
 
 def _every(table: pd.DataFrame, at: Symlog, legend: dict[str, str]) -> Panel:
     """Describe true over predicted changes, one point for each intervention."""
-
     points = []
     for kind, label in legend.items():
         rows = table[table["kind"] == kind]

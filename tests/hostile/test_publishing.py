@@ -21,6 +21,7 @@ from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.probe import runner
 from dar_probe.probe.options import OutputOptions
 from dar_probe.results import store
+from dar_probe.runtime import system
 from tests.helpers import synthetic
 from tests.hostile.commands import files as contents
 from tests.hostile.commands import forked, hidden
@@ -84,9 +85,8 @@ def test_ctrl_c_at_every_line(tmp_path, monkeypatch, swap):
     """The target is whole, and the next run finishes."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill of the process needs no disk
     if not swap:
-        monkeypatch.setattr(
-            analysis_folder, "RENAME_EXCHANGE", 1 << 20
-        )  # no such flag: the call fails
+        # No such flag: the call fails.
+        monkeypatch.setattr(system, "RENAME_EXCHANGE", 1 << 20)
 
     def body() -> None:
         found, at = [], 0

@@ -153,8 +153,9 @@ def test_the_digest_is_over_latents_and_labels():
     assert samples.digest(rows.take(slice(0, 3))) != samples.digest(rows)
 
 
-def test_the_shape_of_the_users_samples(tmp_path):
+def test_only_a_file_of_latents_is_read_before_the_model(tmp_path):
     np.savez(tmp_path / "mine.npz", latents=np.zeros((3, 4, 8, 8), np.float32),
              labels=np.zeros(3, np.int64))  # fmt: skip
-    assert samples.shape_of(f"latents:{tmp_path / 'mine.npz'}") == (4, 8, 8)
-    assert samples.shape_of("digits") is None and samples.shape_of(None) is None
+    rows = samples.read(f"latents:{tmp_path / 'mine.npz'}")
+    assert isinstance(rows, datasets.Data) and tuple(rows.latents.shape) == (3, 4, 8, 8)
+    assert samples.read("digits") == "digits" and samples.read(None) is None

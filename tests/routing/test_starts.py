@@ -7,7 +7,8 @@ import torch
 
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiT, SiTConfig
-from dar_probe.routing import SCHEMES, Layout, make
+from dar_probe.routing import Layout, make
+from dar_probe.routing.schemes import known
 
 WIDTH = 16
 
@@ -31,7 +32,7 @@ def test_layer_scale_starts_smaller_in_deeper_models(blocks, start):
     assert torch.equal(stream.scale, torch.full((2 * blocks, 3), start))
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(known()))
 def test_the_gates_of_adaln_start_at_one_where_the_stream_starts_closed(name):
     """Of shift, scale and gate, for attention and then for the MLP, the gates are 2 and 5."""
     opened = name in ("layerscale", "highway")
