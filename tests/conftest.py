@@ -74,6 +74,8 @@ LANES = {
     "test_fixtures.py": "slow",
     "study/test_reproduce.py::test_a_run": "slow",
     "study/test_reproduce.py::test_prices": "slow",
+    "study/test_reproduce.py::test_python": "slow",
+    "routing/test_schemes_listed.py::test_a_new_scheme": "slow subprocess",
     "probe/test_nnsight_engine.py::test_importing": "slow subprocess",
     # The lint lane.
     "test_style.py": "lint subprocess extras",
@@ -84,6 +86,7 @@ LANES = {
     "checkpoints/test_peek.py": "subprocess",
     "cli/test_terminal.py": "subprocess lowest",
     "results/test_store.py": "subprocess lowest",
+    "runtime/test_system.py": "subprocess",
     "probe/test_inferred_inputs.py": "extras",
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",
@@ -91,6 +94,7 @@ LANES = {
     # The lowest versions of dependencies: here are the files that lean on one of them most.
     "results/test_metrics.py": "lowest",  # numpy, xarray
     "results/test_dataframe.py": "lowest",  # pandas, seaborn
+    "results/test_intervals.py": "lowest",  # scipy
     "reports/test_figures.py": "lowest",  # matplotlib
     "reports/test_interactive.py": "lowest",  # plotly
     "diffusion/test_data.py": "lowest",  # pillow, safetensors
