@@ -9,6 +9,7 @@ from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models import sit_family
 from dar_probe.models.lightningdit import FAMILY
 from dar_probe.models.loading import load_checkpoint as load_file
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.registry import family_of
 from tests.models import check
 
@@ -265,18 +266,18 @@ def config(**transport):
 def test_settings_in_sections_leave_nothing_to_assume(flags, tmp_path):
     path = tmp_path / "0080000.pt"
     torch.save({"ema": file(flags), "config": config()}, path)
-    loaded = load_file(path, heads=H)
+    loaded = load_file(CheckpointOptions(path=path, heads=H))
     assert loaded.identified.family == ("lightningdit" if flags else "sit")
     assert loaded.identified.num_classes == ROWS - 1
     assert loaded.objective.name == "sit"
     assert loaded.assumptions == []
     torch.save({"ema": file(flags), "config": config(path_type="GVP")}, path)
-    (assumed,) = load_file(path, heads=H).assumptions
+    (assumed,) = load_file(CheckpointOptions(path=path, heads=H)).assumptions
     assert "path_type 'GVP' and prediction 'velocity': read as a linear path" in assumed
     wrong = config() | {"data": {"num_classes": 9}}
     torch.save({"ema": file(flags), "config": wrong}, path)
     with pytest.raises(CheckpointError, match="9 classes, and a label table of 6 rows"):
-        load_file(path, heads=H)
+        load_file(CheckpointOptions(path=path, heads=H))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
 from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.loading import load_checkpoint as load_subject
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.sit_layout import read_sizes
 from dar_probe.results import store
 from dar_probe.training import ema
@@ -127,7 +128,7 @@ def test_every_path_and_prediction_is_learnt_and_read_back(tmp_path, path, predi
     last = train(config, tmp_path / "run")
     losses = [float(v) for v in column(tmp_path / "run", "val_loss") if v]
     assert losses[-1] < 0.95 * losses[0]
-    loaded = load_subject(last)
+    loaded = load_subject(CheckpointOptions(path=last))
     usual = (path, prediction) == ("linear", "velocity")
     assert loaded.objective.name == ("repa" if usual else f"repa:{path}:{prediction}")
     drawn = draw(

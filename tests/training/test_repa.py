@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.models.loading import load_checkpoint as load_subject
+from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.sit import SiT
 from dar_probe.training import repa
 from dar_probe.training.loop import train
@@ -67,7 +68,7 @@ def test_a_run_aligns_and_a_resumed_one_has_the_same_bits(tmp_path):
     state = load(whole)["model"]
     shapes = [tuple(state[f"projectors.0.{i}.weight"].shape) for i in (0, 2, 4)]
     assert shapes == [(24, 16), (24, 24), (48, 24)]
-    loaded = load_subject(whole)
+    loaded = load_subject(CheckpointOptions(path=whole))
     assert loaded.objective.name == "sit"  # projectors mean REPA's clock in foreign files alone
     longer = replace(REPA, steps=60, lr=3e-3)
     train(longer, tmp_path / "longer")
