@@ -29,6 +29,9 @@ ROWS = {
         "dynamic dense", "AttnRes", "naive static S=4", "naive static dense",
         "naive dynamic dense",
     ],
+    "verdict": [
+        "imports", "analyze: verdict on the screen", "analyze", "analyze --no-figures", "figures",
+    ],
     "watch": ["2 x 16, residual", "2 x 16, dar"],
     "xl": ["SiT-S/8"],
 }  # fmt: skip
