@@ -51,16 +51,10 @@ FIGURES = (
     "heatmap",
 )
 HEATMAP = "heatmap_"
-# What an analysis comes with: the paper's figures, and the maps of its three symptoms. The page
+# What an analysis comes with: the figures of a paper, and the maps of the three symptoms. The page
 # shows the rest, and ``dar-probe figures`` draws it.
-MAIN = (
-    "dilution",
-    "sources",
-    "matrix",
-    "trajectory",
-    "interventions",
-    *(HEATMAP + panel.variable for panel in palette.PANELS),
-)
+PAPER = ("dilution", "sources", "matrix", "trajectory", "interventions")
+MAIN = (*PAPER, *(HEATMAP + panel.variable for panel in palette.PANELS))
 
 
 def stems(only: Sequence[str], options: Options) -> list[str]:
