@@ -15,7 +15,8 @@ from dar_probe.reports.figures import (
     sources,
     trajectory,
 )
-from dar_probe.reports.figures.description import Figure, Width
+from dar_probe.reports.figures.arrangement import Width
+from dar_probe.reports.figures.description import Figure
 from dar_probe.reports.style import palette
 from dar_probe.results.trajectory import last_step
 

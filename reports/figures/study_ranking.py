@@ -4,16 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Figure,
-    Panel,
-    Paper,
-    Points,
-    Rule,
-    Screen,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen
+from dar_probe.reports.figures.description import Array, Axis, Figure, Panel, Points, Rule
 from dar_probe.reports.style import palette
 from dar_probe.results.sample_quality import Interval
 from dar_probe.results.study.aggregate import Line, Results
