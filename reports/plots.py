@@ -18,7 +18,7 @@ from dar_probe.reports.figures import (
     sources,
     trajectory,
 )
-from dar_probe.reports.figures.description import Width
+from dar_probe.reports.figures.arrangement import Width
 
 
 class Analysis(Protocol):

@@ -25,9 +25,10 @@ def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
 def write_all(
     ds: xr.Dataset, folder: Path, *, name: str, only: Sequence[str] = registry.MAIN
 ) -> list[Path]:
-    """Write all figures that an analysis comes with as PNG (200 dpi) and PDF into ``folder``.
+    """Write all figures that an analysis comes with as PNG (200 dpi) into ``folder``.
 
-    What was measured nowhere is skipped. Equal datasets give equal bytes.
+    Those of the paper are written as PDF as well. What was measured nowhere is skipped. Equal
+    datasets give equal bytes.
 
     Args:
         ds: an analysis, or a trajectory.
@@ -44,7 +45,7 @@ def write_all(
         if registry.lacks(ds, stem, options):
             continue
         figure = draw(ds, stem, options, name=name)
-        for suffix in ("png", "pdf"):
+        for suffix in ("png", "pdf") if stem in registry.PAPER else ("png",):
             paths.append(folder / f"{stem}.{suffix}")
             save(figure, paths[-1])
         figure.clear()

@@ -1,5 +1,7 @@
 """Arrays of samples to numbers: averages, bootstrap weights, shares."""
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -10,13 +12,19 @@ from dar_probe.results.schema import Average
 Array = npt.NDArray[np.float64]
 
 
+@lru_cache(maxsize=8)  # one analysis asks for the same draws a hundred times
 def bootstrap(samples: int, resamples: int, seed: int) -> Array:
-    """Row 0 counts every sample once, each further row is one bootstrap draw: (1 + R, n)."""
+    """Row 0 counts every sample once, each further row is one bootstrap draw: (1 + R, n).
+
+    The array cannot be written to.
+    """
     if resamples < 1:
         raise UsageError(f"resamples must be at least 1, not {resamples}")
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples)
-    return np.concatenate([np.ones((1, samples)), drawn.astype(np.float64)])
+    weights = np.concatenate([np.ones((1, samples)), drawn.astype(np.float64)])
+    weights.flags.writeable = False
+    return weights
 
 
 def pool(values: Array, weights: Array, average: Average) -> Array:

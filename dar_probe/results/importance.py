@@ -89,10 +89,12 @@ def _below_null(
         return below
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(samples, flips))
     for at, gate in enumerate(gates):  # one level at a time: bounds the memory
-        known = np.nan_to_num(gate.reshape(samples, -1).T.astype(np.float64))
+        flat = gate.reshape(samples, -1).T
+        offered = np.isfinite(flat).any(axis=1)  # about half of all pairs
+        known = np.nan_to_num(flat[offered].astype(np.float64))
         null = np.quantile(np.abs(known @ signs), level, axis=1)
         size = np.abs(known.sum(axis=1))
-        below[at] = (size < null * (1 - 1e-9)).reshape(pairs)  # equal sums round differently
+        below[at].reshape(-1)[offered] = size < null * (1 - 1e-9)  # equal sums round differently
     return below
 
 
@@ -119,8 +121,10 @@ def _block_sums(ds: xr.Dataset, name: str) -> tuple[xr.Dataset, Array]:
     values = values_of(few[name])
     finite = np.isfinite(values)
     member = ds["source_block"].values[:, None] == ds["block"].values[None, :]
-    sums = np.where(finite, values, 0.0) @ member.astype(np.float64)
-    return few, np.where(finite @ member, sums, np.nan)
+    inside = member.astype(np.float64)
+    sums = np.where(finite, values, 0.0) @ inside
+    counts = finite.astype(np.float64) @ inside  # of bools it would take ten times as long
+    return few, np.where(counts > 0, sums, np.nan)
 
 
 def _block_coords(ds: xr.Dataset, few: xr.Dataset) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def interval(values: Array, samples: int, confidence: float = 0.95) -> tuple[Arr
     if samples > 1 and usable.any():
         free = samples - 1
         tail = NormalDist().cdf(-((samples / free) ** 0.5) * student(free, confidence))
-        low, high = np.nanquantile(flat[1:, usable], [tail, 1 - tail], axis=0)
+        drawn = flat[1:, usable]
+        quantile = np.nanquantile if np.isnan(drawn).any() else np.quantile  # 10x as fast
+        low, high = quantile(drawn, [tail, 1 - tail], axis=0)
         bounds[:, usable] = np.minimum(low, flat[0, usable]), np.maximum(high, flat[0, usable])
     return bounds[0].reshape(values.shape[1:]), bounds[1].reshape(values.shape[1:])
 

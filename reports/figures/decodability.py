@@ -6,16 +6,8 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Curve,
-    Figure,
-    Panel,
-    Paper,
-    Screen,
-    Width,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
+from dar_probe.reports.figures.description import Array, Axis, Curve, Figure, Panel
 from dar_probe.reports.figures.dilution import block_axis
 from dar_probe.reports.style import palette, readers
 from dar_probe.results import metrics

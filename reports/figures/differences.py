@@ -5,16 +5,8 @@ from collections.abc import Sequence
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.figures.description import (
-    Axis,
-    Curve,
-    Figure,
-    Panel,
-    Paper,
-    Rule,
-    Screen,
-    Width,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
+from dar_probe.reports.figures.description import Axis, Curve, Figure, Panel, Rule
 from dar_probe.reports.figures.dilution import block_axis
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results.comparability import obstacle, unlike_depth

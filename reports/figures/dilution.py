@@ -4,16 +4,8 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from dar_probe.reports.figures.description import (
-    Axis,
-    Curve,
-    Figure,
-    Link,
-    Panel,
-    Paper,
-    Screen,
-    Width,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
+from dar_probe.reports.figures.description import Axis, Curve, Figure, Link, Panel
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.reports.style.sample_band import middle
 from dar_probe.results import metrics

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width, inches
 from dar_probe.reports.figures.description import (
     Array,
     Axis,
@@ -13,11 +14,7 @@ from dar_probe.reports.figures.description import (
     Figure,
     Link,
     Panel,
-    Paper,
     Scale,
-    Screen,
-    Width,
-    inches,
     map_notes,
 )
 from dar_probe.reports.style import palette
@@ -41,8 +38,8 @@ def heatmap(ds: xr.Dataset, name: str, *, width: Width = "two", intervals: bool 
     inches(width)
     palette.depth_dim(name)
     if intervals:
-        levels = range(ds.sizes["noise_level"])
-        profiles = [metrics.profile(ds.isel(noise_level=[level]), name) for level in levels]
+        own, levels = ds[[name]], range(ds.sizes["noise_level"])
+        profiles = [metrics.profile(own.isel(noise_level=[level]), name) for level in levels]
         value, low, high = columns_of(profiles)
         return depth_map(ds, name, value, noise_axis(ds), bounds=(low, high), width=width)
     return depth_map(ds, name, metrics.over_noise(ds, name).values, noise_axis(ds), width=width)

@@ -9,17 +9,8 @@ import xarray as xr
 
 from dar_probe.errors import UsageError
 from dar_probe.files.text import decimal
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Figure,
-    Panel,
-    Paper,
-    Points,
-    Rule,
-    Screen,
-    Width,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
+from dar_probe.reports.figures.description import Array, Axis, Figure, Panel, Points, Rule
 from dar_probe.reports.style import palette
 from dar_probe.results import interventions as effects
 from dar_probe.results.interventions import KIND_TEXT

@@ -4,19 +4,8 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Cells,
-    Field,
-    Figure,
-    Panel,
-    Paper,
-    Scale,
-    Screen,
-    Width,
-    inches,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width, inches
+from dar_probe.reports.figures.description import Array, Axis, Cells, Field, Figure, Panel, Scale
 from dar_probe.reports.style import palette, readers, source_maps
 from dar_probe.results import importance
 

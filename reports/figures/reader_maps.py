@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.reports.figures.arrangement import Paper, Screen
 from dar_probe.reports.figures.description import (
     Axis,
     Cells,
@@ -14,9 +15,7 @@ from dar_probe.reports.figures.description import (
     Frames,
     Link,
     Panel,
-    Paper,
     Scale,
-    Screen,
     map_notes,
 )
 from dar_probe.reports.figures.heatmap import noise_axis

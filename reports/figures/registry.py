@@ -15,7 +15,8 @@ from dar_probe.reports.figures import (
     sources,
     trajectory,
 )
-from dar_probe.reports.figures.description import Figure, Width
+from dar_probe.reports.figures.arrangement import Width
+from dar_probe.reports.figures.description import Figure
 from dar_probe.reports.style import palette
 from dar_probe.results.trajectory import last_step
 
@@ -51,16 +52,10 @@ FIGURES = (
     "heatmap",
 )
 HEATMAP = "heatmap_"
-# What an analysis comes with: the paper's figures, and the maps of its three symptoms. The page
+# What an analysis comes with: the figures of a paper, and the maps of the three symptoms. The page
 # shows the rest, and ``dar-probe figures`` draws it.
-MAIN = (
-    "dilution",
-    "sources",
-    "matrix",
-    "trajectory",
-    "interventions",
-    *(HEATMAP + panel.variable for panel in palette.PANELS),
-)
+PAPER = ("dilution", "sources", "matrix", "trajectory", "interventions")
+MAIN = (*PAPER, *(HEATMAP + panel.variable for panel in palette.PANELS))
 
 
 def stems(only: Sequence[str], options: Options) -> list[str]:

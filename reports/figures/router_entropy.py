@@ -4,8 +4,9 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
 from dar_probe.reports.figures.decodability import by_kind
-from dar_probe.reports.figures.description import Axis, Curve, Figure, Panel, Paper, Screen, Width
+from dar_probe.reports.figures.description import Axis, Curve, Figure, Panel
 from dar_probe.reports.figures.dilution import block_axis
 from dar_probe.reports.style import readers, source_maps
 from dar_probe.results import metrics

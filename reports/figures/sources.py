@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width, inches
 from dar_probe.reports.figures.description import (
     Array,
     Axis,
@@ -15,11 +16,7 @@ from dar_probe.reports.figures.description import (
     Hover,
     Link,
     Panel,
-    Paper,
     Scale,
-    Screen,
-    Width,
-    inches,
     map_notes,
 )
 from dar_probe.reports.figures.heatmap import noise_axis

@@ -7,17 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Curve,
-    Figure,
-    Panel,
-    Paper,
-    Rule,
-    Screen,
-    Width,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
+from dar_probe.reports.figures.description import Array, Axis, Curve, Figure, Panel, Rule
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Results, SchemeResult, chunk_cost, optimal_chunk

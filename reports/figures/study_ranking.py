@@ -5,16 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dar_probe.files.text import decimal
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Figure,
-    Panel,
-    Paper,
-    Points,
-    Rule,
-    Screen,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen
+from dar_probe.reports.figures.description import Array, Axis, Figure, Panel, Points, Rule
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval
 from dar_probe.results.study.aggregate import Results, SchemeResult

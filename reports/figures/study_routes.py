@@ -5,17 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dar_probe.files.text import decimal
-from dar_probe.reports.figures.description import (
-    Array,
-    Axis,
-    Cells,
-    Field,
-    Figure,
-    Panel,
-    Paper,
-    Scale,
-    Screen,
-)
+from dar_probe.reports.figures.arrangement import Paper, Screen
+from dar_probe.reports.figures.description import Array, Axis, Cells, Field, Figure, Panel, Scale
 from dar_probe.reports.style import palette
 from dar_probe.results.study.aggregate import Results
 from dar_probe.results.study.record import Record

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.errors import UsageError
+from dar_probe.reports.figures.arrangement import Paper, Screen, Width
 from dar_probe.reports.figures.description import (
     BAND,
     Array,
@@ -15,11 +16,8 @@ from dar_probe.reports.figures.description import (
     Field,
     Figure,
     Panel,
-    Paper,
     Rule,
     Scale,
-    Screen,
-    Width,
     map_notes,
 )
 from dar_probe.reports.figures.heatmap import columns_of, depth_map

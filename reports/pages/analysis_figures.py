@@ -58,7 +58,7 @@ def of_analysis(ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap
     Args:
         ds: an analysis.
         name: what it is called.
-        every: what ``maps.sublayer_maps`` gave for it.
+        every: what ``source_maps.sublayer_maps`` gave for it.
     """
     return list(_of_analysis(ds, name, every))
 

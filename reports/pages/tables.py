@@ -103,7 +103,7 @@ def readers(ds: xr.Dataset, every: Sequence[source_maps.SourceMap]) -> Table:
 
     Args:
         ds: an analysis.
-        every: what ``maps.sublayer_maps`` gave for it.
+        every: what ``source_maps.sublayer_maps`` gave for it.
     """
     names = palette.depth_names(ds, "reader")
     homes = palette.depth_blocks(ds, "reader")

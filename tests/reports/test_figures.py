@@ -9,6 +9,7 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 import seaborn as sns
+from fontTools import subset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PathCollection, QuadMesh
@@ -19,7 +20,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files.text import decimal
 from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib as canvas
-from dar_probe.reports.draw.matplotlib import lettering
+from dar_probe.reports.draw.matplotlib import fonts, lettering
 from dar_probe.reports.figures import registry
 from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import importance, metrics
@@ -79,6 +80,21 @@ def test_fonts_travel_with_the_file(tmp_path, dar):
     assert svg.count("<use") > 100
 
 
+def test_fonts_of_a_pdf_have_no_layout_tables(tmp_path, dar, monkeypatch):
+    asked = []
+
+    def recorded(**settings):
+        asked.append(options(**settings))
+        return asked[-1]
+
+    options = subset.Options
+    monkeypatch.setattr(subset, "Options", recorded)
+    canvas.save(printed.dilution([("a", dar)]), tmp_path / "a.pdf")
+    assert asked  # matplotlib still asks fontTools
+    assert all(set(fonts.TABLES) <= set(one.drop_tables) for one in asked)
+    assert subset.Options is recorded  # nobody else's fonts change
+
+
 @pytest.mark.parametrize("wrong", ["three", "", None])
 def test_other_widths_and_formats_are_refused(tmp_path, dar, wrong):
     with pytest.raises(UsageError, match="width"):
@@ -110,13 +126,26 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
         "heatmap_write_lost",
     ]
     assert [path.name for path in paths] == [
-        f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")
+        f"{stem}.{suffix}"
+        for stem in stems
+        for suffix in (("png", "pdf") if stem in registry.PAPER else ("png",))
     ]
     assert sorted(tmp_path.rglob("*.p*")) == sorted(paths)
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
     assert dict(matplotlib.rcParams) == before
     assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_an_analysis_comes_with_the_main_figures(tmp_path, residual):
+    names = [path.name for path in printing.write_all(residual, tmp_path, name="a")]
+    maps = [f"heatmap_{name}.png" for name in ("rms", "grad_rms", "cosine")]
+    both = [
+        f"{stem}.{suffix}"
+        for stem in ("dilution", "sources", "matrix")
+        for suffix in ("png", "pdf")
+    ]
+    assert names == [*both, *maps]
 
 
 def test_a_model_without_gates_and_router_gets_no_sources(tmp_path, residual):

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from dar_probe.errors import UsageError
+from dar_probe.reports.draw.matplotlib.fonts import plain_fonts
 
 UNDATED = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}  # what would change
 FORMATS = tuple(UNDATED)
@@ -82,7 +83,8 @@ def save(drawn: Figure, path: Path, *, form: str = "") -> None:
                 write = FigureCanvasPdf(drawn).print_pdf
             else:
                 write = FigureCanvasSVG(drawn).print_svg
-            write(path, metadata={UNDATED[form]: None})
+            with plain_fonts():
+                write(path, metadata={UNDATED[form]: None})
         finally:
             drawn.set_dpi(dpi)
             FigureCanvasAgg(drawn)

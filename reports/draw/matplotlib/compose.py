@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dar_probe.reports.draw.matplotlib import axes, canvas, cells, lettering, lines
-from dar_probe.reports.figures import description
+from dar_probe.reports.figures import arrangement, description
 from dar_probe.reports.figures.description import Panel
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -22,7 +22,7 @@ def draw(figure: description.Figure) -> Figure:
         figure: what it shows.
     """
     paper = figure.paper
-    inches = description.inches(paper.width)
+    inches = arrangement.inches(paper.width)
     norms = [cells.norm_of(scale) for scale in figure.scales]
     colours = [
         (norm, cells.colour_map(norm, scale.colours))

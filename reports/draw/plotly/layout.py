@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from dar_probe.reports.draw.plotly.texts import CLEAR, FAINT, INK, numbered, text
-from dar_probe.reports.figures.description import Array, Axis, Panel, Scale, Screen, drawn
+from dar_probe.reports.figures.arrangement import Screen
+from dar_probe.reports.figures.description import Array, Axis, Panel, Scale, drawn
 from dar_probe.reports.style import palette
 
 BETWEEN = 92  # pixels between two rows of panels: labels below, title above

@@ -51,7 +51,7 @@ const showLevel = (figure) => {
 };
 
 // Dots are text for the pointer, and one shape of diamonds for each map that has them: plotly
-// takes a second to write a thousand texts. screen.dots draws the same.
+// takes a second to write a thousand texts. The first ones are drawn by reports/draw/plotly.
 const putDots = (data, traces, layout, cells) => {
   if (!data.maps.some(({ dot }) => dot)) return;
   traces.text = data.maps.map(({ dot }) => (dot ? cells(dot) : ""));
