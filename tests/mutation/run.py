@@ -59,6 +59,11 @@ JUDGES = (
     "tests/hostile/test_hostile_checkpoints.py", "tests/hostile/test_storage.py",
     "tests/test_comparison.py",
 )  # fmt: skip
+# Tests that start another process, which nobody follows, for the sake of these files.
+ELSEWHERE = {
+    "dar_probe/routing/kernels.py": "tests/routing/test_kernels.py",
+    "dar_probe/routing/mixing.py": "tests/routing/test_kernels.py",
+}
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 
 
@@ -200,16 +205,15 @@ def judging(mutant: Mutant, reach: dict[str, Any], budget: float) -> dict[str, f
     functions is judged by every test that runs anything in the file.
     """
     own, found = _own(mutant), []
-    if not any(mutant.file in row["reached"] for row in reach.values()):
-        # Perhaps another process runs it, as Triton's interpreter does the kernels.
-        return {name: row["seconds"] for name, row in reach.items() if name.startswith(own)}
     for name, row in reach.items():
         functions = row["reached"].get(mutant.file, ())
         parts = mutant.function.split(".")
         names = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} - {""}
         # A class's body runs when it is imported, by whoever uses one of its methods.
         inside = [f for f in functions if f.startswith(f"{mutant.function}.")]
-        if names & set(functions) or inside or (functions and not mutant.function):
+        elsewhere = name.partition("::")[0] == ELSEWHERE.get(mutant.file)
+        outside = bool(functions) and not mutant.function
+        if names & set(functions) or inside or outside or elsewhere:
             far = not name.startswith(own)
             found.append((row["seconds"] + 0.5 * far, name, row["seconds"]))
     chosen, spent = {}, 0.0
