@@ -194,6 +194,34 @@ def test_empty_tensors_may_lie_anywhere_between_others(tmp_path):
     assert starts == sorted(starts)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "fits"),
+    [
+        ("U8", [0, 2**62], True),
+        ("U8", [0, 2**63 - 1], True),
+        ("U8", [0, 2, 2**62], False),
+        ("F16", [0, 2**61], True),
+        ("F16", [0, 2**62], False),
+        ("F64", [2**59, 0], True),
+        ("F64", [2**60, 0], False),
+        ("U8", [2**63, 0], False),
+        ("U8", [0] * 64, True),
+        ("U8", [0] * 65, False),
+    ],
+    ids=str,
+)
+def test_an_empty_tensor_is_as_large_as_torch_can_count(kind, shape, fits, tmp_path):
+    """Where a size is zero the others may be anything; torch multiplies them in int64."""
+    entry = {"dtype": kind, "shape": shape, "data_offsets": [0, 0]}
+    write_safetensors(tmp_path / "x", json.dumps({"a": entry}).encode(), b"")
+    with (tmp_path / "x").open("rb") as file:
+        if fits:
+            assert stored(file)["a"].shape == tuple(shape)
+        else:
+            with pytest.raises(ValueError, match="'a' has"):
+                stored(file)
+
+
 # --- memory
 
 # Not getrusage: a child's begins with the peak of the process that started it.

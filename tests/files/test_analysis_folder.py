@@ -100,6 +100,20 @@ def test_target_that_cannot_be_written(tmp_path):
         pass
 
 
+def test_a_folder_that_is_or_holds_the_current_one_is_not_replaced(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    (target / "figures").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(target)
+    analysis_folder.check_target(target)
+    for place in (target, target / "figures"):
+        monkeypatch.chdir(place)
+        for path in (target, tmp_path / "link"):
+            with pytest.raises(UsageError, match="is or holds the current folder"):
+                analysis_folder.check_target(path)
+    monkeypatch.chdir(tmp_path)
+    analysis_folder.check_target(target)
+
+
 def test_analysis_saves_and_opens(tmp_path):
     analysis = Analysis(synthetic.dataset(routing="dar", chunk_size=4))
     analysis.save(tmp_path / "out")

@@ -4,6 +4,7 @@ import io
 import zipfile
 
 import pytest
+import torch
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
@@ -97,3 +98,15 @@ def test_a_directory_of_too_many_entries(monkeypatch):
     check(archive(3))
     with pytest.raises(CheckpointError, match="lists 4 entries"):
         check(archive(4))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_only_the_protocol_that_torch_reads_safely(protocol, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"weight": torch.zeros(2)}, path, pickle_protocol=protocol)
+    with kinds.open_file(path) as file:
+        if protocol == 2:
+            assert kinds.check(file, path) == "zip"
+        else:
+            with pytest.raises(CheckpointError, match=f"pickled with protocol {protocol}"):
+                kinds.check(file, path)

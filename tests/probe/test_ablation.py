@@ -194,3 +194,50 @@ def test_every_offered_gate_can_be_taken_away_and_no_other(options):
             else:
                 with pytest.raises(UsageError, match="not offered"):
                     ablation.single(subject, reader, source)
+
+
+def test_what_a_fusion_does_to_the_stream_is_a_source_like_others():
+    """Every pair of a model with long skips, taken away by hooks on the model itself."""
+    model = tiny.model(depth=4, routing="uvit")
+    data, problem = tiny.problem(model, samples=3)
+    subject = sit_family.subject(model)
+    kinds = [source.kind for source in subject.sources]
+    assert kinds.count("fusion") == 2
+    pairs = [
+        (l, i) for l, offered in enumerate(subject.offered) for i in offered if len(offered) > 1
+    ]
+    changes = [ablation.single(subject, l, i) for l, i in pairs]
+    found = run(subject, problem, data, changes)["gate_ablated"]
+    (x, t, y), _ = problem.batch(data.ids, LEVELS)
+    stream, taken = model.stream, {}
+
+    def keep(name):
+        return lambda module, args, output: taken.update({name: output.clone()})
+
+    def difference(name):
+        return lambda module, args, output: taken.update({name: output - args[0]})
+
+    def loss(change):
+        """Sources are named in their order: writes by sublayer, fusions between them."""
+        handles, writers, fusions = [], iter(stream.writers), iter(stream.fusions)
+        for i, kind in enumerate(kinds):
+            module = next(fusions if kind == "fusion" else writers)
+            act = difference(i) if kind == "fusion" else keep(i)
+            handles.append(module.register_forward_hook(act))
+        if change is not None:
+            ((l, i),) = change.gates
+            handles.append(
+                stream.readers[l].register_forward_hook(lambda m, a, output: output - taken[i])
+            )
+        try:
+            with torch.no_grad():
+                return problem.loss(model(x, t, y), data.ids, LEVELS).numpy()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    plain = loss(None)
+    for at, change in enumerate(changes):
+        np.testing.assert_allclose(
+            found[:, at], loss(change) - plain, atol=1e-11 * plain.max(), err_msg=change.name
+        )

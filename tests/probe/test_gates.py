@@ -194,6 +194,19 @@ def test_rounding_counts_what_the_first_reader_gets_beside_the_embedding():
     close(error[1], np.full((2, 3), 0.75 * 4))
 
 
+def test_one_state_alone_has_a_size_and_no_neighbour():
+    """A stage of a U-shaped model may hold one state: sizes are known, cosines are not."""
+    from dar_probe.probe.statistics import block_statistics, token_norms
+
+    generator = torch.Generator().manual_seed(0)
+    state, grad = torch.randn(2, 3, 4, 16, generator=generator, dtype=torch.float64)
+    found = block_statistics([state], token_norms(state)[None], [grad])
+    close(found["rms"], state.square().mean((1, 2)).sqrt()[:, None])
+    close(found["grad_rms"], grad.square().mean((1, 2)).sqrt()[:, None])
+    for name in ("cosine", "cosine_centred"):
+        assert found[name].shape == (3, 1) and found[name].isnan().all()
+
+
 @pytest.mark.parametrize(("width", "count"), [(99, 1), (100, 1), (101, 2), (250, 3), (1152, 12)])
 def test_the_top_share_is_that_of_one_channel_in_a_hundred(width, count):
     from dar_probe.probe.statistics import block_statistics, token_norms

@@ -107,7 +107,9 @@ def test_reads_are_the_sum_of_the_sources_by_their_routes(case):
     reads, writes, state = run(stream, v_0, t_emb, branch)
     if name == "layerscale":
         writes[1:] = [stream.scale[l] * v for l, v in enumerate(writes[1:])]
-    for l, weights in enumerate(stream.routes(state), 1):
+    routes = stream.routes(state)
+    assert len(routes) == len(reads) == 2 * BLOCKS + 1
+    for l, weights in enumerate(routes, 1):
         offered = stream.offered(l)
         assert weights.shape[-1] == len(offered)
         total = sum(weights[..., n, None] * writes[i] for n, i in enumerate(offered))
