@@ -8,6 +8,7 @@ import pytest
 
 from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.errors import UsageError
+from dar_probe.files import analysis_folder
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.runtime import system
 from tests.helpers import synthetic
