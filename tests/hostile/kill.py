@@ -30,7 +30,7 @@ from dar_probe import checkpoints  # noqa: E402
 from dar_probe.analysis import Analysis, open_analysis  # noqa: E402
 from dar_probe.cli import app  # noqa: E402
 from dar_probe.files.analysis_folder import CONTENTS  # noqa: E402
-from dar_probe.reports.figures import registry  # noqa: E402, F401  (imported before the forks)
+from dar_probe.reports import printing  # noqa: E402, F401  (imported before the forks)
 from dar_probe.reports.pages import analysis  # noqa: E402, F401  (imported before the forks)
 from tests.helpers import tiny  # noqa: E402
 

@@ -50,7 +50,7 @@ def _points(axis: Axes, points: Points) -> Line2D:
         points.y,
         linestyle="",
         marker=points.marker,
-        markersize=3 if crowded else 3.7,
+        markersize=3 if crowded else 4.4,
         color=points.colour,
         alpha=0.75 if crowded else 1.0,
         markeredgewidth=0 if points.marker != "x" else 1,
