@@ -284,6 +284,18 @@ def test_the_time_axis_runs_from_data_to_noise(name):
     assert torch.equal(o.reached(reached), reached)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_log_snr_is_the_log_of_the_ratio_of_powers(name):
+    """Data and noise of unit variance keep the powers alpha^2 and sigma^2 at every level."""
+    objective = objectives.get(name)
+    s = objective.reached(torch.tensor([0.05, 0.3, 0.5, 0.9], dtype=torch.float64))
+    one, none = torch.ones(4, 1, 1, 1).double(), torch.zeros(4, 1, 1, 1).double()
+    alpha = objective.interpolate(one, none, s).flatten()
+    sigma = objective.interpolate(none, one, s).flatten()
+    wanted = torch.log(alpha**2 / sigma**2)
+    torch.testing.assert_close(objective.log_snr(s).double(), wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_log_snr_is_even_at_the_middle_of_a_path():
     for name in ("sit", "repa"):
         assert float(objectives.get(name).log_snr(level(0.5))[0]) == pytest.approx(0, abs=1e-12)

@@ -193,7 +193,7 @@ def measured(
         known["files"][file] = tests[file]
         _write(out, known)
         part.unlink()
-    return dict(known["tests"])
+    return {n: row for n, row in known["tests"].items() if n.partition("::")[0] in tests}
 
 
 def judging(mutant: Mutant, reach: dict[str, Any], budget: float) -> dict[str, float]:

@@ -273,7 +273,7 @@ class _Loop:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
                 chosen = [items[name] for name in command["tests"] if name in items]
                 if command["patch"] is None:
-                    if self.broken or (command["tests"] and not chosen):
+                    if self.broken:
                         self._stop("killed collection")
                 elif not patched(**command["patch"]):
                     self._stop("unfit")

@@ -90,6 +90,18 @@ def test_agreement_and_effects_equal_loops():
             assert math.isnan(one.rank.value)
 
 
+def test_exact_predictions_have_rank_one_in_every_resample():
+    """Truth and prediction are drawn alike, over samples: levels differ too much to stand in."""
+    ds = dataset(curve=0.0)
+    for name in ("gate_ablated", "gate_linear"):
+        ds[name].values[1] *= -3
+    for one in effects.agreement(ds):
+        expected = 1.0 if one.count > 2 else math.nan
+        bounds = (one.rank.low, one.rank.value, one.rank.high)
+        assert bounds == pytest.approx((expected,) * 3, rel=1e-12, nan_ok=True)
+        assert (one.error.low, one.error.value, one.error.high) == (0, 0, 0)
+
+
 def test_ties_share_their_rank():
     assert effects.spearman(np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 3, 4])) == pytest.approx(
         correlation([1, 1, 2, 3], [1, 2, 3, 4]), abs=2e-15

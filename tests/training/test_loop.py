@@ -173,6 +173,16 @@ def test_without_warm_up_the_first_step_has_the_whole_learning_rate(tmp_path):
     assert [float(rate) for rate in column(tmp_path / "run", "lr")] == [1e-3, 1e-3]
 
 
+def test_callers_are_told_the_start_and_every_step(tmp_path):
+    starts, steps = [], []
+    train(replace(SMALL, steps=2), tmp_path / "run", on_start=starts.append, on_step=steps.append)
+    assert starts == [{}]
+    assert [(one.step, one.steps) for one in steps] == [(1, 2), (2, 2)]
+    assert [one.loss for one in steps] == pytest.approx(
+        [float(loss) for loss in column(tmp_path / "run", "loss")], rel=1e-6
+    )
+
+
 def test_a_run_starts_only_from_its_own_path(tmp_path):
     last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
     with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
