@@ -23,7 +23,7 @@ def draw(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
 
 
 def write_all(
-    ds: xr.Dataset, folder: Path, *, name: str, only: Sequence[str] = registry.MAIN
+    ds: xr.Dataset, folder: Path, *, name: str, only: Sequence[str] | None = None
 ) -> list[Path]:
     """Write all figures that an analysis comes with as PNG (200 dpi) into ``folder``.
 
@@ -34,14 +34,14 @@ def write_all(
         ds: an analysis, or a trajectory.
         folder: made if it is missing.
         name: what to call the analysis; drawn, never used in a file name.
-        only: the names of the figures, see ``registry.stems``.
+        only: the names of the figures, see ``registry.stems``; left out: ``registry.MAIN``.
 
     Returns:
         The paths written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths, options = [], Options()
-    for stem in only:
+    for stem in registry.MAIN if only is None else only:
         if registry.lacks(ds, stem, options):
             continue
         figure = draw(ds, stem, options, name=name)

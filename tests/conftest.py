@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import dar_probe as dp
 from tests.helpers.undrawn import lightened
+
+# A busy machine is no fault of the code: how long an example takes is for tests/bench to print.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 HERE = Path(__file__).resolve().parent
 FIXTURES = HERE.parent / "fixtures"

@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.reports.draw import matplotlib
