@@ -9,6 +9,7 @@ from torch import nn
 from dar_probe import checkpoints
 from dar_probe.checkpoints.peek import peek
 from dar_probe.diffusion import objectives as objective
+from dar_probe.diffusion.flow import Flow
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
 from dar_probe.models.sit import SiT, SiTConfig
@@ -79,7 +80,7 @@ def objective_settings(name: str) -> dict[str, str]:
         UsageError: there is no such objective.
     """
     found = objective.get(name)
-    if not isinstance(found, objective.Flow):
+    if not isinstance(found, Flow):
         return {"objective": name}
     return {"objective": found.clock, "path": found.path, "prediction": found.prediction}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import samplers as drawing
 from dar_probe.diffusion.data import Data
-from dar_probe.diffusion.objectives import Objective
+from dar_probe.diffusion.objective import Objective
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.files.text import quote

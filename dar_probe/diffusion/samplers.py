@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
-from dar_probe.diffusion.objectives import Objective, column
+from dar_probe.diffusion.objective import Objective, column
 from dar_probe.errors import UsageError
 
 MOST = 100_000  # steps

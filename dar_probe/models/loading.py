@@ -18,7 +18,7 @@ from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
-from dar_probe.diffusion.objectives import Objective
+from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
 from dar_probe.models import registry

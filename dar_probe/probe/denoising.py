@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.data import Data
-from dar_probe.diffusion.objectives import Objective, candidates
+from dar_probe.diffusion.objective import Objective
+from dar_probe.diffusion.objectives import candidates
 from dar_probe.models.loading import ByClass, Call
 
 CHECK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)

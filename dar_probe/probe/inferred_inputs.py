@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dar_probe.diffusion import data as datasets
-from dar_probe.diffusion.objectives import Objective, per_sample_loss
+from dar_probe.diffusion.objective import Objective, per_sample_loss
 from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.measure import Batch, Loss
 

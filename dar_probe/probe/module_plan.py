@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.noise_levels import parse_levels
-from dar_probe.diffusion.objectives import Objective
+from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
 from dar_probe.probe import inferred_inputs, plan

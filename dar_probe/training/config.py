@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS, Flow, flow
+from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
+from dar_probe.diffusion.objectives import flow
 from dar_probe.errors import UsageError
 from dar_probe.models.sit import SiTConfig
 from dar_probe.routing.schemes import RoutingOptions

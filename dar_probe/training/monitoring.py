@@ -7,7 +7,7 @@ from torch import nn
 
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
-from dar_probe.diffusion.objectives import Objective
+from dar_probe.diffusion.objective import Objective
 from dar_probe.models.loading import ByClass, Loaded
 from dar_probe.models.sit import SiTConfig
 from dar_probe.models.sit_family import FAMILY

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from dar_probe.diffusion import objectives, samplers
+from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE
+from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
+from dar_probe.diffusion.objective import column, per_sample_loss
 from dar_probe.errors import UsageError
 from dar_probe.probe.denoising import Denoising, contradiction
 from tests.helpers import tiny
@@ -13,17 +16,17 @@ from tests.helpers import tiny
 EVERY_FLOW = [
     f"{clock}:{path}:{prediction}"
     for clock in ("sit", "repa")
-    for path in objectives.PATHS
-    for prediction in objectives.FLOW_PREDICTIONS
+    for path in PATHS
+    for prediction in FLOW_PREDICTIONS
 ]
 EVERY = [
     *objectives.OBJECTIVES,
     *EVERY_FLOW,
-    *(f"ddpm:{s}:{p}" for s in objectives.SCHEDULES for p in objectives.PREDICTIONS),
+    *(f"ddpm:{s}:{p}" for s in SCHEDULES for p in PREDICTIONS),
     "dit:v",
     "uvit:x0",
 ]
-EVERY_DDPM = [name for name in EVERY if isinstance(objectives.get(name), objectives.DDPM)]
+EVERY_DDPM = [name for name in EVERY if isinstance(objectives.get(name), DDPM)]
 X = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -58,8 +61,8 @@ def test_time_runs_both_ways():
 FLOWS = {
     "sit": objectives.get("sit"),
     "repa": objectives.get("repa"),
-    "sd3": objectives.Flow("sd3", noise_time=1, scale=1000),
-    "reversed": objectives.Flow("reversed", noise_time=0, scale=1000),
+    "sd3": Flow("sd3", noise_time=1, scale=1000),
+    "reversed": Flow("reversed", noise_time=0, scale=1000),
     **{name: objectives.get(name) for name in EVERY_FLOW if name.endswith("velocity")},
 }
 
@@ -87,7 +90,7 @@ def sit_path(path, t):
     return math.exp(log_mean), math.sqrt(1 - math.exp(2 * log_mean))
 
 
-@pytest.mark.parametrize("path", objectives.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 def test_paths_and_losses_are_those_of_sit(path):
     for t in (0.02, 0.3, 0.77, 0.99):
         alpha, sigma = sit_path(path, t)
@@ -169,7 +172,7 @@ def slow_alpha_bars(schedule, steps=1000, start=1e-4, end=2e-2, zero_snr=False):
 
 SETTINGS = [
     {"schedule": schedule, "zero_snr": zero_snr, **more}
-    for schedule in objectives.SCHEDULES
+    for schedule in SCHEDULES
     for zero_snr in (False, True)
     for more in ({}, {"steps": 50, "beta_start": 0.00085, "beta_end": 0.012})
 ]
@@ -258,7 +261,7 @@ def test_a_split_is_finite_at_both_ends(name, dtype):
             )
 
 
-@pytest.mark.parametrize("schedule", objectives.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_zero_terminal_snr_leaves_no_data_and_v_still_tells_it(schedule):
     o = objectives.ddpm("mine", schedule=schedule, prediction="v", zero_snr=True)
     s = o.reached(level(1.0))
@@ -372,7 +375,7 @@ def test_what_is_no_noise_schedule(settings, complaint):
 
 
 def test_loss_is_the_mean_over_one_sample():
-    losses = objectives.per_sample_loss(X, NOISE)
+    losses = per_sample_loss(X, NOISE)
     for i in range(3):
         assert float(losses[i]) == pytest.approx(float(((X[i] - NOISE[i]) ** 2).mean()))
 
@@ -421,7 +424,7 @@ def test_every_candidate_can_be_asked_for(name):
     assert len(found) == len({"sit", "repa", "dit", name}) + others
     for other, o in found.items():
         assert o.name == other and objectives.get(other) == o
-        if isinstance(o, objectives.DDPM):
+        if isinstance(o, DDPM):
             assert torch.equal(objectives.get(other).alpha_bar, o.alpha_bar)
 
 
@@ -435,17 +438,17 @@ class Oracle(torch.nn.Module):
 
     def level(self, t):
         """The noise level of the model's own time."""
-        if isinstance(self.objective, objectives.DDPM):
+        if isinstance(self.objective, DDPM):
             step = t.long() - self.objective.first
             return self.objective.sigmas[step.clamp(0, 999)]
-        if isinstance(self.objective, objectives.VPSDE):
+        if isinstance(self.objective, VPSDE):
             t = t.double() / 999
             return torch.sqrt(-torch.expm1(-(0.1 * t + 19.9 * t**2 / 2)))
         return self.objective.model_time(t)  # its own inverse
 
     def forward(self, x_s, t, y):
         s = self.level(t)
-        alpha, sigma = (objectives.column(v, x_s) for v in self.objective.alpha_sigma(s))
+        alpha, sigma = (column(v, x_s) for v in self.objective.alpha_sigma(s))
         noise = (x_s - alpha * self.x) / sigma.clamp(min=1e-3)
         return self.objective.target(self.x.expand_as(x_s), noise, s)
 

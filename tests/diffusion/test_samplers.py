@@ -7,7 +7,8 @@ import torch
 
 from dar_probe import UsageError
 from dar_probe.diffusion import data, objectives, samplers
-from dar_probe.diffusion.objectives import column
+from dar_probe.diffusion.ddpm import DDPM
+from dar_probe.diffusion.objective import column
 from dar_probe.diffusion.samplers import Sampler
 
 MEAN, SPREAD = 0.7, 0.4
@@ -23,7 +24,7 @@ class Exact(torch.nn.Module):
 
     def forward(self, x_s, t, y):
         o = self.objective
-        if isinstance(o, objectives.DDPM):
+        if isinstance(o, DDPM):
             s = o.sigmas[t - o.first]
         else:
             s = o.model_time(t)  # a flow's clock is its own inverse

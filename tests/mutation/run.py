@@ -42,7 +42,7 @@ CORE = {
     "routing": (
         "attnres dar dense hyper kernels mixing residual scaled skips stream timemix"
     ),
-    "diffusion": "objectives samplers noise_levels data",
+    "diffusion": "objective flow ddpm objectives samplers noise_levels data",
     "sites": (
         "subject stack stream_detection tracing boundaries block_lists cross_check"
     ),

@@ -14,7 +14,7 @@ import torch
 from dar_probe.adapt.warm_start import sizes
 from dar_probe.checkpoints.reader import read
 from dar_probe.diffusion import data as datasets
-from dar_probe.diffusion.objectives import FLOW_PREDICTIONS, PATHS
+from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS
 from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.models.loading import load_checkpoint as load_subject

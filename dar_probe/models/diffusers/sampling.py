@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion import samplers
-from dar_probe.diffusion.objectives import Flow, Objective
+from dar_probe.diffusion.flow import Flow
+from dar_probe.diffusion.objective import Objective
 from dar_probe.models.diffusers import scheduler as clock
 from dar_probe.models.diffusers.inputs import Signature
 from dar_probe.models.diffusers.model import dtype_of, quiet, scheduler_class

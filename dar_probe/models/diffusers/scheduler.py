@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from dar_probe.diffusion import objectives
-from dar_probe.diffusion.objectives import (
-    DIFFUSERS_PREDICTIONS,
-    DIFFUSERS_SCHEDULES,
-    Objective,
-)
+from dar_probe.diffusion.flow import Flow
+from dar_probe.diffusion.objective import Objective
+from dar_probe.diffusion.objectives import DIFFUSERS_PREDICTIONS, DIFFUSERS_SCHEDULES
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -171,7 +169,7 @@ def _flow(class_name: str, config: dict[str, Any], scheduler: dict[str, Any]) ->
             raise CheckpointError(f"a timestep_scale of {quote(own)} cannot be right")
     time = f"{scale:g}" if scale != 1 else ""
     time += "(1-s)" if reverse else "s"
-    return objectives.Flow(f"flow:t={time}", noise_time=0.0 if reverse else 1.0, scale=scale)
+    return Flow(f"flow:t={time}", noise_time=0.0 if reverse else 1.0, scale=scale)
 
 
 def _ddpm(scheduler: dict[str, Any]) -> Objective:
