@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -34,18 +36,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("analyze")(errors.guarded(analyze.analyze))
-app.command("ablate")(errors.guarded(ablate.ablate))
-app.command("audit")(errors.guarded(audit.audit))
-app.command("bench")(errors.guarded(bench.bench))
-app.command("compare")(errors.guarded(compare.compare))
-app.command("evaluate")(errors.guarded(evaluate.evaluate))
-app.command("figures")(errors.guarded(figures.figures))
-app.command("inspect")(errors.guarded(inspect.inspect))
-app.command("report")(errors.guarded(report.report))
-app.command("reproduce")(errors.guarded(reproduce.reproduce))
-app.command("sample")(errors.guarded(sample.sample))
-app.command("train", cls=train.Command)(errors.guarded(train.train))
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Return a docstring with each paragraph in one line, which the terminal wraps."""
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for _command in (
+    analyze.analyze,
+    ablate.ablate,
+    audit.audit,
+    bench.bench,
+    compare.compare,
+    evaluate.evaluate,
+    figures.figures,
+    inspect.inspect,
+    report.report,
+    reproduce.reproduce,
+    sample.sample,
+):
+    app.command(_command.__name__, help=_help(_command))(errors.guarded(_command))
+app.command("train", cls=train.Command, help=_help(train.train))(errors.guarded(train.train))
 
 
 def _version(wanted: bool) -> None:
