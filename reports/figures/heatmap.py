@@ -104,7 +104,7 @@ def depth_map(
         scales=[Scale(label=palette.axis_label(name), colours="mako_r", values=cells)],
         notes=map_notes(cells),
         lettered=False,
-        last=int(ds["block"].values[-1]),
+        last=int(ds["block"].values[-1] if "block" in ds.coords else blocks[-1]),
     )
 
 

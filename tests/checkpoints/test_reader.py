@@ -140,7 +140,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
             path.write_bytes(path.read_bytes() + b"\0")
             return content
 
-        monkeypatch.setattr(reader, step, load_checkpoint)
+        monkeypatch.setattr(reader, step, load)
         with pytest.raises(CheckpointError, match="changed while it was read"):
             read(path)
 

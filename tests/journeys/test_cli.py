@@ -43,8 +43,9 @@ def test_analyze_writes_the_files_of_the_contract(analysed):
         "analysis.nc", "report.html", "summary.json", "figures",
     }  # fmt: skip
     figures = {p.name for p in (folder / "figures").iterdir()}
-    for name in ("dilution", "sources", "heatmap_rms", "heatmap_grad_rms", "heatmap_cosine"):
-        assert {f"{name}.png", f"{name}.pdf"} <= figures
+    assert {f"{name}.{suffix}" for name in ("dilution", "sources") for suffix in ("png", "pdf")} | {
+        f"heatmap_{name}.png" for name in ("rms", "grad_rms", "cosine")
+    } <= figures
     assert not [p for p in folder.parent.iterdir() if p != folder]
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) >= {"verdict", "findings", "metrics", "assumptions"}

@@ -91,7 +91,7 @@ CONTAINED = """
 import torch
 from dar_probe.probe import nnsight_engine as trace
 backward = torch.Tensor.backward
-trace.load()
+trace.import_nnsight()
 assert torch.Tensor.backward is backward
 assert not hasattr(3, "save")
 weight = torch.ones(1, requires_grad=True)
@@ -101,7 +101,7 @@ assert weight.grad.item() == 2
 RELIED_ON = """
 import nnsight
 from dar_probe.probe import nnsight_engine as trace
-assert trace.load() is nnsight
+assert trace.import_nnsight() is nnsight
 assert hasattr(3, "save")
 """
 

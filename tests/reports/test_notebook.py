@@ -15,7 +15,6 @@ from IPython.core.formatters import DisplayFormatter
 
 from dar_probe.analysis import Analysis
 from dar_probe.files.text import quantity
-from dar_probe.reports.figures import registry
 from dar_probe.reports.pages import headline, notebook
 from dar_probe.reports.pages.wording import STATUS_WORDS
 from dar_probe.results import metrics, verdict
@@ -182,7 +181,7 @@ def test_numbers_have_short_reprs(analysis):
 
 
 def test_a_figure_shows_itself(analysis):
-    figure = registry.heatmap(analysis.dataset, "rms")
+    figure = analysis.plot.heatmap("rms")
     data, about = DisplayFormatter().format(figure)
     png = data["image/png"]
     width, height = struct.unpack(">II", png[16:24])

@@ -22,6 +22,11 @@ GRID = {"noise_levels": [0.5], "samples": 2}
 CONFIG, SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
 
 
+def inspected(home):
+    """Say what a folder is, as ``dar-probe inspect`` does."""
+    return survey(CheckpointOptions(path=home))
+
+
 @pytest.fixture
 def spoil(saved, tmp_path, monkeypatch):
     """Return a function to a copy of a tiny folder with other settings; None deletes one."""
@@ -55,7 +60,7 @@ def spoil(saved, tmp_path, monkeypatch):
 )
 def test_settings_of_the_wrong_kind_are_refused(spoil, name, file, changes):
     home = spoil(name, file, **changes)
-    for call in (survey, dp.analyze):
+    for call in (inspected, dp.analyze):
         with pytest.raises(CheckpointError, match="fit no|cannot be right|do not$"):
             call(home)
 
@@ -65,7 +70,7 @@ def test_settings_under_which_nothing_can_be_called_are_refused(spoil, tmp_path)
     rows = np.random.default_rng(0).standard_normal((2, 12, 16)).astype(np.float32)
     np.savez(tmp_path / "x.npz", latents=rows, labels=np.zeros(2, dtype=np.int64))
     data = {"data": f"latents:{tmp_path / 'x.npz'}"}
-    for call in (survey, dp.analyze, lambda home: dp.analyze(home, **data, **GRID)):
+    for call in (inspected, dp.analyze, lambda home: dp.analyze(home, **data, **GRID)):
         with pytest.raises(CheckpointError, match="called by its settings: 'IndexError"):
             call(home)
 
@@ -106,7 +111,7 @@ def test_weights_that_are_not_the_classs_own_are_refused_with_their_name(
     spoil, name, changes, words
 ):
     home = spoil(name, CONFIG, **changes)
-    for call in (survey, dp.analyze):
+    for call in (inspected, dp.analyze):
         with pytest.raises(CheckpointError, match=words):
             call(home)
 
