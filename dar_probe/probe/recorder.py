@@ -1,6 +1,7 @@
 """Watches one forward at the sites of a subject, and leaves no trace."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -266,8 +267,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(same_randomness(model))
         stack.enter_context(torch.enable_grad())
-        # Hooks added to a compiled module never fire; eager they do.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # Hooks added to a compiled module never fire; eager they do. Where Dynamo is not loaded
+        # nothing was compiled, and loading it takes more than a second.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(frozen(model))
