@@ -121,6 +121,7 @@ LANES = {
     "results/test_interventions.py::test_figures": "slow",
     "checkpoints/test_peek.py::test_no_header": "slow",
     "models/diffusers/test_folder.py::test_nothing_imports": "slow",
+    "probe/test_eager.py": "slow subprocess",
     # The lint lane.
     "test_style.py": "lint subprocess extras",
     "test_style.py::test_ruff": "lowest",

@@ -267,14 +267,25 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(same_randomness(model))
         stack.enter_context(torch.enable_grad())
-        # Hooks added to a compiled module never fire; eager they do. Where Dynamo is not loaded
-        # nothing was compiled, and loading it takes more than a second.
-        if "torch._dynamo" in sys.modules:
+        # Hooks added to a compiled module never fire; eager they do.
+        if _may_compile(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(frozen(model))
         yield
+
+
+def _may_compile(model: nn.Module) -> bool:
+    """Whether something of the model is compiled, or may be while it runs.
+
+    Asking torch to run eager loads Dynamo, which takes more than a second. Where it is not loaded
+    nothing was compiled, and torch's modules and ours compile nothing in their forward.
+    """
+    known = ("torch.nn.", "dar_probe.")
+    return "torch._dynamo" in sys.modules or any(
+        not type(module).__module__.startswith(known) for module in model.modules()
+    )
 
 
 @contextmanager
