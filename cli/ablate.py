@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, startup
 
 DIGITS = 9  # of the number of a reader or a source
 
@@ -66,12 +66,13 @@ def ablate(
     """
     options.check_first(checkpoint)
     gates = tuple(_pair(text) for text in gate or ())
-    from dar_probe.checkpoints.diffusers_folder import name_of
-    from dar_probe.cli.shared import intervention_table
-    from dar_probe.cli.shared.announcement import announced
-    from dar_probe.models.options import CheckpointOptions
-    from dar_probe.probe import analyses
-    from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
+    with startup.imports():
+        from dar_probe.checkpoints.diffusers_folder import name_of
+        from dar_probe.cli.shared import intervention_table
+        from dar_probe.cli.shared.announcement import announced
+        from dar_probe.models.options import CheckpointOptions
+        from dar_probe.probe import analyses
+        from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
 
     folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
     figures = not no_figures

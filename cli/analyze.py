@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, startup
 
 
 def analyze(
@@ -55,12 +55,13 @@ def analyze(
     """
     for checkpoint in checkpoints:
         options.check_first(checkpoint)
-    from dar_probe.cli.shared import terminal
-    from dar_probe.cli.shared.announcement import announced
-    from dar_probe.errors import ExitCode
-    from dar_probe.models.options import CheckpointOptions
-    from dar_probe.probe import analyses
-    from dar_probe.probe.options import GridOptions, OutputOptions
+    with startup.imports():
+        from dar_probe.cli.shared import terminal
+        from dar_probe.cli.shared.announcement import announced
+        from dar_probe.errors import ExitCode
+        from dar_probe.models.options import CheckpointOptions
+        from dar_probe.probe import analyses
+        from dar_probe.probe.options import GridOptions, OutputOptions
 
     folder, figures = out or Path("dar-probe-out") / _name(checkpoints), not no_figures
     wanted = [

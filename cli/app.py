@@ -22,7 +22,7 @@ from dar_probe.cli import (
     sample,
     train,
 )
-from dar_probe.cli.shared import errors, streams
+from dar_probe.cli.shared import errors, startup, streams
 from dar_probe.errors import ExitCode
 from dar_probe.runtime.version import __version__
 
@@ -82,6 +82,7 @@ def options(
 def main() -> None:
     """Run the command line; ``--debug`` may stand anywhere before ``--``."""
     streams.prepare()
+    startup.OWN_PROCESS = True
     # Of a cache without a home, and the like: stderr is for what concerns the user.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     arguments = sys.argv[1:]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, startup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,14 +75,15 @@ def audit(
 
     Example: dar-probe audit mymodels.vit:small --input 16,64
     """
-    from dar_probe.cli.shared import terminal
-    from dar_probe.cli.shared.announcement import announced
-    from dar_probe.errors import ExitCode
-    from dar_probe.files.analysis_folder import check_target
-    from dar_probe.probe.options import GridOptions
-    from dar_probe.results.fail_rule import parse_rule
-    from dar_probe.training.audit import audit as run
-    from dar_probe.training.finetune import FinetuneOptions
+    with startup.imports():
+        from dar_probe.cli.shared import terminal
+        from dar_probe.cli.shared.announcement import announced
+        from dar_probe.errors import ExitCode
+        from dar_probe.files.analysis_folder import check_target
+        from dar_probe.probe.options import GridOptions
+        from dar_probe.results.fail_rule import parse_rule
+        from dar_probe.training.audit import audit as run
+        from dar_probe.training.finetune import FinetuneOptions
 
     rule = None if fail_on is None else parse_rule(fail_on)
     if out is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dar_probe.cli.shared import startup
 from dar_probe.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def compare(
 
     Example: dar-probe compare dar-probe-out/digits-residual dar-probe-out/digits-dar-static
     """
-    from dar_probe.cli.shared.terminal import say
-    from dar_probe.comparison import compare as open_and_compare
-    from dar_probe.files.analysis_folder import check_target
-    from dar_probe.results.fail_rule import parse_rule
-    from dar_probe.results.paired import NUMBERS
+    with startup.imports():
+        from dar_probe.cli.shared.terminal import say
+        from dar_probe.comparison import compare as open_and_compare
+        from dar_probe.files.analysis_folder import check_target
+        from dar_probe.results.fail_rule import parse_rule
+        from dar_probe.results.paired import NUMBERS
 
     rule = parse_rule(fail_on, NUMBERS) if fail_on is not None else None
     if out is not None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, startup
 
 if TYPE_CHECKING:
     from dar_probe.diffusion.evaluation import Quality
@@ -61,9 +61,10 @@ def evaluate(
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
         options.check_first(checkpoint)
-    from dar_probe.models.options import CheckpointOptions, SamplingOptions
-    from dar_probe.models.quality import QualityOptions
-    from dar_probe.models.quality import evaluate as run
+    with startup.imports():
+        from dar_probe.models.options import CheckpointOptions, SamplingOptions
+        from dar_probe.models.quality import QualityOptions
+        from dar_probe.models.quality import evaluate as run
 
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dar_probe.cli.shared import startup
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -34,7 +36,7 @@ def figures(
         str | None,
         typer.Option(
             help="Some, with commas, of dilution, sources, matrix, spread, decodability, "
-            "trajectory, interventions, heatmap; default: all that the data allow."
+            "samples, trajectory, interventions, heatmap; default: all that the data allow."
         ),
     ] = None,
     variable: Annotated[
@@ -68,10 +70,11 @@ def figures(
 
     Example: dar-probe figures dar-probe-out/digits-residual --only dilution,sources --width one
     """
-    from dar_probe.cli.shared import terminal
-    from dar_probe.files.atomic import check_place
-    from dar_probe.reports.draw import matplotlib
-    from dar_probe.reports.figures.registry import FIGURES, Options
+    with startup.imports():
+        from dar_probe.cli.shared import terminal
+        from dar_probe.files.atomic import check_place
+        from dar_probe.reports.draw import matplotlib
+        from dar_probe.reports.figures.registry import FIGURES, Options
 
     suffixes = _some(formats, matplotlib.FORMATS, "format")
     wanted = list(FIGURES) if only is None else _some(only, FIGURES, "figure")

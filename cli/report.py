@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dar_probe.cli.shared import startup
+
 
 def report(
     analysis: Annotated[
@@ -19,9 +21,10 @@ def report(
 
     Example: dar-probe report dar-probe-out/digits-residual
     """
-    from dar_probe.analysis import open_analysis
-    from dar_probe.cli.shared import terminal
-    from dar_probe.files.analysis_folder import check_target
+    with startup.imports():
+        from dar_probe.analysis import open_analysis
+        from dar_probe.cli.shared import terminal
+        from dar_probe.files.analysis_folder import check_target
 
     if out is not None:
         check_target(out)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, startup
 
 
 def sample(
@@ -53,10 +53,11 @@ def sample(
     if out is not None:
         check_target(out, "sheet")
     options.check_first(checkpoint)
-    from dar_probe.diffusion import generation
-    from dar_probe.models.generator import load_generator
-    from dar_probe.models.options import CheckpointOptions, SamplingOptions
-    from dar_probe.runtime.checks import check_counts
+    with startup.imports():
+        from dar_probe.diffusion import generation
+        from dar_probe.models.generator import load_generator
+        from dar_probe.models.options import CheckpointOptions, SamplingOptions
+        from dar_probe.runtime.checks import check_counts
 
     check_counts(samples=samples)
     model = CheckpointOptions(

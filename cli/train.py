@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dar_probe.cli.shared import startup
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -104,11 +106,12 @@ def train(
 
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """
-    from dar_probe.adapt import warm_start
-    from dar_probe.cli.shared import terminal
-    from dar_probe.runtime.device import find_device
-    from dar_probe.training import config as configs
-    from dar_probe.training import loop
+    with startup.imports():
+        from dar_probe.adapt import warm_start
+        from dar_probe.cli.shared import terminal
+        from dar_probe.runtime.device import find_device
+        from dar_probe.training import config as configs
+        from dar_probe.training import loop
 
     place = str(find_device(device))
     given = {name: value for name, value in settings.items() if value is not None}

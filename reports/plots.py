@@ -15,6 +15,7 @@ from dar_probe.reports.figures import (
     interventions,
     matrix,
     router_entropy,
+    samples,
     sources,
     trajectory,
 )
@@ -76,6 +77,11 @@ class Plots:
         """How well the noise level is decoded from what each reader reads."""
         ds = self._analysis.dataset
         return matplotlib.draw(decodability.decodability(ds, kind=kind, width=width))
+
+    def samples(self, *, width: Width = "two") -> Figure:
+        """How far the samples lie apart in the three symptoms, at some depths."""
+        found = samples.samples(self._analysis.dataset, width=width)
+        return matplotlib.draw(replace(found, heading=self._analysis.name))
 
     def trajectory(self, *, width: Width = "two") -> Figure:
         """The three symptoms over the training steps, of several checkpoints of one run.

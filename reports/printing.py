@@ -48,5 +48,4 @@ def write_all(
         for suffix in ("png", "pdf") if stem in registry.PAPER else ("png",):
             paths.append(folder / f"{stem}.{suffix}")
             save(figure, paths[-1])
-        figure.clear()
     return paths

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from dar_probe.cli.shared import startup
 from dar_probe.cli.shared.console import console_on
 from dar_probe.cli.shared.progress import Tell, progress
 from dar_probe.cli.shared.terminal import show_files
@@ -50,6 +51,9 @@ class Announcement:
             console.print(Text(f"{what} ...", style="dim"))
             sys.stdout.flush()  # a pipe, too, gets the verdict now
         self._shown = True
+        if self._figures:
+            with startup.imports():
+                from dar_probe.reports import printing  # noqa: F401 - drawn right after this
 
     def files(self, analysis: "Analysis") -> None:
         """Print where the files are; of an analysis that was finished before, also its verdict."""

@@ -30,16 +30,27 @@ def bootstrap(samples: int, resamples: int, seed: int) -> Array:
 def pool(values: Array, weights: Array, average: Average) -> Array:
     """Pool (levels, n, *depth) over levels and weighted samples: (R, *depth).
 
-    Sums and counts are linear in the samples, so every resample is one row of a product. NaN
-    entries do not count; NaN where nothing counts.
+    NaN entries do not count; NaN where nothing counts.
     """
+    return pool_totals(*totals(values, average), weights, average)
+
+
+def totals(values: Array, average: Average) -> tuple[Array, Array]:
+    """Sum (levels, n, *depth) over levels, and count what was summed: two (n, *depth)."""
     finite = np.isfinite(values)
     known = np.where(finite, values, 0.0)
     total = (known**2 if average == "mean_square" else known).sum(axis=0)
-    sums = weights @ total.reshape(len(total), -1)
-    counts = weights @ finite.sum(axis=0, dtype=np.float64).reshape(len(total), -1)
-    pooled = divide(sums, counts).reshape(len(weights), *values.shape[2:])
-    return np.asarray(np.sqrt(pooled)) if average == "mean_square" else pooled
+    return np.asarray(total), np.asarray(finite.sum(axis=0, dtype=np.float64))
+
+
+def pool_totals(total: Array, count: Array, weights: Array, average: Average) -> Array:
+    """Pool what ``totals`` gave over weighted samples (R, n): (R, *depth).
+
+    Sums and counts are linear in the samples, so every resample is one row of a product.
+    """
+    sums, counts = (weights @ part.reshape(len(part), -1) for part in (total, count))
+    found = divide(sums, counts).reshape(len(weights), *total.shape[1:])
+    return np.asarray(np.sqrt(found)) if average == "mean_square" else found
 
 
 def by_level(values: Array, average: Average) -> Array:
@@ -67,4 +78,5 @@ def values_of(array: xr.DataArray) -> Array:
 
 def coords_of(ds: xr.Dataset, dims: tuple[str, ...]) -> dict[str, xr.DataArray]:
     """Return the coordinates that lie along some of ``dims``."""
-    return {str(key): c for key, c in ds.coords.items() if c.dims and set(c.dims) <= set(dims)}
+    found = {str(key): ds.variables[key].dims for key in ds.coords}  # the arrays are slow to make
+    return {key: ds.coords[key] for key, own in found.items() if own and set(own) <= set(dims)}

@@ -14,7 +14,9 @@ from dar_probe.results.bootstrap import (
     coords_of,
     divide,
     pool,
+    pool_totals,
     shares,
+    totals,
     values_of,
 )
 from dar_probe.results.intervals import Estimate, student
@@ -203,6 +205,19 @@ def over_noise(ds: xr.Dataset, name: str) -> xr.DataArray:
     return xr.DataArray(pooled, dims=dims, coords=coords_of(ds, dims), name=name, attrs=attrs)
 
 
+def level_intervals(ds: xr.Dataset, name: str) -> tuple[Array, Array]:
+    """Return the ends of the 95 % interval of every number of ``over_noise``: two (depth, level).
+
+    Equal to what ``profile`` gives for each noise level alone.
+    """
+    samples, spec, ends = ds.sizes["sample"], _spec(name), []
+    weights = bootstrap(samples, 1000, 0)
+    for values in values_of(ds[name]):
+        ends.append(interval(pool(values[None], weights, spec.average), samples))
+    low, high = (np.stack(column, axis=-1) for column in zip(*ends, strict=True))
+    return low, high
+
+
 def decodability(decoded: Array, levels: Array, weights: Array | None = None) -> Array:
     """R2 with which the noise level is decoded, see the schema: (W, R), NaN where nothing was.
 
@@ -272,11 +287,15 @@ def _shift(ds: xr.Dataset, name: str, low: Array, high: Array, *, swap: bool = F
         ends = shares(np.abs(ends))
     if swap:
         ends = np.broadcast_to(np.concatenate(ends), (2, 2 * ends.shape[1], *ends.shape[2:]))
+    average: Average = "mean" if routes else "mean_square"
+    first, last = totals(ends[:1], average), totals(ends[1:], average)
     parts = []
     for start in range(0, len(low), 128):  # a few resamples at once: bounds the memory
         rows = slice(start, start + 128)
-        average: Average = "mean" if routes else "mean_square"
-        pair = [pool(ends[:1], low[rows], average), pool(ends[1:], high[rows], average)]
+        pair = [
+            pool_totals(*first, low[rows], average),
+            pool_totals(*last, high[rows], average),
+        ]
         gap = np.abs(np.subtract(*pair) if routes else np.subtract(*map(shares, pair)))
         parts.append(np.where(np.isfinite(gap).any(axis=2), np.nansum(gap, axis=2) / 2, np.nan))
     return np.asarray(_measured(np.concatenate(parts)).mean(axis=1))

@@ -14,7 +14,8 @@ class Drawn(NamedTuple):
     """One thing that a drawer would draw.
 
     Attributes:
-        what: "panel", "axis", "curve", "points", "rule", "cells", "scale", "note" or "heading".
+        what: "panel", "axis", "curve", "points", "distribution", "rule", "cells", "scale", "note"
+            or "heading".
         panel: the panel's number; None for what belongs to the whole figure.
         words: its title, label or text.
         values: its numbers; empty where it has none.
@@ -65,6 +66,9 @@ def _of_panel(figure: Figure, at: int, panel: Panel) -> list[Drawn]:
             len(points.x),
         )
         calls.append(_call("points", at, points.label, points.x))
+    for one in panel.distributions:
+        assert one.values.ndim == 1 and np.isfinite(one.x), "a distribution is a list at a place"
+        calls.append(_call("distribution", at, one.name, one.values))
     calls += [_call("rule", at, rule.label) for rule in panel.rules]
     if panel.cells:
         _check_cells(figure, panel, panel.cells)

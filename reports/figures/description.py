@@ -131,6 +131,23 @@ class Points:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Many values at one place of the x axis, shown by how many lie where.
+
+    Attributes:
+        name: what the pointer calls it.
+        colour: "#rrggbb".
+        x: its place.
+        values: (N,) array; NaN where nothing was measurable.
+    """
+
+    name: str
+    colour: str
+    x: float
+    values: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """A straight line through a panel: level at ``y``, upright at ``x``, or the diagonal.
 
@@ -202,6 +219,7 @@ class Panel:
     y: Axis
     curves: Sequence[Curve] = ()
     points: Sequence[Points] = ()
+    distributions: Sequence[Distribution] = ()
     rules: Sequence[Rule] = ()
     shaded: tuple[float, float] | None = None
     cells: Cells | None = None
@@ -267,6 +285,8 @@ def drawn(panel: Panel, which: Literal["x", "y"] = "y") -> Array:
         found.append(points.y if which == "y" else points.x)
         if which == "x" and points.low is not None and points.high is not None:
             found += [points.low, points.high]
+    for one in panel.distributions:
+        found.append(one.values if which == "y" else np.array([one.x]))
     values = np.concatenate([np.zeros(0), *found])
     if np.isfinite(values).any():
         rules = [rule.y if which == "y" else rule.x for rule in panel.rules]

@@ -37,12 +37,9 @@ def heatmap(ds: xr.Dataset, name: str, *, width: Width = "two", intervals: bool 
     """
     inches(width)
     palette.depth_dim(name)
-    if intervals:
-        own, levels = ds[[name]], range(ds.sizes["noise_level"])
-        profiles = [metrics.profile(own.isel(noise_level=[level]), name) for level in levels]
-        value, low, high = columns_of(profiles)
-        return depth_map(ds, name, value, noise_axis(ds), bounds=(low, high), width=width)
-    return depth_map(ds, name, metrics.over_noise(ds, name).values, noise_axis(ds), width=width)
+    bounds = metrics.level_intervals(ds, name) if intervals else None
+    values = metrics.over_noise(ds, name).values
+    return depth_map(ds, name, values, noise_axis(ds), bounds=bounds, width=width)
 
 
 def columns_of(profiles: Sequence[xr.Dataset]) -> tuple[Array, Array, Array]:

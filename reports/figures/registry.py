@@ -12,6 +12,7 @@ from dar_probe.reports.figures import (
     interventions,
     matrix,
     router_entropy,
+    samples,
     sources,
     trajectory,
 )
@@ -47,13 +48,14 @@ FIGURES = (
     "matrix",
     "spread",
     "decodability",
+    "samples",
     "trajectory",
     "interventions",
     "heatmap",
 )
 HEATMAP = "heatmap_"
-# What an analysis comes with: the figures of a paper, and the maps of the three symptoms. The page
-# shows the rest, and ``dar-probe figures`` draws it.
+# What an analysis comes with: the figures of a paper, and the maps of the three symptoms. The rest
+# is drawn by ``dar-probe figures``, and most of it is on the page.
 PAPER = ("dilution", "sources", "matrix", "trajectory", "interventions")
 MAIN = (*PAPER, *(HEATMAP + panel.variable for panel in palette.PANELS))
 
@@ -81,6 +83,7 @@ def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
         "matrix": lambda one: matrix.lacks(one, options.noise_level),
         "spread": router_entropy.lacks,
         "decodability": decodability.lacks,
+        "samples": samples.lacks,
         "trajectory": trajectory.lacks,
         "interventions": interventions.lacks,
     }
@@ -114,6 +117,7 @@ def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figur
         ),
         "spread": lambda: router_entropy.router_entropy(ds, kind=kind, width=width),
         "decodability": lambda: decodability.decodability(ds, kind=kind, width=width),
+        "samples": lambda: samples.samples(ds, width=width),
         "trajectory": lambda: trajectory.trajectory(ds, width=width),
         "interventions": lambda: interventions.interventions(ds, width=width),
     }

@@ -13,6 +13,7 @@ from dar_probe.reports.figures import (
     matrix,
     reader_maps,
     router_entropy,
+    samples,
     sources,
     trajectory,
 )
@@ -28,6 +29,7 @@ DESCRIBED = {
     "interventions": interventions.interventions,
     "matrix": matrix.matrix,
     "one_reader": reader_maps.one_reader,
+    "samples": samples.samples,
     "sources": sources.sources,
     "spread": router_entropy.router_entropy,
     "trajectory": trajectory.trajectory,

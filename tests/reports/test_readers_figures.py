@@ -3,7 +3,7 @@
 import matplotlib.text
 import numpy as np
 import pytest
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 
 from dar_probe.analysis import Analysis
@@ -147,6 +147,35 @@ def test_decodability_is_that_of_metrics_and_the_head_has_a_whisker(dar):
 def test_decodability_needs_levels_and_samples():
     with pytest.raises(UsageError, match="two noise levels"):
         printed.decodability(dataset(blocks=2, levels=1))
+
+
+def test_distributions_keep_within_the_samples_and_show_their_quartiles():
+    ds = dataset(blocks=6, samples=24, levels=3, spread=0.5, inflation=100.0)
+    figure = printed.samples(ds)
+    for axis, variable in zip(figure.axes, ("rms", "grad_rms", "cosine"), strict=True):
+        average = ds[variable].astype(np.float64)
+        pooled = average.mean("noise_level")
+        if variable != "cosine":
+            pooled = np.sqrt((average**2).mean("noise_level"))
+        blocks = [int(text.get_text()) for text in axis.get_xticklabels()]
+        assert blocks[0] == 1 and blocks[-1] == 6
+        shapes = [found for found in axis.collections if isinstance(found, PolyCollection)]
+        for place, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
+            own = pooled.sel(block=block).values
+            up = shape.get_paths()[0].vertices[:, 1]
+            assert (up.min(), up.max()) == pytest.approx((own.min(), own.max()), rel=1e-6)
+            lines = axis.get_lines()[3 * place : 3 * place + 3]
+            scaled = np.log10(own) if axis.get_yscale() == "log" else own
+            wanted = np.quantile(scaled, [0.25, 0.5, 0.75])
+            if axis.get_yscale() == "log":
+                wanted = 10**wanted
+            np.testing.assert_allclose([line.get_ydata()[0] for line in lines], wanted, rtol=1e-5)
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_few_samples_have_no_distribution(dar):
+    with pytest.raises(UsageError, match="6 samples show no distribution: it takes 8"):
+        printed.samples(dar)
 
 
 @pytest.mark.parametrize("name", ["matrix", "spread", "decodability"])

@@ -1,4 +1,4 @@
-"""Draws figures for print with matplotlib; seaborn gives the colour maps."""
+"""Draws figures for print with matplotlib, and distributions with seaborn."""
 
 from matplotlib.figure import Figure
 

@@ -3,10 +3,16 @@
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import CenteredNorm, Colormap, LogNorm, Normalize, PowerNorm
+from matplotlib.colors import (
+    CenteredNorm,
+    Colormap,
+    LinearSegmentedColormap,
+    LogNorm,
+    Normalize,
+    PowerNorm,
+)
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -49,10 +55,9 @@ def scale(values: Array, *, from_zero: bool = False) -> Normalize:
 
 
 def colour_map(norm: Normalize, wanted: str) -> Colormap:
-    """Return the wanted seaborn map, or the diverging one where values take both signs."""
+    """Return the wanted map, or the diverging one where values take both signs."""
     name = "vlag" if isinstance(norm, CenteredNorm) else wanted
-    found: Colormap = sns.blend_palette(palette.COLOUR_MAPS[name], as_cmap=True)
-    return found
+    return LinearSegmentedColormap.from_list(name, palette.COLOUR_MAPS[name])
 
 
 def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> None:
@@ -78,7 +83,7 @@ def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> N
     axis.set_ylim(-0.5, depth - 0.5)
     if isinstance(norm, CenteredNorm):
         _draw_marks(axis, values < 0, values, norm, colours, marker="_", s=5, linewidths=0.5)
-    sns.despine(ax=axis, left=True, bottom=True)
+    axis.spines[:].set_visible(False)
 
 
 def draw_dots(

@@ -100,6 +100,11 @@ def _draw_panel(axis: Axes, panel: Panel, colours: Colours) -> dict[lines.Key, L
         cells.draw_map(axis, shown.values, norm, colour)
         if shown.marked is not None:
             cells.draw_dots(axis, shown.marked, shown.values, norm, colour)
+    if panel.distributions:
+        # seaborn takes a second to load, for the sake of this kind of panel alone.
+        from dar_probe.reports.draw.matplotlib.distributions import draw_distributions
+
+        draw_distributions(axis, panel)
     found = lines.draw_all(axis, panel)
     axes.set_up(axis, panel, "x")
     axes.set_up(axis, panel, "y")

@@ -87,6 +87,7 @@ def _draw_panel(parts: Spec, labels: _Labels, figure: Figure, at: int, panel: Pa
     for rule in panel.rules:
         place, made = traces.rule(at, panel, rule)
         parts[place].append(made)
+    data += [traces.distribution(at, panel, one) for one in panel.distributions]
     for points in panel.points:
         first = bool(len(points.x)) and labels.first(points.label, points.colour)
         data.append(traces.points(at, panel, points, first=first))

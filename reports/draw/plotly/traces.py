@@ -12,6 +12,7 @@ from dar_probe.reports.figures.description import (
     Array,
     Cells,
     Curve,
+    Distribution,
     Field,
     Marks,
     Panel,
@@ -132,6 +133,24 @@ def points(at: int, panel: Panel, wanted: Points, *, first: bool) -> Spec:
             "thickness": 1.6,
         }
     return trace
+
+
+def distribution(at: int, panel: Panel, wanted: Distribution) -> Spec:
+    """Return the outline of a distribution with its quartiles and its mean."""
+    names = names_of(panel.x)
+    return {
+        "type": "violin",
+        "x0": names[int(wanted.x)] if names else wanted.x,
+        "y": packed(wanted.values.astype(np.float64)),
+        "name": text(wanted.name),
+        "line": {"color": wanted.colour, "width": 1},
+        "box": {"visible": True},
+        "points": False,
+        "spanmode": "hard",
+        "scalemode": "width",
+        "showlegend": False,
+        **axes(at),
+    }
 
 
 def rule(at: int, panel: Panel, wanted: Rule) -> tuple[str, Spec]:
