@@ -1,5 +1,6 @@
 """The lanes of the tests, the order in which workers take them, and what tests share."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the commands that tests run
@@ -183,6 +184,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         unit = scope(item.nodeid)
         places[unit] = min([*rows, places.get(unit, len(LANES))])
     items.sort(key=lambda item: places[scope(item.nodeid)])
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector forget what was imported: else it looks through it all the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def scope(nodeid: str) -> str:

@@ -170,7 +170,7 @@ READER_CAPTION = (
 )
 STEPS_CAPTION = (
     "The three symptoms at every checkpoint of the run, pooled over samples and noise levels. "
-    "Bands: 95 % intervals over samples. Dashed: warning limit; dotted: failure limit."
+    "Bands: 95 % intervals over samples. Dotted: warning limit; dashed: failure limit."
 )
 EFFECT_CAPTION = (
     "Every point is one intervention by a real forward: a gate set to zero, a block skipped, a "

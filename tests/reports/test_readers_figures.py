@@ -11,6 +11,8 @@ from dar_probe.errors import UsageError
 from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib as canvas
 from dar_probe.reports.figures import registry
+from dar_probe.reports.figures.trajectory import LOOKS
+from dar_probe.reports.pages.wording import STEPS_CAPTION
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds
@@ -282,3 +284,8 @@ def test_an_analysis_plots_every_figure_at_both_widths(dar):
     drawn += [plot.decodability(kind="mlp", width="one"), plot.heatmap("rms", width="one")]
     assert {figure.get_figwidth() for figure in drawn} == {3.25}
     assert plot.spread().get_figwidth() == 6.75
+
+
+def test_the_page_says_which_limit_is_dotted():
+    for dashes, label in LOOKS.values():
+        assert f"{dashes}: {label}" in STEPS_CAPTION.lower()

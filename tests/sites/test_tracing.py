@@ -71,3 +71,79 @@ def test_the_law_of_norms_is_not_claimed_for_a_group_norm_that_reads_the_stream(
     assert grouped.sum() == 4
     assert np.isnan(conservation[..., grouped]).all()
     assert np.isfinite(conservation[..., 1:][..., ~grouped[1:]]).all()
+
+
+class Convolved(nn.Module):
+    """A branch whose convolution sees the tokens as a square image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        image = x.transpose(1, 2).unflatten(2, (2, 2))
+        return self.conv(image).flatten(2).transpose(1, 2)
+
+
+def test_the_output_of_a_convolution_is_kept_as_tokens():
+    model = Stack()
+    kept: list[torch.Tensor] = []
+    for block in model.blocks:
+        block.mlp = Convolved()
+        block.mlp.register_forward_hook(lambda _, args, out: kept.append(out.detach()))
+    found = tracing.trace(model, (torch.randn(1, 4, 5),), {}, set(model.blocks))
+    tokens = [
+        found.outputs[at]
+        for at, (module, _) in enumerate(found.calls)
+        if isinstance(module, nn.Conv2d)
+    ]
+    assert len(tokens) == 4
+    for own, wanted in zip(tokens, kept[-4:], strict=True):
+        torch.testing.assert_close(own, wanted, rtol=0, atol=0)
+
+
+class Mixer(nn.Module):
+    """Lets tokens look at a second sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        seen = x if other is None else other
+        return (self.query(x) @ seen.transpose(1, 2)).softmax(-1) @ self.value(seen)
+
+
+class Captioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(WIDTH), Mixer()
+        self.norm2, self.attention2 = nn.LayerNorm(WIDTH), Mixer()
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.attention2(self.norm2(x), words)
+
+
+class Painter(Stack):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Captioned() for _ in range(3))
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x, words)
+        return self.head(self.norm(x))
+
+
+def test_attention_to_a_second_sequence_is_cross_attention():
+    def captioned(ids, level):
+        words = [
+            torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(int(i) + 99)) for i in ids
+        ]
+        return (*batch(ids, level)[0], torch.stack(words)), {}
+
+    torch.manual_seed(0)
+    found = dp.audit(Painter(), batch=captioned, loss=loss, samples=2).dataset
+    assert list(found["reader_kind"].values) == ["attention", "cross_attention"] * 3 + ["head"]
