@@ -179,7 +179,7 @@ def _call(
     """Return the module that a callable makes, without wrappers, and how it is run."""
     from torch import nn
 
-    from dar_probe.errors import UsageError
+    from dar_probe.errors import UsageError, blamed
     from dar_probe.files.text import quote
     from dar_probe.probe.options import ModuleOptions
     from dar_probe.sites.unwrap import unwrap
@@ -190,16 +190,17 @@ def _call(
         raise UsageError(f"{shown} is no package.module:callable", hint="e.g. mymodels.vit:small")
     sys.path.insert(0, "")
     what = "cannot be imported"
-    try:
-        with redirect_stdout(sys.stderr):  # what a factory prints is no part of --json
-            call = getattr(importlib.import_module(home), name)
-            what = "failed"
-            made = call() if callable(call) and not isinstance(call, nn.Module) else call
-    except Exception as error:  # somebody else's code fails in any way it likes
-        raise UsageError(
-            f"{shown} {what}: {type(error).__name__}: {error}",
+
+    def refuse(why: str) -> UsageError:
+        return UsageError(
+            f"{shown} {what}: {why}",
             hint="the current directory is on the import path; the callable takes no arguments",
-        ) from error
+        )
+
+    with blamed(refuse), redirect_stdout(sys.stderr):  # what is printed is no part of --json
+        call = getattr(importlib.import_module(home), name)
+        what = "failed"
+        made = call() if callable(call) and not isinstance(call, nn.Module) else call
     parts = made if isinstance(made, tuple) else (made,)
     module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):

@@ -107,19 +107,13 @@ def train(
     Example: dar-probe train --routing dar --query static+t --steps 2000 --out runs/dar
     """
     with startup.imports():
-        from dar_probe.adapt import warm_start
         from dar_probe.cli.shared import terminal
         from dar_probe.runtime.device import find_device
-        from dar_probe.training import config as configs
         from dar_probe.training import loop
+        from dar_probe.training.settings import gather
 
     place = str(find_device(device))
-    given = {name: value for name, value in settings.items() if value is not None}
-    if config:
-        given = {**configs.read_toml(config), **given}
-    if isinstance(given.get("init_from"), str) and given["init_from"]:
-        given = {**warm_start.sizes(given["init_from"]), **given}
-    wanted = configs.from_dict(given)
+    wanted = gather({name: v for name, v in settings.items() if v is not None}, config)
     with terminal.progress("training", "steps") as tell:
 
         def on_step(step: loop.Progress) -> None:

@@ -8,10 +8,20 @@ from dar_probe.runtime.version import __version__
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis, open_analysis
-    from dar_probe.api import ablate, analyze, audit, build
+    from dar_probe.api import (
+        ablate,
+        analyze,
+        audit,
+        build,
+        evaluate,
+        inspect,
+        sample,
+        train,
+    )
     from dar_probe.comparison import Comparison, compare
     from dar_probe.probe.interactive import Probe
     from dar_probe.results.verdict import Thresholds
+    from dar_probe.study.reproduce import reproduce
 
 __all__ = [
     "Analysis",
@@ -28,7 +38,12 @@ __all__ = [
     "audit",
     "build",
     "compare",
+    "evaluate",
+    "inspect",
     "open_analysis",
+    "reproduce",
+    "sample",
+    "train",
 ]
 
 # Importing the package loads neither torch nor xarray: reports run where torch is absent.
@@ -39,10 +54,15 @@ _HOMES = {
     "analyze": "dar_probe.api",
     "audit": "dar_probe.api",
     "build": "dar_probe.api",
+    "evaluate": "dar_probe.api",
+    "inspect": "dar_probe.api",
+    "sample": "dar_probe.api",
+    "train": "dar_probe.api",
     "Comparison": "dar_probe.comparison",
     "compare": "dar_probe.comparison",
     "Probe": "dar_probe.probe.interactive",
     "Thresholds": "dar_probe.results.verdict",
+    "reproduce": "dar_probe.study.reproduce",
 }
 
 
@@ -54,4 +74,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return list(__all__)

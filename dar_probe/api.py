@@ -1,7 +1,8 @@
-"""The Python face: build a model, analyse a checkpoint, intervene in it, audit a module."""
+"""The Python face: one function for each command, with flat keywords."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ from torch import nn
 
 import dar_probe.accessor  # noqa: F401  it registers ds.dar
 from dar_probe.analysis import Analysis
+from dar_probe.diffusion import generation
+from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.evaluation import OnSamples, Quality
 from dar_probe.errors import UsageError
+from dar_probe.files.analysis_folder import OutputFolder, check_target
+from dar_probe.files.text import quote
 from dar_probe.models import quality
+from dar_probe.models.generator import load_generator
+from dar_probe.models.inspection import Survey, survey
 from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe import analyses
@@ -22,12 +29,15 @@ from dar_probe.probe.options import (
     Levels,
     ModuleOptions,
     OutputOptions,
-    sort,
 )
 from dar_probe.probe.plan import OnCells
 from dar_probe.results.fail_rule import parse_rule
+from dar_probe.runtime.checks import check_counts
+from dar_probe.runtime.device import find_device
 from dar_probe.training import audit as audits
+from dar_probe.training import loop
 from dar_probe.training.finetune import FinetuneOptions, OnStep
+from dar_probe.training.settings import gather
 
 
 def build(name: str, **changes: Any) -> SiT:
@@ -43,39 +53,52 @@ def build(name: str, **changes: Any) -> SiT:
     try:
         config = SiTConfig.preset(name, **changes)
     except TypeError as error:
-        raise UsageError(f"unknown model setting: {error}") from error
+        raise UsageError(f"unknown model setting: {error}") from None
     return SiT(config)
 
 
 def analyze(
-    path: str | Path | Sequence[str | Path],
+    model: str | Path | nn.Module | Sequence[str | Path],
     *,
+    batch: Batch | None = None,
+    loss: Loss | None = None,
+    blocks: str | None = None,
+    readers: str | None = None,
+    name: str | None = None,
     data: str | None = None,
     noise_levels: Levels | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    device: str = "auto",
-    dtype: str = "float32",
+    device: str | None = None,
+    dtype: str | None = None,
     objective: str | None = None,
     heads: int | None = None,
-    weights: str = "auto",
+    weights: str | None = None,
     family: str | None = None,
     text: str | Path | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     fail_on: str | None = None,
     figures: bool = True,
     on_cells: OnCells | None = None,
 ) -> Analysis:
-    """Analyse a checkpoint: how information travels across its depth at every noise level.
+    """Analyse a model: how information travels across its depth at every noise level.
 
-    Under torchrun the ranks share the work, and each of them returns the whole analysis.
+    Under torchrun the ranks share the work on checkpoints, and each of them returns the whole
+    analysis. A module is analysed by the process that asks for it.
 
     Args:
-        path: a checkpoint file of a known family, or a folder of diffusers; or several
-            checkpoints of one training run, which give one trajectory over the training steps.
+        model: a checkpoint file of a known family, or a folder of diffusers; several checkpoints
+            of one training run, which give one trajectory over the training steps; or a module.
+        batch: of a module, as for ``audit``.
+        loss: of a module, as for ``audit``.
+        blocks: of a module, as for ``audit``.
+        readers: of a module, as for ``audit``.
+        name: what figures and tables call the model. Default: the checkpoint's file and, where
+            that tells nothing but a step, its run; of a module the name of its class.
         data: "digits", "images:DIR" or "latents:FILE". Default: the digits' held-out rows where
             they fit the model, else samples that the model draws.
         noise_levels: a count (evenly from 0.01 to 0.99), or the levels themselves, 0 = data and
@@ -85,12 +108,12 @@ def analyze(
             where memory runs out. It changes no number beyond rounding. Default: by the size of
             the model.
         seed: random seed for noise and samples.
-        device: "auto", "cpu", "cuda", ...
-        dtype: "float32", "float64" or "bfloat16".
+        device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
+        dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
         objective: what the model was trained on, where the file cannot tell: "sit", "repa",
             "dit", "uvit", "vp", or "ddpm:SCHEDULE:PREDICTION" such as "ddpm:cosine:v".
         heads: number of attention heads, where the file cannot tell.
-        weights: "auto" prefers the averaged weights; "ema" or "model" insists.
+        weights: "auto" prefers the averaged weights; "ema" or "model" insists. Default: "auto".
         family: name of the checkpoint's family, where the names of its weights mislead; or
             "package.module:FAMILY" for one of your own.
         text: a .safetensors or .npz file of conditions for a model of diffusers, named like its
@@ -98,6 +121,7 @@ def analyze(
         engine: "hooks" or "nnsight"; both give the same numbers, bit for bit.
         out: folder for the files of the analysis. Default: none are written.
         resume: continue an analysis into ``out`` that was cut off.
+        overwrite: replace the analysis of another checkpoint in ``out``.
         fail_on: a rule in place of the default judgement, e.g. "inflation > 8 or
             redundancy > 0.97".
         figures: also write the printed figures to ``out``; they take most of the writing.
@@ -106,23 +130,29 @@ def analyze(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
-    checkpoints = [
-        CheckpointOptions(
-            path=one, weights=weights, family=family, objective=objective, heads=heads,
-            device=device, dtype=dtype, text=text,
-        )
-        for one in paths
-    ]  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
-    output = OutputOptions(out=out, resume=resume, figures=figures, fail_on=fail_on)
+    output = OutputOptions(
+        out=out, resume=resume, overwrite=overwrite, figures=figures, fail_on=fail_on
+    )
+    of_module = {"batch": batch, "loss": loss, "blocks": blocks, "readers": readers}
+    of_file = {
+        "device": device, "dtype": dtype, "objective": objective, "heads": heads,
+        "weights": weights, "family": family, "text": text,
+    }  # fmt: skip
+    if isinstance(model, nn.Module):
+        options = _module_options(of_module, of_file, name)
+        return analyses.analyze_module(
+            model, options, grid, output, engine=engine, on_cells=on_cells
+        )
+    paths = [model] if isinstance(model, str | Path) else _paths(model)
+    checkpoints = [_checkpoint(path, of_module, of_file, name) for path in paths]
     return analyses.analyze(checkpoints, grid, output, engine=engine, on_cells=on_cells)
 
 
 def ablate(
-    path: str | Path,
+    model: str | Path | nn.Module,
     *,
     kinds: Iterable[str] | None = None,
     pairs: int = 32,
@@ -133,17 +163,18 @@ def ablate(
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     figures: bool = True,
     on_cells: OnCells | None = None,
     **settings: Any,
 ) -> Analysis:
-    """Analyse a checkpoint, and beside it set chosen gates to zero for real.
+    """Analyse a checkpoint or a module, and beside it set chosen gates to zero for real.
 
     Every intervention is one more forward of the whole grid. The dataset has ``gate_ablated``,
     ``gate_linear``, ``linearisation_error`` and ``rank_correlation`` on top of ``analyze``'s.
 
     Args:
-        path: a checkpoint.
+        model: a checkpoint or a module.
         kinds: some of "gate" (single sources for one reader), "source" (one source for all
             readers), "block" (whole blocks skipped), "uniform" and "frozen" (a router's weights
             replaced). Default: all that the model has.
@@ -156,24 +187,128 @@ def ablate(
         engine: as for ``analyze``.
         out: as for ``analyze``.
         resume: as for ``analyze``.
+        overwrite: as for ``analyze``.
         figures: as for ``analyze``.
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
-        settings: data, batch_size, seed, device, dtype, objective, heads, weights, family and
-            text of ``analyze``.
+        settings: name, batch_size, and of a checkpoint data, seed, device, dtype, objective,
+            heads, weights, family and text of ``analyze``; of a module batch, loss, blocks and
+            readers of ``audit``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    checkpoint, grid = sort(path, {"noise_levels": noise_levels, "samples": samples, **settings})
     wanted = InterventionOptions(
         kinds=None if kinds is None else tuple(kinds),
         pairs=pairs,
         gates=tuple(gates),
         frozen_at=frozen_at,
     )
-    output = OutputOptions(out=out, resume=resume, figures=figures)
+    output = OutputOptions(out=out, resume=resume, overwrite=overwrite, figures=figures)
+    settings = {"noise_levels": noise_levels, "samples": samples, **settings}
+    of_module = {key: settings.pop(key, None) for key in OF_MODULES}
+    name = settings.pop("name", None)
+    of_grid = {key: settings.pop(key) for key in OF_GRIDS if key in settings}
+    _refuse_unknown("ablate", settings, OF_FILES)
+    grid = GridOptions(**of_grid)
+    if isinstance(model, nn.Module):
+        options = _module_options(of_module, settings, name)
+        return analyses.analyze_module(
+            model, options, grid, output, wanted, engine=engine, on_cells=on_cells
+        )
+    checkpoint = _checkpoint(model, of_module, settings, name)
     return analyses.ablate(checkpoint, grid, wanted, output, engine=engine, on_cells=on_cells)
+
+
+def train(
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    tensorboard: bool = False,
+    on_step: Callable[[loop.Progress], None] | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a model on the digits, images or latents, and return its last checkpoint.
+
+    Args:
+        out: folder of the run: metrics.csv and checkpoints/step-0000000.pt.
+        config: a TOML file of settings; keywords win over it.
+        resume: continue a run that was cut off.
+        device: "auto", "cpu", "cuda", ...
+        tensorboard: also write scalars to out/tensorboard.
+        on_step: called with the progress (step, steps, loss) after each step.
+        settings: fields of ``dar_probe.training.config.TrainConfig``, such as routing, depth,
+            width, steps, batch_size, lr, seed and data.
+
+    Example:
+        >>> dp.train("runs/dar", routing="dar", query="static+t", steps=2000)
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    wanted = gather(settings, config)
+    place = str(find_device(device))
+    return loop.train(
+        wanted, Path(out), resume=resume, device=place, tensorboard=tensorboard, on_step=on_step
+    )
+
+
+def sample(
+    path: str | Path,
+    *,
+    samples: int = 100,
+    classes: Sequence[int] = (),
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    on_samples: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> Data:
+    """Draw samples from a checkpoint; sample i is a function of the seed, i and its label.
+
+    Args:
+        path: a checkpoint that takes class labels.
+        samples: how many.
+        classes: labels, taken in turn. Default: all that the model knows.
+        seed: random seed.
+        device: "auto", "cpu", "cuda", ...
+        out: folder for samples.npz and samples.png. Default: none are written.
+        on_samples: called with the number of samples drawn so far.
+        settings: solver, steps, guidance, batch_size and vae of
+            ``dar_probe.models.options.SamplingOptions``; dtype, weights, objective, heads and
+            family of ``analyze``.
+
+    Returns:
+        The samples: ``latents`` (N, C, h, w) and ``labels`` (N,).
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    check_counts(samples=samples)
+    if out is not None:
+        check_target(Path(out), "sheet")
+    made = load_generator(*_drawing("sample", path, device, settings))
+    drawn = made.draw(made.labels(samples, classes), seed=seed, on_samples=on_samples)
+    if out is not None:
+        with OutputFolder(Path(out), kind="sheet") as folder:
+            folder.publish(lambda fresh: generation.save(drawn, fresh))
+    return drawn
+
+
+def inspect(path: str | Path, **settings: Any) -> Survey:
+    """Return what a checkpoint is, without reading its weights.
+
+    Args:
+        path: a checkpoint.
+        settings: heads, family, weights and objective of ``analyze``.
+
+    Raises:
+        CheckpointError, UsageError: see ``dar_probe.errors``.
+    """
+    _refuse_unknown("inspect", settings, OF_FILES)
+    return survey(CheckpointOptions(path=path, **settings))
 
 
 def evaluate(
@@ -206,11 +341,8 @@ def evaluate(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    drawing = {field.name for field in fields(SamplingOptions)}
-    checkpoint = {name: value for name, value in settings.items() if name not in drawing}
     return quality.evaluate(
-        CheckpointOptions(path=path, device=device, **checkpoint),
-        SamplingOptions(**{name: settings[name] for name in settings if name in drawing}),
+        *_drawing("evaluate", path, device, settings),
         quality.QualityOptions(data=data, space=space, samples=samples, seeds=seeds),
         on_samples=on_samples,
     )
@@ -230,10 +362,13 @@ def audit(
     lr: float = 1e-3,
     seed: int = 0,
     fail_on: str | None = None,
+    name: str | None = None,
     on_cells: OnCells | None = None,
     on_step: OnStep | None = None,
 ) -> Analysis:
-    """Audit any module with a pre-norm residual stack for PreNorm dilution.
+    """Judge any module with a pre-norm residual stack for PreNorm dilution.
+
+    ``analyze`` measures the same; this one trains a copy first, where that is asked for.
 
     With ``train_steps`` a copy of the module is trained on ``batch`` and ``loss``, with samples
     that the audit does not use, and the analysis is that of the copy; its ``before`` is the
@@ -242,9 +377,10 @@ def audit(
     Args:
         module: any torch module. torch.compile, DataParallel and DistributedDataParallel are taken
             off. It is left bit for bit as it was.
-        batch: batch(sample_ids (N,) int64, noise_level (N,) float64) -> (args, kwargs) for
-            ``module``; a pure function of each (id, level). Default: random inputs by the config
-            of a class of transformers or diffusers.
+        batch: batch(sample_ids (N,) int64, noise_level (N,)) -> (args, kwargs) for ``module``; a
+            pure function of each (id, level). Levels have the type of the module's weights and lie
+            beside them. Default: random inputs by the config of a class of transformers or
+            diffusers.
         loss: loss(output, sample_ids, noise_level) -> (N,). Default: a causal language model's own
             next-token loss, a diffusers transformer's denoising loss; else the mean square of the
             output, less a random target where the output ends in a norm.
@@ -259,6 +395,7 @@ def audit(
         lr: learning rate of the training; wide models want less than the default.
         seed: random seed of the training.
         fail_on: a rule in place of the default judgement.
+        name: what figures and tables call the module. Default: the name of its class.
         on_cells: called with (done, total) after each batch of cells of the grid.
         on_step: called with (step, steps, loss) after each step of the training.
 
@@ -271,10 +408,78 @@ def audit(
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
     return audits.audit(
         module,
-        ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers),
+        ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name),
         GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
         training,
         rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,
         on_step=on_step,
     )
+
+
+OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in ("path", "name"))
+OF_MODULES = tuple(f.name for f in fields(ModuleOptions) if f.name != "name")
+OF_GRIDS = tuple(f.name for f in fields(GridOptions))
+OF_DRAWING = tuple(f.name for f in fields(SamplingOptions))
+
+
+def _paths(models: Any) -> list[str | Path]:
+    """Return several checkpoints.
+
+    Raises:
+        UsageError: it is neither paths nor a module.
+    """
+    found = list(models) if isinstance(models, Iterable) else [models]
+    for one in found:
+        if not isinstance(one, str | Path):
+            raise UsageError(
+                f"cannot analyse an object of type {type(one).__name__}",
+                hint="give a checkpoint's path, several of one run, or a torch module",
+            )
+    return found
+
+
+def _module_options(
+    of_module: dict[str, Any], of_file: dict[str, Any], name: str | None
+) -> ModuleOptions:
+    if foreign := [key for key, value in of_file.items() if value is not None]:
+        raise UsageError(
+            f"{foreign[0]} belongs to checkpoints, and this is a module",
+            hint="a module is measured as it is: move or convert it first, e.g. module.to('cuda')",
+        )
+    return ModuleOptions(**of_module, name=name)
+
+
+def _checkpoint(
+    path: str | Path, of_module: dict[str, Any], of_file: dict[str, Any], name: str | None
+) -> CheckpointOptions:
+    if foreign := [key for key, value in of_module.items() if value is not None]:
+        raise UsageError(
+            f"{foreign[0]} belongs to modules, and {quote(path)} is a checkpoint",
+            hint="samples of a checkpoint come from data, its sites from its family",
+        )
+    given = {key: value for key, value in of_file.items() if value is not None}
+    return CheckpointOptions(path=path, name=name, **given)
+
+
+def _drawing(
+    function: str, path: str | Path, device: str, settings: dict[str, Any]
+) -> tuple[CheckpointOptions, SamplingOptions]:
+    """Sort the settings of a function that draws samples."""
+    _refuse_unknown(function, settings, (*OF_FILES, *OF_DRAWING))
+    drawing = {key: settings[key] for key in OF_DRAWING if key in settings}
+    own = {key: settings[key] for key in OF_FILES if key in settings}
+    return CheckpointOptions(path=path, device=device, **own), SamplingOptions(**drawing)
+
+
+def _refuse_unknown(function: str, settings: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse keywords that a function does not know, as Python does, naming the nearest.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            more = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+            raise TypeError(f"{function}() got an unexpected keyword argument {key!r}; {more}")

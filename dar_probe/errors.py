@@ -1,8 +1,11 @@
 """What a user can meet: one sentence, one hint and one exit code each."""
 
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -33,7 +36,8 @@ class DarProbeError(ValueError):
     """Base of every error that is the input's fault, not ours.
 
     Attributes:
-        hint: what to do about it, one sentence; may be empty.
+        hint: what to do about it, one sentence; may be empty. A traceback shows it, too.
+        origin: where in the user's own files it began, as a traceback prints that; may be empty.
         exit_code: the exit code of the command line.
     """
 
@@ -42,6 +46,9 @@ class DarProbeError(ValueError):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.origin = ""
+        if hint:
+            self.add_note(f"Hint: {hint}")
 
 
 class UsageError(DarProbeError):
@@ -71,10 +78,15 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def blamed(refuse: Callable[[str], DarProbeError]) -> Iterator[None]:
+def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iterator[None]:
     """Raise ``refuse(why)`` for whatever somebody else's code raises within.
 
-    Our own errors and a lack of memory pass as they are.
+    Our own errors and a lack of memory pass as they are. The error's ``origin`` has the lines of
+    the user's files that led to it.
+
+    Args:
+        refuse: makes the error from its reason.
+        ours: also for what this package's own code raises within.
     """
     try:
         yield
@@ -83,4 +95,21 @@ def blamed(refuse: Callable[[str], DarProbeError]) -> Iterator[None]:
     except Exception as error:  # somebody else's code fails in any way it likes
         if out_of_memory(error):
             raise
-        raise refuse(f"{type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        if not ours and _HOME in Path(frames[-1].filename).parents:
+            raise
+        refusal = refuse(f"{type(error).__name__}: {error}")
+        own = [frame for frame in frames if _is_users(frame.filename)]
+        refusal.origin = "".join(traceback.format_list(own)).rstrip()
+        raise refusal from error
+
+
+_HOME = Path(__file__).parent
+_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
+def _is_users(file: str) -> bool:
+    """Tell whether a file of a traceback belongs neither to this package nor to a library."""
+    if file.startswith("<frozen"):
+        return False
+    return not any(home in Path(file).parents for home in (_HOME, *_LIBRARIES))

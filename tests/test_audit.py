@@ -97,7 +97,7 @@ def test_readers_are_the_norms_that_read_the_stream():
     with untouched(model):
         subject = discover.discover(model, *batch(torch.tensor([0]), None))
     assert [r.name for r in subject.readers] == [
-        *(f"block {k} norm{j}" for k in range(1, 5) for j in (1, 2)), "head",
+        *(f"block {k} {kind}" for k in range(1, 5) for kind in ("attention", "mlp")), "head",
     ]  # fmt: skip
     assert [r.kind for r in subject.readers] == ["attention", "mlp"] * 4 + ["head"]
     assert subject.block_readers == [0, 2, 4, 6, 8]
@@ -377,7 +377,7 @@ def test_what_is_added_within_a_block_is_said():
 
     assert said(Block) == []
     (sentence,) = said(Within)
-    assert sentence.startswith("4 of 8 writes, such as that of 'block 1 norm1',")
+    assert sentence.startswith("4 of 8 writes, such as that of 'block 1 attention',")
 
 
 class TwoNorms(nn.Module):
@@ -441,7 +441,7 @@ def test_norms_inside_the_branches_have_their_own_names_and_kinds():
     model.blocks = nn.ModuleList(Outer() for _ in range(3))
     ds = dp.audit(model, batch=batch, samples=2).dataset
     assert ds["reader_kind"].values.tolist() == ["attention", "mlp"] * 3 + ["head"]
-    assert ds["reader_name"].values.tolist()[:2] == ["block 1 attn.norm", "block 1 mlp.norm"]
+    assert ds["reader_name"].values.tolist()[:2] == ["block 1 attention", "block 1 mlp"]
 
 
 def test_blocks_that_are_lists_of_modules_are_refused():

@@ -43,7 +43,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             with _terminable():
                 command(*args, **kwargs)
         except DarProbeError as error:
-            _say(f"Error: {error}", error.hint and f"Hint: {error.hint}")
+            _say(f"Error: {error}", error.hint and f"Hint: {error.hint}", error.origin)
             raise SystemExit(error.exit_code) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise  # Typer's own ways to leave
@@ -90,9 +90,12 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _say(sentence: str, hint: str) -> None:
-    """Write a sentence in one line and a hint, in which a hostile name can do nothing."""
-    trace = traceback.format_exc().rstrip().splitlines() if DEBUG else []
+def _say(sentence: str, hint: str, origin: str = "") -> None:
+    """Write a sentence in one line and a hint, in which a hostile name can do nothing.
+
+    Above it stand the lines of the user's own files that led to it.
+    """
+    trace = (traceback.format_exc().rstrip() if DEBUG else origin).splitlines()
     sentence = re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
     if len(sentence) > LONGEST and not DEBUG:
         sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"

@@ -100,6 +100,7 @@ class Loaded:
         call: how the model is called.
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
+        name: what figures and tables call the model; None: as its file.
     """
 
     file: dict[str, Any]
@@ -111,6 +112,7 @@ class Loaded:
     call: Call
     scheduler: dict[str, Any] | None = None
     conditions: str = ""
+    name: str | None = None
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how."""

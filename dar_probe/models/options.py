@@ -22,6 +22,7 @@ class CheckpointOptions:
         device: where the model runs: "auto", "cpu", "cuda", ...
         dtype: of its weights: "float32", "float64" or "bfloat16".
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
+        name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
     """
 
     path: str | Path
@@ -32,6 +33,7 @@ class CheckpointOptions:
     device: str = "auto"
     dtype: str = "float32"
     text: str | Path | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.models.options import CheckpointOptions
-from dar_probe.probe import ablation, plan
-from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
+from dar_probe.probe import ablation, module_plan, plan
+from dar_probe.probe.options import (
+    GridOptions,
+    InterventionOptions,
+    ModuleOptions,
+    OutputOptions,
+)
 from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
 from dar_probe.results.fail_rule import parse_rule
@@ -48,6 +55,42 @@ def analyze(
         return run.finish(run.plan(checkpoints[0], grid, engine))
 
 
+def analyze_module(
+    module: nn.Module,
+    options: ModuleOptions,
+    grid: GridOptions,
+    output: OutputOptions,
+    interventions: InterventionOptions | None = None,
+    *,
+    engine: str = "hooks",
+    on_cells: plan.OnCells | None = None,
+) -> Analysis:
+    """Analyse a module that somebody brings, in this process alone.
+
+    Args:
+        module: with a pre-norm residual stack; it is left bit for bit as it was.
+        options: how it is run, and where its stream is read.
+        grid: samples and noise levels.
+        output: where files go, and the rule to fail on.
+        interventions: what is done to it for real; None: nothing.
+        engine: as for ``analyze``.
+        on_cells: as for ``analyze``.
+
+    Raises:
+        ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    plan.check_engine(engine)
+    if interventions is not None:
+        check_interventions(interventions)
+    rule = None if output.fail_on is None else parse_rule(output.fail_on)
+    run = Run(output=output, rule=rule, on_cells=on_cells)
+    run.check()
+    task = replace(module_plan.of_module(module, options, grid), engine=engine)
+    if output.out is not None:
+        task = module_plan.identified(task)
+    return run.finish(task if interventions is None else _intervening(task, interventions))
+
+
 def ablate(
     checkpoint: CheckpointOptions,
     grid: GridOptions,
@@ -63,15 +106,24 @@ def ablate(
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
+    check_interventions(wanted)
+    with joined() as ranks:
+        run = Run(output=output, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run.check()
+        return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
+
+
+def check_interventions(wanted: InterventionOptions) -> None:
+    """Refuse numbers that no model has; nothing is loaded for it.
+
+    Raises:
+        UsageError: a noise level outside [0, 1], or fewer than no pairs.
+    """
     frozen_at, pairs = wanted.frozen_at, wanted.pairs
     if frozen_at is not None and not 0 <= frozen_at <= 1:
         raise UsageError(f"there is no noise level {frozen_at}", hint="0 is data, 1 is noise")
     if pairs < 0:
         raise UsageError(f"{pairs} pairs were asked for; it takes at least 0")
-    with joined() as ranks:
-        run = Run(output=output, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
-        run.check()
-        return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
 
 
 def _intervening(task: plan.Task, wanted: InterventionOptions) -> plan.Task:

@@ -1,7 +1,8 @@
 """A model for interventions by hand: nnsight traces whose sites are named as in the reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,17 +11,44 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.files.text import quote
 from dar_probe.probe import module_plan, plan
 from dar_probe.probe import nnsight_engine as trace
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.monitor import Watch
 from dar_probe.probe.options import GridOptions, Levels, ModuleOptions, sort
 from dar_probe.probe.recorder import frozen
+from dar_probe.probe.user_functions import batch_of, loss_of
 from dar_probe.runtime.ranks import leads
 from dar_probe.sites.autograd_entry import with_grad
+from dar_probe.sites.listing import writing
 from dar_probe.sites.unwrap import unwrap
 
 FEW = 8
+
+
+class UnknownSiteError(UsageError, KeyError):
+    """A name that no site has (exit code 2)."""
+
+    __str__ = Exception.__str__  # a KeyError shows its sentence in quotation marks
+
+
+class Sites(dict[str, Any]):
+    """Sites by name; a name that is not there is answered with the nearest ones.
+
+    Args:
+        kind: "read", "write" or "module", for the message.
+        found: the sites.
+    """
+
+    def __init__(self, kind: str, found: Mapping[str, Any]) -> None:
+        super().__init__(found)
+        self._kind = kind
+
+    def __missing__(self, name: object) -> Any:
+        near = get_close_matches(str(name), self, 3, 0.3) or list(self)[:3]
+        what = ", ".join(map(repr, near)) or "there is none"
+        raise UnknownSiteError(f"there is no {self._kind} {quote(name)}", hint=f"such as {what}")
 
 
 class Probe:
@@ -31,25 +59,30 @@ class Probe:
     of the forward. The model is in eval mode with frozen parameters until ``close``.
 
     Args:
-        model: a checkpoint, or a module together with ``batch``.
-        batch: as for ``api.audit``.
+        model: a checkpoint (file or folder), or a module.
+        batch: as for ``api.audit``; left out, as there.
         loss: as for ``api.audit``.
         settings: for a checkpoint data, noise_levels, samples, device and so on of
             ``api.analyze``; for a module noise_levels, samples, batch_size, blocks and readers of
             ``api.audit``.
 
     Attributes:
+        module: the plain module, for those who work without nnsight; see ``inputs``.
         model: the whole model as an nnsight envoy; ``probe.model.output`` in a trace.
         modules: every module by its own path, also where no residual stream was found.
         reads: the module of each sublayer's read, by names such as "block 3 attention" and
             "head". Left out are modules that run more than once in a forward, and the head where
             it is no module of its own.
-        writes: the module of each write to the stream, by names such as "embedding" and
-            "block 3 mlp"; empty where writes are known only as differences of reads.
+        writes: the module that returns each write to the stream, by names such as "block 3 mlp".
+            Left out are writes that no single module returns, such as a branch times its gate.
         ids: sample ids that can be traced.
 
+    Example:
+        >>> with dp.Probe("ckpt.pt") as probe, probe.trace(0.5):
+        ...     read = probe.save(probe.reads["block 3 mlp"].input)
+
     Raises:
-        UsageError: a module came without a batch function.
+        UsageError: a module came without a batch function, and none is known for its class.
         CheckpointError, ProbeError: see ``dar_probe.errors``.
     """
 
@@ -68,40 +101,56 @@ class Probe:
             planned = plan.of_checkpoint(*sort(model, settings), engine=engine)
             subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
             self.ids, module = planned.grid.ids, planned.subject.model
-        elif batch is None:
-            raise UsageError(
-                "a module needs a batch function",
-                hint="batch(sample_ids, noise_level) -> (args, kwargs)",
-            )
         else:
             names = {name: settings.pop(name, None) for name in ("blocks", "readers")}
             wanted = ModuleOptions(batch=batch, loss=loss, **names)
             module = unwrap(model)
-            self._batch, self._loss = batch, loss or module_plan.mean_square
             try:
                 planned = module_plan.of_module(module, wanted, GridOptions(**settings))
-                subject, self._loss = planned.subject, planned.loss
+                subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
             except ProbeError:
-                pass  # no residual stream: its modules can be traced all the same
+                if batch is None:
+                    raise
+                # No residual stream: its modules can be traced all the same.
+                self._batch = batch_of(batch, module)
+                self._loss = loss_of(loss, module) if loss else module_plan.mean_square
+        self.module = module
         with ExitStack() as stack:
             stack.enter_context(frozen(module))
             self.model = stack.enter_context(trace.wrapped(module))
             self._held = stack.pop_all()
         at = trace.envoys(self.model)
-        self.modules = {name: at[m] for name, m in module.named_modules() if name}
-        self.reads: dict[str, Any] = {}
-        self.writes: dict[str, Any] = {}
+        self.modules = Sites("module", {n: at[m] for n, m in module.named_modules() if n})
+        self.reads, self.writes = Sites("read", {}), Sites("write", {})
         if subject is not None:
             # An envoy's ``input`` is that of the first call alone.
             simple = [r for r in subject.readers if r.when == "input" and r.call[1] == 1]
-            self.reads = {r.name: at[r.module] for r in simple}
-            named = zip(subject.sources, subject.writers or (), strict=False)
-            self.writes = {source.name: at[writer] for source, writer in named}
+            self.reads = Sites("read", {r.name: at[r.module] for r in simple})
+            self.writes = Sites("write", {n: at[m] for n, m in writing(subject).items()})
+
+    def inputs(
+        self, noise_level: float, ids: Sequence[int] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) of ``module`` for samples ``ids`` at ``noise_level``.
+
+        The first input requires a gradient: parameters do not, and autograd begins somewhere.
+
+        Example: ``args, kwargs = probe.inputs(0.5); output = probe.module(*args, **kwargs)``
+
+        Raises:
+            UsageError: no such noise level.
+        """
+        args, kwargs = self._batch(*self._cells(noise_level, ids))
+        return (*map(with_grad, args[:1]), *args[1:]), kwargs
 
     def trace(self, noise_level: float, ids: Sequence[int] | None = None) -> Any:
-        """Return nnsight's tracer of one forward of samples ``ids`` at ``noise_level``."""
-        args, kwargs = self._batch(*self._cells(noise_level, ids))
-        return self.model.trace(*map(with_grad, args[:1]), *args[1:], **kwargs)
+        """Return nnsight's tracer of one forward of samples ``ids`` at ``noise_level``.
+
+        Raises:
+            UsageError: no such noise level.
+        """
+        args, kwargs = self.inputs(noise_level, ids)
+        return self.model.trace(*args, **kwargs)
 
     def loss(self, output: Any, noise_level: float, ids: Sequence[int] | None = None) -> Tensor:
         """Return the loss (N,) of an output for the same samples and level."""
@@ -182,5 +231,7 @@ class Probe:
         self.close()
 
     def _cells(self, noise_level: float, ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        if not 0 <= noise_level <= 1:
+            raise UsageError(f"there is no noise level {noise_level}", hint="0 is data, 1 is noise")
         chosen = torch.tensor(list(self.ids[:FEW] if ids is None else ids))
         return chosen, torch.full((len(chosen),), float(noise_level), dtype=torch.float64)

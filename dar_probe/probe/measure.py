@@ -18,13 +18,17 @@ from dar_probe.sites.subject import Subject
 
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
 Engine = Callable[[Visitor, tuple[Any, ...], dict[str, Any]], Any]
+LOSS_HINT = (
+    "keep one number for each sample: (output - target).square().flatten(1).mean(1), or "
+    'reduction="none" and then .flatten(1).mean(1)'
+)
 
 
 class Batch(Protocol):
     """Makes a model's inputs: a pure function of each (sample id, noise level)."""
 
     def __call__(
-        self, sample_ids: Tensor, noise_level: Tensor
+        self, sample_ids: Tensor, noise_level: Tensor, /
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) for ids (N,) and levels (N,)."""
 
@@ -32,7 +36,7 @@ class Batch(Protocol):
 class Loss(Protocol):
     """Judges a model's output, sample by sample."""
 
-    def __call__(self, output: Any, sample_ids: Tensor, noise_level: Tensor) -> Tensor:
+    def __call__(self, output: Any, sample_ids: Tensor, noise_level: Tensor, /) -> Tensor:
         """Return the loss (N,)."""
 
 
@@ -209,6 +213,26 @@ def _stage(recorded: Recorded, readers: slice, sources: slice) -> dict[str, Tens
     }
 
 
+def check_losses(losses: Any, sample_ids: Tensor) -> None:
+    """Refuse a loss that is not (N,).
+
+    Raises:
+        ProbeError: naming what it is.
+    """
+    count = len(sample_ids)
+    if isinstance(losses, Tensor) and losses.shape == sample_ids.shape:
+        return
+    if not isinstance(losses, Tensor):
+        what = f"a {type(losses).__name__}"
+    elif losses.numel() == 1:
+        what = "one number for all samples"
+    else:
+        what = f"a tensor of shape {tuple(losses.shape)}"
+    raise ProbeError(
+        f"the loss function returned {what}, expected one of shape ({count},)", hint=LOSS_HINT
+    )
+
+
 def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
     """Weights over the offered sources -> (N, T, R, S), zeros elsewhere.
 
@@ -223,12 +247,7 @@ def _dense(weights: list[Tensor], offered: tuple[tuple[int, ...], ...], like: Te
 def _check_finite(
     losses: Tensor, recorder: Recorder, subject: Subject, ids: Tensor, levels: Tensor
 ) -> None:
-    if not isinstance(losses, Tensor) or losses.shape != ids.shape:
-        shape = tuple(getattr(losses, "shape", ()))
-        raise ProbeError(
-            f"the loss has shape {shape}, expected a tensor of shape ({len(ids)},)",
-            hint="the loss function must return one number per sample",
-        )
+    check_losses(losses, ids)
     if not losses.requires_grad:
         raise ProbeError(
             "the loss does not depend on the model's states by autograd",

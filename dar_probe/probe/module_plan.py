@@ -1,5 +1,6 @@
 """A module that somebody brings, turned into a task: its inputs, its loss and its sites."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
+from dar_probe.probe.user_functions import batch_of, check_batch, check_loss, loss_of, tensors
 from dar_probe.runtime.checks import check_counts
 from dar_probe.sites.listing import is_fresh
 from dar_probe.sites.subject import Subject
@@ -53,9 +55,13 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         )
     samples = SAMPLES if grid.samples is None else grid.samples
     batch_size = BATCH_SIZE if grid.batch_size is None else grid.batch_size
-    noise_levels, batch, loss = grid.noise_levels, options.batch, options.loss
     check_counts(samples=samples, batch_size=batch_size)
     module = unwrap(module)
+    if next(module.parameters(), None) is None:
+        raise UsageError("the module has no parameters")
+    noise_levels = grid.noise_levels
+    batch = options.batch and batch_of(options.batch, module)
+    loss = options.loss and loss_of(options.loss, module)
     data = {"name": "batch", "description": "inputs from the caller's batch function"}
     assumptions: list[str] = []
     objective: Objective | None = None
@@ -77,7 +83,12 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         log_snr = objective.log_snr(s).numpy()
     else:
         levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
+    if options.batch is not None:
+        with untouched(module):
+            check_batch(batch, float(levels[len(levels) // 2]))
     subject = find_sites(module, replace(options, batch=batch), levels.tolist())
+    if options.loss is not None and loss is not None:
+        _try_loss(module, batch, loss, float(levels[len(levels) // 2]))
     if loss is None:
         with untouched(module):
             loss = stand_in(module, batch, float(levels[0]))
@@ -87,7 +98,7 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         assumptions.append(_standing_in(stood_in))
     cells = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
-    return plan.Task(
+    task = plan.Task(
         subject=subject,
         grid=cells,
         batch=batch,
@@ -102,6 +113,32 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
             assumptions=[*assumptions, *subject.assumptions],
         ),
     )
+    return task.called(options.name)
+
+
+def identified(task: plan.Task) -> plan.Task:
+    """Return the task with a hash of weights and inputs, so that files continue only their own."""
+    found = hashlib.sha256()
+    state = task.subject.model.state_dict()
+    ids, level = torch.tensor(task.grid.ids[:1]), task.grid.levels[len(task.grid.levels) // 2]
+    with untouched(task.subject.model):
+        args, kwargs = task.batch(ids, torch.tensor([level], dtype=torch.float64))
+    for name, value in [*state.items(), *enumerate(tensors(args)), *enumerate(tensors(kwargs))]:
+        if isinstance(value, Tensor):
+            raw = value.detach().cpu().contiguous().reshape(-1)
+            found.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            found.update(raw.view(torch.uint8).numpy().data)
+    config = {**task.manifest["config"], "module_sha256": found.hexdigest()}
+    return replace(task, manifest={**task.manifest, "config": config})
+
+
+@torch.no_grad()
+def _try_loss(module: nn.Module, batch: Batch, loss: Loss, level: float) -> None:
+    """Hold a user's loss to its contract on the outputs of two samples."""
+    ids, levels = torch.arange(2), torch.full((2,), level, dtype=torch.float64)
+    with untouched(module):
+        args, kwargs = batch(ids, levels)
+        check_loss(loss, module(*args, **kwargs), ids, levels)
 
 
 def _standing_in(what: str) -> str:
@@ -176,15 +213,7 @@ def _first_inputs(
     module: nn.Module, batch: Batch, level: float
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs of sample 0, on which the module is known to run."""
-    if next(module.parameters(), None) is None:
-        raise UsageError("the module has no parameters")
     made = batch(torch.zeros(1, dtype=torch.int64), torch.tensor([level], dtype=torch.float64))
-    kinds = tuple(map(type, made)) if isinstance(made, tuple) else ()
-    if kinds != (tuple, dict):
-        raise UsageError(
-            f"the batch function returned a {type(made).__name__}, expected (args, kwargs)",
-            hint="return (x,), {} for a module that is called as module(x)",
-        )
 
     def refuse(why: str) -> UsageError:
         hint = "check the batch function or --input"

@@ -50,12 +50,14 @@ class ModuleOptions:
         loss: (output, sample ids, noise level) -> (N,). None: the module's own, or a stand-in.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*". None: they are found.
         readers: patterns of the names of what reads the stream. None: they are found.
+        name: what figures and tables call the module. None: the name of its class.
     """
 
     batch: "Batch | None" = None
     loss: "Loss | None" = None
     blocks: str | None = None
     readers: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,14 @@ class OutputOptions:
         resume: continue an analysis into ``out`` that was cut off.
         figures: also write the printed figures, ``figures/*.png`` and ``*.pdf``.
         fail_on: a rule in place of the default judgement, e.g. "inflation > 8".
+        overwrite: replace what ``out`` holds, also the analysis of another checkpoint.
     """
 
     out: str | Path | None = None
     resume: bool = False
     figures: bool = True
     fail_on: str | None = None
+    overwrite: bool = False
 
 
 def sort(path: str | Path, settings: Mapping[str, Any]) -> tuple[CheckpointOptions, GridOptions]:

@@ -9,9 +9,10 @@ import torch
 import xarray as xr
 
 from dar_probe.checkpoints import memory_check
+from dar_probe.checkpoints.naming import display_name
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.noise_levels import parse_levels
-from dar_probe.errors import UsageError, blamed
+from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.text import quote
 from dar_probe.models import registry
@@ -27,6 +28,7 @@ from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, measure_shards
+from dar_probe.probe.user_functions import forward_of
 from dar_probe.results import assemble
 from dar_probe.results.schema import OWN_SAMPLES
 from dar_probe.routing.stream import scheme_of
@@ -70,8 +72,9 @@ class Task:
     def key(self) -> dict[str, Any]:
         """What the numbers depend on."""
         names = ("checkpoint", "model", "config", "seed", "device")
-        own = {} if self.interventions is None else {"ablation": self.interventions}
-        return {**{name: self.manifest[name] for name in names}, **own}
+        found = {name: self.manifest[name] for name in names}
+        found["model"] = {name: v for name, v in found["model"].items() if name != "name"}
+        return found if self.interventions is None else {**found, "ablation": self.interventions}
 
     def measure(
         self,
@@ -96,18 +99,18 @@ class Task:
         self, shards: OutputFolder | None, ranks: Ranks, on_cells: OnCells | None
     ) -> xr.Dataset:
         tell = _Tell(self.grid.cells, on_cells)
-        batch, loss = self.batch, self.loss
-        if self.manifest["checkpoint"] is None:
-            batch, loss = _guarded("batch", batch), _guarded("loss", loss)
+        engine = ENGINES[self.engine]
+        if self.manifest["checkpoint"] is None:  # the module is the user's own
+            engine = forward_of(engine)
         arrays = walk(
             self.subject,
             self.grid,
-            batch,
-            loss,
+            self.batch,
+            self.loss,
             shards=shards,
             ranks=ranks,
             on_cells=tell,
-            engine=ENGINES[self.engine],
+            engine=engine,
         )
         return assemble.assemble(
             arrays,
@@ -122,6 +125,13 @@ class Task:
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
             torch=torch.__version__,
         )
+
+    def called(self, name: str | None) -> "Task":
+        """Return the task of the same model under another name; None leaves it as it is."""
+        if name is None:
+            return self
+        model = {**self.manifest["model"], "name": name}
+        return replace(self, manifest={**self.manifest, "model": model})
 
     def again(self) -> "Task":
         """Return the task of the same model later in its training."""
@@ -196,14 +206,14 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    def guarded(*args: Any) -> Any:
-        ids = args[-2].tolist()
-        hint = f"it was called with the sample ids {ids[0]} to {ids[-1]}"
-        with blamed(lambda why: UsageError(f"the {name} function fails: {why}", hint=hint)):
-            return call(*args)
+def check_engine(name: str) -> None:
+    """Refuse an engine that is none of ``ENGINES``.
 
-    return guarded
+    Raises:
+        UsageError: naming those there are.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}", hint=f"known: {', '.join(ENGINES)}")
 
 
 def of_checkpoint(
@@ -215,8 +225,7 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine {engine!r}", hint=f"known: {', '.join(ENGINES)}")
+    check_engine(engine)
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
@@ -224,6 +233,7 @@ def of_checkpoint(
     data = rows_of.read(grid.data)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
     loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
+    loaded = replace(loaded, name=checkpoint.name or display_name(checkpoint.path))
     if place.type == "cuda":
         memory_check.require(
             sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
@@ -295,7 +305,7 @@ def of_rows(
     if doubted:
         with untouched(model):
             warning = contradiction(model, problem, rows, seed=seed)
-    return Task(
+    task = Task(
         subject=subject,
         grid=grid,
         batch=problem.batch,
@@ -318,6 +328,7 @@ def of_rows(
             warnings=[warning] if warning else [],
         ),
     )
+    return task.called(loaded.name)
 
 
 def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import xarray as xr
 
 from dar_probe.analysis import Analysis
-from dar_probe.errors import UsageError
+from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
+from dar_probe.files.text import quote
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import plan
 from dar_probe.probe.options import GridOptions, OutputOptions
-from dar_probe.results import schema, store
+from dar_probe.results import schema, store, trajectory
 from dar_probe.results.fail_rule import Rule
 from dar_probe.runtime.ranks import ALONE, Ranks
 
@@ -71,6 +72,8 @@ class Run:
         if self.output.out is None:
             return self._measured(task)
         out = Path(self.output.out)
+        if self.ranks.leads and not self.output.overwrite:
+            refuse_another(out, task.key)
         if self.output.resume:
             found = self.ranks.from_leader(finished(out, task.key) if self.ranks.leads else None)
             if found is not None:
@@ -108,6 +111,38 @@ class Run:
         return analysis
 
 
+def refuse_another(out: Path, key: dict[str, Any]) -> None:
+    """Refuse a folder that holds the analysis of another checkpoint, or of another model.
+
+    Raises:
+        UsageError: naming what is there.
+    """
+    path = out / "analysis.nc"
+    if not path.is_file():
+        return
+    try:
+        ds = store.read(path)
+    except CheckpointError:
+        return  # a file that nobody can read is no loss
+    there = [schema.manifest(one) for one in _parts(ds)]
+    if _content(key) in map(_content, there):
+        return
+    raise UsageError(
+        f"{quote(out)} holds the analysis of {quote(there[-1]['model']['name'])}, another "
+        "checkpoint",
+        hint="name another folder, or replace that analysis with --overwrite (overwrite=True)",
+    )
+
+
+def _parts(ds: xr.Dataset) -> list[xr.Dataset]:
+    return [one for _, one in trajectory.split(ds)] if "step" in ds.dims else [ds]
+
+
+def _content(manifest: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what was analysed: the hash of a checkpoint, or the kind of a module."""
+    return (manifest.get("checkpoint") or {}).get("sha256"), manifest["model"].get("family")
+
+
 def finished(out: Path, key: dict[str, Any]) -> xr.Dataset | None:
     """Return the dataset of a folder if it is a finished analysis with this key."""
     path = out / "analysis.nc"
@@ -119,7 +154,10 @@ def matching(ds: xr.Dataset | None, key: dict[str, Any]) -> xr.Dataset | None:
     if ds is None or "step" in ds.dims:
         return None
     manifest = schema.manifest(ds)
-    return ds if all(manifest.get(name) == value for name, value in key.items()) else None
+    # What a model is called changes no number.
+    there = {name: manifest.get(name) for name in key}
+    there["model"] = {name: v for name, v in (there["model"] or {}).items() if name != "name"}
+    return ds if there == key else None
 
 
 def _forget(out: Path, key: dict[str, Any]) -> None:

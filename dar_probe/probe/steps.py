@@ -13,7 +13,7 @@ from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe.options import GridOptions
 from dar_probe.probe.plan import OnCells, Task
-from dar_probe.probe.runner import Run, finished, matching
+from dar_probe.probe.runner import Run, finished, matching, refuse_another
 from dar_probe.results import schema, store, trajectory
 
 OWN_SAMPLES = "every training step was measured on samples of its own: curves over steps mix both"
@@ -83,6 +83,8 @@ class _Steps:
         pairs: list[tuple[int, xr.Dataset]] = []
         for step, checkpoint in self.steps.items():
             task = self.run.plan(checkpoint, self.grid, self.engine)
+            if not pairs and folder is not None and not self.run.output.overwrite:
+                refuse_another(folder.path, task.key)
             ds = matching((earlier or {}).get(step), task.key)
             if ds is None and folder is not None and self.run.output.resume:
                 ds = finished(_home(folder, step), task.key)

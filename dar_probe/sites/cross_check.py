@@ -7,6 +7,7 @@ from dar_probe.sites.stream_detection import Link
 from dar_probe.sites.tracing import Trace
 
 AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
+EQUAL = 1e-5  # up to which it counts as what one module returned, rounded by the addition
 
 
 def agrees(
@@ -18,18 +19,10 @@ def agrees(
     Whatever else was added within the block stands out, unless it looks the same for all tokens.
     """
     read = link.read
-    assert read is not None and read.home is not None
-    before = read.value[:, link.tokens]
-    if following.came is not None and following.block != link.block:
-        after = following.came.value
-    elif following.read is not None:
-        after = following.read.value[:, following.tokens]
-    else:
-        assert following.came is not None
-        after = following.came.value
-    if before.shape != after.shape:
+    assert read is not None
+    write = _write(link, following)
+    if write is None:
         return True
-    write = (after - before).detach()[0].double()
     inner = {part for m in called.values() for part in m.modules() if part is not m}
     own = [
         found.outputs[at][0].double()
@@ -48,6 +41,36 @@ def agrees(
         return False
     error, size = _left(write, parts)
     return error <= AGREES * size
+
+
+def written_by(
+    found: Trace, link: Link, following: Link, called: dict[int, nn.Module]
+) -> nn.Module | None:
+    """Return the outermost module of a branch that returned what was written, if there is one."""
+    write = _write(link, following)
+    if write is None or not bool(write.any()):
+        return None
+    for at, module in called.items():
+        own = found.outputs.get(at)
+        if own is None or at not in found.single or own[0].shape != write.shape:
+            continue
+        if bool((own[0].double() - write).norm() <= EQUAL * write.norm()):
+            return module if found.count(module) == 1 else None
+    return None
+
+
+def _write(link: Link, following: Link) -> Tensor | None:
+    """Return what entered the stream between two reads (T, D); None where its shape changed."""
+    assert link.read is not None
+    before = link.read.value[:, link.tokens]
+    if following.read is None or (following.came is not None and following.block != link.block):
+        assert following.came is not None
+        after = following.came.value
+    else:
+        after = following.read.value[:, following.tokens]
+    if before.shape != after.shape:
+        return None
+    return (after - before).detach()[0].double()
 
 
 def _left(write: Tensor, parts: list[Tensor]) -> tuple[float, float]:

@@ -5,7 +5,9 @@ the stream between a block and the next read is a fusion. Where there is no such
 between the blocks are all that can be measured.
 """
 
-from typing import Any
+from collections import Counter
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,13 @@ from dar_probe.errors import ProbeError
 from dar_probe.sites import stream_detection
 from dar_probe.sites.block_lists import members, named
 from dar_probe.sites.boundaries import by_block, facts
-from dar_probe.sites.cross_check import agrees
+from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.stream_detection import Link, NoStream
 from dar_probe.sites.subject import Passage, Reader, Source, Subject, View, offered_by_addition
 from dar_probe.sites.tracing import Read, Trace, is_norm, trace
 from dar_probe.sites.unwrap import plain_name
+
+S = TypeVar("S", Reader, Source)
 
 
 def discover(
@@ -117,26 +121,25 @@ def _by_sublayer(
         stop = following.read.at if following.read is not None else len(found.calls)
         called = _called(found, read, stop, following.read)
         block = names[read.home[0]]
-        name = f"block {link.block} {names[read.module].removeprefix(f'{block}.')}"
-        if again := sum(r.block == link.block and r.module is read.module for r in readers):
-            name += f" {again + 1}"  # a norm that several branches of the block share
         kind = _kind(
             found, called, {m: names[m].removeprefix(f"{block}.") for m in called.values()}
         )
         readers.append(
             Reader(
-                name=name,
+                name=f"block {link.block} {kind}",
                 kind=kind,
                 block=link.block,
                 module=read.module,
+                output=written_by(found, link, following, called),
                 normed=read.normed,
                 view=_view(link.tokens, read.value),
                 call=(read.call, found.count(read.module)),
             )
         )
-        sources.append(Source(name=name, kind=kind, block=link.block))
+        sources.append(Source(name=readers[-1].name, kind=kind, block=link.block))
         if not agrees(found, link, following, stop, called):
-            unlike.append(name)
+            unlike.append(at)
+    readers, sources = numbered(readers), numbered(sources)
     first = links[0].read
     assert first is not None and first.home is not None
     return Subject(
@@ -150,13 +153,25 @@ def _by_sublayer(
         assumptions=tuple(
             _assumed(
                 readers,
-                unlike,
+                [readers[at].name for at in unlike],
                 links,
                 [names[block] for block in aside],
                 [names[read.module] for read in stream_detection.others(found, links)],
             )
         ),
     )
+
+
+def numbered(sites: list[S]) -> list[S]:
+    """Number the sites that share a name, as "block 3 mlp 1" and "block 3 mlp 2"."""
+    count = Counter(site.name for site in sites)
+    met: Counter[str] = Counter()
+    found = []
+    for site in sites:
+        met[site.name] += 1
+        number = f" {met[site.name]}" if count[site.name] > 1 else ""
+        found.append(replace(site, name=site.name + number))
+    return found
 
 
 def _fusion(found: Trace, link: Link, before: Link) -> Source | None:

@@ -33,6 +33,20 @@ def describe(subject: Subject) -> list[dict[str, Any]]:
     return rows
 
 
+def writing(subject: Subject) -> dict[str, nn.Module]:
+    """Return the module that returns each write, by the source's name; others are left out."""
+    if subject.writers is not None:
+        return {s.name: m for s, m in zip(subject.sources, subject.writers, strict=True)}
+    found = {}
+    for reader in subject.readers:
+        plain = [b.output for b in reader.branches if b.gate is None and b.scale is None]
+        if reader.output is not None:
+            found[reader.name] = reader.output
+        elif len(plain) == len(reader.branches) == 1:
+            found[reader.name] = plain[0]
+    return found
+
+
 def is_fresh(model: nn.Module) -> bool:
     """Tell whether every norm still has its initial gain and offset: then nothing was learnt.
 

@@ -90,6 +90,7 @@ class Reader(Site):
         kind: attention, mlp, cross_attention, parallel, block or head.
         block: 1..B; B + 1 for the head.
         branches: what the sublayer writes, where the family knows it; several are added.
+        output: the one module that returns what the sublayer writes, where discovery found it.
         normed: the branch starts with a norm, so that it ignores the scale of what it reads.
     """
 
@@ -97,6 +98,7 @@ class Reader(Site):
     kind: str
     block: int
     branches: tuple[Branch, ...] = ()
+    output: nn.Module | None = None
     normed: bool = True
 
 

@@ -68,6 +68,7 @@ class Trace:
         passed: one entry for each call of a block, in firing order.
         calls: every module that ran, with the block it ran in.
         outputs: per call of ``calls`` within blocks what it returned, if as wide as the stream.
+        single: calls that returned one tensor, in no tuple.
         crossed: calls that got a second sequence, and returned one.
         output: of the model, its first tensor.
     """
@@ -76,6 +77,7 @@ class Trace:
     passed: list[Passed] = field(default_factory=list)
     calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
     outputs: dict[int, Tensor] = field(default_factory=dict)
+    single: set[int] = field(default_factory=set)
     crossed: set[int] = field(default_factory=set)
     output: Tensor | None = None
 
@@ -173,6 +175,8 @@ class _Watch:
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         found, at = self.found, self._open.pop()
         outputs = output if isinstance(output, tuple | list) else (output,)
+        if isinstance(output, Tensor):
+            found.single.add(at)
         if sum(map(_is_sequence, outputs)) != 1:
             found.crossed.discard(at)
         if self._homes and (state := self._as_wide(first_tensor(outputs))) is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError, blamed
+from dar_probe.probe.measure import check_losses
 
 if TYPE_CHECKING:
     from dar_probe.probe.measure import Batch, Loss
@@ -163,12 +164,7 @@ def _step(
 
 
 def _check_losses(losses: Tensor, ids: Tensor, step: int) -> None:
-    if not isinstance(losses, Tensor) or losses.shape != ids.shape:
-        raise ProbeError(
-            f"the loss has shape {tuple(getattr(losses, 'shape', ()))}, expected a tensor of shape "
-            f"({len(ids)},)",
-            hint="the loss function must return one number per sample",
-        )
+    check_losses(losses, ids)
     if not bool(torch.isfinite(losses).all()):
         raise ProbeError(f"the loss is not finite at step {step}", hint="try a lower --lr")
     if not losses.requires_grad:

@@ -64,9 +64,9 @@ def walked(model):
 def traced(model):
     with dp.Probe(model, batch=batch, loss=loss) as probe:
         with probe.trace(0.2):
-            early = probe.save(probe.reads["block 1 norm2"].input)
+            early = probe.save(probe.reads["block 1 mlp"].input)
         with probe.trace(0.8):
-            probe.reads["block 1 norm2"].input = early
+            probe.reads["block 1 mlp"].input = early
             probe.save(probe.model.output)
 
 

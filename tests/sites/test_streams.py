@@ -228,7 +228,7 @@ def test_blocks_that_run_without_gradients_come_before_the_stream():
             return self.head(self.norm(x))
 
     analysis = audited(Blind())
-    assert analysis.dataset["reader_name"].values[0] == "block 1 norm1"
+    assert analysis.dataset["reader_name"].values[0] == "block 1 attention"
     assert analysis.dataset.sizes["reader"] == 7 and said(analysis, "aside")
 
 
@@ -298,7 +298,7 @@ def test_a_norm_that_branches_share_is_named_twice_and_met_once_by_nnsight():
     for block in model.blocks:
         block.norm2 = block.norm1
     names = audited(model).dataset["reader_name"].values.tolist()
-    assert names[:2] == ["block 1 norm1", "block 1 norm1 2"] and len(set(names)) == 9
+    assert names[:2] == ["block 1 attention", "block 1 mlp"] and len(set(names)) == 9
     with untouched(model):
         subject = discover.discover(model, *batch(torch.tensor([0]), None))
         with pytest.raises(dp.ProbeError, match="runs 2 times in one forward"):
