@@ -1,6 +1,6 @@
 """``dar-probe figures``: the figures of finished analyses, for a paper. Runs without torch."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -93,7 +93,7 @@ def figures(
         typer.echo(terminal.printable(str(path)))
 
 
-def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
+def _some(text: str, known: Collection[str], what: str) -> list[str]:
     """Return the parts of "a,b" that a user asked for, each of them known, in the known order."""
     from dar_probe.errors import UsageError
 

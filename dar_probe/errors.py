@@ -77,6 +77,9 @@ def out_of_memory(error: Exception) -> bool:
     return name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
+FRAMES = 5  # of the user's own code that an error shows
+
+
 @contextmanager
 def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iterator[None]:
     """Raise ``refuse(why)`` for whatever somebody else's code raises within.
@@ -100,7 +103,7 @@ def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iter
             raise
         refusal = refuse(f"{type(error).__name__}: {error}")
         own = [frame for frame in frames if _is_users(frame.filename)]
-        refusal.origin = "".join(traceback.format_list(own)).rstrip()
+        refusal.origin = "".join(traceback.format_list(own[-FRAMES:])).rstrip()
         raise refusal from error
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import dar_probe as dp
 from dar_probe.checkpoints.naming import display_name, folder_name
+from dar_probe.results import schema
 from tests.test_audit import Stack, batch, loss
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -167,3 +168,19 @@ def test_a_write_that_no_module_returns_is_left_out():
     model.blocks = nn.ModuleList(Halved() for _ in range(3))
     with dp.Probe(model, batch=batch) as probe:
         assert not probe.writes and len(probe.reads) == 4
+
+
+def test_unfinished_parts_of_another_version_are_not_continued(tmp_path, stack, monkeypatch):
+    out = tmp_path / "mine"
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, cells):
+        raise Killed
+
+    with pytest.raises(Killed):
+        dp.analyze(stack, out=out, batch_size=1, on_cells=kill, figures=False, **GIVEN)
+    monkeypatch.setitem(schema.VARIABLES, "kurtosis", schema.VARIABLES["rms"])
+    with pytest.raises(dp.UsageError, match="other settings|another|settings"):
+        dp.analyze(stack, out=out, batch_size=1, resume=True, figures=False, **GIVEN)

@@ -76,12 +76,13 @@ def test_families_are_those_of_the_registry():
     table = README[README.index("| family | known by |") :].partition("\n\n")[0]
     rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
     titles = [title for family in FAMILIES for title in family.title.split(", ")]
-    assert sorted(rows) == sorted([*titles, "diffusers folder"])
+    assert sorted(rows) == sorted([*titles, "diffusers folder"]), "the README's table of families"
     for command in get_command(app).commands.values():
         for option in command.params:
             if option.name == "family":
                 named = re.findall(r"[a-z]+(?=,)", option.help.partition(": ")[2])
-                assert sorted(named) == sorted(family.name for family in FAMILIES)
+                known = sorted(family.name for family in FAMILIES)
+                assert sorted(named) == known, "the help of --family in cli/shared/options.py"
 
 
 def test_variables_are_those_of_the_schema():
@@ -91,4 +92,5 @@ def test_variables_are_those_of_the_schema():
     table = README[README.index("| `rms`, `grad_rms`, `cosine` | block |") :].partition("\n\n")[0]
     rows = [line.split("|")[1] for line in table.splitlines()]
     named = [name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)]
-    assert sorted(named) == sorted(set(VARIABLES) - {"loss"} | ({"loss"} & set(named)))
+    known = sorted(set(VARIABLES) - {"loss"} | ({"loss"} & set(named)))
+    assert sorted(named) == known, "the README's table of what is measured"

@@ -93,12 +93,13 @@ def _terminate(*_: object) -> None:
 def _say(sentence: str, hint: str, origin: str = "") -> None:
     """Write a sentence in one line and a hint, in which a hostile name can do nothing.
 
-    Above it stand the lines of the user's own files that led to it.
+    Below them stand the lines of the user's own files that led to it.
     """
-    trace = (traceback.format_exc().rstrip() if DEBUG else origin).splitlines()
+    trace = traceback.format_exc().rstrip().splitlines() if DEBUG else []
     sentence = re.sub(r"\s*[\r\n]\s*", " ", sentence.strip())
     if len(sentence) > LONGEST and not DEBUG:
         sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
-    for line in (*trace, sentence, *hint.splitlines()):
+    where = ["Where:", *origin.splitlines()] if origin and not DEBUG else []
+    for line in (*trace, sentence, *hint.splitlines(), *where):
         shown = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line)
         sys.stderr.write(shown + "\n")

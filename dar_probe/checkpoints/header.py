@@ -66,8 +66,8 @@ class Header:
                     )
         return CheckpointError(
             f"{self.shown} is no known layout: {quote(culprit)} is {what}",
-            hint="see the README for the layouts that are read; dar-probe audit measures any "
-            "module in Python",
+            hint="see the README for the layouts that are read; --family package.module:FAMILY "
+            "adds one of your own, and dar-probe audit measures any module in Python",
         )
 
     def contradiction(self, why: str) -> CheckpointError:

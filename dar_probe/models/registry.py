@@ -16,8 +16,9 @@ from dar_probe.sites.family import Family
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
-# In this order the marks of a file are compared; the last one also takes what has no mark.
-FAMILIES = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY, sit_family.FAMILY)
+DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
+MARKED = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY)  # compared in this order
+FAMILIES = (*MARKED, DEFAULT)
 
 
 def family_of(header: Header, name: str | None = None) -> Family:
@@ -31,7 +32,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         UsageError: there is no such family.
     """
     if name is None:
-        return next((family for family in FAMILIES if family.matches(header)), FAMILIES[-1])
+        return next((family for family in MARKED if family.matches(header)), DEFAULT)
     home, _, attribute = name.partition(":")
     if not attribute:
         known = {family.name: family for family in FAMILIES}

@@ -80,7 +80,7 @@ class Run:
                 return self._found(found, out, task.key)
         if not self.ranks.leads:
             return self._measured(task)
-        with OutputFolder(out, key=task.key, resume=self.output.resume) as folder:
+        with OutputFolder(out, key=shard_key(task.key), resume=self.output.resume) as folder:
             analysis = self._measured(task, folder)
             self.publish(analysis, folder)
         return analysis
@@ -143,6 +143,11 @@ def _content(manifest: dict[str, Any]) -> tuple[Any, Any]:
     return (manifest.get("checkpoint") or {}).get("sha256"), manifest["model"].get("family")
 
 
+def shard_key(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the key of unfinished parts, which hold the variables of this version alone."""
+    return {**key, "variables": sorted(schema.VARIABLES)}
+
+
 def finished(out: Path, key: dict[str, Any]) -> xr.Dataset | None:
     """Return the dataset of a folder if it is a finished analysis with this key."""
     path = out / "analysis.nc"
@@ -163,7 +168,7 @@ def matching(ds: xr.Dataset | None, key: dict[str, Any]) -> xr.Dataset | None:
 def _forget(out: Path, key: dict[str, Any]) -> None:
     """Drop the shards of a finished analysis, which was killed before it could do so itself."""
     with suppress(UsageError):  # of other settings, or in use: not ours
-        left = OutputFolder(out, key=key, resume=True)
+        left = OutputFolder(out, key=shard_key(key), resume=True)
         if left.work.is_dir():
             with left:
                 left.discard()

@@ -13,7 +13,7 @@ from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe.options import GridOptions
 from dar_probe.probe.plan import OnCells, Task
-from dar_probe.probe.runner import Run, finished, matching, refuse_another
+from dar_probe.probe.runner import Run, finished, matching, refuse_another, shard_key
 from dar_probe.results import schema, store, trajectory
 
 OWN_SAMPLES = "every training step was measured on samples of its own: curves over steps mix both"
@@ -103,7 +103,7 @@ class _Steps:
         if folder is None:
             return task.measure(ranks=ranks, on_cells=tell)
         resume = self.run.output.resume
-        with OutputFolder(_home(folder, step), key=task.key, resume=resume) as own:
+        with OutputFolder(_home(folder, step), key=shard_key(task.key), resume=resume) as own:
             ds = task.measure(shards=own, ranks=ranks, on_cells=tell)
             own.publish(lambda fresh: store.write(ds, fresh / "analysis.nc"))
         return ds

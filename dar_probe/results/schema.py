@@ -409,7 +409,10 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
                 raise CheckpointError(f"the dataset has no coordinate {name!r} over {dim!r}")
     for name, spec in expected.items():
         if name not in ds:
-            raise CheckpointError(f"variable {name!r} is missing")
+            raise CheckpointError(
+                f"variable {name!r} is missing",
+                hint="the file was written by another version of dar-probe: analyse again",
+            )
         _validate_variable(name, spec, ds[name], (*steps, *spec.all_dims))
     return ds
 

@@ -17,7 +17,8 @@ class Identified:
 
     Attributes:
         family: name of the family.
-        sizes: depth, width, heads and whatever else builds the model, as plain data.
+        sizes: depth, width, heads and whatever else builds the model, as plain data. ``width``
+            must be there; ``Stack.subject`` reads it.
         shape: of one sample, e.g. (C, h, w).
         num_classes: classes without the row for dropped labels; 0 without labels.
         objective: a name of ``dar_probe.diffusion.objectives``, unless the user says otherwise.

@@ -1,6 +1,6 @@
 """Every figure of an analysis by name: which there are, which its data allow, what each shows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import xarray as xr
@@ -42,25 +42,78 @@ class Options:
     variables: tuple[str, ...] = ()
 
 
-FIGURES = (
-    "dilution",
-    "sources",
-    "matrix",
-    "spread",
-    "decodability",
-    "samples",
-    "trajectory",
-    "interventions",
-    "heatmap",
-)
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One figure of an analysis.
+
+    Attributes:
+        describe: (dataset, options, name of its file) to what it shows.
+        lacks: the same to why the data cannot give it, empty if they can.
+        by_kind: whether it can show readers of one kind alone.
+        whole: whether it shows a whole trajectory, and not its last step.
+    """
+
+    describe: Callable[[xr.Dataset, Options, str], Figure]
+    lacks: Callable[[xr.Dataset, Options, str], str] = lambda ds, options, stem: ""
+    by_kind: bool = False
+    whole: bool = False
+
+
+def _variable(stem: str) -> str:
+    return stem.removeprefix(HEATMAP)
+
+
 HEATMAP = "heatmap_"
+FIGURES: dict[str, Entry] = {
+    "dilution": Entry(describe=lambda ds, o, _: dilution.dilution([("", ds)], width=o.width)),
+    "sources": Entry(
+        describe=lambda ds, o, _: sources.sources(
+            ds, shallow=o.shallow, deep=o.deep, width=o.width
+        ),
+        lacks=lambda ds, o, _: sources.lacks(ds),
+    ),
+    "matrix": Entry(
+        describe=lambda ds, o, _: matrix.matrix(
+            ds, noise_level=o.noise_level, kind=o.kind, width=o.width
+        ),
+        lacks=lambda ds, o, _: matrix.lacks(ds, o.noise_level),
+        by_kind=True,
+    ),
+    "spread": Entry(
+        describe=lambda ds, o, _: router_entropy.router_entropy(ds, kind=o.kind, width=o.width),
+        lacks=lambda ds, o, _: router_entropy.lacks(ds),
+        by_kind=True,
+    ),
+    "decodability": Entry(
+        describe=lambda ds, o, _: decodability.decodability(ds, kind=o.kind, width=o.width),
+        lacks=lambda ds, o, _: decodability.lacks(ds),
+        by_kind=True,
+    ),
+    "samples": Entry(
+        describe=lambda ds, o, _: samples.samples(ds, width=o.width),
+        lacks=lambda ds, o, _: samples.lacks(ds),
+    ),
+    "trajectory": Entry(
+        describe=lambda ds, o, _: trajectory.trajectory(ds, width=o.width),
+        lacks=lambda ds, o, _: trajectory.lacks(ds),
+        whole=True,
+    ),
+    "interventions": Entry(
+        describe=lambda ds, o, _: interventions.interventions(ds, width=o.width),
+        lacks=lambda ds, o, _: interventions.lacks(ds),
+    ),
+    "heatmap": Entry(
+        describe=lambda ds, o, stem: heatmap.heatmap(ds, _variable(stem), width=o.width),
+        lacks=lambda ds, o, stem: heatmap.lacks(ds, _variable(stem)),
+    ),
+}
 # What an analysis comes with: the figures of a paper, and the maps of the three symptoms. The rest
 # is drawn by ``dar-probe figures``, and most of it is on the page.
 PAPER = ("dilution", "sources", "matrix", "trajectory", "interventions")
 MAIN = (*PAPER, *(HEATMAP + panel.variable for panel in palette.PANELS))
 
 
-def stems(only: Sequence[str], options: Options) -> list[str]:
+def stems(only: Iterable[str], options: Options) -> list[str]:
     """Return the names of the files for some of ``FIGURES``: one heatmap for each variable."""
     heatmaps = [HEATMAP + name for name in options.variables or palette.HEATMAPS]
     return [stem for name in only for stem in (heatmaps if name == "heatmap" else [name])]
@@ -72,22 +125,12 @@ def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
     Raises:
         UsageError: a variable without a heatmap, a noise level outside [0, 1].
     """
-    ds = ds if stem == "trajectory" else last_step(ds)
-    if options.kind is not None and stem in ("matrix", "spread", "decodability"):
+    entry = FIGURES["heatmap" if stem.startswith(HEATMAP) else stem]
+    ds = ds if entry.whole else last_step(ds)
+    if entry.by_kind and options.kind is not None:
         if options.kind not in ds["reader_kind"].values:
             return f"no reader is of kind {options.kind!r}"
-    if stem.startswith(HEATMAP):
-        return heatmap.lacks(ds, stem.removeprefix(HEATMAP))
-    checks: dict[str, Callable[[xr.Dataset], str]] = {
-        "sources": sources.lacks,
-        "matrix": lambda one: matrix.lacks(one, options.noise_level),
-        "spread": router_entropy.lacks,
-        "decodability": decodability.lacks,
-        "samples": samples.lacks,
-        "trajectory": trajectory.lacks,
-        "interventions": interventions.lacks,
-    }
-    return checks[stem](ds) if stem in checks else ""
+    return entry.lacks(ds, options, stem)
 
 
 def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figure:
@@ -104,23 +147,8 @@ def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figur
     Raises:
         UsageError: the data cannot give it, or the options do not fit them.
     """
-    width, kind = options.width, options.kind
-    ds = ds if stem == "trajectory" else last_step(ds)
+    entry = FIGURES["heatmap" if stem.startswith(HEATMAP) else stem]
+    ds = ds if entry.whole else last_step(ds)
     if stem == "dilution":  # its legend says the name
-        return dilution.dilution([(name, ds)], width=width)
-    calls: dict[str, Callable[[], Figure]] = {
-        "sources": lambda: sources.sources(
-            ds, shallow=options.shallow, deep=options.deep, width=width
-        ),
-        "matrix": lambda: matrix.matrix(
-            ds, noise_level=options.noise_level, kind=kind, width=width
-        ),
-        "spread": lambda: router_entropy.router_entropy(ds, kind=kind, width=width),
-        "decodability": lambda: decodability.decodability(ds, kind=kind, width=width),
-        "samples": lambda: samples.samples(ds, width=width),
-        "trajectory": lambda: trajectory.trajectory(ds, width=width),
-        "interventions": lambda: interventions.interventions(ds, width=width),
-    }
-    variable = stem.removeprefix(HEATMAP)
-    found = calls[stem]() if stem in calls else heatmap.heatmap(ds, variable, width=width)
-    return replace(found, heading=name)
+        return dilution.dilution([(name, ds)], width=options.width)
+    return replace(entry.describe(ds, options, stem), heading=name)

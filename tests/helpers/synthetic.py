@@ -83,6 +83,7 @@ def dataset(
         "loss": (0.3 + 0.7 * noise)[:, None] * scatter(),
         **_decoded(noise, samples, sublayers + 1, rng),
     }
+    assert set(variables) == set(schema.VARIABLES), "plant values for the variable here"
     data = {
         key: (schema.VARIABLES[key].all_dims, value.astype(np.float32))
         for key, value in variables.items()

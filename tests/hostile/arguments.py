@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
+from dar_probe.errors import FRAMES  # noqa: E402
 from tests.helpers.warm import Done, run  # noqa: E402
 from tests.hostile.playground import NOT_UTF8, Playground  # noqa: E402
 
@@ -164,6 +165,10 @@ def fault(done: Done, changes: Sequence[str]) -> str:
         return ""  # it shows what cannot be compared
     if not lines:  # no command at all prints the help
         return "" if "Usage: dar-probe" in done.stdout else "refuses without a word"
+    if "Where:" in lines:  # of the user's own code
+        lines, where = lines[: lines.index("Where:")], lines[lines.index("Where:") :]
+        if len(where) > 1 + 4 * FRAMES:
+            return f"quotes {len(where)} lines of code"
     if not lines[0].startswith("Error: "):
         return f"begins with {lines[0]!r}"
     if len(lines) > 1 and not lines[1].startswith("Hint: "):

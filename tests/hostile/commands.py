@@ -195,7 +195,7 @@ def inputs(home: Path) -> Iterator[dict[str, "Output"]]:
         patch.syspath_prepend(home)
         patch.setattr(analysis, "render", lambda *_, **__: HTML)
         patch.setattr(comparison, "render", lambda *_, **__: HTML)
-        patch.setattr(registry, "FIGURES", ("dilution",))
+        patch.setattr(registry, "FIGURES", {"dilution": registry.FIGURES["dilution"]})
         patch.setattr(registry, "MAIN", ("dilution",))
         patch.setattr(printing, "draw", _drawn)
         patch.setattr(matplotlib, "draw", _drawn)

@@ -7,6 +7,7 @@ import torch
 import dar_probe as dp
 from dar_probe.models import loading
 from dar_probe.models.options import CheckpointOptions
+from dar_probe.models.registry import FAMILIES
 from tests.helpers import reference
 from tests.models import check, files
 
@@ -64,3 +65,8 @@ def test_an_analysis_is_what_autograd_says(case, tmp_path):
             assert check.each(found[name], expected[name]) < TOLERANCE, name
         assert check.gate_error(found["gate"], expected["gate"]) < TOLERANCE
     assert np.isfinite(ds["rms"]).all() and np.isfinite(ds["write_ratio"]).all()
+
+
+def test_every_family_has_a_file_among_the_cases():
+    known = {family for _, _, family, *_ in files.CASES.values()} | {"sit"}
+    assert {family.name for family in FAMILIES} <= known, "CASES of tests/models/files.py"

@@ -284,6 +284,8 @@ def test_an_analysis_plots_every_figure_at_both_widths(dar):
     drawn += [plot.decodability(kind="mlp", width="one"), plot.heatmap("rms", width="one")]
     assert {figure.get_figwidth() for figure in drawn} == {3.25}
     assert plot.spread().get_figwidth() == 6.75
+    for name in registry.FIGURES:
+        assert callable(getattr(plot, name)), "a method of reports/plots.py"
 
 
 def test_the_page_says_which_limit_is_dotted():
