@@ -85,6 +85,8 @@ def analyze(
     said.files(analysis)
     if fail_on is not None and analysis.verdict.status == "fail":
         raise typer.Exit(ExitCode.FAILED)
+    if fail_on is not None and analysis.verdict.status == "not measurable":
+        raise typer.Exit(ExitCode.UNMEASURABLE)
 
 
 def _name(checkpoints: list[Path]) -> str:

@@ -117,6 +117,8 @@ def audit(
     said.files(analysis)
     if analysis.verdict.status == "fail":
         raise typer.Exit(ExitCode.FAILED)
+    if rule is not None and analysis.verdict.status == "not measurable":
+        raise typer.Exit(ExitCode.UNMEASURABLE)
 
 
 def _show(analysis: "Analysis") -> None:

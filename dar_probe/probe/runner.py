@@ -73,7 +73,7 @@ class Run:
             return self._measured(task)
         out = Path(self.output.out)
         if self.ranks.leads and not self.output.overwrite:
-            refuse_another(out, task.key)
+            refuse_another(out, lambda there: _content(there) == _content(task.key))
         if self.output.resume:
             found = self.ranks.from_leader(finished(out, task.key) if self.ranks.leads else None)
             if found is not None:
@@ -111,8 +111,12 @@ class Run:
         return analysis
 
 
-def refuse_another(out: Path, key: dict[str, Any]) -> None:
+def refuse_another(out: Path, own: Callable[[dict[str, Any]], bool]) -> None:
     """Refuse a folder that holds the analysis of another checkpoint, or of another model.
+
+    Args:
+        out: the folder, which may be missing.
+        own: whether a manifest is of the model that is analysed now.
 
     Raises:
         UsageError: naming what is there.
@@ -125,7 +129,7 @@ def refuse_another(out: Path, key: dict[str, Any]) -> None:
     except CheckpointError:
         return  # a file that nobody can read is no loss
     there = [schema.manifest(one) for one in _parts(ds)]
-    if _content(key) in map(_content, there):
+    if any(map(own, there)):
         return
     raise UsageError(
         f"{quote(out)} holds the analysis of {quote(there[-1]['model']['name'])}, another "

@@ -8,6 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from dar_probe.analysis import Analysis
+from dar_probe.checkpoints.naming import display_name
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.models.options import CheckpointOptions
@@ -46,6 +47,9 @@ def run_steps(
     if run.output.out is None or not run.ranks.leads:
         return Analysis(whole.measure(), fail_on=run.rule)
     out, resume = Path(run.output.out), run.output.resume
+    if not run.output.overwrite:
+        names = [one.name or display_name(one.path) for one in checkpoints]
+        refuse_another(out, lambda there: there["model"]["name"] in names)
     there = _trajectory_in(out) if resume else None
     with OutputFolder(out, key={"steps": list(whole.steps)}, resume=resume) as folder:
         found = whole.measure(folder, {} if there is None else dict(trajectory.split(there)))
@@ -83,8 +87,6 @@ class _Steps:
         pairs: list[tuple[int, xr.Dataset]] = []
         for step, checkpoint in self.steps.items():
             task = self.run.plan(checkpoint, self.grid, self.engine)
-            if not pairs and folder is not None and not self.run.output.overwrite:
-                refuse_another(folder.path, task.key)
             ds = matching((earlier or {}).get(step), task.key)
             if ds is None and folder is not None and self.run.output.resume:
                 ds = finished(_home(folder, step), task.key)

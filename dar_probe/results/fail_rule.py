@@ -43,6 +43,18 @@ class Rule:
             for group in self.groups
         )
 
+    def unknown(self, metrics: Mapping[str, Metric]) -> list[str]:
+        """Return the names that are NaN and could decide whether the rule is met."""
+        if self.evaluate(metrics):
+            return []
+        found: list[str] = []
+        for group in self.groups:
+            missing = [name for name, _, _ in group if math.isnan(metrics[name].value)]
+            known = [part for part in group if part[0] not in missing]
+            if missing and all(OPERATORS[s](metrics[n].value, number) for n, s, number in known):
+                found += missing
+        return list(dict.fromkeys(found))
+
 
 def parse_rule(text: str, names: Sequence[str] = RULE_NAMES) -> Rule:
     """Read ``NAME OP NUMBER`` joined by ``and`` and ``or``; ``and`` binds tighter.
@@ -68,7 +80,15 @@ def parse_rule(text: str, names: Sequence[str] = RULE_NAMES) -> Rule:
 
 
 def apply_rule(verdict: Verdict, rule: Rule, metrics: Mapping[str, Metric]) -> Verdict:
-    """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``."""
+    """Replace the default judgement by the user's rule: ``fail`` if it is met, else ``pass``.
+
+    Where numbers that decide cannot be measured, the verdict is ``not measurable``.
+    """
+    if unknown := rule.unknown(metrics):
+        names = " and ".join(plain(name) for name in unknown)
+        why = f"{names} cannot be measured here"
+        sentence = f"The rule to fail on {rule.text} cannot be judged: {why}."
+        return dataclasses.replace(verdict, status="not measurable", sentence=sentence)
     failed = rule.evaluate(metrics)
     values = "; ".join(f"{plain(name)} {with_interval(metrics[name])}" for name in rule.names)
     note = " The model is untrained." if verdict.status == "untrained" else ""

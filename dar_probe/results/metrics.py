@@ -85,7 +85,9 @@ def draws(ds: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> dict[str, 
     bars = ("gate_conservation", "read_residual", "write_lost")
     return {
         **_means(ds, weights),
-        "selectivity_shift": _shift(ds, "selectivity_shift", weights, weights),
+        "selectivity_shift": np.full(len(weights), np.nan)
+        if no_choice(ds)
+        else _shift(ds, "selectivity_shift", weights, weights),
         "importance_shift": _shift(ds, "importance_shift", weights, weights),
         **{name: np.asarray(_measured(_pooled(ds, name, weights)).max(axis=1)) for name in bars},
     }
@@ -241,6 +243,15 @@ def staged(ds: xr.Dataset) -> bool:
     return bool((there[:-1] & there[1:] & ~known[1:]).any())
 
 
+def no_choice(ds: xr.Dataset) -> str:
+    """Say why the routes hold no choice, so that nothing can be selective; empty where they do."""
+    route = ds["route"].values
+    known = route[np.isfinite(route)]
+    if not known.size:
+        return "this routing has no scalar routes"
+    return "" if (known != 1).any() else "there is no router, all sources are added with weight 1"
+
+
 def _metrics(draws: dict[str, Array], samples: int, confidence: float) -> dict[str, Metric]:
     """Turn draws, the value in row 0, into values with intervals."""
     found = {}
@@ -268,7 +279,8 @@ def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
         "inflation": np.where(comparable, growth, np.nan),
         "gradient_decay": np.where(comparable, decay, np.nan),
         "redundancy": np.asarray(_measured(_pooled(ds, "cosine", weights)[:, deep]).mean(axis=1)),
-        "selectivity": np.maximum(1 - spread, 0.0),  # float32 rounds log n to either side
+        # float32 rounds log n to either side
+        "selectivity": np.where(bool(no_choice(ds)), np.nan, np.maximum(1 - spread, 0.0)),
     }
 
 

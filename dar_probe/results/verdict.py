@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.results.intervals import numbers
-from dar_probe.results.metrics import Metric, chance, profile, staged
+from dar_probe.results.metrics import Metric, chance, no_choice, profile, staged
 from dar_probe.results.schema import manifest
 from dar_probe.results.symptoms import SYMPTOMS, unit_of
 
-Status = Literal["pass", "warn", "fail", "untrained", "not measurable"]
+Status = Literal["pass", "warn", "fail", "info", "untrained", "not measurable"]
 
 FEW = "too few blocks, or states that are zero"
 ERROR_BAR = 1e-2  # above this the gates or routes do not describe the model
@@ -40,7 +40,10 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One judged number; ``sentence`` quotes its value, interval and threshold."""
+    """One number; ``sentence`` quotes its value, interval and threshold.
+
+    What no limit is set for has the status "info".
+    """
 
     name: str
     status: Status
@@ -122,7 +125,7 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
 
 def unmeasured(ds: xr.Dataset, metric: Metric) -> str:
     """Say why a number says nothing about ``ds``; empty where it does."""
-    if metric.name in ("selectivity", "selectivity_shift") and (reason := _no_router(ds)):
+    if metric.name in ("selectivity", "selectivity_shift") and (reason := no_choice(ds)):
         return reason
     if not math.isnan(metric.value):
         return ""
@@ -166,7 +169,7 @@ def _selectivity(ds: xr.Dataset, metric: Metric) -> Finding:
         f"an average reader uses {np.exp(entropy[used]).mean():.1f} of "
         f"{offered[used].mean():.1f} sources."
     )
-    return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
+    return Finding(name=metric.name, status="info", sentence=sentence, metric=metric)
 
 
 def _shift(ds: xr.Dataset, metric: Metric, what: str) -> Finding:
@@ -179,7 +182,7 @@ def _shift(ds: xr.Dataset, metric: Metric, what: str) -> Finding:
         f"{level[-1]:.3g} (0: none, 1: all), {'more than' if odds < 0.05 else 'which may be'} "
         f"chance (p = {odds:.2g})."
     )
-    return Finding(name=metric.name, status="pass", sentence=sentence, metric=metric)
+    return Finding(name=metric.name, status="info", sentence=sentence, metric=metric)
 
 
 def _unmeasured(metric: Metric, reason: str) -> Finding:
@@ -274,15 +277,6 @@ def _part(item: Finding, limits: Thresholds) -> str:
         limit = getattr(limits, f"{item.name}_fail")  # the interval alone reaches it
     state = " is a warning" if item.status == "warn" else ""
     return f"{plain(item.name)}{state} ({with_interval(item.metric)}, limit {limit:g})"
-
-
-def _no_router(ds: xr.Dataset) -> str:
-    """Say why the routes hold no choice; empty where they do."""
-    route = ds["route"].values
-    known = route[np.isfinite(route)]
-    if not known.size:
-        return "this routing has no scalar routes"
-    return "" if (known != 1).any() else "there is no router, all sources are added with weight 1"
 
 
 def with_interval(metric: Metric) -> str:

@@ -6,6 +6,7 @@ STATUS_WORDS = {
     "pass": "pass",
     "warn": "warning",
     "fail": "fail",
+    "info": "for information",
     "untrained": "untrained",
     "not measurable": "not measurable",
 }

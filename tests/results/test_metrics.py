@@ -1,3 +1,4 @@
+import math
 import tracemalloc
 
 import numpy as np
@@ -86,12 +87,13 @@ def slow(ds: xr.Dataset) -> dict[str, float]:
         averages = [slow_mean(v[name][:, :, r].ravel()) for r in range(v[name].shape[2])]
         return max(a for a in averages if a == a)
 
+    chosen = any(w == w and w != 1 for w in v["route"].ravel())
     return {
         "inflation": rms[blocks] / rms[1],
         "gradient_decay": slow_mean(early) / median,
         "redundancy": slow_mean(slow_mean(v["cosine"][:, :, k].ravel()) for k in deep),
-        "selectivity": 1 - slow_mean(used),
-        "selectivity_shift": slow_shift(ds, routes),
+        "selectivity": 1 - slow_mean(used) if chosen else math.nan,
+        "selectivity_shift": slow_shift(ds, routes) if chosen else math.nan,
         "importance_shift": slow_shift(ds, importances),
         "gate_conservation": worst("gate_conservation"),
         "read_residual": worst("read_residual"),
@@ -113,18 +115,19 @@ def test_every_metric_equals_the_slow_reference(options) -> None:
     expected = slow(ds)
     assert list(metrics.compute(ds, resamples=1)) == ORDER
     for name, value in values(ds).items():
-        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-7), name
+        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-7, nan_ok=True), name
 
 
-def test_missing_entries_do_not_count() -> None:
-    ds = synthetic.dataset(blocks=4, samples=5, levels=3, spread=0.5)
+@pytest.mark.parametrize("routing", ["residual", "dar"])
+def test_missing_entries_do_not_count(routing) -> None:
+    ds = synthetic.dataset(blocks=4, samples=5, levels=3, spread=0.5, routing=routing)
     for name in ("rms", "grad_rms", "cosine", "route_entropy", "write_lost"):
         ds[name].values[1, 2, 1:] = np.nan
     ds["gate"].values[0, 3] = np.nan
     ds["gate_conservation"].values[:, :, 2] = np.nan
     expected = slow(ds)
     for name, value in values(ds).items():
-        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-7), name
+        assert value == pytest.approx(expected[name], rel=1e-9, abs=1e-7, nan_ok=True), name
 
 
 def test_each_bootstrap_draw_equals_the_metric_of_the_resampled_dataset() -> None:
@@ -178,10 +181,10 @@ def test_uniform_and_one_hot_routers() -> None:
     assert values(ds)["selectivity_shift"] == 0
 
 
-def test_residual_routes_are_unselective_and_never_shift() -> None:
-    got = values(synthetic.dataset())
-    assert got["selectivity"] == pytest.approx(0, abs=1e-6)
-    assert got["selectivity_shift"] == 0
+def test_without_a_choice_there_is_no_selectivity() -> None:
+    got = metrics.compute(synthetic.dataset())
+    for name in ("selectivity", "selectivity_shift"):
+        assert all(np.isnan([got[name].value, got[name].low, got[name].high]))
 
 
 def test_a_router_that_changes_its_mind_shifts_by_one() -> None:
@@ -206,8 +209,10 @@ def test_negative_routes_count_by_size() -> None:
 @pytest.mark.parametrize(
     ("options", "unknown"),
     [
-        ({"levels": 1}, {"selectivity_shift", "importance_shift"}),
-        ({"blocks": 1}, {"inflation", "gradient_decay"}),
+        ({"levels": 1}, {"selectivity", "selectivity_shift", "importance_shift"}),
+        ({"levels": 1, "routing": "dar"}, {"selectivity_shift", "importance_shift"}),
+        ({"blocks": 1}, {"inflation", "gradient_decay", "selectivity", "selectivity_shift"}),
+        ({"blocks": 1, "routing": "dar"}, {"inflation", "gradient_decay"}),
     ],
 )
 def test_what_cannot_be_measured_is_nan(options, unknown) -> None:
@@ -269,7 +274,7 @@ def test_laws_of_every_analysis(seed, blocks, samples, levels, routing, spread) 
 
 
 def test_one_sample_has_no_interval() -> None:
-    for m in metrics.compute(synthetic.dataset(samples=1)).values():
+    for m in metrics.compute(synthetic.dataset(samples=1, routing="dar")).values():
         assert np.isfinite(m.value) and np.isnan(m.low) and np.isnan(m.high)
 
 

@@ -112,9 +112,9 @@ def test_another_model_or_grid_is_named_by_what_differs(tmp_path, change):
     act(other)
     file.check(other)  # nothing is there that it could differ from
     file.add(10, analysis(10))
-    with pytest.raises(UsageError, match=rf"of another model or grid: it differs in {name}$"):
+    with pytest.raises(UsageError, match=rf"of another model or grid: it differs in {name}\n"):
         file.check(other)
-    with pytest.raises(UsageError, match=rf"it differs in {name}$"):
+    with pytest.raises(UsageError, match=rf"it differs in {name}\n"):
         TrajectoryFile(tmp_path / "trajectory.nc").check(other)
 
 

@@ -185,7 +185,7 @@ def test_callers_are_told_the_start_and_every_step(tmp_path):
 
 def test_a_run_starts_only_from_its_own_path(tmp_path):
     last = train(replace(SMALL, path="gvp", prediction="score"), tmp_path / "one")
-    with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit$") as caught:
+    with pytest.raises(UsageError, match="the objective sit:gvp:score, this run sit\n") as caught:
         train(replace(SMALL, init_from=str(last)), tmp_path / "two")
     assert caught.value.hint == "add --objective sit --path gvp --prediction score"
     again = replace(SMALL, path="gvp", prediction="score", init_from=str(last))
