@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import options, panels, startup
 
 DIGITS = 9  # of the number of a reader or a source
 
@@ -15,34 +15,61 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the analysis; default dar-probe-out/<checkpoint name>-ablation."
+            help="Folder of the analysis.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint name>-ablation",
+            rich_help_panel=panels.OUTPUT,
         ),
     ] = None,
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Some of gate, source, block, uniform, frozen, with commas; default: all it has."
+            help="Some of gate, source, block, uniform, frozen, with commas.",
+            metavar="NAMES",
+            show_default="all that the model has",
+            rich_help_panel=panels.INTERVENTIONS,
         ),
     ] = None,
     pairs: Annotated[
         int,
-        typer.Option(help="How many single gates: half the largest, half drawn at random.", min=0),
+        typer.Option(
+            help="How many single gates: half the largest, half drawn at random.",
+            metavar="N",
+            min=0,
+            rich_help_panel=panels.INTERVENTIONS,
+        ),
     ] = 32,
     gate: Annotated[
         list[str] | None,
-        typer.Option(help="One more gate, reader:source such as 57:0; may be repeated."),
+        typer.Option(
+            help="One more gate, reader:source such as 57:0; may be repeated.",
+            metavar="R:S",
+            show_default="none",
+            rich_help_panel=panels.INTERVENTIONS,
+        ),
     ] = None,
     frozen_at: Annotated[
         float | None,
         typer.Option(
-            help="Noise level whose weights frozen routers take, nearest one; default: the middle."
+            help="Noise level whose weights frozen routers take, nearest one.",
+            metavar="LEVEL",
+            show_default="the middle one",
+            rich_help_panel=panels.INTERVENTIONS,
         ),
     ] = None,
     data: options.Data = None,
     noise_levels: Annotated[
-        str, typer.Option(help="A count, or levels from 0 (data) to 1 (noise).")
+        str,
+        typer.Option(
+            help="A count, or levels from 0 (data) to 1 (noise).",
+            metavar="LEVELS",
+            rich_help_panel=panels.GRID,
+        ),
     ] = "5",
-    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
+    samples: Annotated[
+        int,
+        typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.GRID),
+    ] = 16,
     batch_size: options.BatchSize = None,
     objective: options.Objective = None,
     heads: options.Heads = None,
@@ -55,7 +82,7 @@ def ablate(
     engine: options.Engine = "hooks",
     resume: options.Resume = False,
     no_figures: options.NoFigures = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every effect.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import options, panels, startup
 
 
 def analyze(
@@ -21,14 +21,32 @@ def analyze(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the analysis; default dar-probe-out/<checkpoint name>."),
+        typer.Option(
+            help="Folder of the analysis.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint name>",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     data: options.Data = None,
     noise_levels: Annotated[
         str | None,
-        typer.Option(help="A count, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9."),
+        typer.Option(
+            help="A count, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9.",
+            metavar="LEVELS",
+            show_default="10; 5 for a large model on a CPU",
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="How many samples; default 64.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="How many samples.",
+            metavar="N",
+            show_default="64; 8 for a large model on a CPU",
+            rich_help_panel=panels.GRID,
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     objective: options.Objective = None,
     heads: options.Heads = None,
@@ -41,11 +59,16 @@ def analyze(
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
-        typer.Option(help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'."),
+        typer.Option(
+            help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'.",
+            metavar="RULE",
+            show_default="exit 0 whatever the verdict",
+            rich_help_panel=panels.JUDGEMENT,
+        ),
     ] = None,
     resume: options.Resume = False,
     no_figures: options.NoFigures = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, panels
 
 if TYPE_CHECKING:
     from dar_probe.probe.bench import Price, Workload
@@ -17,25 +17,50 @@ def bench(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .pt or .safetensors file, or a diffusers folder.", show_default=False
+            help="A .pt or .safetensors file, or a diffusers folder.",
+            metavar="CHECKPOINT",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Random weights instead of a file, e.g. SiT-B/2.")
+        str | None,
+        typer.Option(
+            help="Random weights instead of a file, e.g. SiT-B/2.",
+            metavar="NAME",
+            show_default="the weights of CHECKPOINT",
+            rich_help_panel=panels.MODEL,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Samples in one pass; default as in analyze, 8 with --model.", min=1),
+        typer.Option(
+            help="Samples in one pass.",
+            metavar="N",
+            show_default="as in analyze; 8 with --model",
+            min=1,
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 10,
+    repeats: Annotated[
+        int,
+        typer.Option(help="Timed rounds.", metavar="N", min=1, rich_help_panel=panels.GRID),
+    ] = 10,
     threads: Annotated[
-        int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1, max=512)
+        int | None,
+        typer.Option(
+            help="Threads on the CPU.",
+            metavar="N",
+            show_default="torch's own choice",
+            min=1,
+            max=512,
+            rich_help_panel=panels.MODEL,
+        ),
     ] = None,
     heads: options.Heads = None,
     family: options.Family = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Time the diagnosis against the bare forward and backward of the same batch.
 

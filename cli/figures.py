@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dar_probe.cli.shared import startup
+from dar_probe.cli.shared import options as shared
+from dar_probe.cli.shared import panels, startup
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,46 +21,91 @@ if TYPE_CHECKING:
 
 def figures(
     analyses: Annotated[
-        list[Path], typer.Argument(help="Each an analysis.nc, or its folder.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Each an analysis.nc, or its folder.", metavar="ANALYSIS...", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write to; other files in it stay.")] = Path(
-        "dar-probe-out/figures"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write to; other files in it stay.",
+            metavar="DIR",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = Path("dar-probe-out/figures"),
     formats: Annotated[
-        str, typer.Option("--format", help="Some of png, pdf and svg, with commas.")
+        str,
+        typer.Option(
+            "--formats",
+            "--format",
+            help="Some of png, pdf and svg, with commas.",
+            metavar="NAMES",
+            rich_help_panel=panels.OUTPUT,
+            autocompletion=shared.one_of("png", "pdf", "svg"),
+        ),
     ] = "png,pdf,svg",
     width: Annotated[
         Literal["one", "two"],
-        typer.Option(help="One column (3.25 in) or two (6.75 in); text stays the same size."),
+        typer.Option(
+            help="One column (3.25 in) or two (6.75 in); text stays the same size.",
+            metavar="one|two",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = "two",
     only: Annotated[
         str | None,
         typer.Option(
             help="Some, with commas, of dilution, sources, matrix, spread, decodability, "
-            "samples, trajectory, interventions, heatmap; default: all that the data allow."
+            "samples, trajectory, interventions, heatmap.",
+            metavar="NAMES",
+            show_default="all that the data allow",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
     variable: Annotated[
         list[str] | None,
         typer.Option(
-            help="Variable to draw as a heatmap; may be repeated. Default: as analyze does."
+            help="Variable to draw as a heatmap; may be repeated.",
+            metavar="NAME",
+            show_default="as analyze does",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
     noise_level: Annotated[
         float | None,
-        typer.Option(help="Level of matrix, the nearest measured one; default: the middle."),
+        typer.Option(
+            help="Level of matrix, the nearest measured one.",
+            metavar="LEVEL",
+            show_default="the middle one",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     shallow: Annotated[
         int | None,
-        typer.Option(help="Shallow block of sources, B+1 for the head; default about B/4."),
+        typer.Option(
+            help="Shallow block of sources, B+1 for the head.",
+            metavar="N",
+            show_default="about B/4",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     deep: Annotated[
-        int | None, typer.Option(help="Deep block of sources; default about 3B/4.")
+        int | None,
+        typer.Option(
+            help="Deep block of sources.",
+            metavar="N",
+            show_default="about 3B/4",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability."
+            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability.",
+            metavar="NAME",
+            show_default="readers of all kinds",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
 ) -> None:

@@ -6,15 +6,23 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import options, panels, startup
 
 
 def sample(
     checkpoint: options.Checkpoint,
-    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
+    samples: Annotated[
+        int,
+        typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.SAMPLING),
+    ] = 100,
     classes: Annotated[
         str,
-        typer.Option(help="Class labels, taken in turn, e.g. 3,5; default: all of the model's."),
+        typer.Option(
+            help="Class labels, taken in turn, e.g. 3,5.",
+            metavar="LABELS",
+            show_default="all that the model knows",
+            rich_help_panel=panels.SAMPLING,
+        ),
     ] = "",
     solver: options.Solver = "heun",
     steps: options.Steps = 50,
@@ -29,7 +37,13 @@ def sample(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default dar-probe-out/<name>-samples.")
+        Path | None,
+        typer.Option(
+            help="Folder of the samples.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint name>-samples",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Draw samples: samples.png, and samples.npz as the ADM evaluation suite reads it.

@@ -10,6 +10,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from dar_probe.cli.shared import help_page
 from dar_probe.errors import ExitCode
 
 
@@ -20,6 +21,10 @@ class Commands(TyperGroup):
     def tell(sentence: str, hint: str) -> None:
         """Tell a usage error."""
         raise NotImplementedError
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        help_page.show(self, ctx)
 
     def main(
         self,

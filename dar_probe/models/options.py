@@ -20,7 +20,8 @@ class CheckpointOptions:
             file tells, or the usual one of its family.
         heads: number of attention heads; None: as the file tells.
         device: where the model runs: "auto", "cpu", "cuda", ...
-        dtype: of its weights: "float32", "float64" or "bfloat16".
+        dtype: of its weights: "float32", "float64", "bfloat16" or "float16", or another
+            spelling of these such as "bf16", see ``dar_probe.runtime.dtype_names``.
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
     """
 

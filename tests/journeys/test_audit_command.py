@@ -106,6 +106,21 @@ def test_training_shows_before_and_after(folder):
     assert "failure" not in found.values()
 
 
+def test_in_another_number_type(folder):
+    """The batch function and the loss know of float32 alone."""
+    found = {}
+    for spelled, name in (("fp64", "float64"), ("float", "float32"), ("bf16", "bfloat16")):
+        command = ["audit", "mine:denoiser", *GRID, "--dtype", spelled, "--device", "cpu"]
+        done = run(*command, "--out", name, cwd=folder, light=True)
+        assert done.returncode == 0, done.stderr
+        analysis = open_analysis(folder / name)
+        assert analysis.manifest["dtype"] == name
+        found[name] = analysis.dataset["rms"].values
+    for name, most in (("float32", 1e-6), ("bfloat16", 0.02)):  # measured: 6e-8, 3e-3
+        gap = abs(found[name] - found["float64"]).max() / found["float64"].max()
+        assert 0 < gap < most
+
+
 def test_a_bare_class_of_transformers(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "language.py").write_text(
