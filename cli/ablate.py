@@ -82,6 +82,8 @@ def ablate(
     engine: options.Engine = "hooks",
     resume: options.Resume = False,
     no_figures: options.NoFigures = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
     as_json: options.Json = False,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
@@ -97,12 +99,11 @@ def ablate(
         from dar_probe.checkpoints.diffusers_folder import name_of
         from dar_probe.cli.shared import intervention_table
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.models.options import CheckpointOptions
         from dar_probe.probe import analyses
         from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
 
-    folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
-    figures = not no_figures
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
         device=device, dtype=dtype, text=text,
@@ -116,14 +117,18 @@ def ablate(
         gates=gates,
         frozen_at=frozen_at,
     )
-    output = OutputOptions(out=folder, resume=resume, figures=figures)
+    output = OutputOptions(
+        out=out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation", resume=resume,
+        figures=not no_figures, report=not no_report,
+        formats=formats_of(formats, figures=not no_figures),
+    )  # fmt: skip
     with announced(
-        "intervening", folder, show=intervention_table.show,
-        show_json=intervention_table.show_json if as_json else None, figures=figures,
+        "intervening", output, show=intervention_table.show,
+        show_json=intervention_table.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.ablate(
-            model, grid, wanted, output,
-            engine=engine, on_cells=said.tell, on_verdict=said.verdict,
+            model, grid, wanted, output, engine=engine,
+            on_cells=said.tell, on_verdict=said.verdict, on_file=said.tell.phase,
         )  # fmt: skip
     said.files(analysis)
 

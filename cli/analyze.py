@@ -68,6 +68,8 @@ def analyze(
     ] = None,
     resume: options.Resume = False,
     no_figures: options.NoFigures = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
     as_json: options.Json = False,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
@@ -81,12 +83,12 @@ def analyze(
     with startup.imports():
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.errors import ExitCode
         from dar_probe.models.options import CheckpointOptions
         from dar_probe.probe import analyses
         from dar_probe.probe.options import GridOptions, OutputOptions
 
-    folder, figures = out or Path("dar-probe-out") / _name(checkpoints), not no_figures
     wanted = [
         CheckpointOptions(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
@@ -97,14 +99,19 @@ def analyze(
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
-    output = OutputOptions(out=folder, resume=resume, figures=figures, fail_on=fail_on)
+    output = OutputOptions(
+        out=out or Path("dar-probe-out") / _name(checkpoints), resume=resume, fail_on=fail_on,
+        figures=not no_figures, report=not no_report,
+        formats=formats_of(formats, figures=not no_figures),
+    )  # fmt: skip
     with announced(
-        "measuring", folder, show=terminal.show,
-        show_json=terminal.show_json if as_json else None, figures=figures,
+        "measuring", output, show=terminal.show,
+        show_json=terminal.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.analyze(
-            wanted, grid, output, engine=engine, on_cells=said.tell, on_verdict=said.verdict
-        )
+            wanted, grid, output, engine=engine,
+            on_cells=said.tell, on_verdict=said.verdict, on_file=said.tell.phase,
+        )  # fmt: skip
     said.files(analysis)
     if fail_on is not None and analysis.verdict.status == "fail":
         raise typer.Exit(ExitCode.FAILED)

@@ -157,6 +157,8 @@ def audit(
         ),
     ] = None,
     no_figures: options.NoFigures = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
     as_json: options.Json = False,
 ) -> None:
     """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
@@ -170,16 +172,18 @@ def audit(
     with startup.imports():
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.errors import ExitCode
         from dar_probe.files.analysis_folder import check_target
         from dar_probe.probe.inputs import random_batch
-        from dar_probe.probe.options import GridOptions, ModuleOptions
+        from dar_probe.probe.options import GridOptions, ModuleOptions, OutputOptions
         from dar_probe.probe.placing import placed
         from dar_probe.results.fail_rule import parse_rule
         from dar_probe.training.audit import audit as run
         from dar_probe.training.finetune import FinetuneOptions
 
     rule = None if fail_on is None else parse_rule(fail_on)
+    wanted_formats = formats_of(formats, figures=not no_figures)
     if out is not None:
         check_target(out)
     if junit is not None:
@@ -193,13 +197,16 @@ def audit(
     module, how = placed(module, how, device=device, dtype=dtype)
     if batch is None and shape is not None:
         how = replace(how, batch=random_batch(module, shape))
-    folder, figures = out or Path("dar-probe-out") / type(module).__name__, not no_figures
+    folder = out or Path("dar-probe-out") / type(module).__name__
+    output = OutputOptions(
+        out=folder, figures=not no_figures, report=not no_report, formats=wanted_formats
+    )
     check_target(folder)
     with (
         _named(factory),
         announced(
-            "measuring", folder, show=_show,
-            show_json=terminal.show_json if as_json else None, figures=figures,
+            "measuring", output, show=_show,
+            show_json=terminal.show_json if as_json else None,
         ) as said,
     ):  # fmt: skip
         analysis = run(
@@ -209,7 +216,10 @@ def audit(
             ),
         )  # fmt: skip
         said.verdict(analysis)
-        analysis.save(folder, figures=figures)
+        analysis.save(
+            folder, figures=output.figures, report=output.report, formats=output.formats,
+            on_file=said.tell.phase,
+        )  # fmt: skip
     if junit is not None:
         _write_junit(analysis, junit)
     said.files(analysis)

@@ -84,7 +84,7 @@ def bench(
     from dar_probe.models.options import CheckpointOptions
     from dar_probe.probe import bench as core
 
-    with terminal.progress("preparing"):
+    with terminal.progress("preparing", None):
         if checkpoint is not None:
             wanted = CheckpointOptions(
                 path=checkpoint, heads=heads, family=family, device=device, dtype=dtype
@@ -93,7 +93,7 @@ def bench(
         else:
             assert model is not None
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)
-    with terminal.progress("timing"):
+    with terminal.progress("timing", None):
         price = core.bench(work, repeats=repeats)
     facts = _facts(checkpoint.name if checkpoint else str(model), work, price, repeats)
     if as_json:

@@ -118,12 +118,13 @@ def figures(
     """
     with startup.imports():
         from dar_probe.cli.shared import terminal
+        from dar_probe.cli.shared.names import some_of
         from dar_probe.files.atomic import check_place
         from dar_probe.reports.draw import matplotlib
         from dar_probe.reports.figures.registry import FIGURES, Options
 
-    suffixes = _some(formats, matplotlib.FORMATS, "format")
-    wanted = list(FIGURES) if only is None else _some(only, FIGURES, "figure")
+    suffixes = some_of(formats, matplotlib.FORMATS, "format")
+    wanted = list(FIGURES) if only is None else list(some_of(only, FIGURES, "figure"))
     options = Options(
         width=width,
         noise_level=noise_level,
@@ -137,17 +138,6 @@ def figures(
     drawn = _draw(named, wanted, options, asked=only is not None)
     for path in _write(drawn, out, suffixes):
         typer.echo(terminal.printable(str(path)))
-
-
-def _some(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    """Return the parts of "a,b" that a user asked for, each of them known, in the known order."""
-    from dar_probe.errors import UsageError
-
-    asked = [part.strip() for part in text.split(",")]
-    for part in asked:
-        if part not in known:
-            raise UsageError(f"there is no {what} {part!r}", hint=f"some of {', '.join(known)}")
-    return [part for part in known if part in asked]
 
 
 def _read(paths: list[Path]) -> list["Named"]:
@@ -201,7 +191,9 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
         readers.kinds(named[0][1], options.kind)
 
 
-def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
+def _write(
+    drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: tuple[str, ...]
+) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
     from dar_probe.files.atomic import make_folder, write_atomically
     from dar_probe.reports.draw import matplotlib

@@ -39,7 +39,8 @@ def report(
         check_target(out)
     found = open_analysis(analysis)
     folder = out or (analysis if os.path.isdir(analysis) else analysis.parent)
-    found.save(folder)
+    with terminal.progress("writing", "files") as tell:
+        found.save(folder, on_file=tell.phase)
     terminal.show(found)
     typer.echo()
     terminal.show_files(folder)

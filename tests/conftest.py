@@ -55,6 +55,7 @@ LANES = {
     "supply/test_wheel.py": "slow subprocess lowest",
     "journeys/test_examples.py::test_the_example": "slow",
     "journeys/test_audit_command.py": "slow",
+    "journeys/test_output_choices.py": "slow",
     "models/diffusers/test_analyze.py": "slow lowest",  # diffusers, accelerate
     "routing/test_kernels.py": "slow subprocess extras",
     "diffusion/test_evaluation.py": "slow",

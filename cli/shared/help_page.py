@@ -36,7 +36,7 @@ def show(command: Any, context: Any) -> None:
     console.print(Padding(Group(*lines), (1, 1, 0, 1)))
     tables = {**_parameters(command, context), **_commands(command, context)}
     names = [name.cell_len for rows in tables.values() for name, _ in rows]
-    width = min(max(names, default=0), WIDEST_NAME)
+    width = min(max(names, default=0), WIDEST_NAME, console.width // 2)
     for title, rows in tables.items():
         console.print(_panel(title, rows, width))
     if command.epilog:
@@ -150,7 +150,7 @@ def _range(parameter: Any) -> list[str]:
 def _panel(title: str, rows: list[Row], width: int) -> Panel:
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     table.add_column(width=width, overflow="fold")
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return Panel(table, title=title, title_align="left", border_style="dim", padding=(0, 1))

@@ -195,6 +195,24 @@ NoFigures = Annotated[
         rich_help_panel=panels.OUTPUT,
     ),
 ]
+NoReport = Annotated[
+    bool,
+    typer.Option(
+        "--no-report",
+        help="Write no page (report.html).",
+        rich_help_panel=panels.OUTPUT,
+    ),
+]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the printed figures: some of png, pdf and svg, with commas.",
+        metavar="NAMES",
+        show_default="png; of the paper's figures pdf as well",
+        rich_help_panel=panels.OUTPUT,
+        autocompletion=one_of("png", "pdf", "svg"),
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON, and nothing else.", rich_help_panel=panels.OUTPUT),

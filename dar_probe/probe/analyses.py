@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dar_probe.analysis import Analysis
+from dar_probe.analysis import Analysis, OnFile
 from dar_probe.errors import UsageError
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, plan
@@ -22,6 +22,7 @@ def analyze(
     engine: str = "hooks",
     on_cells: plan.OnCells | None = None,
     on_verdict: OnVerdict | None = None,
+    on_file: OnFile | None = None,
 ) -> Analysis:
     """Analyse a checkpoint, or several of one training run as one trajectory.
 
@@ -33,6 +34,7 @@ def analyze(
         on_cells: called with (done, total) after each batch of cells.
         on_verdict: called with the analysis as soon as all is measured, before pictures are drawn
             and files are written; by the leader of a job alone, and not where nothing is written.
+        on_file: called before each file is written, see ``Analysis.save``; by the leader alone.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
@@ -41,7 +43,10 @@ def analyze(
         raise UsageError("there is no checkpoint to analyse")
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
     with joined() as ranks:
-        run = Run(output=output, rule=rule, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run = Run(
+            output=output, rule=rule, ranks=ranks,
+            on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
+        )  # fmt: skip
         run.check()
         if len(checkpoints) > 1:
             return run_steps(run, checkpoints, grid, engine)
@@ -57,6 +62,7 @@ def ablate(
     engine: str = "hooks",
     on_cells: plan.OnCells | None = None,
     on_verdict: OnVerdict | None = None,
+    on_file: OnFile | None = None,
 ) -> Analysis:
     """Analyse a checkpoint, and intervene in it for real; arguments as of ``analyze``.
 
@@ -69,7 +75,10 @@ def ablate(
     if pairs < 0:
         raise UsageError(f"{pairs} pairs were asked for; it takes at least 0")
     with joined() as ranks:
-        run = Run(output=output, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run = Run(
+            output=output, ranks=ranks,
+            on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
+        )  # fmt: skip
         run.check()
         return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
+from tests.helpers.shell import without_progress  # noqa: E402
 from tests.helpers.warm import Done, run  # noqa: E402
 from tests.hostile.playground import NOT_UTF8, Playground  # noqa: E402
 
@@ -145,7 +146,8 @@ def vector(command: str, rng: random.Random) -> list[str]:
 
 def fault(done: Done, changes: Sequence[str]) -> str:
     """Say what is wrong with what a command did; "" where nothing is."""
-    refused, lines = done.returncode in (2, 3, 4), done.stderr.splitlines()
+    refused = done.returncode in (2, 3, 4)
+    lines = without_progress(done.stderr).splitlines()
     if done.returncode not in (0, 1, 2, 3, 4):
         last = lines[-2:] if done.returncode == 5 else lines[-1:]
         return f"exit code {done.returncode}: {' '.join(last)[:200]}"

@@ -8,12 +8,13 @@ NAMES = {
     "": "--version --debug --install-completion --show-completion",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --objective --heads "
     "--family --weights --seed --device --dtype --text --engine --fail-on --resume "
-    "--no-figures --json",
+    "--no-figures --no-report --formats --json",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
-    "--resume --no-figures --json",
+    "--resume --no-figures --no-report --formats --json",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
-    "--device --dtype --train-steps --lr --seed --out --fail-on --junit --no-figures --json",
+    "--device --dtype --train-steps --lr --seed --out --fail-on --junit "
+    "--no-figures --no-report --formats --json",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
     "compare": "ANALYSES --out --fail-on --json",
