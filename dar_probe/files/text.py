@@ -1,6 +1,9 @@
 """Names and numbers as text: safe for a terminal, and as people read them."""
 
 import math
+from collections.abc import Iterable
+
+ROUNDING = 1e-6  # of a number's size: float32 rounds at 1e-7, and sums of many numbers more
 
 
 def quote(text: object, limit: int = 120) -> str:
@@ -37,3 +40,13 @@ def quantity(value: float, unit: str = "") -> str:
     if value != value:
         return "n/a"
     return f"{value:#.3g}".rstrip(".") + unit if unit else f"{value:.3f}"
+
+
+def span(values: Iterable[float]) -> float:
+    """Return the largest of some finite values less the smallest; 0 where only rounding differs.
+
+    A curve that is drawn over this range shows no noise of rounding as if it were a rise.
+    """
+    values = list(values)
+    low, high = min(values), max(values)
+    return high - low if high - low > ROUNDING * max(abs(low), abs(high)) else 0.0

@@ -246,6 +246,8 @@ def test_sparkline(monkeypatch):
     assert order == sorted(order) and set(order) == set(range(8))
     assert sparkline([1.0, float("nan"), 2.0]) == ". @"
     assert sparkline([float("nan")]) == "" and sparkline([3.0, 3.0]) == ".."
+    assert sparkline([1.0, 1.0 + 2e-7, 1.0 - 2e-7]) == "...", "only rounding"
+    assert sparkline([0.0, 1e-12]) == ".@" and sparkline([1.0, 1.0 + 2e-6]) == ".@"
 
 
 @pytest.mark.parametrize(
