@@ -14,6 +14,7 @@ from dar_probe.cli import (
     audit,
     bench,
     compare,
+    doctor,
     evaluate,
     figures,
     inspect,
@@ -48,7 +49,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     panels.MEASURE: (analyze.analyze, ablate.ablate, audit.audit, inspect.inspect),
     panels.FINISHED: (report.report, figures.figures, compare.compare),
     panels.TRAIN: (train.train, sample.sample, evaluate.evaluate, reproduce.reproduce),
-    panels.MACHINE: (bench.bench,),
+    panels.MACHINE: (doctor.doctor, bench.bench),
 }
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:

@@ -13,7 +13,7 @@ __all__ = ["FIXTURES", "ROOT", "interruptible", "run", "run_alone", "without_pro
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
-PARTS = "measuring|intervening|writing|drawing|sampling|training|preparing|timing"
+PARTS = "measuring|intervening|writing|drawing|sampling|training|preparing|timing|testing"
 PROGRESS = re.compile(rf"^(?:{PARTS})  .* in [\d:]+\n", re.MULTILINE)
 
 

@@ -44,6 +44,7 @@ USAGES = {
     "audit": ["mine:model", "--samples", "1"],
     "bench": ["plain.pt", "--repeats", "1", "--batch-size", "1"],
     "compare": ["analysis", "other"],
+    "doctor": ["--device", "cpu"],
     "figures": ["analysis", "--only", "dilution", "--format", "png"],
     "inspect": ["plain.pt"],
     "report": ["analysis"],

@@ -18,6 +18,7 @@ NAMES = {
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
     "compare": "ANALYSES --out --fail-on --json",
+    "doctor": "--device --json",
     "figures": "ANALYSES --out --format --formats --width --only --variable --noise-level "
     "--shallow --deep --kind",
     "inspect": "CHECKPOINT --heads --family --weights --objective --json",
