@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, panels, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
 
 DIGITS = 9  # of the number of a reader or a source
 
@@ -85,6 +85,7 @@ def ablate(
     no_report: options.NoReport = False,
     formats: options.Formats = None,
     as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, panels, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
 
 
 def analyze(
@@ -71,6 +71,7 @@ def analyze(
     no_report: options.NoReport = False,
     formats: options.Formats = None,
     as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
 

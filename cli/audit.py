@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, panels, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
 from dar_probe.runtime.dtype_names import DTYPE_NAMES
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def audit(
     no_report: options.NoReport = False,
     formats: options.Formats = None,
     as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
 

@@ -1,5 +1,6 @@
 """Names and numbers as text: safe for a terminal, and as people read them."""
 
+import difflib
 import math
 from collections.abc import Iterable
 
@@ -50,3 +51,10 @@ def span(values: Iterable[float]) -> float:
     values = list(values)
     low, high = min(values), max(values)
     return high - low if high - low > ROUNDING * max(abs(low), abs(high)) else 0.0
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not known: the nearest one, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

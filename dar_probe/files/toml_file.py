@@ -16,6 +16,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"the config file {str(path)!r} cannot be read") from error
+        raise UsageError(
+            f"the config file {str(path)!r} cannot be read", hint="--config takes a TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} is no TOML: {error}") from error
+        raise UsageError(
+            f"{path.name} is no TOML: {error}", hint="a line of it is e.g. samples = 16"
+        ) from error

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
 from dar_probe.diffusion.objectives import flow
 from dar_probe.errors import UsageError
+from dar_probe.files.text import did_you_mean
 from dar_probe.models.sit import SiTConfig
 from dar_probe.runtime.dtype_names import SPELLINGS
 from dar_probe.training.settings import TrainSettings
@@ -88,9 +89,7 @@ def from_dict(settings: dict[str, Any]) -> TrainConfig:
     types = {f.name: f.type for f in fields(TrainConfig)}
     for name, value in settings.items():
         if name not in types:
-            raise UsageError(
-                f"unknown training setting {name!r}", hint=f"known: {', '.join(types)}"
-            )
+            raise UsageError(f"unknown training setting {name!r}", hint=did_you_mean(name, types))
         expected: Any = types[name]
         if expected is float and isinstance(value, int) and not isinstance(value, bool):
             settings = {**settings, name: float(value)}

@@ -8,13 +8,13 @@ NAMES = {
     "": "--version --debug --install-completion --show-completion",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --objective --heads "
     "--family --weights --seed --device --dtype --text --engine --fail-on --resume "
-    "--no-figures --no-report --formats --json",
+    "--no-figures --no-report --formats --json --config",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
-    "--resume --no-figures --no-report --formats --json",
+    "--resume --no-figures --no-report --formats --json --config",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
     "--device --dtype --train-steps --lr --seed --out --fail-on --junit "
-    "--no-figures --no-report --formats --json",
+    "--no-figures --no-report --formats --json --config",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
     "compare": "ANALYSES --out --fail-on --json",
