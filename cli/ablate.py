@@ -94,7 +94,7 @@ def ablate(
 
     Example: dar-probe ablate fixtures/digits-residual.pt --kinds source,block --samples 8
     """
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     gates = tuple(_pair(text) for text in gate or ())
     with startup.imports():
         from dar_probe.checkpoints.diffusers_folder import name_of

@@ -79,8 +79,7 @@ def analyze(
 
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
-    for checkpoint in checkpoints:
-        options.check_first(checkpoint)
+    checkpoints = [options.check_first(checkpoint) for checkpoint in checkpoints]
     with startup.imports():
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced

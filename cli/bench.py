@@ -17,7 +17,8 @@ def bench(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .pt or .safetensors file, or a diffusers folder.",
+            help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
+            "Face Hub.",
             metavar="CHECKPOINT",
             show_default=False,
         ),
@@ -75,11 +76,12 @@ def bench(
             "bench takes a checkpoint or --model, one of them", hint="e.g. --model SiT-B/2"
         )
     if checkpoint is not None:
-        options.check_first(checkpoint)
+        checkpoint = options.check_first(checkpoint)
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
+    from dar_probe.checkpoints.diffusers_folder import name_of
     from dar_probe.cli.shared import terminal
     from dar_probe.models.options import CheckpointOptions
     from dar_probe.probe import bench as core
@@ -95,7 +97,7 @@ def bench(
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)
     with terminal.progress("timing", None):
         price = core.bench(work, repeats=repeats)
-    facts = _facts(checkpoint.name if checkpoint else str(model), work, price, repeats)
+    facts = _facts(name_of(checkpoint) if checkpoint else str(model), work, price, repeats)
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:

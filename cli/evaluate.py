@@ -85,7 +85,7 @@ def evaluate(
     if not 1 <= seeds <= 100:
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
-        options.check_first(checkpoint)
+        checkpoint = options.check_first(checkpoint)
     with startup.imports():
         from dar_probe.models.options import CheckpointOptions, SamplingOptions
         from dar_probe.models.quality import QualityOptions

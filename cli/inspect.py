@@ -23,7 +23,7 @@ def inspect(
 
     Example: dar-probe inspect fixtures/digits-dar-static.pt
     """
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     from dar_probe.models.inspection import survey
     from dar_probe.models.options import CheckpointOptions
 

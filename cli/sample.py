@@ -66,7 +66,7 @@ def sample(
         raise UsageError(f"--classes {classes!r} are no labels", hint="e.g. 3,5") from None
     if out is not None:
         check_target(out, "sheet")
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     with startup.imports():
         from dar_probe.diffusion import generation
         from dar_probe.models.generator import load_generator

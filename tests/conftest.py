@@ -3,6 +3,7 @@
 import gc
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test turns to a network
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the commands that tests run
 
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ LANES = {
     "results/test_store.py": "subprocess lowest",
     "runtime/test_system.py": "subprocess",
     "probe/test_inferred_inputs.py": "extras",
+    "checkpoints/test_hub.py": "extras",
     "diffusion/test_samplers.py::test_dopri5": "extras",
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",

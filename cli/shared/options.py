@@ -30,7 +30,8 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="A .pt or .safetensors file, or a diffusers folder.",
+        help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
+        "Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
         metavar="CHECKPOINT",
         show_default=False,
     ),
@@ -219,15 +220,27 @@ Json = Annotated[
 ]
 
 
-def check_first(path: Path) -> None:
+def check_first(path: Path) -> Path:
     """Refuse a file by its first bytes, before torch is imported.
+
+    Returns:
+        The path, or where the model of the Hugging Face Hub lies whose id it is.
 
     Raises:
         CheckpointError: it is none, or no checkpoint.
     """
+    from dar_probe.checkpoints import hub
     from dar_probe.checkpoints.diffusers_folder import is_folder
     from dar_probe.files import kinds
 
+    path = hub.local(path, on_download=_say_download)
     if not is_folder(path):
         with kinds.open_file(path) as file:
             kinds.check(file, path)
+    return path
+
+
+def _say_download(name: str) -> None:
+    from dar_probe.cli.shared.terminal import say
+
+    say(f"Downloading the transformer of {name} from the Hugging Face Hub ...")

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # some words have the form of an id of the Hub
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the path
 
