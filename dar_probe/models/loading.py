@@ -278,7 +278,7 @@ def plan(
     with blamed(refuse):
         call = inputs.plan(
             read.class_name, read.config, shape=shape, given=given, seed=seed,
-            labelled=shape is not None,  # it is that of a file of latents, which has labels
+            labelled=shape is not None,  # of a file of latents: its labels are asked for
         )  # fmt: skip
         try:
             usual, assumed = clock.choose(read.class_name, read.config, read.scheduler)

@@ -67,6 +67,18 @@ def test_analyze(folder, monkeypatch):
             assert check.each(found, expected[name]) < 1e-6, name  # measured: 2e-7
 
 
+def test_a_model_without_classes_needs_no_labels(folder):
+    np.savez(folder / "bare.npz", latents=np.load(folder / "data.npz")["latents"])
+    found = []
+    for name in ("bare", "data"):
+        rows = f"latents:{name}.npz"
+        done = type_in(folder, "analyze", "--data", rows, *GRID, "--out", f"of-{name}")
+        assert done.returncode == 0, done.stderr
+        found.append(dp.open_analysis(folder / f"of-{name}").dataset)
+    for name in ("rms", "gate", "loss"):
+        np.testing.assert_array_equal(found[0][name].values, found[1][name].values)
+
+
 def test_the_other_commands(folder):
     done = type_in(folder, "inspect", "--json")
     assert done.returncode == 0, done.stderr
