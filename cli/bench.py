@@ -97,7 +97,10 @@ def bench(
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)
     with terminal.progress("timing", None):
         price = core.bench(work, repeats=repeats)
-    facts = _facts(name_of(checkpoint) if checkpoint else str(model), work, price, repeats)
+    name = str(model)
+    if checkpoint is not None:
+        name = name_of(checkpoint) if checkpoint.is_dir() else checkpoint.name
+    facts = _facts(name, work, price, repeats)
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dar_probe.comparison import Comparison, compare
     from dar_probe.probe.interactive import Probe
     from dar_probe.results.verdict import Thresholds
+    from dar_probe.runtime.progress_bar import progress_bar
 
 __all__ = [
     "Analysis",
@@ -29,6 +30,7 @@ __all__ = [
     "build",
     "compare",
     "open_analysis",
+    "progress_bar",
 ]
 
 # Importing the package loads neither torch nor xarray: reports run where torch is absent.
@@ -42,6 +44,7 @@ _HOMES = {
     "Comparison": "dar_probe.comparison",
     "compare": "dar_probe.comparison",
     "Probe": "dar_probe.probe.interactive",
+    "progress_bar": "dar_probe.runtime.progress_bar",
     "Thresholds": "dar_probe.results.verdict",
 }
 
