@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
 
 DIGITS = 9  # of the number of a reader or a source
 
@@ -15,34 +15,61 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the analysis; default dar-probe-out/<checkpoint name>-ablation."
+            help="Folder of the analysis.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint name>-ablation",
+            rich_help_panel=panels.OUTPUT,
         ),
     ] = None,
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Some of gate, source, block, uniform, frozen, with commas; default: all it has."
+            help="Some of gate, source, block, uniform, frozen, with commas.",
+            metavar="NAMES",
+            show_default="all that the model has",
+            rich_help_panel=panels.INTERVENTIONS,
         ),
     ] = None,
     pairs: Annotated[
         int,
-        typer.Option(help="How many single gates: half the largest, half drawn at random.", min=0),
+        typer.Option(
+            help="How many single gates: half the largest, half drawn at random.",
+            metavar="N",
+            min=0,
+            rich_help_panel=panels.INTERVENTIONS,
+        ),
     ] = 32,
     gate: Annotated[
         list[str] | None,
-        typer.Option(help="One more gate, reader:source such as 57:0; may be repeated."),
+        typer.Option(
+            help="One more gate, reader:source such as 57:0; may be repeated.",
+            metavar="R:S",
+            show_default="none",
+            rich_help_panel=panels.INTERVENTIONS,
+        ),
     ] = None,
     frozen_at: Annotated[
         float | None,
         typer.Option(
-            help="Noise level whose weights frozen routers take, nearest one; default: the middle."
+            help="Noise level whose weights frozen routers take, nearest one.",
+            metavar="LEVEL",
+            show_default="the middle one",
+            rich_help_panel=panels.INTERVENTIONS,
         ),
     ] = None,
     data: options.Data = None,
     noise_levels: Annotated[
-        str, typer.Option(help="A count, or levels from 0 (data) to 1 (noise).")
+        str,
+        typer.Option(
+            help="A count, or levels from 0 (data) to 1 (noise).",
+            metavar="LEVELS",
+            rich_help_panel=panels.GRID,
+        ),
     ] = "5",
-    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
+    samples: Annotated[
+        int,
+        typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.GRID),
+    ] = 16,
     batch_size: options.BatchSize = None,
     objective: options.Objective = None,
     heads: options.Heads = None,
@@ -53,9 +80,14 @@ def ablate(
     dtype: options.Dtype = "float32",
     text: options.Text = None,
     engine: options.Engine = "hooks",
+    name: options.Name = None,
     resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     no_figures: options.NoFigures = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every effect.")] = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
+    as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Set gates to zero, skip blocks, replace routers' weights: does the loss do as predicted?
 
@@ -64,21 +96,20 @@ def ablate(
 
     Example: dar-probe ablate fixtures/digits-residual.pt --kinds source,block --samples 8
     """
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     gates = tuple(_pair(text) for text in gate or ())
     with startup.imports():
-        from dar_probe.checkpoints.diffusers_folder import name_of
+        from dar_probe.checkpoints.naming import folder_name
         from dar_probe.cli.shared import intervention_table
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.models.options import CheckpointOptions
         from dar_probe.probe import analyses
         from dar_probe.probe.options import GridOptions, InterventionOptions, OutputOptions
 
-    folder = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-ablation"
-    figures = not no_figures
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
-        device=device, dtype=dtype, text=text,
+        device=device, dtype=dtype, text=text, name=name,
     )  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
@@ -89,14 +120,19 @@ def ablate(
         gates=gates,
         frozen_at=frozen_at,
     )
-    output = OutputOptions(out=folder, resume=resume, figures=figures)
+    output = OutputOptions(
+        out=out or Path("dar-probe-out") / f"{folder_name(checkpoint)}-ablation",
+        resume=resume, overwrite=overwrite,
+        figures=not no_figures, report=not no_report,
+        formats=formats_of(formats, figures=not no_figures),
+    )  # fmt: skip
     with announced(
-        "intervening", folder, show=intervention_table.show,
-        show_json=intervention_table.show_json if as_json else None, figures=figures,
+        "intervening", output, show=intervention_table.show,
+        show_json=intervention_table.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.ablate(
-            model, grid, wanted, output,
-            engine=engine, on_cells=said.tell, on_verdict=said.verdict,
+            model, grid, wanted, output, engine=engine,
+            on_cells=said.tell, on_verdict=said.verdict, on_file=said.tell.phase,
         )  # fmt: skip
     said.files(analysis)
 

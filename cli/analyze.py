@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
 
 
 def analyze(
@@ -21,14 +21,32 @@ def analyze(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the analysis; default dar-probe-out/<checkpoint name>."),
+        typer.Option(
+            help="Folder of the analysis.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint, with its run where that tells but a step>",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     data: options.Data = None,
     noise_levels: Annotated[
         str | None,
-        typer.Option(help="A count, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9."),
+        typer.Option(
+            help="A count, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9.",
+            metavar="LEVELS",
+            show_default="10; 5 for a large model on a CPU",
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="How many samples; default 64.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="How many samples.",
+            metavar="N",
+            show_default="64; 8 for a large model on a CPU",
+            rich_help_panel=panels.GRID,
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     objective: options.Objective = None,
     heads: options.Heads = None,
@@ -41,11 +59,21 @@ def analyze(
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
-        typer.Option(help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'."),
+        typer.Option(
+            help="Exit 1 if e.g. 'inflation > 8 or redundancy > 0.97'.",
+            metavar="RULE",
+            show_default="exit 0 whatever the verdict",
+            rich_help_panel=panels.JUDGEMENT,
+        ),
     ] = None,
+    name: options.Name = None,
     resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     no_figures: options.NoFigures = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
+    as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Show how information travels across the depth of a checkpoint, over noise levels.
 
@@ -53,35 +81,40 @@ def analyze(
 
     Example: dar-probe analyze fixtures/digits-residual.pt --noise-levels 10 --samples 64
     """
-    for checkpoint in checkpoints:
-        options.check_first(checkpoint)
+    checkpoints = [options.check_first(checkpoint) for checkpoint in checkpoints]
     with startup.imports():
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.errors import ExitCode
         from dar_probe.models.options import CheckpointOptions
         from dar_probe.probe import analyses
         from dar_probe.probe.options import GridOptions, OutputOptions
 
-    folder, figures = out or Path("dar-probe-out") / _name(checkpoints), not no_figures
     wanted = [
         CheckpointOptions(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
-            device=device, dtype=dtype, text=text,
+            device=device, dtype=dtype, text=text, name=name,
         )
         for path in checkpoints
     ]  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
-    output = OutputOptions(out=folder, resume=resume, figures=figures, fail_on=fail_on)
+    output = OutputOptions(
+        out=out or Path("dar-probe-out") / _name(checkpoints),
+        resume=resume, overwrite=overwrite, fail_on=fail_on,
+        figures=not no_figures, report=not no_report,
+        formats=formats_of(formats, figures=not no_figures),
+    )  # fmt: skip
     with announced(
-        "measuring", folder, show=terminal.show,
-        show_json=terminal.show_json if as_json else None, figures=figures,
+        "measuring", output, show=terminal.show,
+        show_json=terminal.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.analyze(
-            wanted, grid, output, engine=engine, on_cells=said.tell, on_verdict=said.verdict
-        )
+            wanted, grid, output, engine=engine,
+            on_cells=said.tell, on_verdict=said.verdict, on_file=said.tell.phase,
+        )  # fmt: skip
     said.files(analysis)
     if fail_on is not None and analysis.verdict.status == "fail":
         raise typer.Exit(ExitCode.FAILED)
@@ -91,9 +124,9 @@ def analyze(
 
 def _name(checkpoints: list[Path]) -> str:
     """Return a folder's name: the checkpoint's, or that of the run which several come from."""
-    from dar_probe.checkpoints.diffusers_folder import name_of
+    from dar_probe.checkpoints.naming import folder_name
 
     if len(checkpoints) == 1:
-        return name_of(checkpoints[0])
+        return folder_name(checkpoints[0])
     home = Path(os.path.realpath(checkpoints[-1])).parent
     return (home.parent if home.name == "checkpoints" else home).name or "trajectory"

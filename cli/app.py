@@ -14,6 +14,7 @@ from dar_probe.cli import (
     audit,
     bench,
     compare,
+    doctor,
     evaluate,
     figures,
     inspect,
@@ -22,7 +23,7 @@ from dar_probe.cli import (
     sample,
     train,
 )
-from dar_probe.cli.shared import errors, startup, streams
+from dar_probe.cli.shared import errors, panels, startup, streams, typer_command
 from dar_probe.errors import ExitCode
 from dar_probe.runtime.version import __version__
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     epilog=f"Exit codes: {'; '.join(f'{code.value} {code.sentence}' for code in ExitCode)}.",
     cls=errors.Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -44,21 +45,20 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for _command in (
-    analyze.analyze,
-    ablate.ablate,
-    audit.audit,
-    bench.bench,
-    compare.compare,
-    evaluate.evaluate,
-    figures.figures,
-    inspect.inspect,
-    report.report,
-    reproduce.reproduce,
-    sample.sample,
-):
-    app.command(_command.__name__, help=_help(_command))(errors.guarded(_command))
-app.command("train", cls=train.Command, help=_help(train.train))(errors.guarded(train.train))
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    panels.MEASURE: (analyze.analyze, ablate.ablate, audit.audit, inspect.inspect),
+    panels.FINISHED: (report.report, figures.figures, compare.compare),
+    panels.TRAIN: (train.train, sample.sample, evaluate.evaluate, reproduce.reproduce),
+    panels.MACHINE: (doctor.doctor, bench.bench),
+}
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(
+            _command.__name__,
+            cls=train.Command if _command is train.train else typer_command.Command,
+            help=_help(_command),
+            rich_help_panel=_panel,
+        )(errors.guarded(_command))
 
 
 def _version(wanted: bool) -> None:

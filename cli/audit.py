@@ -5,19 +5,41 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import config_file, options, panels, startup
+from dar_probe.runtime.dtype_names import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dar_probe.analysis import Analysis
-    from dar_probe.probe.options import ModuleOptions
+    from dar_probe.probe.measure import Batch, Loss
 
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Move the module there before it is measured: auto, cpu, cuda, ...",
+        metavar="NAME",
+        show_default="where it is",
+        rich_help_panel=panels.MODEL,
+        autocompletion=options.one_of("auto", "cpu", "cuda"),
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Measure a copy of this number type: {options.DTYPE_HELP}",
+        metavar="TYPE",
+        show_default="the module's own",
+        rich_help_panel=panels.MODEL,
+        autocompletion=options.one_of(*DTYPE_NAMES),
+    ),
+]
 BATCH_HELP = (
     "return (module, batch) where\n"
     "  def batch(sample_ids, noise_level):\n"
@@ -27,45 +49,120 @@ BATCH_HELP = (
 
 
 def audit(
-    factory: Annotated[str, typer.Argument(help="package.module:callable", show_default=False)],
+    factory: Annotated[
+        str,
+        typer.Argument(help="package.module:callable", metavar="FACTORY", show_default=False),
+    ],
     shape: Annotated[
         str | None,
-        typer.Option("--input", help="Random input of one sample, e.g. 8,64 or 16:long."),
+        typer.Option(
+            "--input",
+            help="Random input of one sample, e.g. 8,64 or 16:long.",
+            metavar="SHAPE",
+            show_default="from the callable, or the module's config",
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
     noise_levels: Annotated[
-        str | None, typer.Option(help="A count or levels; default: one level, 0.")
+        str | None,
+        typer.Option(
+            help="A count, or levels from 0 (data) to 1 (noise).",
+            metavar="LEVELS",
+            show_default="one level, 0; 5 for a module with a clock of its own",
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 8,
+    samples: Annotated[
+        int,
+        typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.GRID),
+    ] = 8,
     batch_size: Annotated[
-        int, typer.Option(help="Pairs of sample and noise level in one pass.", min=1)
+        int,
+        typer.Option(
+            help="Pairs of sample and noise level in one pass.",
+            metavar="N",
+            min=1,
+            rich_help_panel=panels.GRID,
+        ),
     ] = 8,
     blocks: Annotated[
         str | None,
-        typer.Option(help="Names of the blocks, e.g. 'encoder.layers.*'; default: found."),
+        typer.Option(
+            help="Names of the blocks, e.g. 'encoder.layers.*'.",
+            metavar="NAMES",
+            show_default="found by watching a forward",
+            rich_help_panel=panels.MODEL,
+        ),
     ] = None,
     readers: Annotated[
         str | None,
         typer.Option(
-            help="Names of the modules that read the stream, e.g. '*.norm*'; default: found."
+            help="Names of the modules that read the stream, e.g. '*.norm*'.",
+            metavar="NAMES",
+            show_default="found by watching a forward",
+            rich_help_panel=panels.MODEL,
         ),
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     train_steps: Annotated[
-        int, typer.Option(help="First train a copy for so many steps, and judge the copy.", min=0)
+        int,
+        typer.Option(
+            help="First train a copy for so many steps, and judge the copy.",
+            metavar="N",
+            min=0,
+            rich_help_panel=panels.TRAINING,
+        ),
     ] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate of --train-steps.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Random seed of --train-steps.", min=0)] = 0,
+    lr: Annotated[
+        float,
+        typer.Option(
+            help="Learning rate of --train-steps.", metavar="X", rich_help_panel=panels.TRAINING
+        ),
+    ] = 1e-3,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Random seed of --train-steps.",
+            metavar="N",
+            min=0,
+            rich_help_panel=panels.TRAINING,
+        ),
+    ] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the analysis; default dar-probe-out/<name>.")
+        Path | None,
+        typer.Option(
+            help="Folder of the analysis.",
+            metavar="DIR",
+            show_default="dar-probe-out/<class of the module>",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     fail_on: Annotated[
         str | None,
-        typer.Option(help="A rule in place of the default judgement, e.g. 'inflation > 8'."),
+        typer.Option(
+            help="A rule in place of the default judgement, e.g. 'inflation > 8'.",
+            metavar="RULE",
+            show_default="the limits of the three symptoms",
+            rich_help_panel=panels.JUDGEMENT,
+        ),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(help="Also write the findings as JUnit XML to this file.")
+        Path | None,
+        typer.Option(
+            help="Also write the findings as JUnit XML to this file.",
+            metavar="FILE",
+            show_default="none is written",
+            rich_help_panel=panels.JUDGEMENT,
+        ),
     ] = None,
+    name: options.Name = None,
+    overwrite: options.Overwrite = False,
     no_figures: options.NoFigures = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    no_report: options.NoReport = False,
+    formats: options.Formats = None,
+    as_json: options.Json = False,
+    config: config_file.Config = None,
 ) -> None:
     """Judge a module for PreNorm dilution; exit code 1 if the verdict fails.
 
@@ -78,14 +175,19 @@ def audit(
     with startup.imports():
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
+        from dar_probe.cli.shared.names import formats_of
         from dar_probe.errors import ExitCode
         from dar_probe.files.analysis_folder import check_target
-        from dar_probe.probe.options import GridOptions
+        from dar_probe.probe.inputs import random_batch
+        from dar_probe.probe.options import GridOptions, ModuleOptions, OutputOptions
+        from dar_probe.probe.placing import placed
+        from dar_probe.probe.runner import refuse_another
         from dar_probe.results.fail_rule import parse_rule
         from dar_probe.training.audit import audit as run
         from dar_probe.training.finetune import FinetuneOptions
 
     rule = None if fail_on is None else parse_rule(fail_on)
+    wanted_formats = formats_of(formats, figures=not no_figures)
     if out is not None:
         check_target(out)
     if junit is not None:
@@ -94,24 +196,36 @@ def audit(
     if train_steps:
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
     grid = GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size)
-    module, wanted = _call(factory, shape, blocks=blocks, readers=readers)
-    folder, figures = out or Path("dar-probe-out") / type(module).__name__, not no_figures
+    module, batch, loss = _call(factory)
+    how = ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name)
+    module, how = placed(module, how, device=device, dtype=dtype)
+    if batch is None and shape is not None:
+        how = replace(how, batch=random_batch(module, shape))
+    folder = out or Path("dar-probe-out") / type(module).__name__
+    output = OutputOptions(
+        out=folder, figures=not no_figures, report=not no_report, formats=wanted_formats
+    )
     check_target(folder)
+    if not overwrite:
+        refuse_another(folder, lambda there: not there.get("checkpoint"))
     with (
         _named(factory),
         announced(
-            "measuring", folder, show=_show,
-            show_json=terminal.show_json if as_json else None, figures=figures,
+            "measuring", output, show=_show,
+            show_json=terminal.show_json if as_json else None,
         ) as said,
     ):  # fmt: skip
         analysis = run(
-            module, wanted, grid, training, rule=rule, on_cells=said.tell,
+            module, how, grid, training, rule=rule, on_cells=said.tell,
             on_step=lambda step, steps, value: said.tell(
                 step, steps, f"training, loss {value:.4f}", "steps"
             ),
         )  # fmt: skip
         said.verdict(analysis)
-        analysis.save(folder, figures=figures)
+        analysis.save(
+            folder, figures=output.figures, report=output.report, formats=output.formats,
+            on_file=said.tell.phase,
+        )  # fmt: skip
     if junit is not None:
         _write_junit(analysis, junit)
     said.files(analysis)
@@ -175,15 +289,12 @@ def _write_junit(analysis: "Analysis", path: Path) -> None:
     write_atomically(path, write)
 
 
-def _call(
-    factory: str, shape: str | None, *, blocks: str | None, readers: str | None
-) -> tuple["nn.Module", "ModuleOptions"]:
-    """Return the module that a callable makes, without wrappers, and how it is run."""
+def _call(factory: str) -> tuple["nn.Module", "Batch | None", "Loss | None"]:
+    """Return what a callable makes: a module without wrappers, its batch function and its loss."""
     from torch import nn
 
     from dar_probe.errors import UsageError, blamed
     from dar_probe.files.text import quote
-    from dar_probe.probe.options import ModuleOptions
     from dar_probe.sites.unwrap import unwrap
 
     shown = quote(factory)
@@ -207,9 +318,4 @@ def _call(
     module, batch, loss = (*parts, None, None, None)[:3]
     if not isinstance(module, nn.Module):
         raise UsageError(f"{shown} gave a {type(module).__name__}, not a torch module")
-    module = unwrap(module)
-    if batch is None and shape is not None:
-        from dar_probe.probe.inputs import random_batch
-
-        batch = random_batch(module, shape)
-    return module, ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers)
+    return unwrap(module), batch, loss

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, panels
 
 if TYPE_CHECKING:
     from dar_probe.probe.bench import Price, Workload
@@ -17,25 +17,51 @@ def bench(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .pt or .safetensors file, or a diffusers folder.", show_default=False
+            help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
+            "Face Hub.",
+            metavar="CHECKPOINT",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Random weights instead of a file, e.g. SiT-B/2.")
+        str | None,
+        typer.Option(
+            help="Random weights instead of a file, e.g. SiT-B/2.",
+            metavar="NAME",
+            show_default="the weights of CHECKPOINT",
+            rich_help_panel=panels.MODEL,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Samples in one pass; default as in analyze, 8 with --model.", min=1),
+        typer.Option(
+            help="Samples in one pass.",
+            metavar="N",
+            show_default="as in analyze; 8 with --model",
+            min=1,
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 10,
+    repeats: Annotated[
+        int,
+        typer.Option(help="Timed rounds.", metavar="N", min=1, rich_help_panel=panels.GRID),
+    ] = 10,
     threads: Annotated[
-        int | None, typer.Option(help="Threads on the CPU; default torch's own.", min=1, max=512)
+        int | None,
+        typer.Option(
+            help="Threads on the CPU.",
+            metavar="N",
+            show_default="torch's own choice",
+            min=1,
+            max=512,
+            rich_help_panel=panels.MODEL,
+        ),
     ] = None,
     heads: options.Heads = None,
     family: options.Family = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Time the diagnosis against the bare forward and backward of the same batch.
 
@@ -50,16 +76,17 @@ def bench(
             "bench takes a checkpoint or --model, one of them", hint="e.g. --model SiT-B/2"
         )
     if checkpoint is not None:
-        options.check_first(checkpoint)
+        checkpoint = options.check_first(checkpoint)
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
+    from dar_probe.checkpoints.diffusers_folder import name_of
     from dar_probe.cli.shared import terminal
     from dar_probe.models.options import CheckpointOptions
     from dar_probe.probe import bench as core
 
-    with terminal.progress("preparing"):
+    with terminal.progress("preparing", None):
         if checkpoint is not None:
             wanted = CheckpointOptions(
                 path=checkpoint, heads=heads, family=family, device=device, dtype=dtype
@@ -68,9 +95,12 @@ def bench(
         else:
             assert model is not None
             work = core.of_preset(model, batch_size=batch_size or 8, device=device, dtype=dtype)
-    with terminal.progress("timing"):
+    with terminal.progress("timing", None):
         price = core.bench(work, repeats=repeats)
-    facts = _facts(checkpoint.name if checkpoint else str(model), work, price, repeats)
+    name = str(model)
+    if checkpoint is not None:
+        name = name_of(checkpoint) if checkpoint.is_dir() else checkpoint.name
+    facts = _facts(name, work, price, repeats)
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import startup
+from dar_probe.cli.shared import options, panels, startup
 from dar_probe.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -23,19 +23,30 @@ def compare(
         list[Path],
         typer.Argument(
             help="Two or more analysis.nc, or their folders; the first is the reference.",
+            metavar="ANALYSIS...",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the page, the tables and the figures.")
+        Path | None,
+        typer.Option(
+            help="Folder for the page, the tables and the figures.",
+            metavar="DIR",
+            show_default="no files are written",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(
-            help="Exit 1 if e.g. 'inflation > 0.5 or loss > 0.01', of other minus reference."
+            help="Exit 1 if e.g. 'inflation > 0.5 or loss > 0.01', of other minus reference.",
+            metavar="RULE",
+            show_default="nothing is judged",
+            rich_help_panel=panels.JUDGEMENT,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
+    names: options.Names = None,
+    as_json: options.Json = False,
 ) -> None:
     """Compare analyses with the first one, over the same samples and noise.
 
@@ -53,7 +64,7 @@ def compare(
     rule = parse_rule(fail_on, NUMBERS) if fail_on is not None else None
     if out is not None:
         check_target(out, "comparison")
-    found = open_and_compare(*analyses)
+    found = open_and_compare(*analyses, names=None if names is None else names.split(","))
     if out is not None:
         found.save(out)
     if as_json:

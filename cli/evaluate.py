@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import options, panels, startup
 
 if TYPE_CHECKING:
     from dar_probe.diffusion.evaluation import Quality
@@ -21,19 +21,44 @@ ROWS = {
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, or a .npz of images.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A checkpoint, or a .npz of images.", metavar="CHECKPOINT", show_default=False
+        ),
     ],
     data: Annotated[
-        str, typer.Option(help="The real samples: digits, images:DIR or latents:FILE.")
+        str,
+        typer.Option(
+            help="The real samples: digits, images:DIR or latents:FILE.",
+            metavar="DATA",
+            rich_help_panel=panels.GRID,
+        ),
     ] = "digits",
     features: Annotated[
         str,
         typer.Option(
-            help="Model of the features: digits (a classifier), or a folder, e.g. of DINOv2."
+            help="Model of the features: digits (a classifier), or a folder, e.g. of DINOv2.",
+            metavar="NAME",
+            rich_help_panel=panels.GRID,
         ),
     ] = "digits",
-    samples: Annotated[int, typer.Option(help="Samples to draw for each seed.", min=1)] = 1000,
-    seeds: Annotated[int, typer.Option(help="How many seeds; intervals are over them.")] = 3,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="Samples to draw for each seed.",
+            metavar="N",
+            min=1,
+            rich_help_panel=panels.SAMPLING,
+        ),
+    ] = 1000,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="How many seeds; intervals are over them.",
+            metavar="N",
+            rich_help_panel=panels.SAMPLING,
+        ),
+    ] = 3,
     solver: options.Solver = "heun",
     steps: options.Steps = 25,
     guidance: options.Guidance = 1.0,
@@ -45,7 +70,7 @@ def evaluate(
     weights: options.Weights = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Measure Fréchet and kernel distance, precision and recall of samples, with intervals.
 
@@ -60,7 +85,7 @@ def evaluate(
     if not 1 <= seeds <= 100:
         raise UsageError(f"{seeds} seeds make no interval", hint="--seeds takes 1 to 100")
     if checkpoint.suffix != ".npz":
-        options.check_first(checkpoint)
+        checkpoint = options.check_first(checkpoint)
     with startup.imports():
         from dar_probe.models.options import CheckpointOptions, SamplingOptions
         from dar_probe.models.quality import QualityOptions

@@ -1,13 +1,14 @@
 """``dar-probe figures``: the figures of finished analyses, for a paper. Runs without torch."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dar_probe.cli.shared import startup
+from dar_probe.cli.shared import options, panels, startup
+from dar_probe.cli.shared import options as shared
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,48 +21,94 @@ if TYPE_CHECKING:
 
 def figures(
     analyses: Annotated[
-        list[Path], typer.Argument(help="Each an analysis.nc, or its folder.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Each an analysis.nc, or its folder.", metavar="ANALYSIS...", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write to; other files in it stay.")] = Path(
-        "dar-probe-out/figures"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write to; other files in it stay.",
+            metavar="DIR",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = Path("dar-probe-out/figures"),
     formats: Annotated[
-        str, typer.Option("--format", help="Some of png, pdf and svg, with commas.")
+        str,
+        typer.Option(
+            "--formats",
+            "--format",
+            help="Some of png, pdf and svg, with commas.",
+            metavar="NAMES",
+            rich_help_panel=panels.OUTPUT,
+            autocompletion=shared.one_of("png", "pdf", "svg"),
+        ),
     ] = "png,pdf,svg",
     width: Annotated[
         Literal["one", "two"],
-        typer.Option(help="One column (3.25 in) or two (6.75 in); text stays the same size."),
+        typer.Option(
+            help="One column (3.25 in) or two (6.75 in); text stays the same size.",
+            metavar="one|two",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = "two",
     only: Annotated[
         str | None,
         typer.Option(
             help="Some, with commas, of dilution, sources, matrix, spread, decodability, "
-            "samples, trajectory, interventions, heatmap; default: all that the data allow."
+            "samples, trajectory, interventions, heatmap.",
+            metavar="NAMES",
+            show_default="all that the data allow",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
     variable: Annotated[
         list[str] | None,
         typer.Option(
-            help="Variable to draw as a heatmap; may be repeated. Default: as analyze does."
+            help="Variable to draw as a heatmap; may be repeated.",
+            metavar="NAME",
+            show_default="as analyze does",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
     noise_level: Annotated[
         float | None,
-        typer.Option(help="Level of matrix, the nearest measured one; default: the middle."),
+        typer.Option(
+            help="Level of matrix, the nearest measured one.",
+            metavar="LEVEL",
+            show_default="the middle one",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     shallow: Annotated[
         int | None,
-        typer.Option(help="Shallow block of sources, B+1 for the head; default about B/4."),
+        typer.Option(
+            help="Shallow block of sources, B+1 for the head.",
+            metavar="N",
+            show_default="about B/4",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     deep: Annotated[
-        int | None, typer.Option(help="Deep block of sources; default about 3B/4.")
+        int | None,
+        typer.Option(
+            help="Deep block of sources.",
+            metavar="N",
+            show_default="about 3B/4",
+            rich_help_panel=panels.FIGURES,
+        ),
     ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability."
+            help="Only readers of this kind, e.g. attention, in matrix, spread, decodability.",
+            metavar="NAME",
+            show_default="readers of all kinds",
+            rich_help_panel=panels.FIGURES,
         ),
     ] = None,
+    names: options.Names = None,
 ) -> None:
     """Write the figures of finished analyses, fonts embedded; equal data give equal bytes.
 
@@ -72,13 +119,14 @@ def figures(
     """
     with startup.imports():
         from dar_probe.cli.shared import terminal
+        from dar_probe.cli.shared.names import some_of
         from dar_probe.files.atomic import check_place
         from dar_probe.reports.draw import matplotlib
         from dar_probe.reports.figures.registry import FIGURES, Options
 
-    suffixes = _some(formats, matplotlib.FORMATS, "format")
-    wanted = list(FIGURES) if only is None else _some(only, FIGURES, "figure")
-    options = Options(
+    suffixes = some_of(formats, matplotlib.FORMATS, "format")
+    wanted = list(FIGURES) if only is None else list(some_of(only, FIGURES, "figure"))
+    chosen = Options(
         width=width,
         noise_level=noise_level,
         shallow=shallow,
@@ -87,30 +135,20 @@ def figures(
         variables=tuple(name for text in variable or () for name in text.split(",")),
     )
     check_place(out)
-    named = _read(analyses)
-    drawn = _draw(named, wanted, options, asked=only is not None)
+    named = _read(analyses, None if names is None else names.split(","))
+    drawn = _draw(named, wanted, chosen, asked=only is not None)
     for path in _write(drawn, out, suffixes):
         typer.echo(terminal.printable(str(path)))
 
 
-def _some(text: str, known: Collection[str], what: str) -> list[str]:
-    """Return the parts of "a,b" that a user asked for, each of them known, in the known order."""
-    from dar_probe.errors import UsageError
-
-    asked = [part.strip() for part in text.split(",")]
-    for part in asked:
-        if part not in known:
-            raise UsageError(f"there is no {what} {part!r}", hint=f"some of {', '.join(known)}")
-    return [part for part in known if part in asked]
-
-
-def _read(paths: list[Path]) -> list["Named"]:
+def _read(paths: list[Path], names: list[str] | None) -> list["Named"]:
     """Return (name, dataset) pairs, names numbered where two are equal."""
     from dar_probe.analysis import open_analysis
-    from dar_probe.results.paired import distinct
+    from dar_probe.results.paired import named
 
     opened = [open_analysis(path) for path in paths]
-    return list(zip(distinct([a.name for a in opened]), [a.whole for a in opened], strict=True))
+    called = named([a.name for a in opened], names)
+    return list(zip(called, [a.whole for a in opened], strict=True))
 
 
 def _draw(
@@ -155,7 +193,9 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
         readers.kinds(named[0][1], options.kind)
 
 
-def _write(drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: list[str]) -> Iterator[Path]:
+def _write(
+    drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: tuple[str, ...]
+) -> Iterator[Path]:
     """Write one file after the other, each at once, and yield its path."""
     from dar_probe.files.atomic import make_folder, write_atomically
     from dar_probe.reports.draw import matplotlib

@@ -3,9 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dar_probe.cli.shared import options
 
@@ -19,13 +17,13 @@ def inspect(
     family: options.Family = None,
     weights: options.Weights = "auto",
     objective: options.Objective = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print what a checkpoint is: family, sizes, parameters by part, FLOPs, sites, assumptions.
 
     Example: dar-probe inspect fixtures/digits-dar-static.pt
     """
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     from dar_probe.models.inspection import survey
     from dar_probe.models.options import CheckpointOptions
 

@@ -6,15 +6,24 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import startup
+from dar_probe.cli.shared import panels, startup
 
 
 def report(
     analysis: Annotated[
-        Path, typer.Argument(help="An analysis.nc, or its folder.", show_default=False)
+        Path,
+        typer.Argument(
+            help="An analysis.nc, or its folder.", metavar="ANALYSIS", show_default=False
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: the dataset's own.")
+        Path | None,
+        typer.Option(
+            help="Folder to write.",
+            metavar="DIR",
+            show_default="the dataset's own",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Render report.html, figures and summary.json of an analysis again.
@@ -30,7 +39,8 @@ def report(
         check_target(out)
     found = open_analysis(analysis)
     folder = out or (analysis if os.path.isdir(analysis) else analysis.parent)
-    found.save(folder)
+    with terminal.progress("writing", "files") as tell:
+        found.save(folder, on_file=tell.phase)
     terminal.show(found)
     typer.echo()
     terminal.show_files(folder)

@@ -6,31 +6,65 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options
+from dar_probe.cli.shared import options, panels
 
 
 def reproduce(
     out: Annotated[
-        Path, typer.Option(help="Folder of the study: its finished runs and its page.")
+        Path,
+        typer.Option(
+            help="Folder of the study: its finished runs and its page.",
+            metavar="DIR",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = Path("dar-probe-out/reproduce"),
     scale: Annotated[
-        str, typer.Option(help="smoke (two minutes), digits (hours) or imagenet (GPUs, --data).")
+        str,
+        typer.Option(
+            help="smoke (two minutes), digits (hours) or imagenet (GPUs, --data).",
+            metavar="NAME",
+            rich_help_panel=panels.TRAINING,
+            autocompletion=options.one_of("smoke", "digits", "imagenet"),
+        ),
     ] = "digits",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A run's name, e.g. dar-dynamic; may be repeated.", show_default=False),
+        typer.Option(
+            help="A run's name, e.g. dar-dynamic; may be repeated.",
+            metavar="NAME",
+            show_default="all runs of the scale",
+            rich_help_panel=panels.TRAINING,
+        ),
     ] = None,
     runs: Annotated[
-        int | None, typer.Option(help="Stop after so many runs.", min=0, show_default=False)
+        int | None,
+        typer.Option(
+            help="Stop after so many runs.",
+            metavar="N",
+            min=0,
+            show_default="when all are done",
+            rich_help_panel=panels.TRAINING,
+        ),
     ] = None,
     prices: Annotated[
-        bool, typer.Option("--prices", help="Time the steps of finished runs again; train nothing.")
+        bool,
+        typer.Option(
+            "--prices",
+            help="Time the steps of finished runs again; train nothing.",
+            rich_help_panel=panels.TRAINING,
+        ),
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="In place of the scale's: digits, images:DIR, latents:FILE.")
+        str | None,
+        typer.Option(
+            help="digits, images:DIR or latents:FILE.",
+            metavar="DATA",
+            show_default="the scale's own",
+            rich_help_panel=panels.GRID,
+        ),
     ] = None,
     device: options.Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print reproduce.json.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Train every scheme at equal steps, and write one page about what came out.
 

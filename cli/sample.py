@@ -6,15 +6,23 @@ from typing import Annotated
 
 import typer
 
-from dar_probe.cli.shared import options, startup
+from dar_probe.cli.shared import options, panels, startup
 
 
 def sample(
     checkpoint: options.Checkpoint,
-    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 100,
+    samples: Annotated[
+        int,
+        typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.SAMPLING),
+    ] = 100,
     classes: Annotated[
         str,
-        typer.Option(help="Class labels, taken in turn, e.g. 3,5; default: all of the model's."),
+        typer.Option(
+            help="Class labels, taken in turn, e.g. 3,5.",
+            metavar="LABELS",
+            show_default="all that the model knows",
+            rich_help_panel=panels.SAMPLING,
+        ),
     ] = "",
     solver: options.Solver = "heun",
     steps: options.Steps = 50,
@@ -29,7 +37,13 @@ def sample(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default dar-probe-out/<name>-samples.")
+        Path | None,
+        typer.Option(
+            help="Folder of the samples.",
+            metavar="DIR",
+            show_default="dar-probe-out/<checkpoint name>-samples",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Draw samples: samples.png, and samples.npz as the ADM evaluation suite reads it.
@@ -40,7 +54,7 @@ def sample(
     """
     from rich.text import Text
 
-    from dar_probe.checkpoints.diffusers_folder import name_of
+    from dar_probe.checkpoints.naming import folder_name
     from dar_probe.cli.shared import terminal
     from dar_probe.cli.shared.console import console_on, printable
     from dar_probe.errors import UsageError
@@ -52,7 +66,7 @@ def sample(
         raise UsageError(f"--classes {classes!r} are no labels", hint="e.g. 3,5") from None
     if out is not None:
         check_target(out, "sheet")
-    options.check_first(checkpoint)
+    checkpoint = options.check_first(checkpoint)
     with startup.imports():
         from dar_probe.diffusion import generation
         from dar_probe.models.generator import load_generator
@@ -68,7 +82,7 @@ def sample(
         solver=solver, steps=steps, guidance=guidance, batch_size=batch_size, vae=vae
     )
     made = load_generator(model, sampling)
-    target = out or Path("dar-probe-out") / f"{name_of(checkpoint)}-samples"
+    target = out or Path("dar-probe-out") / f"{folder_name(checkpoint)}-samples"
     check_target(target, "sheet")
     labels = made.labels(samples, wanted)
     with terminal.progress("sampling", "samples") as tell:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dar_probe.comparison import Comparison, compare
     from dar_probe.probe.interactive import Probe
     from dar_probe.results.verdict import Thresholds
+    from dar_probe.runtime.progress_bar import progress_bar
     from dar_probe.study.reproduce import reproduce
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "open_analysis",
+    "progress_bar",
     "reproduce",
     "sample",
     "train",
@@ -61,6 +63,7 @@ _HOMES = {
     "Comparison": "dar_probe.comparison",
     "compare": "dar_probe.comparison",
     "Probe": "dar_probe.probe.interactive",
+    "progress_bar": "dar_probe.runtime.progress_bar",
     "Thresholds": "dar_probe.results.verdict",
     "reproduce": "dar_probe.study.reproduce",
 }

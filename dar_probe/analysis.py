@@ -2,7 +2,8 @@
 
 import json
 import os
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from dar_probe.reports.plots import Plots
     from dar_probe.results.dataframe import Per
+
+OnFile = Callable[[str, int, int, str], None]
 
 
 class Analysis:
@@ -143,29 +146,72 @@ class Analysis:
 
         return dataframe.to_dataframe(self.whole, *names, per=per)
 
-    def save(self, folder: str | Path, *, figures: bool = True) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        figures: bool = True,
+        report: bool = True,
+        formats: Sequence[str] | None = None,
+        on_file: OnFile | None = None,
+    ) -> Path:
         """Write analysis.nc, summary.json, report.html and figures/ to ``folder``, all or nothing.
 
         Args:
             folder: is made where it is missing; an earlier analysis in it is replaced.
             figures: also write the printed figures, which take most of the time.
+            report: also write the page, report.html.
+            formats: of the figures, some of "png", "pdf" and "svg". Default: PNG, of the paper's
+                figures PDF as well.
+            on_file: called with ("writing" or "drawing", done, all, name of the next one) before
+                each file or figure, and at the end of each of the two.
 
         Raises:
             UsageError: the folder holds something else or cannot be written.
         """
         with OutputFolder(Path(folder)) as output:
-            output.publish(lambda fresh: self.write(fresh, figures=figures))
+            output.publish(
+                lambda fresh: self.write(
+                    fresh, figures=figures, report=report, formats=formats, on_file=on_file
+                )
+            )
         return Path(folder)
 
-    def write(self, folder: Path, *, figures: bool = True) -> None:
+    def write(
+        self,
+        folder: Path,
+        *,
+        figures: bool = True,
+        report: bool = True,
+        formats: Sequence[str] | None = None,
+        on_file: OnFile | None = None,
+    ) -> None:
         """Write the files of one analysis into an existing folder; see ``save``."""
+        tell = on_file or (lambda what, done, total, name: None)
+        files: dict[str, Callable[[Path], None]] = {"analysis.nc": partial(store.write, self.whole)}
+        if self.before is not None:
+            files[BEFORE] = partial(store.write, self.before.dataset)
+        files["summary.json"] = self._write_summary
+        if report:
+            files["report.html"] = self._write_page
+        for done, (name, write) in enumerate(files.items()):
+            tell("writing", done, len(files), name)
+            write(folder / name)
+        tell("writing", len(files), len(files), "")
+        if figures:
+            from dar_probe.reports import printing
+
+            printing.write_all(
+                self.whole, folder / "figures", name=self.name, formats=formats,
+                on_figure=partial(tell, "drawing"),
+            )  # fmt: skip
+
+    def _write_summary(self, path: Path) -> None:
+        write_text(path, json.dumps(self.summary, indent=2, allow_nan=False) + "\n")
+
+    def _write_page(self, path: Path) -> None:
         from dar_probe.reports.pages import analysis
 
-        store.write(self.whole, folder / "analysis.nc")
-        if self.before is not None:
-            store.write(self.before.dataset, folder / BEFORE)
-        text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
-        write_text(folder / "summary.json", text)
         html = analysis.render(
             self.dataset,
             self.metrics,
@@ -174,11 +220,7 @@ class Analysis:
             changes=self.changes,
             trajectory=self.trajectory,
         )
-        write_text(folder / "report.html", html)
-        if figures:
-            from dar_probe.reports import printing
-
-            printing.write_all(self.whole, folder / "figures", name=self.name)
+        write_text(path, html)
 
     def __repr__(self) -> str:
         from dar_probe.reports.pages import notebook

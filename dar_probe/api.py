@@ -37,7 +37,7 @@ from dar_probe.runtime.device import find_device
 from dar_probe.training import audit as audits
 from dar_probe.training import loop
 from dar_probe.training.finetune import FinetuneOptions, OnStep
-from dar_probe.training.settings import gather
+from dar_probe.training.gathering import gather
 
 
 def build(name: str, **changes: Any) -> SiT:
@@ -83,6 +83,8 @@ def analyze(
     overwrite: bool = False,
     fail_on: str | None = None,
     figures: bool = True,
+    report: bool = True,
+    formats: Sequence[str] | None = None,
     on_cells: OnCells | None = None,
 ) -> Analysis:
     """Analyse a model: how information travels across its depth at every noise level.
@@ -125,6 +127,9 @@ def analyze(
         fail_on: a rule in place of the default judgement, e.g. "inflation > 8 or
             redundancy > 0.97".
         figures: also write the printed figures to ``out``; they take most of the writing.
+        report: also write the page, report.html, to ``out``.
+        formats: of the figures, some of "png", "pdf" and "svg". Default: PNG, and of the paper's
+            figures PDF as well.
         on_cells: called with (done, total) after each batch of cells of the grid.
 
     Raises:
@@ -134,8 +139,9 @@ def analyze(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
     output = OutputOptions(
-        out=out, resume=resume, overwrite=overwrite, figures=figures, fail_on=fail_on
-    )
+        out=out, resume=resume, overwrite=overwrite, figures=figures, report=report,
+        formats=None if formats is None else tuple(formats), fail_on=fail_on,
+    )  # fmt: skip
     of_module = {"batch": batch, "loss": loss, "blocks": blocks, "readers": readers}
     of_file = {
         "device": device, "dtype": dtype, "objective": objective, "heads": heads,
@@ -165,6 +171,8 @@ def ablate(
     resume: bool = False,
     overwrite: bool = False,
     figures: bool = True,
+    report: bool = True,
+    formats: Sequence[str] | None = None,
     on_cells: OnCells | None = None,
     **settings: Any,
 ) -> Analysis:
@@ -189,6 +197,8 @@ def ablate(
         resume: as for ``analyze``.
         overwrite: as for ``analyze``.
         figures: as for ``analyze``.
+        report: as for ``analyze``.
+        formats: as for ``analyze``.
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
         settings: name, batch_size, and of a checkpoint data, seed, device, dtype, objective,
@@ -204,7 +214,10 @@ def ablate(
         gates=tuple(gates),
         frozen_at=frozen_at,
     )
-    output = OutputOptions(out=out, resume=resume, overwrite=overwrite, figures=figures)
+    output = OutputOptions(
+        out=out, resume=resume, overwrite=overwrite, figures=figures, report=report,
+        formats=None if formats is None else tuple(formats),
+    )  # fmt: skip
     settings = {"noise_levels": noise_levels, "samples": samples, **settings}
     of_module = {key: settings.pop(key, None) for key in OF_MODULES}
     name = settings.pop("name", None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -37,10 +38,11 @@ class Comparison:
         pairs: one for every other analysis, with a ``reason`` where it cannot be compared.
     """
 
-    def __init__(self, *analyses: Analysis) -> None:
+    def __init__(self, *analyses: Analysis, names: Sequence[str] | None = None) -> None:
         _require_two(len(analyses))
         self.analyses = list(analyses)
-        self.names = pairs.distinct([palette.clean(analysis.name) for analysis in analyses])
+        called = pairs.named([analysis.name for analysis in analyses], names)
+        self.names = pairs.distinct([palette.clean(name) for name in called])
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -183,19 +185,20 @@ class Plots:
         return matplotlib.draw(differences.differences(self._comparison.named))
 
 
-def compare(*analyses: Analysis | str | Path) -> Comparison:
+def compare(*analyses: Analysis | str | Path, names: Sequence[str] | None = None) -> Comparison:
     """Compare analyses with the first one, paired over the same samples and noise.
 
     Args:
         analyses: analyses, or paths of an ``analysis.nc`` or of its folder.
+        names: what they are called here. Default: as they call themselves.
 
     Raises:
         CheckpointError: a file is missing, damaged, or no analysis of this version.
-        UsageError: fewer than two analyses.
+        UsageError: fewer than two analyses, or another number of names.
     """
     _require_two(len(analyses))
     opened = [a if isinstance(a, Analysis) else open_analysis(a) for a in analyses]
-    return Comparison(*opened)
+    return Comparison(*opened, names=names)
 
 
 def _no_formula(cell: Any) -> Any:

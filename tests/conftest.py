@@ -3,6 +3,7 @@
 import gc
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test turns to a network
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the commands that tests run
 
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ LANES = {
     "supply/test_wheel.py": "slow subprocess lowest",
     "journeys/test_examples.py::test_the_example": "slow",
     "journeys/test_audit_command.py": "slow",
+    "journeys/test_output_choices.py": "slow",
     "models/diffusers/test_analyze.py": "slow lowest",  # diffusers, accelerate
     "routing/test_kernels.py": "slow subprocess extras",
     "diffusion/test_evaluation.py": "slow",
@@ -134,6 +136,7 @@ LANES = {
     "results/test_store.py": "subprocess lowest",
     "runtime/test_system.py": "subprocess",
     "probe/test_inferred_inputs.py": "extras",
+    "checkpoints/test_hub.py": "extras",
     "diffusion/test_samplers.py::test_dopri5": "extras",
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",

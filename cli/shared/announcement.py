@@ -12,6 +12,7 @@ from dar_probe.cli.shared import startup
 from dar_probe.cli.shared.console import console_on
 from dar_probe.cli.shared.progress import Tell, progress
 from dar_probe.cli.shared.terminal import show_files
+from dar_probe.probe.options import OutputOptions
 from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
@@ -25,17 +26,15 @@ class Announcement:
 
     Args:
         tell: the progress, which makes room for what is printed.
-        folder: where the files go.
+        output: where the files go, and which there are.
         show: prints the verdict and what it rests on.
         show_json: prints one JSON document instead, once the files are written; None: ``show``.
-        figures: printed figures are among the files.
     """
 
     def __init__(
-        self, tell: Tell, folder: Path, *, show: Show, show_json: Show | None, figures: bool
+        self, tell: Tell, output: OutputOptions, *, show: Show, show_json: Show | None
     ) -> None:
-        self.tell = tell
-        self._folder, self._figures = folder, figures
+        self.tell, self._output = tell, output
         self._show, self._show_json = show, show_json
         self._shown = False
 
@@ -46,12 +45,11 @@ class Announcement:
         with self.tell.hidden():
             self._show(analysis)
             console = console_on(sys.stdout)
-            what = "The figures and the page follow" if self._figures else "The page follows"
             console.print()
-            console.print(Text(f"{what} ...", style="dim"))
+            console.print(Text(f"{_follow(self._output)} ...", style="dim"))
             sys.stdout.flush()  # a pipe, too, gets the verdict now
         self._shown = True
-        if self._figures:
+        if self._output.figures:
             with startup.imports():
                 from dar_probe.reports import printing  # noqa: F401 - drawn right after this
 
@@ -65,16 +63,24 @@ class Announcement:
         if not self._shown:
             self._show(analysis)
             console_on(sys.stdout).print()
-        show_files(self._folder, figures=self._figures)
+        output = self._output
+        assert output.out is not None
+        show_files(Path(output.out), figures=output.figures, report=output.report)
+
+
+def _follow(output: OutputOptions) -> str:
+    if output.figures:
+        return "The figures and the page follow" if output.report else "The figures follow"
+    return "The page follows" if output.report else "The data follow"
 
 
 @contextmanager
 def announced(
-    what: str, folder: Path, *, show: Show, show_json: Show | None, figures: bool
+    what: str, output: OutputOptions, *, show: Show, show_json: Show | None
 ) -> Iterator[Announcement]:
     """Yield the announcement of an analysis, with the progress of ``what`` on stderr.
 
     Nothing is printed where the body fails.
     """
     with progress(what) as tell:
-        yield Announcement(tell, folder, show=show, show_json=show_json, figures=figures)
+        yield Announcement(tell, output, show=show, show_json=show_json)

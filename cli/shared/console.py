@@ -1,5 +1,6 @@
 """What a terminal can show, and how text and tables are put on it; also where it is narrow."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Any, TextIO
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from dar_probe.files.text import span
 
 SPARK_WIDTH = 28
 WIDEST = 100  # longer lines are hard to read
@@ -48,7 +51,10 @@ def printable(text: str) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """Return at most ``width`` characters, lowest to highest, both ends kept; NaN is a gap."""
+    """Return at most ``width`` characters, lowest to highest, both ends kept; NaN is a gap.
+
+    Values that only rounding tells apart give a flat line.
+    """
     ramp = "▁▂▃▄▅▆▇█" if charset(sys.stdout).startswith("utf") else ".:-=+*#@"
     if len(values) > width:
         last = len(values) - 1
@@ -56,9 +62,9 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     finite = [v for v in values if v == v]
     if not finite:
         return ""
-    low, span = min(finite), (max(finite) - min(finite)) or 1.0
+    low, size = min(finite), span(finite) or math.inf
     return "".join(
-        ramp[min(len(ramp) - 1, int((v - low) / span * len(ramp)))] if v == v else " "
+        ramp[min(len(ramp) - 1, int((v - low) / size * len(ramp)))] if v == v else " "
         for v in values
     )
 

@@ -88,12 +88,14 @@ def show_json(analysis: "Analysis") -> None:
     sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
 
 
-def show_files(folder: Path, *, figures: bool = True) -> None:
+def show_files(folder: Path, *, figures: bool = True, report: bool = True) -> None:
     """Print where the files of an analysis are."""
     console = console_on(sys.stdout)
-    lines = [("Report ", str(folder / "report.html")), ("Dataset", str(folder / "analysis.nc"))]
+    later = f"dar-probe report {quote(str(folder))}"
+    page = str(folder / "report.html") if report else f"none; write it with: {later}"
+    lines = [("Report ", page), ("Dataset", str(folder / "analysis.nc"))]
     if not figures:
-        lines.append(("Figures", f"none; draw them with: dar-probe report {quote(str(folder))}"))
+        lines.append(("Figures", f"none; draw them with: {later}"))
     for label, text in lines:
         # Not folded: the terminal does that, and what is copied from it stays one path.
         console.print(Text(f"{label}  {printable(text)}"), soft_wrap=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from dar_probe.errors import ExitCode
+from dar_probe.cli.shared import help_page
+from dar_probe.errors import DarProbeError, ExitCode
 
 
 class Commands(TyperGroup):
@@ -20,6 +21,10 @@ class Commands(TyperGroup):
     def tell(sentence: str, hint: str) -> None:
         """Tell a usage error."""
         raise NotImplementedError
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        help_page.show(self, ctx)
 
     def main(
         self,
@@ -38,6 +43,9 @@ class Commands(TyperGroup):
             return run()
         try:
             code = run()
+        except DarProbeError as error:  # of what is looked at while arguments are read
+            self.tell(f"Error: {error}", error.hint and f"Hint: {error.hint}")
+            raise SystemExit(error.exit_code) from None
         except Exception as error:
             # Typer has brought its own copy of click since 0.27: the class cannot be imported.
             message = getattr(error, "format_message", None)

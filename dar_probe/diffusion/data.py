@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,8 @@ class Data:
         name: what the user wrote, e.g. "digits".
         description: one sentence for the report.
         latents: (M, *shape), as a rule (M, C, h, w), float32, used as they are.
-        labels: (M,) int64.
+        labels: (M,) int64; all 0 where there are none.
+        labelled: the file tells them.
         ids: (M,) int64, the row numbers; noise is a function of (seed, id).
     """
 
@@ -41,6 +42,7 @@ class Data:
     latents: Tensor
     labels: Tensor
     ids: Tensor
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,12 +62,8 @@ class Data:
 
     def take(self, rows: "slice | np.ndarray | Tensor") -> "Data":
         """Return the rows given by a slice or an index."""
-        return Data(
-            name=self.name,
-            description=self.description,
-            latents=self.latents[rows],
-            labels=self.labels[rows],
-            ids=self.ids[rows],
+        return replace(
+            self, latents=self.latents[rows], labels=self.labels[rows], ids=self.ids[rows]
         )
 
     def split(self, which: Split) -> "Data":
@@ -90,7 +88,7 @@ def load_data(
         split: which rows; see ``Data.split``.
         shape: of a sample that the model takes, as a rule (C, h, w); images are converted to C
             channels where they can be, cropped to a square and resized.
-        num_classes: labels must lie below it.
+        num_classes: labels must lie below it, and be there; None: the model takes none.
 
     Raises:
         UsageError: the path is wrong or empty, or a shape or a label does not fit the model.
@@ -120,6 +118,12 @@ def check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None
         raise UsageError(
             f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
             hint="pass data of that shape with --data latents:FILE or images:DIR",
+        )
+    if num_classes is not None and not data.labelled:
+        raise UsageError(
+            f"{data.name} has no labels, the model knows {num_classes} classes",
+            hint="add an array called labels (N,), one class for each row (of a .npy file: "
+            "NAME_labels.npy beside it)",
         )
     if num_classes is not None and int(data.labels.max()) >= num_classes:
         raise UsageError(
@@ -176,7 +180,7 @@ def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
 def latents(file: Path) -> Data:
     """Return ``latents`` and ``labels`` (M,) of a .npz, .safetensors or .npy file.
 
-    Latents are (M, C, h, w) for most models.
+    Latents are (M, C, h, w) for most models. Labels may be missing: not every model takes them.
 
     Raises:
         UsageError: no such file, unknown suffix, missing or misshapen arrays, NaN or Inf.
@@ -184,7 +188,8 @@ def latents(file: Path) -> Data:
     if not file.is_file():
         raise UsageError(f"there is no file {str(file)!r}", hint="--data latents:FILE")
     found = _read_arrays(file)
-    values, labels = found["latents"], found["labels"]
+    values, labelled = found["latents"], "labels" in found
+    labels = found.get("labels", np.zeros(values.shape[:1], dtype=np.int64))
     if values.ndim < 2 or labels.shape != values.shape[:1] or not len(labels):
         raise UsageError(
             f"{file.name!r}: latents {values.shape} and labels {labels.shape} do not fit",
@@ -207,10 +212,12 @@ def latents(file: Path) -> Data:
         )
     return Data(
         name=f"latents:{file}",
-        description=f"{len(labels)} latents of {file.name}, used as they are",
+        description=f"{len(labels)} latents of {file.name}{'' if labelled else ' without labels'}, "
+        "used as they are",
         latents=torch.from_numpy(values),
         labels=torch.from_numpy(labels.astype(np.int64)),
         ids=torch.arange(len(labels)),
+        labelled=labelled,
     )
 
 
@@ -259,21 +266,18 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         found = arrays.read_arrays(file, names)
     elif file.suffix == ".npy":
         beside = file.with_name(f"{file.stem}_labels.npy")
-        if not beside.is_file():
-            raise UsageError(
-                f"{file.name!r} needs its labels in {beside.name!r} beside it",
-                hint="numpy.save them there: whole numbers (N,)",
-            )
-        found = {"latents": arrays.read_array(file), "labels": arrays.read_array(beside)}
+        found = {"latents": arrays.read_array(file)}
+        if beside.is_file():
+            found["labels"] = arrays.read_array(beside)
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",
             hint="use .npz, .safetensors, or .npy with NAME_labels.npy",
         )
-    if missing := [name for name in names if name not in found]:
+    if "latents" not in found:
         raise UsageError(
-            f"{file.name!r} holds no array called {missing[0]!r}",
-            hint="it takes latents (N, C, H, W) and labels (N,)",
+            f"{file.name!r} holds no array called 'latents'",
+            hint="it takes latents (N, C, H, W) and, where the model has classes, labels (N,)",
         )
     return found
 

@@ -1,6 +1,10 @@
 """Names and numbers as text: safe for a terminal, and as people read them."""
 
+import difflib
 import math
+from collections.abc import Iterable
+
+ROUNDING = 1e-6  # of a number's size: float32 rounds at 1e-7, and sums of many numbers more
 
 
 def quote(text: object, limit: int = 120) -> str:
@@ -37,3 +41,20 @@ def quantity(value: float, unit: str = "") -> str:
     if value != value:
         return "n/a"
     return f"{value:#.3g}".rstrip(".") + unit if unit else f"{value:.3f}"
+
+
+def span(values: Iterable[float]) -> float:
+    """Return the largest of some finite values less the smallest; 0 where only rounding differs.
+
+    A curve that is drawn over this range shows no noise of rounding as if it were a rise.
+    """
+    values = list(values)
+    low, high = min(values), max(values)
+    return high - low if high - low > ROUNDING * max(abs(low), abs(high)) else 0.0
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not known: the nearest one, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

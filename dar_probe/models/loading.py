@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import checkpoints
-from dar_probe.checkpoints import diffusers_folder, memory_check, peek
+from dar_probe.checkpoints import diffusers_folder, hub, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import check_finite
@@ -161,6 +161,7 @@ def load_checkpoint(
         UsageError: an option does not fit.
     """
     dtype = find_dtype(options.dtype)
+    options = replace(options, path=hub.local(options.path))
     if (home := diffusers_folder.home_of(options.path)) is not None:
         for name, given in (("heads", options.heads), ("family", options.family)):
             if given is not None:
@@ -279,7 +280,7 @@ def plan(
     with blamed(refuse):
         call = inputs.plan(
             read.class_name, read.config, shape=shape, given=given, seed=seed,
-            labelled=shape is not None,  # it is that of a file of latents, which has labels
+            labelled=shape is not None,  # of a file of latents: its labels are asked for
         )  # fmt: skip
         try:
             usual, assumed = clock.choose(read.class_name, read.config, read.scheduler)

@@ -12,7 +12,8 @@ class CheckpointOptions:
     """One checkpoint, and what its file may not tell.
 
     Attributes:
-        path: a .pt or .safetensors file, or a folder of diffusers.
+        path: a .pt or .safetensors file, a folder of diffusers, or the id of one on the Hugging
+            Face Hub, see ``dar_probe.checkpoints.hub``.
         weights: "auto" prefers the averaged weights; "ema" or "model" insists.
         family: name of the family where the names of the weights mislead, or
             "package.module:FAMILY"; None: recognised.
@@ -20,7 +21,8 @@ class CheckpointOptions:
             file tells, or the usual one of its family.
         heads: number of attention heads; None: as the file tells.
         device: where the model runs: "auto", "cpu", "cuda", ...
-        dtype: of its weights: "float32", "float64" or "bfloat16".
+        dtype: of its weights: "float32", "float64", "bfloat16" or "float16", or another
+            spelling of these such as "bf16", see ``dar_probe.runtime.dtype_names``.
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
     """

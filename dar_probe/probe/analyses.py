@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from dar_probe.analysis import Analysis
+from dar_probe.analysis import Analysis, OnFile
 from dar_probe.errors import UsageError
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, module_plan, plan
@@ -29,6 +29,7 @@ def analyze(
     engine: str = "hooks",
     on_cells: plan.OnCells | None = None,
     on_verdict: OnVerdict | None = None,
+    on_file: OnFile | None = None,
 ) -> Analysis:
     """Analyse a checkpoint, or several of one training run as one trajectory.
 
@@ -40,6 +41,7 @@ def analyze(
         on_cells: called with (done, total) after each batch of cells.
         on_verdict: called with the analysis as soon as all is measured, before pictures are drawn
             and files are written; by the leader of a job alone, and not where nothing is written.
+        on_file: called before each file is written, see ``Analysis.save``; by the leader alone.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
@@ -48,7 +50,10 @@ def analyze(
         raise UsageError("there is no checkpoint to analyse")
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
     with joined() as ranks:
-        run = Run(output=output, rule=rule, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run = Run(
+            output=output, rule=rule, ranks=ranks,
+            on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
+        )  # fmt: skip
         run.check()
         if len(checkpoints) > 1:
             return run_steps(run, checkpoints, grid, engine)
@@ -100,6 +105,7 @@ def ablate(
     engine: str = "hooks",
     on_cells: plan.OnCells | None = None,
     on_verdict: OnVerdict | None = None,
+    on_file: OnFile | None = None,
 ) -> Analysis:
     """Analyse a checkpoint, and intervene in it for real; arguments as of ``analyze``.
 
@@ -108,7 +114,10 @@ def ablate(
     """
     check_interventions(wanted)
     with joined() as ranks:
-        run = Run(output=output, ranks=ranks, on_cells=on_cells, on_verdict=on_verdict)
+        run = Run(
+            output=output, ranks=ranks,
+            on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
+        )  # fmt: skip
         run.check()
         return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
 

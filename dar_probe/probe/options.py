@@ -86,6 +86,8 @@ class OutputOptions:
         out: the folder. None: nothing is written.
         resume: continue an analysis into ``out`` that was cut off.
         figures: also write the printed figures, ``figures/*.png`` and ``*.pdf``.
+        report: also write the page, report.html.
+        formats: of the figures, some of "png", "pdf" and "svg"; None: PNG, and PDF of some.
         fail_on: a rule in place of the default judgement, e.g. "inflation > 8".
         overwrite: replace what ``out`` holds, also the analysis of another checkpoint.
     """
@@ -93,6 +95,8 @@ class OutputOptions:
     out: str | Path | None = None
     resume: bool = False
     figures: bool = True
+    report: bool = True
+    formats: tuple[str, ...] | None = None
     fail_on: str | None = None
     overwrite: bool = False
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 
-from dar_probe.analysis import Analysis
+from dar_probe.analysis import Analysis, OnFile
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.analysis_folder import OutputFolder, check_target
 from dar_probe.files.text import quote
@@ -49,6 +49,7 @@ class Run:
         ranks: this process among those of the job; the leader alone writes files.
         on_cells: called with (done, total) after each batch of cells.
         on_verdict: called by the leader with the measured analysis, before its files are written.
+        on_file: called by the leader before each file, see ``Analysis.save``.
     """
 
     output: OutputOptions
@@ -56,6 +57,7 @@ class Run:
     ranks: Ranks = ALONE
     on_cells: plan.OnCells | None = None
     on_verdict: OnVerdict | None = None
+    on_file: OnFile | None = None
 
     def check(self) -> None:
         """Refuse an impossible output folder before any work is done for it."""
@@ -89,23 +91,38 @@ class Run:
         """Tell the verdict, then draw the pictures and put the files in their place."""
         if self.on_verdict is not None:
             self.on_verdict(analysis)
-        folder.publish(lambda fresh: analysis.write(fresh, figures=self.output.figures))
+        wanted = self.output
+        folder.publish(
+            lambda fresh: analysis.write(
+                fresh, figures=wanted.figures, report=wanted.report, formats=wanted.formats,
+                on_file=self.on_file,
+            )
+        )  # fmt: skip
 
-    def has_figures(self) -> bool:
-        """Tell whether the output folder has the figures that are asked for."""
-        out = self.output.out
-        return not self.output.figures or out is None or (Path(out) / "figures").is_dir()
+    def has_pictures(self) -> bool:
+        """Tell whether the output folder has the page and the figures that are asked for."""
+        wanted = self.output
+        if wanted.out is None:
+            return True
+        page, figures = Path(wanted.out) / "report.html", Path(wanted.out) / "figures"
+        if wanted.report and not page.is_file():
+            return False
+        if not wanted.figures:
+            return True
+        return figures.is_dir() and all(
+            any(figures.glob(f"*.{suffix}")) for suffix in wanted.formats or ()
+        )
 
     def _measured(self, task: Measurable, shards: OutputFolder | None = None) -> Analysis:
         found = task.measure(shards=shards, ranks=self.ranks, on_cells=self.on_cells)
         return Analysis(found, fail_on=self.rule)
 
     def _found(self, dataset: xr.Dataset, out: Path, key: dict[str, Any]) -> Analysis:
-        """Return an analysis that is finished already; only its figures may be missing."""
+        """Return an analysis that is finished already; only its pictures may be missing."""
         analysis = Analysis(dataset, fail_on=self.rule)
         if self.ranks.leads:
             _forget(out, key)
-            if not self.has_figures():
+            if not self.has_pictures():
                 with OutputFolder(out) as folder:
                     self.publish(analysis, folder)
         return analysis

@@ -54,7 +54,7 @@ def run_steps(
     with OutputFolder(out, key={"steps": list(whole.steps)}, resume=resume) as folder:
         found = whole.measure(folder, {} if there is None else dict(trajectory.split(there)))
         analysis = Analysis(found, fail_on=run.rule)
-        if there is not None and found.identical(there) and run.has_figures():
+        if there is not None and found.identical(there) and run.has_pictures():
             folder.discard()
         else:
             run.publish(analysis, folder)

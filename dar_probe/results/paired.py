@@ -161,6 +161,19 @@ def over_depth(
     )
 
 
+def named(own: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
+    """Return what analyses are called: the wanted names, or their own, numbered where equal.
+
+    Raises:
+        UsageError: there are more or fewer wanted names than analyses.
+    """
+    if wanted is not None and len(wanted) != len(own):
+        raise UsageError(
+            f"{len(wanted)} names for {len(own)} analyses", hint="give each of them one name"
+        )
+    return distinct(list(own if wanted is None else wanted))
+
+
 def distinct(names: Sequence[str]) -> list[str]:
     """Number the names that occur more than once: "a (1)", "a (2)"."""
     count, taken = Counter(names), set(names)

@@ -5,8 +5,7 @@ import os
 import torch
 
 from dar_probe.errors import UsageError
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+from dar_probe.runtime.dtype_names import dtype_name
 
 
 def find_device(name: str) -> torch.device:
@@ -27,11 +26,11 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str) -> torch.dtype:
-    """Return the type called ``name``.
+    """Return the type called ``name``, in any usual spelling: "bfloat16" or "bf16".
 
     Raises:
-        UsageError: it is none of ``DTYPES``.
+        UsageError: no known type is called so.
     """
-    if name not in DTYPES:
-        raise UsageError(f"unknown dtype {name!r}", hint=f"known: {', '.join(DTYPES)}")
-    return DTYPES[name]
+    found = getattr(torch, dtype_name(name))
+    assert isinstance(found, torch.dtype)
+    return found

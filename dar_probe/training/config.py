@@ -1,91 +1,22 @@
 """Every setting of a training run, from code, flags or a TOML file."""
 
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, get_args
 
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
 from dar_probe.diffusion.objectives import flow
 from dar_probe.errors import UsageError
+from dar_probe.files.text import did_you_mean
 from dar_probe.models.sit import SiTConfig
-from dar_probe.routing.schemes import RoutingOptions
+from dar_probe.runtime.dtype_names import SPELLINGS
+from dar_probe.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RoutingOptions):
-    """One training run, with the ``RoutingOptions`` of its model.
-
-    Attributes:
-        routing_lr: factor of the learning rate for the parameters of the routing.
-        depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
-        learn_sigma, qk_norm: as in ``SiTConfig``.
-        data: digits, images:DIR or latents:FILE; a seventh of the rows is held out.
-        objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
-        path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see
-            ``dar_probe.diffusion.objectives.Flow``.
-        time_sampling: of noise levels, "uniform" or "logit-normal" (SD3, arXiv 2403.03206, 3.1).
-        time_mean, time_std: of the latter's normal; a mean above 0 prefers noise.
-        repa_depth: the block, from 1, after which hidden tokens are aligned with an encoder's
-            (REPA, arXiv 2410.06940); 0 is none. See ``dar_probe.training.repa``.
-        repa_weight, repa_encoder, repa_width: of that term, "digits" or a local folder of
-            transformers, hidden width of its projector.
-        init_from: a checkpoint to start from, of any routing; "" starts at random.
-        steps, batch_size, lr, warmup, weight_decay, clip: AdamW with a linear warm-up and
-            clipping of the gradient norm; clip 0 means none.
-        ema: longest decay of the weight average.
-        accumulate: parts of a process's share of the batch, one after the other; their gradients
-            are added.
-        label_dropout: share of labels replaced by the null class.
-        autocast: "none" or "bf16".
-        compile: train the compiled model.
-        seed: of initialisation, batches, noise, times and dropped labels.
-        validate_every, checkpoint_every: cadence in steps; both also happen at the end.
-        validation_samples: held-out samples in the validation loss.
-        probe_every: cadence in steps of the diagnosis, which also happens before the first and
-            after the last step; 0 is none.
-        probe_samples, probe_levels: held-out samples and noise levels of the diagnosis.
-    """
-
-    routing_lr: float = 1.0
-    depth: int = 12
-    width: int = 128
-    heads: int = 0
-    patch: int = 2
-    learn_sigma: bool = False
-    qk_norm: bool = False
-    data: str = "digits"
-    objective: str = "sit"
-    path: str = "linear"
-    prediction: str = "velocity"
-    time_sampling: str = "uniform"
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    repa_depth: int = 0
-    repa_weight: float = 0.5
-    repa_encoder: str = "digits"
-    repa_width: int = 256
-    init_from: str = ""
-    steps: int = 2000
-    batch_size: int = 128
-    accumulate: int = 1
-    lr: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.9999
-    label_dropout: float = 0.1
-    autocast: str = "none"
-    compile: bool = False
-    seed: int = 0
-    validate_every: int = 250
-    checkpoint_every: int = 500
-    validation_samples: int = 128
-    probe_every: int = 0
-    probe_samples: int = 8
-    probe_levels: int = 5
+class TrainConfig(TrainSettings):
+    """One training run: ``TrainSettings`` that are checked, with what follows from them."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "patch", "chunk_size", "steps", "batch_size"):
@@ -149,20 +80,6 @@ class TrainConfig(RoutingOptions):
         return asdict(self)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
-
-    Raises:
-        UsageError: no such file, or no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"the config file {str(path)!r} cannot be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} is no TOML: {error}") from error
-
-
 def from_dict(settings: dict[str, Any]) -> TrainConfig:
     """Build a config from plain data.
 
@@ -172,9 +89,7 @@ def from_dict(settings: dict[str, Any]) -> TrainConfig:
     types = {f.name: f.type for f in fields(TrainConfig)}
     for name, value in settings.items():
         if name not in types:
-            raise UsageError(
-                f"unknown training setting {name!r}", hint=f"known: {', '.join(types)}"
-            )
+            raise UsageError(f"unknown training setting {name!r}", hint=did_you_mean(name, types))
         expected: Any = types[name]
         if expected is float and isinstance(value, int) and not isinstance(value, bool):
             settings = {**settings, name: float(value)}
@@ -182,6 +97,8 @@ def from_dict(settings: dict[str, Any]) -> TrainConfig:
             raise UsageError(
                 f"training setting {name!r} is {value!r}, expected {expected.__name__}"
             )
+    if settings.get("autocast") in SPELLINGS["bfloat16"] + ("bfloat16",):
+        settings = {**settings, "autocast": "bf16"}
     return TrainConfig(**settings)
 
 

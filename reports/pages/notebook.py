@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from dar_probe.files.text import decimal, quantity
+from dar_probe.files.text import decimal, quantity, span
 from dar_probe.reports.pages import document, headline
 from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
@@ -84,7 +84,7 @@ def sparkline(symptom: headline.PrintedSymptom) -> Markup:
         return Markup("")
     low, high = values[known].min(), values[known].max()
     x = EDGE + (WIDE - 2 * EDGE) * np.arange(len(values)) / max(len(values) - 1, 1)
-    y = HIGH - EDGE - (HIGH - 2 * EDGE) * (values - low) / ((high - low) or 1.0)
+    y = HIGH - EDGE - (HIGH - 2 * EDGE) * (values - low) / (span(values[known]) or np.inf)
     lines = [
         " ".join(f"{x[at]:.1f},{y[at]:.1f}" for at in run)
         for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)

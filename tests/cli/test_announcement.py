@@ -11,6 +11,7 @@ from dar_probe.analysis import Analysis, open_analysis
 from dar_probe.cli.shared import announcement, terminal
 from dar_probe.errors import UsageError
 from dar_probe.files import analysis_folder
+from dar_probe.probe.options import OutputOptions
 from tests.helpers import synthetic, tiny
 from tests.helpers.shell import run
 from tests.hostile.commands import call
@@ -30,25 +31,33 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def said(analysis, folder, *, as_json=False, figures=True, early=True):
+def said(analysis, folder, *, as_json=False, figures=True, report=True, early=True):
     show_json = terminal.show_json if as_json else None
+    output = OutputOptions(out=folder, figures=figures, report=report)
     with announcement.announced(
-        "measuring", folder, show=terminal.show, show_json=show_json, figures=figures
+        "measuring", output, show=terminal.show, show_json=show_json
     ) as told:
         if early:
             told.verdict(analysis)
     told.files(analysis)
 
 
-@pytest.mark.parametrize("figures", [True, False])
-def test_verdict_then_files(analysis, tmp_path, capsys, figures):
-    said(analysis, tmp_path, figures=figures)
-    out = capsys.readouterr().out
-    what = "The figures and the page follow ..." if figures else "The page follows ..."
-    before, after = out.split(what)
+@pytest.mark.parametrize(
+    ("figures", "report", "what"),
+    [
+        (True, True, "The figures and the page follow ..."),
+        (False, True, "The page follows ..."),
+        (True, False, "The figures follow ..."),
+        (False, False, "The data follow ..."),
+    ],
+)
+def test_verdict_then_files(analysis, tmp_path, capsys, figures, report, what):
+    said(analysis, tmp_path, figures=figures, report=report)
+    before, after = capsys.readouterr().out.split(what)
     assert analysis.verdict.status.upper() in before and "report.html" not in before
-    assert str(tmp_path / "report.html") in after and str(tmp_path / "analysis.nc") in after
-    assert ("dar-probe report" in after) == (not figures)
+    assert (str(tmp_path / "report.html") in after) == report
+    assert str(tmp_path / "analysis.nc") in after
+    assert after.count("dar-probe report") == (not figures) + (not report)
 
 
 def test_an_analysis_that_was_finished_before_is_told_once(analysis, tmp_path, capsys):

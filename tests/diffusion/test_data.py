@@ -91,7 +91,7 @@ def write(path, **arrays):
         (lambda d: f"images:{d}", "no images"),
         (lambda d: f"latents:{d / 'nowhere.npz'}", "no file"),
         (lambda d: f"latents:{d}", "no file"),
-        (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "'labels'"),
+        (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "no labels"),
         (
             lambda d: (
                 f"latents:{write(d / 'b.npz', latents=np.zeros((3, 8)), labels=np.arange(2))}"
@@ -143,6 +143,26 @@ def test_bad_data_get_one_sentence(tmp_path, make, sentence):
     with pytest.raises(UsageError, match=sentence) as caught:
         datasets.load_data(make(tmp_path), shape=(4, 8, 8), num_classes=10)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "npy"])
+def test_labels_may_be_missing_where_the_model_has_no_classes(tmp_path, kind):
+    x, path = np.ones((3, 4, 8, 8), np.float32), tmp_path / f"some.{kind}"
+    if kind == "npz":
+        np.savez(path, latents=x)
+    elif kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"latents": x}, path)
+    else:
+        np.save(path, x)
+    found = datasets.load_data(f"latents:{path}", shape=(4, 8, 8))
+    assert found.labels.tolist() == [0, 0, 0] and not found.labelled
+    assert not found.first(2).labelled and "without labels" in found.description
+    with pytest.raises(UsageError, match="has no labels, the model knows 3 classes") as told:
+        datasets.load_data(f"latents:{path}", shape=(4, 8, 8), num_classes=3)
+    assert "labels (N,)" in told.value.hint and "some_labels" not in str(told.value)
+    assert datasets.digits().labelled
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.safetensors", "x.txt"])

@@ -1,6 +1,7 @@
 """Runs the command line as a person does."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +9,17 @@ from pathlib import Path
 
 from tests.helpers.warm import run
 
-__all__ = ["FIXTURES", "ROOT", "interruptible", "run", "run_alone"]
+__all__ = ["FIXTURES", "ROOT", "interruptible", "run", "run_alone", "without_progress"]
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
+PARTS = "measuring|intervening|writing|drawing|sampling|training|preparing|timing|testing"
+PROGRESS = re.compile(rf"^(?:{PARTS})  .* in [\d:]+\n", re.MULTILINE)
+
+
+def without_progress(stderr):
+    """Leave out the line that a log gets at the end of each part of the work."""
+    return PROGRESS.sub("", stderr)
 
 
 def interruptible():

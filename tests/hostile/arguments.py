@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # some words have the form of an id of the Hub
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the path
 
@@ -27,6 +28,7 @@ from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
 from dar_probe.errors import FRAMES  # noqa: E402
+from tests.helpers.shell import without_progress  # noqa: E402
 from tests.helpers.warm import Done, run  # noqa: E402
 from tests.hostile.playground import NOT_UTF8, Playground  # noqa: E402
 
@@ -44,6 +46,7 @@ USAGES = {
     "audit": ["mine:model", "--samples", "1"],
     "bench": ["plain.pt", "--repeats", "1", "--batch-size", "1"],
     "compare": ["analysis", "other"],
+    "doctor": ["--device", "cpu"],
     "figures": ["analysis", "--only", "dilution", "--format", "png"],
     "inspect": ["plain.pt"],
     "report": ["analysis"],
@@ -146,7 +149,8 @@ def vector(command: str, rng: random.Random) -> list[str]:
 
 def fault(done: Done, changes: Sequence[str]) -> str:
     """Say what is wrong with what a command did; "" where nothing is."""
-    refused, lines = done.returncode in (2, 3, 4), done.stderr.splitlines()
+    refused = done.returncode in (2, 3, 4)
+    lines = without_progress(done.stderr).splitlines()
     if done.returncode not in (0, 1, 2, 3, 4):
         last = lines[-2:] if done.returncode == 5 else lines[-1:]
         return f"exit code {done.returncode}: {' '.join(last)[:200]}"

@@ -28,6 +28,7 @@ from dar_probe.reports.figures import differences, registry
 from dar_probe.reports.pages import analysis, comparison
 from dar_probe.results import assemble, store
 from tests.helpers import tiny
+from tests.helpers.shell import without_progress
 
 FOLLOWS = " follow ...\n"
 GRID = ["--samples", "4", "--noise-levels", "2", "--batch-size", "4"]
@@ -112,7 +113,7 @@ class Done:
     def refused(self, code: int = 2) -> str:
         """Check that it ended with one sentence and a hint, and return them."""
         assert self.code == code, (self.code, self.stderr)
-        lines = self.stderr.splitlines()
+        lines = without_progress(self.stderr).splitlines()
         assert len(lines) == 2, self.stderr
         assert lines[0].startswith("Error: ") and lines[1].startswith("Hint: "), self.stderr
         assert all(Path(line).is_file() for line in self.named), self.stdout

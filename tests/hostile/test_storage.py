@@ -15,6 +15,7 @@ from dar_probe.cli import audit
 from dar_probe.errors import UsageError
 from dar_probe.files import atomic as written
 from dar_probe.files.analysis_folder import OutputFolder, check_target
+from tests.helpers.shell import without_progress
 from tests.hostile import disk
 from tests.hostile.commands import COMMANDS, Command, call, files, forked, hidden, inputs, state
 
@@ -271,7 +272,8 @@ def stop(command: Command, home: Path, out: Path, number: int, at: int) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         done = call(command.line(home, out))
     assert done.code == 130 and (done.named == [] or not command.kind), done
-    assert done.stderr.startswith("Interrupted.\nHint: ") and done.stderr.count("\n") == 2
+    said = without_progress(done.stderr)
+    assert said.startswith("Interrupted.\nHint: ") and said.count("\n") == 2
 
 
 @each
@@ -355,7 +357,7 @@ def streamed(line: list[str], stdout: int | None, stderr: int | None = None) -> 
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read().decode()
+        told = without_progress(pipe.read().decode())
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told
 
 

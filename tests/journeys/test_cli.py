@@ -15,7 +15,7 @@ import torch
 from dar_probe.analysis import open_analysis
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
-from tests.helpers.shell import interruptible, run, run_alone
+from tests.helpers.shell import interruptible, run, run_alone, without_progress
 from tests.helpers.warm import begin
 
 SMALL = TrainConfig(depth=3, width=16, batch_size=16, steps=30, lr=3e-3, warmup=5)
@@ -60,7 +60,9 @@ def test_summary_fits_80_columns_and_names_the_report(analysed):
     folder, done = analysed
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "report.html" in done.stdout and "redundancy" in done.stdout
-    assert done.stderr == ""  # no terminal, no progress
+    parts = [line.split("  ")[0] for line in done.stderr.splitlines()]
+    assert parts == ["measuring", "writing", "drawing"]
+    assert without_progress(done.stderr) == ""
 
 
 def test_summary_without_colours(checkpoint, tmp_path):

@@ -5,20 +5,22 @@ from typer.main import get_command
 from dar_probe.cli import app
 
 NAMES = {
-    "": "--version --debug",
+    "": "--version --debug --install-completion --show-completion",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --objective --heads "
     "--family --weights --seed --device --dtype --text --engine --fail-on --resume "
-    "--no-figures --json",
+    "--name --overwrite --no-figures --no-report --formats --json --config",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
-    "--resume --no-figures --json",
+    "--resume --name --overwrite --no-figures --no-report --formats --json --config",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
-    "--train-steps --lr --seed --out --fail-on --junit --no-figures --json",
+    "--device --dtype --train-steps --lr --seed --out --fail-on --junit "
+    "--name --overwrite --no-figures --no-report --formats --json --config",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
-    "compare": "ANALYSES --out --fail-on --json",
-    "figures": "ANALYSES --out --format --width --only --variable --noise-level --shallow --deep "
-    "--kind",
+    "compare": "ANALYSES --out --fail-on --names --json",
+    "doctor": "--device --json",
+    "figures": "ANALYSES --out --format --formats --width --only --variable --noise-level "
+    "--shallow --deep --kind --names",
     "inspect": "CHECKPOINT --heads --family --weights --objective --json",
     "report": "ANALYSIS --out",
     "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "

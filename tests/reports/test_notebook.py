@@ -169,6 +169,9 @@ def test_a_sparkline_keeps_to_the_numbers():
     assert 0 <= min(y) and max(y) <= notebook.HIGH and max(x) <= notebook.WIDE
     assert "<label>: 1.00 at block 2, 2.50 at block 7, between 1.00 and 3.00" in page.texts
     assert notebook.sparkline(symptom._replace(curve=[nan])) == ""
+    page = Parsed(str(notebook.sparkline(symptom._replace(curve=[1.0, 1 + 1e-7, 1 - 1e-7]))))
+    (line,) = (attrs["points"] for tag, attrs in page.tags if tag == "polyline")
+    assert len({p.split(",")[1] for p in line.split()}) == 1, "rounding is no rise"
 
 
 def test_numbers_have_short_reprs(analysis):

@@ -68,6 +68,7 @@ def commands():
     size = ["--depth", "2", "--width", "16", "--batch-size", "8"]
     return [
         ["--version"],
+        ["doctor"],
         ["train", "--routing", "dar", *size, "--steps", "4", "--out", "run"],
         ["inspect", checkpoint],
         ["analyze", checkpoint, *grid, "--out", "one"],

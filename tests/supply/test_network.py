@@ -41,6 +41,7 @@ def test_every_command_runs_to_its_end_and_calls_nobody(found):
     assert {name: code for name, (code, _) in found["done"].items() if code != 0} == {}
     assert {name.split()[0] for name in found["done"]} >= {
         "analyze", "report", "compare", "figures", "ablate", "audit", "bench", "train", "inspect",
+        "doctor",
     }  # fmt: skip
     assert found["attempts"] == []
     assert found["planted"][0], "the guard has not seen the attempt that was made on purpose"

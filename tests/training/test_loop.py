@@ -17,12 +17,13 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS
 from dar_probe.diffusion.samplers import Sampler, draw
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
+from dar_probe.files.toml_file import read_toml
 from dar_probe.models.loading import load_checkpoint as load_subject
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.models.sit_layout import read_sizes
 from dar_probe.results import store
 from dar_probe.training import ema
-from dar_probe.training.config import TrainConfig, from_dict, read_toml
+from dar_probe.training.config import TrainConfig, from_dict
 from dar_probe.training.loop import COLUMNS, Run, train
 from tests.helpers.warm import begin
 
