@@ -63,6 +63,13 @@ class Run:
         """Refuse an impossible output folder before any work is done for it."""
         if self.output.out is not None and self.ranks.leads:
             check_target(Path(self.output.out))
+        if self.output.formats is not None:
+            from dar_probe.reports.draw.matplotlib import FORMATS  # it takes a second to load
+
+            if wrong := [form for form in self.output.formats if form not in FORMATS]:
+                raise UsageError(
+                    f"there is no format {quote(wrong[0])}", hint=f"some of {', '.join(FORMATS)}"
+                )
 
     def plan(self, checkpoint: CheckpointOptions, grid: GridOptions, engine: str) -> plan.Task:
         """Load a checkpoint and return what is measured of it."""
