@@ -19,6 +19,7 @@ OTHERS = ("#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 and 4 have no common factor: 28 pairs
 MISSING = "#e3e3e3"
+DOT_FACE, DOT_EDGE = "#ffffff", "#1b2430"  # one of the two stands out from any colour of a map
 
 # seaborn's mako_r and rocket_r without their nearly black tenth, and vlag, at nine even steps.
 # Gates and routes are different quantities, so they never share a colour map.
@@ -82,7 +83,7 @@ NOTES = {
     "route": "Route: mean over samples and tokens, summed within a block, {}.",
 }
 HALVES_NOTE = "The gates of two sources cancel, so each share is one half in every model."
-DOT_NOTE = "Dot: over the samples the sign of this gate cannot be told from chance."
+DOT_NOTE = "Dot: over the samples this gate has a consistent sign, beyond what chance explains."
 FEW_NOTE = "Too few samples to tell whether the sign of a gate is consistent: that takes six."
 GAP_NOTE = "Hatched: not offered, or not measurable."
 SIGN_NOTE = "Dash in a cell: negative."

@@ -153,6 +153,32 @@ def shares(ds) -> np.ndarray:
     return found.where(found.notnull().sum("source") >= 2).values
 
 
+def certain(ds) -> np.ndarray:
+    """Return the cells with a dot, (levels, readers, sources): their sign is no chance."""
+    return ~importance.below_null(ds).values & (np.nan_to_num(shares(ds)) > 0)
+
+
+def agree(sheet: Page, plot: str, expected: np.ndarray) -> None:
+    """Check that a map's dots lie in the middle of the expected cells, round and of one size."""
+    found = sheet.locator(plot).evaluate(
+        """(node) => {
+          const home = node.getBoundingClientRect();
+          const { xaxis: x, yaxis: y } = node._fullLayout;
+          return [...node.querySelectorAll(".scatterlayer .point")].map((dot) => {
+            const { left, top, width, height } = dot.getBoundingClientRect();
+            const across = left + width / 2 - home.left - x._offset;
+            const down = top + height / 2 - home.top - y._offset;
+            return [y.p2l(down), x.p2l(across), width, height];
+          });
+        }"""
+    )
+    places = np.array(found).reshape(-1, 4)
+    shown = [tuple(row) for row in np.rint(places[:, :2]).astype(int)]
+    assert sorted(shown) == sorted(map(tuple, np.argwhere(expected)))
+    np.testing.assert_allclose(places[:, :2], np.rint(places[:, :2]), atol=0.05)
+    np.testing.assert_allclose(places[:, 2:], places[0, 2] if len(places) else 0, atol=0.01)
+
+
 def lines(sheet: Page, button) -> list[list[str]]:
     with sheet.expect_download() as started:
         button.click()
@@ -205,7 +231,7 @@ def test_marking_takes_less_than_a_frame(shown):
 
 def test_a_level_is_one_frame_of_the_matrix_and_a_column_of_the_maps(shown, ds):
     plot = figure(shown, "Every reader and every source")
-    assert shown.locator(plot).evaluate("(node) => node.data.length") == 2
+    assert shown.locator(plot).evaluate("(node) => node.data.length") == 3  # two maps, the dots
     np.testing.assert_allclose(cells(shown, plot, 0), shares(ds)[0], rtol=1e-6)
     shown.locator("input[id$='-level']").focus()
     shown.keyboard.press("End")
@@ -213,11 +239,11 @@ def test_a_level_is_one_frame_of_the_matrix_and_a_column_of_the_maps(shown, ds):
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source").values
     np.testing.assert_allclose(cells(shown, plot, 1), route[-1], rtol=1e-6)
     marks = shown.locator(plot).evaluate("(node) => node._fullData[0].text")
-    below = importance.below_null(ds).values[-1] & np.isfinite(shares(ds)[-1])
-    np.testing.assert_array_equal(np.array(marks) != "", below)
-    assert below.any()
-    dots = shown.locator(plot).evaluate("(node) => node._fullLayout.shapes[0].path")
-    assert dots.count("Z") == below.sum()
+    expected = certain(ds)[-1]
+    np.testing.assert_array_equal(np.array(marks) != "", expected)
+    assert expected.any()
+    assert (certain(ds)[0] != expected).any()
+    agree(shown, plot, expected)
     expect(shown.locator("output[for$='-level']")).to_have_text("0.99")
     heat = figure(shown, "Hidden-state RMS")
     x, _ = place(shown, heat, LEVELS - 1, 0)
@@ -250,6 +276,7 @@ def test_a_reader_is_shown_over_all_levels(shown, ds):
         offered |= np.isfinite(ds["route"].values[:, :, reader]).any(axis=(0, 1))
         expected = shares(ds)[:, reader, offered].T
         np.testing.assert_allclose(cells(shown, plot, 0), expected, rtol=1e-6)
+        agree(shown, plot, certain(ds)[:, reader, offered].T)
         kinds = "(node) => ['xaxis', 'yaxis2'].map((axis) => node._fullLayout[axis].type)"
         assert shown.locator(plot).evaluate(kinds) == ["category"] * 2
         said = shown.locator(plot).get_attribute("aria-label")
@@ -316,13 +343,12 @@ def test_exported_numbers_are_those_of_the_dataset(shown, ds):
             np.testing.assert_array_equal(exported, found[part].values)
     slider = shown.locator(".controls", has=shown.locator(".play"))
     head, *rows = lines(shown, slider.get_by_text("Export CSV"))
-    assert head == ["noise_level", "reader", "source", "importance", "route", "sign_is_chance"]
+    assert head == ["noise_level", "reader", "source", "importance", "route", "consistent_sign"]
     known = np.isfinite(shares(ds)) | np.isfinite(ds["route"].values).any(axis=1)
     assert len(rows) == known.sum()
     exported = [float(row[3] or "nan") for row in rows]
     np.testing.assert_allclose(exported, shares(ds)[known], rtol=1e-6)
-    marked = importance.below_null(ds).values & np.isfinite(shares(ds))
-    np.testing.assert_array_equal([row[5] == "1" for row in rows], marked[known])
+    np.testing.assert_array_equal([row[5] == "1" for row in rows], certain(ds)[known])
 
 
 def test_an_exported_name_is_no_formula(shown):

@@ -154,27 +154,74 @@ def test_matrix_shows_one_level_and_keeps_all(dar):
     assert np.isnan(decoded(drawn["data"][0]["z"])[0, 1:]).all()  # nothing comes from later
 
 
-def test_dots_mark_importances_whose_sign_is_chance():
-    ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
-    below = importance.below_null(ds).values
-    below[:, 0] = False  # the share of an only source is not shown, and not marked
+def signed(ds):
+    """Return the dataset with gates of one sign from every third source, all others by chance."""
+    ds = ds.copy(deep=True)
+    third = ds["source"].values % 3 == 0
+    ds["gate"][:] = np.where(third, np.abs(ds["gate"].values), ds["gate"].values)
+    return ds
+
+
+def certain(ds) -> np.ndarray:
+    """Return the cells that get a dot, (levels, readers, sources): the sign is no chance."""
+    found = ~importance.below_null(ds).values & (importance.importance(ds).values > 0)
+    found[:, 0] = False  # the share of an only source is not shown, and not marked
+    return found
+
+
+def test_dots_mark_the_importances_of_a_consistent_sign():
+    ds = signed(dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4))
+    expected = certain(ds)
+    assert 0.1 < expected.mean() < 0.5
     drawn = spec(screened.every_reader(ds))
+    assert [trace["type"] for trace in drawn["data"]] == ["heatmap", "heatmap", "scatter"]
+    assert drawn["layout"]["meta"]["dots"] == [2]
     marks = np.array(drawn["data"][0]["text"])
-    np.testing.assert_array_equal(marks != "", below[0])
+    np.testing.assert_array_equal(marks != "", expected[0])
     assert set(np.ravel(marks)) == {"", plotly.DOT}
     assert "%{text}" in drawn["data"][0]["hovertemplate"]
     assert "text" not in drawn["data"][1]  # a route
     assert "%{text}" not in drawn["data"][1]["hovertemplate"]
-    (shape,) = drawn["layout"]["shapes"]
-    places = re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),", shape["path"])
-    shown = {(int(up), int(across)) for _, up, across in places}
-    assert shown == {(up, across) for up, across in zip(*np.nonzero(below[0]), strict=True)}
+    cells, dots = drawn["data"][0], drawn["data"][2]
+    shown = {
+        (cells["y"].index(up), cells["x"].index(across))
+        for up, across in zip(dots["y"], dots["x"], strict=True)
+    }
+    assert shown == {(up, across) for up, across in zip(*np.nonzero(expected[0]), strict=True)}
     first, second = frames(screened.every_reader(ds))["maps"]
-    np.testing.assert_array_equal(first["marks"], below)
+    np.testing.assert_array_equal(first["marks"], expected)
     assert second["marks"] is None
     shown = spec(screened.sources(ds, shallow=3, deep=7, gaps=True))["data"]
-    expected = importance.block_below_null(ds).values[:, 2, :3].T
+    shares = importance.block_importance(ds).values[:, 2, :3].T
+    expected = ~importance.block_below_null(ds).values[:, 2, :3].T & np.isfinite(shares)
+    assert expected.any()
     np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
+
+
+def test_dots_are_round_and_of_one_size_in_every_map():
+    """Sizes are in pixels, so cells of any shape have the same dot."""
+    ds = signed(dataset(blocks=6, samples=12, levels=3))
+    looks = []
+    for figure in (screened.every_reader(ds), screened.one_reader(ds), screened.sources(ds)):
+        found = [trace for trace in spec(figure)["data"] if trace["type"] == "scatter"]
+        assert found
+        assert "shapes" not in spec(figure)["layout"]
+        looks += [(trace["marker"], trace["mode"], trace["hoverinfo"]) for trace in found]
+    assert all(look == looks[0] for look in looks)
+    marker, mode, hover = looks[0]
+    assert (marker["symbol"], mode, hover) == ("circle", "markers", "skip")
+    assert 4 <= marker["size"] + marker["line"]["width"] <= 8
+    assert not marker.get("sizeref")
+
+
+def test_a_gate_of_zero_and_gates_of_unlike_sign_have_no_dot():
+    ds = dataset(blocks=3, samples=12, levels=1).copy(deep=True)
+    ds["gate"][:] = np.where(np.arange(12) % 2, 1.0, -1.0)[:, None, None]
+    ds["gate"][:, :, 4, 1] = 2.0
+    ds["gate"][:, :, 4, 2] = 0.0
+    marks = spec(screened.every_reader(ds))["layout"]["meta"]["frames"]["maps"][0]["marks"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(marks), dtype=np.uint8))
+    assert np.flatnonzero(bits).tolist() == [4 * ds.sizes["source"] + 1]
 
 
 def test_a_reader_is_one_row_of_the_matrix_over_the_levels(dar):
@@ -253,8 +300,8 @@ def test_few_samples_have_no_dots(dar):
         screened.one_reader(dar),
         screened.sources(dar, gaps=True),
     ):
+        assert {trace["type"] for trace in spec(figure)["data"]} == {"heatmap"}
         assert not [trace for trace in spec(figure)["data"] if "text" in trace]
-        assert "shapes" not in spec(figure)["layout"]
 
 
 def test_decodability_has_a_line_for_every_kind_of_reader(residual):

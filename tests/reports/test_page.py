@@ -313,8 +313,8 @@ def test_untrained_and_unmeasured_models_have_a_page(plain):
 
 def test_captions_say_what_dots_mean_and_where_nothing_was_decoded():
     few, many = (Parsed(render(dataset(blocks=3, samples=n, levels=2))).words for n in (5, 6))
-    assert "A dot marks gates" in many
-    assert "A dot marks gates" not in few
+    assert "A dot marks the few cells whose gate has a consistent sign" in many
+    assert "A dot marks the few" not in few
     assert "fewer than six samples" in few
     title = "Where the noise level can be read"
     assert title in many

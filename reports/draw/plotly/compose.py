@@ -20,11 +20,13 @@ def draw(figure: Figure) -> Spec:
         figure: what it shows.
     """
     labels = _Labels()
-    parts: Spec = {"data": [], "shapes": []}
+    parts: Spec = {"data": [], "shapes": [], "dots": []}
     titles: list[str] = []
     for at, panel in enumerate(figure.panels):
         _draw_panel(parts, labels, figure, at, panel)
         titles.append(_title(figure, at, panel))
+    maps = len(parts["data"])
+    parts["data"] += parts["dots"]  # last, so that the page's script finds the maps by number
     made = layout.ground(legend=bool(labels.shown))
     if any(panel.cells for panel in figure.panels):
         made["plot_bgcolor"] = FAINT
@@ -47,6 +49,8 @@ def draw(figure: Figure) -> Spec:
     if _along_x(figure):
         made["hovermode"] = "x unified"
     made["meta"] = _meta(figure, parts["data"])
+    if parts["dots"]:
+        made["meta"]["dots"] = list(range(maps, len(parts["data"])))
     layout.place(made, figure.screen, bars, len(figure.panels))
     if labels.shown and figure.screen.room:
         layout.make_legend_room(made, labels.shown)
@@ -95,7 +99,7 @@ def _draw_panel(parts: Spec, labels: _Labels, figure: Figure, at: int, panel: Pa
         level = figure.frames.levels[0] if figure.frames else ""
         data.append(traces.cells(at, panel, cells, figure.scales[cells.scale], level=level))
         if cells.marked is not None and traces.has_dots(cells):
-            shapes.append(traces.dots(at, cells.marked))
+            parts["dots"].append(traces.dots(at, panel, cells.marked))
 
 
 def _title(figure: Figure, at: int, panel: Panel) -> str:
