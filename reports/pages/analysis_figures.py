@@ -190,7 +190,7 @@ def _sources(
 
 def _scatter(figure: Figure) -> Figure:
     """Return the first panel alone: its names are under the pointer, so no list is needed."""
-    screen = replace(figure.screen, columns=1, room=0)
+    screen = replace(figure.screen, columns=1)
     return replace(figure, panels=figure.panels[:1], screen=screen, lettered=False)
 
 

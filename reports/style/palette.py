@@ -59,6 +59,23 @@ COLOUR_MAPS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The same for a dark page: what is large shines, and what is small still stands out from it.
+DARK_MAPS: dict[str, tuple[str, ...]] = {
+    "mako_r": ("#40478b", "#37689f", "#3488a6", "#38a9ac", "#53c9ad", "#a1dfb9", "#def5e5"),
+    "rocket_r": ("#981b5a", "#b01759", "#db2946", "#f05e42", "#f59269", "#f6c19f", "#faebdd"),
+    "vlag": (
+        "#a9cbff",
+        "#7faae4",
+        "#6288bd",
+        "#516994",
+        "#55555f",
+        "#8a5558",
+        "#b8696a",
+        "#dc8f8b",
+        "#ffc0b8",
+    ),
+}
+
 
 class Panel(NamedTuple):
     """One panel of the dilution figure; the title says in full what the axis label shortens."""

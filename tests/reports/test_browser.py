@@ -11,11 +11,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 from dar_probe.files.text import decimal
 from dar_probe.reports.figures import study_curves
 from dar_probe.reports.pages import analysis, definitions, study
+from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.study import aggregate
 from dar_probe.results.verdict import judge
 from tests.helpers.studies import everything
-from tests.helpers.synthetic import trained
+from tests.helpers.synthetic import dataset, trained
+from tests.results.test_interventions import dataset as ablated
 
 HOSTILE = "=1+1</script><img src=x onerror=alert(1)>\n\u202e$\\frac{%{y}" + "x" * 300
 READERS = [f"{at} {HOSTILE}" if at else HOSTILE for at in range(13)]
@@ -445,10 +447,78 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(browser, address):
     opened.context.close()
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_matrix_fills_the_window_and_comes_back_by_the_keyboard(browser, address, width):
+    opened = Opened(browser, address, viewport={"width": width, "height": 800})
+    sheet = opened.drawn()
+    plot = figure(sheet, "Every reader and every source")
+    button = sheet.locator(f"figure:has({plot}) .enlarge")
+    before = sheet.locator(plot).bounding_box()
+    button.focus()
+    sheet.keyboard.press("Enter")
+    dialog = sheet.locator("dialog.sheet")
+    expect(dialog).to_be_visible()
+    size = sheet.locator(plot).evaluate("(node) => node._fullLayout.width")
+    assert size >= 900 > before["width"] or width == 1280
+    assert dialog.bounding_box()["width"] == width
+    axes = sheet.locator(plot).evaluate(
+        "({ _fullLayout: { xaxis, xaxis2 } }) => [xaxis.domain[1], xaxis2.domain[0]]"
+    )
+    assert axes[0] < axes[1]  # side by side also on a phone
+    level = dialog.locator("input[id$='-level']")
+    level.focus()
+    sheet.keyboard.press("End")  # its controls came along
+    expect(dialog.locator("output").first).to_have_text("0.99")
+    put(sheet, "#mark-range", 2)
+    sheet.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(sheet.locator(".bar output")).to_contain_text("Block 2")  # it closed the map alone
+    assert sheet.locator(plot).bounding_box()["width"] == before["width"]
+    assert sheet.locator(plot).bounding_box()["height"] == before["height"]
+    expect(button).to_have_text("Enlarge")
+    expect(button).to_be_focused()
+    assert opened.console == []
+    opened.context.close()
+
+
+def routed():
+    return dataset(blocks=5, samples=8, levels=6, routing="dar", chunk_size=4)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("made", [routed, ablated])
+def test_no_text_of_a_figure_is_clipped(browser, tmp_path, width, made):
+    ds = made()
+    found = metrics.compute(ds)
+    path = tmp_path / "report.html"
+    path.write_text(analysis.render(ds, found, judge(ds, found)))
+    opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})
+    sheet = opened.drawn()
+    unfold(sheet)
+    sheet.wait_for_timeout(300)
+    clipped = sheet.evaluate(
+        """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
+          const home = plot.getBoundingClientRect();
+          return [...plot.querySelectorAll("svg text")].flatMap((text) => {
+            const { left, right, top, bottom, width } = text.getBoundingClientRect();
+            const inside = left >= home.left - 1 && right <= home.right + 1
+              && top >= home.top - 1 && bottom <= home.bottom + 1;
+            return width && !inside ? [text.textContent] : [];
+          });
+        })"""
+    )
+    assert clipped == []
+    opened.context.close()
+
+
 def test_dark_and_paper_have_their_own_colours(browser, address):
     opened = Opened(browser, address, color_scheme="dark")
     sheet = opened.drawn()
     plot = figure(sheet, "Depth")
+    heat = figure(sheet, "Sources over noise levels")
+    colours = "(node) => node._fullLayout.coloraxis.colorscale.at(-1)[1]"
+    largest = {"dark": palette.DARK_MAPS["mako_r"][-1], "light": palette.COLOUR_MAPS["mako_r"][-1]}
+    assert sheet.locator(heat).evaluate(colours) == largest["dark"]
     ink = "(node) => [node._fullLayout.font.color, getComputedStyle(document.body).backgroundColor]"
     assert sheet.locator(plot).evaluate(ink) == ["#e7ebf0", "rgb(18, 23, 29)"]
     put(sheet, "input[id$='-level']", 2)
@@ -463,6 +533,12 @@ def test_dark_and_paper_have_their_own_colours(browser, address):
     expect(sheet.locator("output[for$='-level']")).to_be_visible()  # what is printed is named
     sheet.emulate_media(media="screen", color_scheme="light")
     assert sheet.locator(plot).evaluate(ink) == ["#1b2430", "rgb(255, 255, 255)"]
+    assert sheet.locator(heat).evaluate(colours) == largest["light"]
+    sheet.emulate_media(color_scheme="dark")
+    sheet.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert sheet.locator(heat).evaluate(colours) == largest["light"]  # paper is light
+    sheet.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert sheet.locator(heat).evaluate(colours) == largest["dark"]
     assert opened.console == []
     opened.context.close()
 

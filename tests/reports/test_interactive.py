@@ -1,6 +1,7 @@
 """The figures for the screen: values of metrics, names that cannot hurt, equal JSON."""
 
 import base64
+import html
 import json
 import re
 
@@ -366,9 +367,40 @@ def test_every_axis_of_the_two_layouts_exists(dar):
         assert narrow["height"] > wide["height"]
         for patch in (wide, narrow):
             for path, value in patch.items():
-                assert path.split(".")[0] in layout
+                assert re.split(r"[.\[]", path)[0] in layout
                 if path.endswith("domain"):
                     assert 0 <= value[0] < value[1] <= 1
+
+
+def test_a_long_title_is_broken_on_a_narrow_page_and_loses_no_word(dar):
+    ds = dar.copy()
+    ds["reader_name"] = ("reader", np.array([f"a reader < of a long & winding name {at}"
+                                             for at in range(13)]))  # fmt: skip
+    layout = spec(screened.sources(ds, gaps=True))["layout"]
+    wide, narrow = layout["meta"]["wide"], layout["meta"]["narrow"]
+    lines = narrow["annotations[0].text"].split("<br>")
+    assert len(lines) == 2
+    assert max(map(len, map(html.unescape, lines))) <= 42
+    assert " ".join(lines) == wide["annotations[0].text"] == layout["annotations"][0]["text"]
+    assert narrow["margin.t"] == wide["margin.t"] + 16 == layout["margin"]["t"] + 16
+
+
+def test_maps_have_colours_for_a_light_and_for_a_dark_page(dar):
+    drawn = spec(screened.sources(dar))["layout"]
+    schemes = drawn["meta"]["schemes"]
+    for at, name in (("coloraxis", "mako_r"), ("coloraxis2", "rocket_r")):
+        for scheme, maps in (("light", palette.COLOUR_MAPS), ("dark", palette.DARK_MAPS)):
+            steps = schemes[scheme][f"{at}.colorscale"]
+            assert [colour for _, colour in steps] == list(maps[name])
+            np.testing.assert_allclose([at for at, _ in steps], np.linspace(0, 1, len(steps)))
+        assert schemes["light"][f"{at}.colorscale"] == drawn[at]["colorscale"]
+    root = spec(screened.matrix(dar))["layout"]["meta"]["schemes"]["dark"]["coloraxis.colorscale"]
+    np.testing.assert_allclose([at for at, _ in root], np.linspace(0, 1, len(root)) ** 2)
+    ds = dar.copy(deep=True)
+    ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
+    steps = spec(screened.sources(ds))["layout"]["meta"]["schemes"]["dark"]["coloraxis2.colorscale"]
+    assert [colour for _, colour in steps] == list(palette.DARK_MAPS["vlag"])
+    assert "schemes" not in spec(screened.dilution([("a", dar)]))["layout"]["meta"]
 
 
 def test_every_map_has_a_range_and_a_colour_scale(dar):

@@ -4,7 +4,7 @@ import numpy as np
 
 from dar_probe.reports.draw.plotly import layout, traces
 from dar_probe.reports.draw.plotly.layout import Spec
-from dar_probe.reports.draw.plotly.texts import FAINT, coded, escaped, numbered, text
+from dar_probe.reports.draw.plotly.texts import FAINT, GROUNDS, coded, escaped, numbered, text
 from dar_probe.reports.figures.description import Axis, Figure, Frames, Link, Panel, drawn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -29,7 +29,7 @@ def draw(figure: Figure) -> Spec:
     parts["data"] += parts["dots"]  # last, so that the page's script finds the maps by number
     made = layout.ground(legend=bool(labels.shown))
     if any(panel.cells for panel in figure.panels):
-        made["plot_bgcolor"] = FAINT
+        made["plot_bgcolor"] = GROUNDS["light"]
     for at, panel in enumerate(figure.panels):
         if titles[at]:
             layout.title(made, at, titles[at])
@@ -49,6 +49,8 @@ def draw(figure: Figure) -> Spec:
     if _along_x(figure):
         made["hovermode"] = "x unified"
     made["meta"] = _meta(figure, parts["data"])
+    if figure.scales:
+        made["meta"]["schemes"] = layout.schemes(figure.scales)
     if parts["dots"]:
         made["meta"]["dots"] = list(range(maps, len(parts["data"])))
     layout.place(made, figure.screen, bars, len(figure.panels))
@@ -69,7 +71,7 @@ class _Labels:
         if not label or (label, colour) in self._seen:
             return False
         self._seen.add((label, colour))
-        self.shown.append(text(label))
+        self.shown.append(label)
         return True
 
 

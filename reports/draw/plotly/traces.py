@@ -7,7 +7,7 @@ import numpy as np
 
 from dar_probe.files.text import decimal
 from dar_probe.reports.draw.plotly.layout import Spec, is_log, names_of
-from dar_probe.reports.draw.plotly.texts import INK, axes, escaped, numbered, packed, text
+from dar_probe.reports.draw.plotly.texts import INK, axes, entry, escaped, numbered, packed, text
 from dar_probe.reports.figures.description import (
     Array,
     Cells,
@@ -86,7 +86,7 @@ def curve(at: int, panel: Panel, wanted: Curve, *, first: bool) -> Iterator[Spec
         **axes(at),
     }
     if wanted.label:
-        trace["name"] = text(wanted.label)
+        trace["name"] = entry(wanted.label)
     if wanted.names:
         trace["text"] = [text(name) for name in wanted.names]
     if alone and np.isfinite(wanted.low).all() and np.isfinite(wanted.high).all():
@@ -121,7 +121,7 @@ def points(at: int, panel: Panel, wanted: Points, *, first: bool) -> Spec:
         **axes(at),
     }  # fmt: skip
     if wanted.label:
-        trace |= {"name": text(wanted.label, 90), "legendgroup": text(wanted.label, 90)}
+        trace |= {"name": entry(wanted.label, 90), "legendgroup": text(wanted.label, 90)}
     if not wanted.details:
         trace |= {"hoverinfo": "skip"}
         del trace["hovertemplate"]

@@ -15,8 +15,9 @@ const element = (tag, attributes = {}, ...children) => {
   return made;
 };
 
-// The page's own colours, so that a figure never disagrees with the text around it.
-const theme = () => {
+// The page's own colours, so that a figure never disagrees with the text around it; a map has
+// colours of its own for a light and for a dark page.
+const theme = (figure) => {
   const css = getComputedStyle(document.documentElement);
   const colour = (name) => css.getPropertyValue(name).trim();
   return {
@@ -24,7 +25,14 @@ const theme = () => {
     "hoverlabel.bgcolor": colour("--surface"),
     "hoverlabel.bordercolor": colour("--line"),
     "hoverlabel.font.color": colour("--ink"),
+    ...figure.meta.schemes?.[colour("--scheme")],
   };
+};
+
+// Make something once, when it is first asked for: the first view does not wait for it.
+const once = (make) => {
+  let made = null;
+  return () => (made ??= make());
 };
 
 const isNarrow = (figure, width) => width < figure.meta.room;
@@ -33,7 +41,7 @@ const shape = (figure, width) => (isNarrow(figure, width) ? figure.meta.narrow :
 // Set "a.b.c" in a layout that has not been drawn yet, as relayout would.
 const put = (layout, patch) => {
   for (const [path, value] of Object.entries(patch)) {
-    const keys = path.split(".");
+    const keys = path.replace(/\[(\d+)\]/g, ".$1").split(".");
     const last = keys.pop();
     let at = layout;
     for (const key of keys) at = at[key] ??= {};
@@ -58,7 +66,7 @@ const draw = (figure) => {
   if (figure.drawn) return;
   const { node, spec } = figure;
   figure.narrow = isNarrow(figure, node.clientWidth);
-  put(spec.layout, { ...shape(figure, node.clientWidth), ...theme() });
+  put(spec.layout, { ...shape(figure, node.clientWidth), ...theme(figure) });
   const displayModeBar = figure.narrow ? false : "hover"; // a narrow figure's title is in its way
   node.style.height = "";
   node.replaceChildren(); // a still stood here
@@ -84,7 +92,7 @@ const drawAll = () => {
 };
 
 const repaint = () => {
-  for (const { node, drawn } of figures) if (drawn) Plotly.relayout(node, theme());
+  for (const figure of figures) if (figure.drawn) Plotly.relayout(figure.node, theme(figure));
 };
 
 const resize = () => {
@@ -105,7 +113,8 @@ const print = () => {
   for (const figure of figures) {
     draw(figure);
     const width = figure.node.closest(".small") ? PRINTED.small : PRINTED.large;
-    Plotly.relayout(figure.node, { ...shape(figure, width), ...theme(), width, autosize: false });
+    const patch = { ...shape(figure, width), ...theme(figure) };
+    Plotly.relayout(figure.node, { ...patch, width, autosize: false });
   }
 };
 
@@ -113,7 +122,7 @@ const restore = () => {
   document.documentElement.classList.remove("printed");
   for (const detail of opened) detail.open = false;
   for (const figure of figures) {
-    const patch = { ...shape(figure, figure.node.clientWidth), ...theme() };
+    const patch = { ...shape(figure, figure.node.clientWidth), ...theme(figure) };
     Plotly.relayout(figure.node, { ...patch, width: null, autosize: true });
   }
 };

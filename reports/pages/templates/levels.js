@@ -10,12 +10,6 @@ const bytesOf = (text) => {
   return bytes;
 };
 
-// Make something once, when it is first asked for: the first view does not wait for it.
-const once = (make) => {
-  let made = null;
-  return () => (made ??= make());
-};
-
 // Return the frames with names, and maps of {quantity, value(level, reader, source), dot(...)}.
 const unpack = (figure) => {
   const { frames } = figure.meta;

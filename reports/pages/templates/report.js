@@ -20,13 +20,14 @@ const start = () => {
   document.querySelectorAll("script[data-figure]").forEach(find);
   for (const figure of figures) if (figure.meta.spread) addSpread(figure);
   addLevels();
+  figures.forEach(addEnlarge);
   document.querySelectorAll("table.data").forEach(addTable);
   addBar();
   drawAll();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", repaint);
   window.addEventListener("resize", resize);
-  window.addEventListener("beforeprint", print);
+  window.addEventListener("beforeprint", () => { if (enlarged) sheet().close(); print(); });
   window.addEventListener("afterprint", restore);
 };
 
