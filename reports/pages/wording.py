@@ -184,6 +184,9 @@ DOT_CAPTION = (
     "samples give as large a mean in at most 5 % of draws. Elsewhere more of this source helps "
     "some samples and hurts others."
 )
+DOT_AGAIN = " A dot marks a gate with a consistent sign."
+READER_FOLD = "Where one reader reads from"
+VARIABLES_FOLD = "Every variable over depth and noise level"
 FEW_CAPTION = (
     " No cell has a dot for a gate with a consistent sign, because that cannot be told from "
     "fewer than six samples."

@@ -80,8 +80,10 @@ class Opened:
         self.page.goto(address)
 
     def drawn(self) -> Page:
+        unfold(self.page)
         for plot in self.page.locator(".plot").all():
             plot.locator(".main-svg").first.wait_for(state="attached")
+        unfold(self.page, False)
         return self.page
 
 
@@ -102,6 +104,7 @@ def shown(whole):
     put(sheet, "input[id$='-level']", 0)
     sheet.locator("#mark-range").evaluate("(range) => { range.value = 0; }")
     unfold(sheet, False)
+    unfold(sheet, only=".fold")  # the figures
     yield sheet
     assert whole.console == []
     assert {url for url in whole.requests if not url.startswith("blob:")} == {sheet.url}
@@ -114,16 +117,16 @@ def put(sheet: Page, selector: str, value: int) -> None:
     )
 
 
-def unfold(sheet: Page, wanted: bool = True) -> None:
+def unfold(sheet: Page, wanted: bool = True, *, only: str = "details") -> None:
     sheet.evaluate(
-        "(on) => { for (const part of document.querySelectorAll('details')) part.open = on; }",
-        wanted,
+        "([on, only]) => { for (const part of document.querySelectorAll(only)) part.open = on; }",
+        [wanted, only],
     )
 
 
 def figure(sheet: Page, title: str) -> str:
-    """Return the selector of the plot whose caption begins with a title."""
-    found = sheet.locator("figure", has=sheet.locator(f"strong:text-is('{title}.')"))
+    """Return the selector of the plot with this title."""
+    found = sheet.locator("figure", has=sheet.locator(f"h3:text-is('{title}')"))
     return "#" + str(found.locator(".plot").get_attribute("id"))
 
 
@@ -388,7 +391,7 @@ def test_everything_is_reached_by_the_keyboard(shown):
     shown.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     wanted = {"mark-range", "play", "select", "level", "spread", "define", "summary", "sort"}
     found = set()
-    for _ in range(140):
+    for _ in range(200):
         shown.keyboard.press("Tab")
         words = shown.evaluate(
             "`${document.activeElement.id} ${document.activeElement.className} "
@@ -424,7 +427,8 @@ def test_figures_say_in_words_what_they_show(shown, ds):
     assert len(labels) == shown.locator("figure").count()
     value = metrics.profile(ds, "rms")["value"]
     ends = [decimal(float(value.sel(block=block))) for block in (1, BLOCKS)]
-    assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in labels[0]
+    depth = shown.locator(figure(shown, "Depth")).get_attribute("aria-label")
+    assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in depth
     assert all(any(letter.isdigit() for letter in label) for label in labels)
 
 
@@ -583,6 +587,89 @@ def test_the_first_screen_holds_name_verdict_symptoms_and_assumptions(shown):
         box = shown.locator(selector).first.bounding_box()
         assert 0 <= box["y"]
         assert box["y"] + box["height"] < 800
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory):
+    """The page of a model of 28 blocks with a router."""
+    ds = dataset(blocks=28, samples=8, levels=10, routing="dar", chunk_size=4)
+    found = metrics.compute(ds)
+    path = tmp_path_factory.mktemp("ordinary") / "report.html"
+    path.write_text(analysis.render(ds, found, judge(ds, found)))
+    return path.as_uri()
+
+
+def test_an_ordinary_page_is_five_screens_long_and_draws_what_is_opened(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    sheet.locator(f"{figure(sheet, 'Every reader and every source')} .main-svg").first.wait_for()
+    assert sheet.evaluate("document.documentElement.scrollHeight") <= 5 * 800
+    folded = figure(sheet, "Hidden-state RMS")
+    assert sheet.locator(f"{folded} .main-svg").count() == 0
+    sheet.locator("summary", has_text="Every variable over depth").focus()
+    sheet.keyboard.press("Enter")
+    sheet.locator(f"{folded} .main-svg").first.wait_for()
+    assert sheet.locator(folded).evaluate("(node) => node._fullLayout.width") > 450
+    one = figure(sheet, "One reader over noise levels")
+    expect(sheet.locator(one)).to_be_hidden()
+    sheet.mouse.click(*place(sheet, figure(sheet, "Every reader and every source"), 0, 7))
+    expect(sheet.locator(one)).to_be_visible()  # a row of the matrix opens it
+    expect(sheet.locator("select")).to_have_value("7")
+    assert opened.console == []
+    opened.context.close()
+
+
+def test_the_contents_open_what_is_folded(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    link = sheet.locator(".contents a", has_text="Every variable over depth")
+    link.focus()
+    sheet.keyboard.press("Enter")
+    fold = sheet.locator(".fold[open]")
+    expect(fold).to_have_count(1)
+    sheet.wait_for_timeout(200)
+    assert 0 <= fold.bounding_box()["y"] < 400
+    opened.context.close()
+
+
+def test_paper_has_every_figure_and_the_heads_of_tables_on_every_page(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    sheet.evaluate("dispatchEvent(new Event('beforeprint'))")
+    sheet.emulate_media(media="print")
+    assert sheet.locator("details:not([open])").count() == 0
+    assert sheet.locator(".plot .main-svg .bglayer").count() >= 13
+    for table in sheet.locator("table:has(thead)").all():
+        head = table.locator("thead")
+        assert head.evaluate("(head) => getComputedStyle(head).display") == "table-header-group"
+        assert head.locator("button:visible").count() == 0  # no browser repeats a head with one
+    sections = sheet.locator("main > section").evaluate_all("(all) => all.map((one) => one.id)")
+    assert sections[-1] == "provenance"
+    small, normal = (
+        sheet.locator(part).first.evaluate("(one) => parseFloat(getComputedStyle(one).fontSize)")
+        for part in (".provenance td", ".findings td")
+    )
+    assert small < 0.8 * normal
+    sheet.emulate_media(media="screen")
+    sheet.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert sheet.locator("table.data thead button.sort").count() > 20
+    assert sheet.locator("details[open]").count() == 0
+    opened.context.close()
+
+
+def test_a_wide_table_shows_that_it_goes_on_and_takes_the_focus(browser, ordinary):
+    opened = Opened(browser, ordinary, viewport={"width": 360, "height": 800})
+    sheet = opened.page
+    unfold(sheet)
+    region = sheet.locator(".scroll:has(#table-readers)")
+    assert region.evaluate("(one) => one.scrollWidth > one.clientWidth")
+    assert region.get_attribute("role") == "region" and region.get_attribute("aria-label")
+    style = "(one) => getComputedStyle(one).backgroundAttachment"
+    assert region.evaluate(style) == "local, local, scroll, scroll"
+    region.focus()
+    sheet.keyboard.press("ArrowRight")
+    sheet.wait_for_function("document.querySelector('.scroll:has(#table-readers)').scrollLeft > 0")
+    opened.context.close()
 
 
 @pytest.mark.parametrize("width", [1280, 360])

@@ -16,6 +16,7 @@ from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import importance, metrics
 from tests.helpers.drawn import screened, unpacked
 from tests.helpers.synthetic import dataset
+from tests.results.test_interventions import dataset as ablated
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"
 
@@ -383,6 +384,18 @@ def test_a_long_title_is_broken_on_a_narrow_page_and_loses_no_word(dar):
     assert max(map(len, map(html.unescape, lines))) <= 42
     assert " ".join(lines) == wide["annotations[0].text"] == layout["annotations"][0]["text"]
     assert narrow["margin.t"] == wide["margin.t"] + 16 == layout["margin"]["t"] + 16
+
+
+def test_a_long_name_is_broken_in_the_legend_which_has_room_for_it():
+    shown = spec(screened.interventions(ablated()))
+    names = [trace["name"] for trace in shown["data"] if trace.get("showlegend")]
+    lines = [name.split("<br>") for name in names]
+    assert all(len(one) == 2 and one[0].endswith(":") for one in lines)
+    assert max(len(html.unescape(line)) for one in lines for line in one) <= 40
+    narrow = shown["layout"]["meta"]["narrow"]
+    assert narrow["margin.t"] >= 2 * 14 * len(names)
+    short = spec(screened.dilution([("a: b", dataset(samples=2))]))["data"]
+    assert [trace["name"] for trace in short if trace.get("showlegend")] == ["a: b"]
 
 
 def test_maps_have_colours_for_a_light_and_for_a_dark_page(dar):

@@ -26,7 +26,11 @@ def text(name: str, limit: int = 60) -> str:
 
 def entry(name: str, limit: int = 60) -> str:
     """Return a name of the legend, in lines that the narrowest page has room for."""
-    return "<br>".join(map(escaped, textwrap.wrap(palette.clean(name, limit), ENTRY)))
+    name = palette.clean(name, limit)
+    parts = name.split(": ") if len(name) > ENTRY else [name]  # "what was done: how well foretold"
+    ends = [":"] * (len(parts) - 1) + [""]
+    pieces = [part + end for part, end in zip(parts, ends, strict=True)]
+    return "<br>".join(escaped(line) for one in pieces for line in textwrap.wrap(one, ENTRY))
 
 
 def escaped(words: str) -> str:

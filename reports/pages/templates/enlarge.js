@@ -4,13 +4,6 @@
 const LEAST = 900; // pixels that an enlarged map is wide at least
 let enlarged = null; // the figure in the dialog
 
-// Lay a figure out anew for the room that it has.
-const fit = (figure, patch = {}) => {
-  figure.narrow = isNarrow(figure, figure.node.clientWidth);
-  const wanted = { ...shape(figure, figure.node.clientWidth), ...patch };
-  Plotly.relayout(figure.node, { ...wanted, width: null, autosize: true });
-};
-
 const sheet = once(() => {
   const made = element("dialog", { class: "sheet" });
   made.addEventListener("close", shrink);

@@ -35,6 +35,9 @@ const once = (make) => {
   return () => (made ??= make());
 };
 
+// What is folded has no size, and is drawn when it is opened.
+const isFolded = ({ frame }) => Boolean(frame.closest("details:not([open])"));
+
 const isNarrow = (figure, width) => width < figure.meta.room;
 const shape = (figure, width) => (isNarrow(figure, width) ? figure.meta.narrow : figure.meta.wide);
 
@@ -58,7 +61,8 @@ const find = (source) => {
   frame.append(node);
   const figure = { id: node.id, node, frame, meta: spec.layout.meta, spec, drawn: false };
   delete spec.layout.meta; // plotly would copy it at every change
-  node.style.height = `${shape(figure, node.clientWidth).height}px`;
+  const width = node.clientWidth || document.querySelector("main").clientWidth;
+  node.style.height = `${shape(figure, width).height}px`;
   figures.push(figure);
 };
 
@@ -83,7 +87,7 @@ const drawAll = () => {
   };
   const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 0));
   const next = () => {
-    const open = figures.filter((figure) => !figure.drawn);
+    const open = figures.filter((figure) => !figure.drawn && !isFolded(figure));
     if (!open.length) return;
     draw(open.reduce((best, figure) => (far(figure) < far(best) ? figure : best)));
     idle(next, { timeout: 200 });
@@ -95,8 +99,23 @@ const repaint = () => {
   for (const figure of figures) if (figure.drawn) Plotly.relayout(figure.node, theme(figure));
 };
 
+// Lay a figure out anew for the room that it has.
+const fit = (figure, patch = {}) => {
+  figure.narrow = isNarrow(figure, figure.node.clientWidth);
+  const wanted = { ...shape(figure, figure.node.clientWidth), ...theme(figure), ...patch };
+  Plotly.relayout(figure.node, { ...wanted, width: null, autosize: true });
+};
+
+const unfold = (event) => {
+  if (!event.target.matches("details[open]")) return;
+  const inside = figures.filter(({ frame }) => event.target.contains(frame));
+  for (const figure of inside) if (figure.drawn && !isFolded(figure)) fit(figure);
+  if (inside.length) drawAll();
+};
+
 const resize = () => {
   for (const figure of figures) {
+    if (isFolded(figure)) continue;
     const narrow = isNarrow(figure, figure.node.clientWidth);
     if (!figure.drawn || narrow === figure.narrow) continue;
     figure.narrow = narrow;
@@ -121,8 +140,5 @@ const print = () => {
 const restore = () => {
   document.documentElement.classList.remove("printed");
   for (const detail of opened) detail.open = false;
-  for (const figure of figures) {
-    const patch = { ...shape(figure, figure.node.clientWidth), ...theme(figure) };
-    Plotly.relayout(figure.node, { ...patch, width: null, autosize: true });
-  }
+  for (const figure of figures) if (!isFolded(figure)) fit(figure); // the others when they open
 };

@@ -178,7 +178,11 @@ const addReaders = (matrix, slice) => {
   select.addEventListener("change", () => showReader(slice, data, Number(select.value)));
   const homes = matrix.meta.panels[0].y.values;
   select.addEventListener("input", () => setMark("block", homes[select.value]));
-  matrix.tapped = ({ y }) => showReader(slice, data, y.at);
+  matrix.tapped = ({ y }) => {
+    const fold = slice.frame.closest("details");
+    if (fold) fold.open = true;
+    showReader(slice, data, y.at);
+  };
   select.value = slice.meta.reader;
   whenDrawn.push((figure) => {
     if (figure !== slice) return;
