@@ -394,6 +394,10 @@ def test_a_long_name_is_broken_in_the_legend_which_has_room_for_it():
     assert max(len(html.unescape(line)) for one in lines for line in one) <= 40
     narrow = shown["layout"]["meta"]["narrow"]
     assert narrow["margin.t"] >= 2 * 14 * len(names)
+    pair = [(name, dataset(samples=2)) for name in ("fifteen letters", "fifteen LETTERS")]
+    layout = spec(screened.dilution(pair))["layout"]["meta"]
+    # One below the other, and a title; on a wide page side by side.
+    assert layout["narrow"]["margin.t"] == 3 * 28 > layout["wide"]["margin.t"]
     short = spec(screened.dilution([("a: b", dataset(samples=2))]))["data"]
     assert [trace["name"] for trace in short if trace.get("showlegend")] == ["a: b"]
 

@@ -256,7 +256,8 @@ def make_legend_room(layout: Spec, names: Sequence[str]) -> None:
     letters = max(len(html.unescape(line)) for own in lines for line in own)
     row = LEGEND_ROW + TITLE_LINE * (max(map(len, lines)) - 1)
     for shape, width in (("wide", meta["room"]), ("narrow", NARROW)):
-        beside = width // (LEGEND_MARK + LEGEND_LETTER * letters)
+        within = width - layout["margin"]["l"] - layout["margin"]["r"]  # it begins at the panels
+        beside = within // (LEGEND_MARK + LEGEND_LETTER * letters)
         rows = math.ceil(len(names) / max(1, beside))
         before = meta[shape]["margin.t"]
         top = max(before, row * rows + LEGEND_ROW)
