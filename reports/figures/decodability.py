@@ -47,7 +47,12 @@ def decodability(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two
         curves=by_kind(ds, groups, value, low, high),
     )
     return Figure(
-        panels=[panel], paper=paper, screen=Screen(), notes=[NOTE], lettered=False, last=last
+        panels=[panel],
+        paper=paper,
+        screen=Screen(room=420),
+        notes=[NOTE],
+        lettered=False,
+        last=last,
     )
 
 

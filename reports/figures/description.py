@@ -170,7 +170,7 @@ class Cells:
         values: (rows, columns), the first row lowest; NaN where there is nothing.
         scale: which of the figure's colour scales it has.
         hover: the lines that the pointer shows.
-        marked: (rows, columns), cells with a dot.
+        marked: (rows, columns), cells with a dot: their gate has a consistent sign.
         dotted: whether the page will mark other cells in its place.
         low, high: (rows, columns) intervals, which the pointer shows.
     """

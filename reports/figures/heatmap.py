@@ -97,7 +97,7 @@ def depth_map(
     return Figure(
         panels=[panel],
         paper=Paper(width=width, height=2.5 if width == "one" else 3.2),
-        screen=Screen(),
+        screen=Screen(room=420),
         scales=[Scale(label=palette.axis_label(name), colours="mako_r", values=cells)],
         notes=map_notes(cells),
         lettered=False,

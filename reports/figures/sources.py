@@ -39,8 +39,8 @@ def sources(
 ) -> Figure:
     """Describe arXiv 2605.20708, figure 3: source x noise level at a shallow and at a deep block.
 
-    Counterfactual importance from the gates, with a dot in the cells of
-    ``importance.block_below_null``, and, only where there is a router, the routes. The two are
+    Counterfactual importance from the gates, with a dot where a gate has a consistent sign (see
+    ``importance.block_below_null``), and, only where there is a router, the routes. The two are
     different quantities and have their own colour scales.
 
     Args:

@@ -65,12 +65,14 @@ def drawings(results: Results, *, width: Width = "two") -> list[Drawing]:
         )
     )
     rest = [line for line in schemes if line not in main]
+    parts = math.ceil(len(rest) / 6)
     for at in range(0, len(rest), 6):
+        part = f", {at // 6 + 1} of {parts}" if parts > 1 else ""  # no two figures share a title
         some = [line for line in schemes if line.is_reference] + rest[at : at + 6]
         found.append(
             Drawing(
                 f"others-{at // 6 + 1}",
-                "Validation loss of the other schemes",
+                f"Validation loss of the other schemes{part}",
                 "One seed each: differences of a few thousandths are not to be told from chance.",
                 _figure(_loss(results, some), width),
             )

@@ -51,9 +51,12 @@ def render(
     manifest = schema.manifest(ds)
     limits = thresholds or Thresholds()
     every = source_maps.sublayer_maps(ds)
-    figures = analysis_figures.numbered(analysis_figures.of_analysis(ds, name_of(manifest), every))
     steps = [] if trajectory is None else [(step, means(one)) for step, one in split(trajectory)]
     shown = [] if trajectory is None else analysis_figures.of_training(trajectory, steps, limits)
+    over_training = analysis_figures.numbered(shown)  # before all else: it was asked for
+    figures = analysis_figures.numbered(
+        analysis_figures.of_analysis(ds, name_of(manifest), every), first=len(shown) + 1
+    )
     return document.render(
         "report.html.j2",
         name=palette.clean(name_of(manifest), 120),
@@ -65,8 +68,8 @@ def render(
         cards=_cards(verdict, metrics, limits),
         training=manifest.get("training") or {},
         changes=_changes(changes or {}),
-        figures=figures,
-        over_training=analysis_figures.numbered(shown, first=len(figures) + 1),
+        figures=analysis_figures.grouped(figures),
+        over_training=over_training,
         tables=[
             tables.blocks(ds),
             tables.readers(ds, every),

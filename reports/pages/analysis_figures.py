@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ class Shown:
         title, caption: above it.
         figure: what it shows.
         alt: what it shows in words, with its main numbers.
-        define: keys of the definitions of what is drawn.
+        define: keys of the definitions of what is drawn, and of nothing else.
+        fold: the name of what it is folded into; empty where it is seen at once.
         still: whether it consists of lines and is seen first, so that a still stands in for it.
         small: whether two of them stand side by side.
     """
@@ -50,10 +52,13 @@ class Shown:
     define: tuple[str, ...]
     small: bool = False
     still: bool = False
+    fold: str = ""
 
 
 def of_analysis(ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap]) -> list[Shown]:
     """Return the figures of one analysis; those of which nothing was measured are left out.
+
+    What was asked for comes first: interventions, where there are any.
 
     Args:
         ds: an analysis.
@@ -109,12 +114,25 @@ def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:
     return found
 
 
+def grouped(figures: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return runs of figures with the fold that they share; empty for those seen at once."""
+    return [(fold, list(run)) for fold, run in groupby(figures, key=lambda one: one["fold"])]
+
+
 def _of_analysis(
     ds: xr.Dataset, name: str, every: Sequence[source_maps.SourceMap]
 ) -> Iterator[Shown]:
     router = source_maps.has_router(ds)
     stream = palette.routing_of(ds) != "none"
     many = ds.sizes["sample"] > 1
+    if "ablation" in ds.dims:
+        yield Shown(
+            title="What interventions did",
+            caption=wording.EFFECT_CAPTION,
+            figure=_scatter(interventions.interventions(ds)),
+            alt=_said_of_interventions(ds),
+            define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
+        )
     yield Shown(
         title="Depth",
         caption=wording.depth_caption(router, ds.sizes["sample"], stream=stream),
@@ -124,22 +142,20 @@ def _of_analysis(
         still=True,
     )
     yield from _sources(ds, every, router)
+    yield from _variables(ds, router)
+
+
+def _variables(ds: xr.Dataset, router: bool) -> Iterator[Shown]:
+    """Yield every variable over depth and noise level, folded."""
     if np.isfinite(ds["decodability"].values).any():
         yield Shown(
             title="Where the noise level can be read",
             caption=wording.DECODING_CAPTION,
             figure=decodability.decodability(ds),
             alt=alt_text.decodability(ds),
-            define=("decodability", "decoded_level"),
+            define=("decodability",),
             small=True,
-        )
-    if "ablation" in ds.dims:
-        yield Shown(
-            title="What interventions did",
-            caption=wording.EFFECT_CAPTION,
-            figure=_scatter(interventions.interventions(ds)),
-            alt=_said_of_interventions(ds),
-            define=("gate_ablated", "gate_linear", "rank_correlation", "linearisation_error"),
+            fold=wording.VARIABLES_FOLD,
         )
     of_symptoms = {symptom.variable for symptom in SYMPTOMS.values()}
     for variable in sorted(MAPS, key=lambda name: name not in of_symptoms):
@@ -152,45 +168,56 @@ def _of_analysis(
                 alt=alt_text.heatmap(ds, variable),
                 define=(variable,),
                 small=True,
+                fold=wording.VARIABLES_FOLD,
             )
 
 
 def _sources(
     ds: xr.Dataset, every: Sequence[source_maps.SourceMap], router: bool
 ) -> Iterator[Shown]:
-    define = ("importance", "gate", "sign", *(("route",) if router else ()))
-    dots = ""
-    if every and every[0].quantity == "importance":
-        dots = wording.dot_caption(signs_can_tell(ds.sizes["sample"]))
     rows = source_maps.block_maps(ds)
+    told = signs_can_tell(ds.sizes["sample"])
     if rows:
         yield Shown(
             title="Sources over noise levels",
-            caption=wording.source_caption(router) + dots,
+            caption=wording.source_caption(router) + _of_dots(rows, wording.dot_caption(told)),
             figure=sources.sources(ds, rows, gaps=True),
             alt=alt_text.sources(ds, rows),
-            define=define,
+            define=_defined(rows),
         )
     if every:
+        dots = _of_dots(every, wording.DOT_AGAIN if told else "")
         yield Shown(
             title="Every reader and every source",
             caption=wording.MATRIX_CAPTION + dots,
             figure=reader_maps.every_reader(ds, every),
             alt=alt_text.every_reader(ds, every),
-            define=define,
+            define=_defined(every),
         )
         yield Shown(
             title="One reader over noise levels",
-            caption=wording.READER_CAPTION,
+            caption=wording.READER_CAPTION + dots,
             figure=reader_maps.one_reader(ds, every),
             alt=alt_text.reader(ds, every),
-            define=define,
+            define=_defined(every),
+            fold=wording.READER_FOLD,
         )
+
+
+def _of_dots(rows: Sequence[source_maps.SourceMap], words: str) -> str:
+    """Return what is said of dots, where there is a map that can have any."""
+    return words if rows[0].quantity == "importance" else ""
+
+
+def _defined(rows: Sequence[source_maps.SourceMap]) -> tuple[str, ...]:
+    """Return what maps of sources show: their quantities, and dots if there are any."""
+    dotted = any(bool(row.marked.any()) for row in rows)
+    return (*(row.quantity for row in rows), *(("sign",) if dotted else ()))
 
 
 def _scatter(figure: Figure) -> Figure:
     """Return the first panel alone: its names are under the pointer, so no list is needed."""
-    screen = replace(figure.screen, columns=1, room=0)
+    screen = replace(figure.screen, columns=1)
     return replace(figure, panels=figure.panels[:1], screen=screen, lettered=False)
 
 

@@ -168,12 +168,16 @@ def _figures(
         f" {palette.GRADIENT_NOTE}" if any(source_maps.has_router(ds) for _, ds in analyses) else ""
     )
     overlay = DILUTION_CAPTION + alien + bands + gradient
-    drawn: list[tuple[str, str, Figure]] = [
-        ("All models over depth", overlay, dilution.dilution(analyses, middles=True))
+    lines = ("rms", "grad_rms", "cosine")
+    found = dilution.dilution(analyses, middles=True)
+    own = (*lines, *(("interval", "spread") if bands else ()))
+    drawn: list[tuple[str, str, Figure, tuple[str, ...]]] = [
+        ("All models over depth", overlay, found, own)
     ]
     if differences.drawable(analyses):
         caption = DIFFERENCE_CAPTION.format(names[0]) + bands + gradient
-        drawn.append(("Differences over depth", caption, differences.differences(analyses)))
+        found = differences.differences(analyses)
+        drawn.append(("Differences over depth", caption, found, (*lines, "paired")))
     return [
         {
             "id": f"fig-{at:02d}",
@@ -182,8 +186,8 @@ def _figures(
             "alt": alt_text.lines(figure, along="block "),
             "small": False,
             "still": None,
-            "define": ("rms", "grad_rms", "cosine", "paired", "spread"),
+            "define": define,
             "spec": plotly.draw(figure),
         }
-        for at, (title, caption, figure) in enumerate(drawn, start=1)
+        for at, (title, caption, figure, define) in enumerate(drawn, start=1)
     ]

@@ -10,7 +10,7 @@ import jinja2
 from dar_probe.reports.draw import plotly
 
 # Together they are the one script besides plotly.js; each uses those before it.
-SCRIPTS = ("figures.js", "marks.js", "levels.js", "tables.js", "report.js")
+SCRIPTS = ("figures.js", "marks.js", "levels.js", "enlarge.js", "tables.js", "report.js")
 
 
 def render(source: str, /, **values: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from dar_probe.files.text import decimal
 from dar_probe.reports.draw import plotly
 from dar_probe.reports.figures import study_ranking, study_routes
+from dar_probe.reports.figures.description import Figure
 from dar_probe.reports.figures.study_curves import Drawing
 from dar_probe.reports.pages import alt_text, definitions, document, headline, wording
 from dar_probe.reports.style import palette
@@ -30,6 +31,18 @@ SYMPTOM_HEADS = {
 }
 
 
+# Where the titles of axes are defined: a figure's definitions are those of what it shows.
+DEFINED = {
+    "validation loss": "study:loss",
+    "difference of the loss": "study:pairs",
+    "Fréchet distance": "study:frechet",
+    "seconds of training": "study:seconds",
+    "step / residual step": "study:seconds",
+    **{panel.label: panel.variable for panel in palette.PANELS},
+}
+SHORT = 5  # sentences that are seen at once
+
+
 class Cell(NamedTuple):
     """A cell of a table: what it shows, its interval, and its numbers in full."""
 
@@ -47,6 +60,7 @@ def render(results: Results, drawings: Sequence[Drawing]) -> str:
         "study.html.j2",
         facts=_facts(results, first.config),
         sentences=[palette.clean(text, 600) for text in summary.sentences(results)],
+        short=SHORT,
         claims=[
             (
                 claim.text,
@@ -93,14 +107,15 @@ def _members(results: Results, group: str) -> list[SchemeResult]:
 
 def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
     """Return the page's figures, each with a fixed id, a caption and its plotly JSON."""
-    keys: tuple[str, ...] = ("study:loss", "study:pairs", "study:seconds")
     found = [
-        (one.title, one.caption, alt_text.lines(one.figure, along=""), keys, one.figure)
+        (one.title, one.caption, alt_text.lines(one.figure, along=""), _defined(one.figure),
+         one.figure)
         for one in drawings
-    ]
+    ]  # fmt: skip
     if ranking := study_ranking.ranking(results):
         spoken, made = study_ranking.spoken(ranking), study_ranking.figure(ranking)
-        found.insert(0, (study_ranking.TITLE, study_ranking.CAPTION, spoken, keys, made))
+        first = (study_ranking.TITLE, study_ranking.CAPTION, spoken, _defined(made), made)
+        found.insert(0, first)
     if routes := study_routes.maps(results):
         spoken, made = study_routes.spoken(routes), study_routes.figure(routes)
         found.append((study_routes.TITLE, study_routes.CAPTION, spoken, ("route",), made))
@@ -117,6 +132,12 @@ def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, An
         }
         for at, (title, caption, alt, define, made) in enumerate(found, start=1)
     ]
+
+
+def _defined(figure: Figure) -> tuple[str, ...]:
+    """Return the keys of the definitions of what a figure's axes show."""
+    titles = [axis.title for panel in figure.panels for axis in (panel.y, panel.x)]
+    return tuple(dict.fromkeys(DEFINED[title] for title in titles if title in DEFINED))
 
 
 def _row(line: SchemeResult) -> dict[str, Any]:

@@ -37,8 +37,9 @@ MEANINGS = {
     ),
     "sign": (
         "Consistent sign",
-        "A dot marks a cell where the size of the mean over samples of the gate is below the 95 % "
-        "quantile of the same under random signs per sample.",
+        "A dot marks a cell where the size of the mean over samples of the gate reaches the 95 % "
+        "quantile of the same under random signs per sample. One in twenty gates without a "
+        "consistent sign gets a dot by chance.",
         "Fisher 1935, The Design of Experiments, section 21",
     ),
     "interval": (
@@ -180,12 +181,15 @@ EFFECT_CAPTION = (
     "is what a small change would do, and this is what removal does."
 )
 DOT_CAPTION = (
-    " A dot marks gates without a consistent sign: signs drawn at random for the samples give as "
-    "large a mean in more than 5 % of draws, so more of this source helps some samples and hurts "
-    "others."
+    " A dot marks the few cells whose gate has a consistent sign: signs drawn at random for the "
+    "samples give as large a mean in at most 5 % of draws. Elsewhere more of this source helps "
+    "some samples and hurts others."
 )
+DOT_AGAIN = " A dot marks a gate with a consistent sign."
+READER_FOLD = "Where one reader reads from"
+VARIABLES_FOLD = "Every variable over depth and noise level"
 FEW_CAPTION = (
-    " No cell is marked for gates without a consistent sign, because that cannot be told from "
+    " No cell has a dot for a gate with a consistent sign, because that cannot be told from "
     "fewer than six samples."
 )
 DECODING_CAPTION = (

@@ -19,6 +19,7 @@ OTHERS = ("#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 and 4 have no common factor: 28 pairs
 MISSING = "#e3e3e3"
+DOT_FACE, DOT_EDGE = "#ffffff", "#1b2430"  # one of the two stands out from any colour of a map
 
 # seaborn's mako_r and rocket_r without their nearly black tenth, and vlag, at nine even steps.
 # Gates and routes are different quantities, so they never share a colour map.
@@ -58,6 +59,23 @@ COLOUR_MAPS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The same for a dark page: what is large shines, and what is small still stands out from it.
+DARK_MAPS: dict[str, tuple[str, ...]] = {
+    "mako_r": ("#40478b", "#37689f", "#3488a6", "#38a9ac", "#53c9ad", "#a1dfb9", "#def5e5"),
+    "rocket_r": ("#981b5a", "#b01759", "#db2946", "#f05e42", "#f59269", "#f6c19f", "#faebdd"),
+    "vlag": (
+        "#a9cbff",
+        "#7faae4",
+        "#6288bd",
+        "#516994",
+        "#55555f",
+        "#8a5558",
+        "#b8696a",
+        "#dc8f8b",
+        "#ffc0b8",
+    ),
+}
+
 
 class Panel(NamedTuple):
     """One panel of the dilution figure; the title says in full what the axis label shortens."""
@@ -82,7 +100,7 @@ NOTES = {
     "route": "Route: mean over samples and tokens, summed within a block, {}.",
 }
 HALVES_NOTE = "The gates of two sources cancel, so each share is one half in every model."
-DOT_NOTE = "Dot: over the samples the sign of this gate cannot be told from chance."
+DOT_NOTE = "Dot: over the samples this gate has a consistent sign, beyond what chance explains."
 FEW_NOTE = "Too few samples to tell whether the sign of a gate is consistent: that takes six."
 GAP_NOTE = "Hatched: not offered, or not measurable."
 SIGN_NOTE = "Dash in a cell: negative."

@@ -15,7 +15,8 @@ NOTHING = "neither importances nor routes were measured, so there are no sources
 class SourceMap(NamedTuple):
     """One quantity over (noise_level, reader, source or source_block), and how to show it.
 
-    ``marked`` has the dims of ``values``: cells that get a dot, of importance alone.
+    ``marked`` has the dims of ``values``: cells that get a dot, of importance alone, because the
+    gate has a consistent sign over the samples.
     """
 
     quantity: str
@@ -59,7 +60,7 @@ def sublayer_maps(ds: xr.Dataset, *, dots: bool = True) -> list[SourceMap]:
     """Return the same with every reader and every source, without ``dots`` in half the time."""
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source")
     shares = importance.importance(ds)
-    below = importance.below_null(ds) if dots else xr.zeros_like(shares, bool)
+    below = importance.below_null(ds) if dots else xr.ones_like(shares, bool)
     return _measured_maps(ds, shares, below, route)
 
 
@@ -77,7 +78,9 @@ def _measured_maps(
     ds: xr.Dataset, shares: xr.DataArray, below: xr.DataArray, route: xr.DataArray
 ) -> list[SourceMap]:
     shares = _telling(shares)
-    marked = below & shares.notnull()
+    # Most gates of a trained model help some samples and hurt others, so the few others are marked.
+    told = importance.signs_can_tell(ds.sizes["sample"])
+    marked = ~below & (shares > 0) if told else xr.zeros_like(below, bool)
     maps = [SourceMap("importance", "share of importance", "mako_r", shares, marked)]
     if has_router(ds):
         maps.append(SourceMap("route", "route", "rocket_r", route, xr.zeros_like(route, bool)))

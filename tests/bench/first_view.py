@@ -4,7 +4,7 @@
 
 Prints the file's size, then for every opening in Chromium the milliseconds from the start of the
 navigation to the first paint (name, verdict, symptoms), to the still of the first figure, to that
-figure alive, and to all of them.
+figure alive, and to all that are not folded.
 Chromium is not driven by a debugger: under one it parses plotly.js three times more, because it
 wants to know where the exceptions that plotly.js catches were thrown.
 """
@@ -39,7 +39,8 @@ WATCH = """<script>
     if (document.querySelector(".still")) painted("still");
     if (!document.querySelector(".plot.js-plotly-plot .trace")) return;
     painted("alive");
-    if (document.querySelector(".plot:not(.js-plotly-plot)")) return;
+    const open = [...document.querySelectorAll(".plot:not(.js-plotly-plot)")];
+    if (open.some((plot) => !plot.closest("details:not([open])"))) return;
     times.all = performance.now();
     watcher.disconnect();
     setTimeout(done, 500);

@@ -11,11 +11,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 from dar_probe.files.text import decimal
 from dar_probe.reports.figures import study_curves
 from dar_probe.reports.pages import analysis, definitions, study
+from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.study import aggregate
 from dar_probe.results.verdict import judge
 from tests.helpers.studies import everything
-from tests.helpers.synthetic import trained
+from tests.helpers.synthetic import dataset, trained
+from tests.results.test_interventions import dataset as ablated
 
 HOSTILE = "=1+1</script><img src=x onerror=alert(1)>\n\u202e$\\frac{%{y}" + "x" * 300
 READERS = [f"{at} {HOSTILE}" if at else HOSTILE for at in range(13)]
@@ -78,8 +80,10 @@ class Opened:
         self.page.goto(address)
 
     def drawn(self) -> Page:
+        unfold(self.page)
         for plot in self.page.locator(".plot").all():
             plot.locator(".main-svg").first.wait_for(state="attached")
+        unfold(self.page, False)
         return self.page
 
 
@@ -100,6 +104,7 @@ def shown(whole):
     put(sheet, "input[id$='-level']", 0)
     sheet.locator("#mark-range").evaluate("(range) => { range.value = 0; }")
     unfold(sheet, False)
+    unfold(sheet, only=".fold")  # the figures
     yield sheet
     assert whole.console == []
     assert {url for url in whole.requests if not url.startswith("blob:")} == {sheet.url}
@@ -112,16 +117,16 @@ def put(sheet: Page, selector: str, value: int) -> None:
     )
 
 
-def unfold(sheet: Page, wanted: bool = True) -> None:
+def unfold(sheet: Page, wanted: bool = True, *, only: str = "details") -> None:
     sheet.evaluate(
-        "(on) => { for (const part of document.querySelectorAll('details')) part.open = on; }",
-        wanted,
+        "([on, only]) => { for (const part of document.querySelectorAll(only)) part.open = on; }",
+        [wanted, only],
     )
 
 
 def figure(sheet: Page, title: str) -> str:
-    """Return the selector of the plot whose caption begins with a title."""
-    found = sheet.locator("figure", has=sheet.locator(f"strong:text-is('{title}.')"))
+    """Return the selector of the plot with this title."""
+    found = sheet.locator("figure", has=sheet.locator(f"h3:text-is('{title}')"))
     return "#" + str(found.locator(".plot").get_attribute("id"))
 
 
@@ -151,6 +156,32 @@ def shares(ds) -> np.ndarray:
     """Return the importances that are shown, (levels, readers, sources)."""
     found = importance.importance(ds)
     return found.where(found.notnull().sum("source") >= 2).values
+
+
+def certain(ds) -> np.ndarray:
+    """Return the cells with a dot, (levels, readers, sources): their sign is no chance."""
+    return ~importance.below_null(ds).values & (np.nan_to_num(shares(ds)) > 0)
+
+
+def agree(sheet: Page, plot: str, expected: np.ndarray) -> None:
+    """Check that a map's dots lie in the middle of the expected cells, round and of one size."""
+    found = sheet.locator(plot).evaluate(
+        """(node) => {
+          const home = node.getBoundingClientRect();
+          const { xaxis: x, yaxis: y } = node._fullLayout;
+          return [...node.querySelectorAll(".scatterlayer .point")].map((dot) => {
+            const { left, top, width, height } = dot.getBoundingClientRect();
+            const across = left + width / 2 - home.left - x._offset;
+            const down = top + height / 2 - home.top - y._offset;
+            return [y.p2l(down), x.p2l(across), width, height];
+          });
+        }"""
+    )
+    places = np.array(found).reshape(-1, 4)
+    shown = [tuple(row) for row in np.rint(places[:, :2]).astype(int)]
+    assert sorted(shown) == sorted(map(tuple, np.argwhere(expected)))
+    np.testing.assert_allclose(places[:, :2], np.rint(places[:, :2]), atol=0.05)
+    np.testing.assert_allclose(places[:, 2:], places[0, 2] if len(places) else 0, atol=0.01)
 
 
 def lines(sheet: Page, button) -> list[list[str]]:
@@ -205,7 +236,7 @@ def test_marking_takes_less_than_a_frame(shown):
 
 def test_a_level_is_one_frame_of_the_matrix_and_a_column_of_the_maps(shown, ds):
     plot = figure(shown, "Every reader and every source")
-    assert shown.locator(plot).evaluate("(node) => node.data.length") == 2
+    assert shown.locator(plot).evaluate("(node) => node.data.length") == 3  # two maps, the dots
     np.testing.assert_allclose(cells(shown, plot, 0), shares(ds)[0], rtol=1e-6)
     shown.locator("input[id$='-level']").focus()
     shown.keyboard.press("End")
@@ -213,11 +244,11 @@ def test_a_level_is_one_frame_of_the_matrix_and_a_column_of_the_maps(shown, ds):
     route = metrics.over_noise(ds, "route").transpose("noise_level", "reader", "source").values
     np.testing.assert_allclose(cells(shown, plot, 1), route[-1], rtol=1e-6)
     marks = shown.locator(plot).evaluate("(node) => node._fullData[0].text")
-    below = importance.below_null(ds).values[-1] & np.isfinite(shares(ds)[-1])
-    np.testing.assert_array_equal(np.array(marks) != "", below)
-    assert below.any()
-    dots = shown.locator(plot).evaluate("(node) => node._fullLayout.shapes[0].path")
-    assert dots.count("Z") == below.sum()
+    expected = certain(ds)[-1]
+    np.testing.assert_array_equal(np.array(marks) != "", expected)
+    assert expected.any()
+    assert (certain(ds)[0] != expected).any()
+    agree(shown, plot, expected)
     expect(shown.locator("output[for$='-level']")).to_have_text("0.99")
     heat = figure(shown, "Hidden-state RMS")
     x, _ = place(shown, heat, LEVELS - 1, 0)
@@ -250,6 +281,7 @@ def test_a_reader_is_shown_over_all_levels(shown, ds):
         offered |= np.isfinite(ds["route"].values[:, :, reader]).any(axis=(0, 1))
         expected = shares(ds)[:, reader, offered].T
         np.testing.assert_allclose(cells(shown, plot, 0), expected, rtol=1e-6)
+        agree(shown, plot, certain(ds)[:, reader, offered].T)
         kinds = "(node) => ['xaxis', 'yaxis2'].map((axis) => node._fullLayout[axis].type)"
         assert shown.locator(plot).evaluate(kinds) == ["category"] * 2
         said = shown.locator(plot).get_attribute("aria-label")
@@ -316,13 +348,12 @@ def test_exported_numbers_are_those_of_the_dataset(shown, ds):
             np.testing.assert_array_equal(exported, found[part].values)
     slider = shown.locator(".controls", has=shown.locator(".play"))
     head, *rows = lines(shown, slider.get_by_text("Export CSV"))
-    assert head == ["noise_level", "reader", "source", "importance", "route", "sign_is_chance"]
+    assert head == ["noise_level", "reader", "source", "importance", "route", "consistent_sign"]
     known = np.isfinite(shares(ds)) | np.isfinite(ds["route"].values).any(axis=1)
     assert len(rows) == known.sum()
     exported = [float(row[3] or "nan") for row in rows]
     np.testing.assert_allclose(exported, shares(ds)[known], rtol=1e-6)
-    marked = importance.below_null(ds).values & np.isfinite(shares(ds))
-    np.testing.assert_array_equal([row[5] == "1" for row in rows], marked[known])
+    np.testing.assert_array_equal([row[5] == "1" for row in rows], certain(ds)[known])
 
 
 def test_an_exported_name_is_no_formula(shown):
@@ -360,7 +391,7 @@ def test_everything_is_reached_by_the_keyboard(shown):
     shown.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     wanted = {"mark-range", "play", "select", "level", "spread", "define", "summary", "sort"}
     found = set()
-    for _ in range(140):
+    for _ in range(200):
         shown.keyboard.press("Tab")
         words = shown.evaluate(
             "`${document.activeElement.id} ${document.activeElement.className} "
@@ -396,7 +427,8 @@ def test_figures_say_in_words_what_they_show(shown, ds):
     assert len(labels) == shown.locator("figure").count()
     value = metrics.profile(ds, "rms")["value"]
     ends = [decimal(float(value.sel(block=block))) for block in (1, BLOCKS)]
-    assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in labels[0]
+    depth = shown.locator(figure(shown, "Depth")).get_attribute("aria-label")
+    assert f"from {ends[0]} at 1 to {ends[1]} at {BLOCKS}" in depth
     assert all(any(letter.isdigit() for letter in label) for label in labels)
 
 
@@ -419,10 +451,78 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(browser, address):
     opened.context.close()
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_matrix_fills_the_window_and_comes_back_by_the_keyboard(browser, address, width):
+    opened = Opened(browser, address, viewport={"width": width, "height": 800})
+    sheet = opened.drawn()
+    plot = figure(sheet, "Every reader and every source")
+    button = sheet.locator(f"figure:has({plot}) .enlarge")
+    before = sheet.locator(plot).bounding_box()
+    button.focus()
+    sheet.keyboard.press("Enter")
+    dialog = sheet.locator("dialog.sheet")
+    expect(dialog).to_be_visible()
+    size = sheet.locator(plot).evaluate("(node) => node._fullLayout.width")
+    assert size >= 900 > before["width"] or width == 1280
+    assert dialog.bounding_box()["width"] == width
+    axes = sheet.locator(plot).evaluate(
+        "({ _fullLayout: { xaxis, xaxis2 } }) => [xaxis.domain[1], xaxis2.domain[0]]"
+    )
+    assert axes[0] < axes[1]  # side by side also on a phone
+    level = dialog.locator("input[id$='-level']")
+    level.focus()
+    sheet.keyboard.press("End")  # its controls came along
+    expect(dialog.locator("output").first).to_have_text("0.99")
+    put(sheet, "#mark-range", 2)
+    sheet.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(sheet.locator(".bar output")).to_contain_text("Block 2")  # it closed the map alone
+    assert sheet.locator(plot).bounding_box()["width"] == before["width"]
+    assert sheet.locator(plot).bounding_box()["height"] == before["height"]
+    expect(button).to_have_text("Enlarge")
+    expect(button).to_be_focused()
+    assert opened.console == []
+    opened.context.close()
+
+
+def routed():
+    return dataset(blocks=5, samples=8, levels=6, routing="dar", chunk_size=4)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("made", [routed, ablated])
+def test_no_text_of_a_figure_is_clipped(browser, tmp_path, width, made):
+    ds = made()
+    found = metrics.compute(ds)
+    path = tmp_path / "report.html"
+    path.write_text(analysis.render(ds, found, judge(ds, found)))
+    opened = Opened(browser, path.as_uri(), viewport={"width": width, "height": 800})
+    sheet = opened.drawn()
+    unfold(sheet)
+    sheet.wait_for_timeout(300)
+    clipped = sheet.evaluate(
+        """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
+          const home = plot.getBoundingClientRect();
+          return [...plot.querySelectorAll("svg text")].flatMap((text) => {
+            const { left, right, top, bottom, width } = text.getBoundingClientRect();
+            const inside = left >= home.left - 1 && right <= home.right + 1
+              && top >= home.top - 1 && bottom <= home.bottom + 1;
+            return width && !inside ? [text.textContent] : [];
+          });
+        })"""
+    )
+    assert clipped == []
+    opened.context.close()
+
+
 def test_dark_and_paper_have_their_own_colours(browser, address):
     opened = Opened(browser, address, color_scheme="dark")
     sheet = opened.drawn()
     plot = figure(sheet, "Depth")
+    heat = figure(sheet, "Sources over noise levels")
+    colours = "(node) => node._fullLayout.coloraxis.colorscale.at(-1)[1]"
+    largest = {"dark": palette.DARK_MAPS["mako_r"][-1], "light": palette.COLOUR_MAPS["mako_r"][-1]}
+    assert sheet.locator(heat).evaluate(colours) == largest["dark"]
     ink = "(node) => [node._fullLayout.font.color, getComputedStyle(document.body).backgroundColor]"
     assert sheet.locator(plot).evaluate(ink) == ["#e7ebf0", "rgb(18, 23, 29)"]
     put(sheet, "input[id$='-level']", 2)
@@ -437,6 +537,12 @@ def test_dark_and_paper_have_their_own_colours(browser, address):
     expect(sheet.locator("output[for$='-level']")).to_be_visible()  # what is printed is named
     sheet.emulate_media(media="screen", color_scheme="light")
     assert sheet.locator(plot).evaluate(ink) == ["#1b2430", "rgb(255, 255, 255)"]
+    assert sheet.locator(heat).evaluate(colours) == largest["light"]
+    sheet.emulate_media(color_scheme="dark")
+    sheet.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert sheet.locator(heat).evaluate(colours) == largest["light"]  # paper is light
+    sheet.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert sheet.locator(heat).evaluate(colours) == largest["dark"]
     assert opened.console == []
     opened.context.close()
 
@@ -481,6 +587,89 @@ def test_the_first_screen_holds_name_verdict_symptoms_and_assumptions(shown):
         box = shown.locator(selector).first.bounding_box()
         assert 0 <= box["y"]
         assert box["y"] + box["height"] < 800
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory):
+    """The page of a model of 28 blocks with a router."""
+    ds = dataset(blocks=28, samples=8, levels=10, routing="dar", chunk_size=4)
+    found = metrics.compute(ds)
+    path = tmp_path_factory.mktemp("ordinary") / "report.html"
+    path.write_text(analysis.render(ds, found, judge(ds, found)))
+    return path.as_uri()
+
+
+def test_an_ordinary_page_is_five_screens_long_and_draws_what_is_opened(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    sheet.locator(f"{figure(sheet, 'Every reader and every source')} .main-svg").first.wait_for()
+    assert sheet.evaluate("document.documentElement.scrollHeight") <= 5 * 800
+    folded = figure(sheet, "Hidden-state RMS")
+    assert sheet.locator(f"{folded} .main-svg").count() == 0
+    sheet.locator("summary", has_text="Every variable over depth").focus()
+    sheet.keyboard.press("Enter")
+    sheet.locator(f"{folded} .main-svg").first.wait_for()
+    assert sheet.locator(folded).evaluate("(node) => node._fullLayout.width") > 450
+    one = figure(sheet, "One reader over noise levels")
+    expect(sheet.locator(one)).to_be_hidden()
+    sheet.mouse.click(*place(sheet, figure(sheet, "Every reader and every source"), 0, 7))
+    expect(sheet.locator(one)).to_be_visible()  # a row of the matrix opens it
+    expect(sheet.locator("select")).to_have_value("7")
+    assert opened.console == []
+    opened.context.close()
+
+
+def test_the_contents_open_what_is_folded(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    link = sheet.locator(".contents a", has_text="Every variable over depth")
+    link.focus()
+    sheet.keyboard.press("Enter")
+    fold = sheet.locator(".fold[open]")
+    expect(fold).to_have_count(1)
+    sheet.wait_for_timeout(200)
+    assert 0 <= fold.bounding_box()["y"] < 400
+    opened.context.close()
+
+
+def test_paper_has_every_figure_and_the_heads_of_tables_on_every_page(browser, ordinary):
+    opened = Opened(browser, ordinary)
+    sheet = opened.page
+    sheet.evaluate("dispatchEvent(new Event('beforeprint'))")
+    sheet.emulate_media(media="print")
+    assert sheet.locator("details:not([open])").count() == 0
+    assert sheet.locator(".plot .main-svg .bglayer").count() >= 13
+    for table in sheet.locator("table:has(thead)").all():
+        head = table.locator("thead")
+        assert head.evaluate("(head) => getComputedStyle(head).display") == "table-header-group"
+        assert head.locator("button:visible").count() == 0  # no browser repeats a head with one
+    sections = sheet.locator("main > section").evaluate_all("(all) => all.map((one) => one.id)")
+    assert sections[-1] == "provenance"
+    small, normal = (
+        sheet.locator(part).first.evaluate("(one) => parseFloat(getComputedStyle(one).fontSize)")
+        for part in (".provenance td", ".findings td")
+    )
+    assert small < 0.8 * normal
+    sheet.emulate_media(media="screen")
+    sheet.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert sheet.locator("table.data thead button.sort").count() > 20
+    assert sheet.locator("details[open]").count() == 0
+    opened.context.close()
+
+
+def test_a_wide_table_shows_that_it_goes_on_and_takes_the_focus(browser, ordinary):
+    opened = Opened(browser, ordinary, viewport={"width": 360, "height": 800})
+    sheet = opened.page
+    unfold(sheet)
+    region = sheet.locator(".scroll:has(#table-readers)")
+    assert region.evaluate("(one) => one.scrollWidth > one.clientWidth")
+    assert region.get_attribute("role") == "region" and region.get_attribute("aria-label")
+    style = "(one) => getComputedStyle(one).backgroundAttachment"
+    assert region.evaluate(style) == "local, local, scroll, scroll"
+    region.focus()
+    sheet.keyboard.press("ArrowRight")
+    sheet.wait_for_function("document.querySelector('.scroll:has(#table-readers)').scrollLeft > 0")
+    opened.context.close()
 
 
 @pytest.mark.parametrize("width", [1280, 360])

@@ -284,13 +284,15 @@ def dots(figure: Figure) -> list[set[tuple[int, int]]]:
     ]
 
 
-def test_dots_mark_importances_whose_sign_is_chance():
-    ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4)
+def test_dots_mark_the_importances_of_a_consistent_sign():
+    ds = dataset(blocks=8, samples=12, levels=3, routing="dar", chunk_size=4).copy(deep=True)
+    even = ds["source"].values % 4 < 2  # both sublayers of every other block
+    ds["gate"][:] = np.where(even, np.abs(ds["gate"].values), ds["gate"].values)
     figure = printed.sources(ds, shallow=3, deep=9)
     below = importance.block_below_null(ds).values
     shares = np.isfinite(importance.block_importance(ds).values).any(axis=0)
     expected = [
-        {(int(i), int(k)) for k, i in np.argwhere(below[:, at, shares[at]])} for at in (2, 8)
+        {(int(i), int(k)) for k, i in np.argwhere(~below[:, at, shares[at]])} for at in (2, 8)
     ]
     letters = [mesh.axes.get_title("left")[:3] for mesh in meshes(figure)]
     found = dict(zip(letters, dots(figure), strict=True))
@@ -305,15 +307,30 @@ def test_few_samples_have_no_dots_and_the_figure_says_so(residual):
     assert any("Too few samples" in text for text in drawn_text(figure))
 
 
-def test_dots_are_light_on_dark_cells_and_dark_on_light_ones():
-    values = np.array([[0.0, 1.0]])
+def luminance(colour: str) -> float:
+    """Relative luminance, IEC 61966-2-1."""
+    rgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_dot_is_round_and_stands_out_from_every_colour_of_every_map():
     figure = canvas.figure(2, 2)
-    norm = canvas.scale(values, from_zero=True)
-    colours = canvas.colour_map(norm, "mako_r")
-    canvas.draw_dots(figure.subplots(), np.ones((1, 2), bool), values, norm, colours)
-    inks = figure.findobj(PathCollection)[0].get_facecolors()[:, 0]
-    assert inks[0] < 0.3
-    assert inks[1] > 0.9
+    canvas.draw_dots(figure.subplots(), np.ones((1, 2), bool))
+    (drawn,) = figure.findobj(PathCollection)
+    assert to_hex(drawn.get_facecolors()[0]) == palette.DOT_FACE
+    assert to_hex(drawn.get_edgecolors()[0]) == palette.DOT_EDGE
+    assert drawn.get_paths()[0].get_extents().size == pytest.approx([1, 1])  # a circle
+    assert len(drawn.get_sizes()) == 1
+    for steps in palette.COLOUR_MAPS.values():
+        for colour in steps:
+            face, edge = (contrast(colour, own) for own in (palette.DOT_FACE, palette.DOT_EDGE))
+            assert max(face, edge) > 3
 
 
 def test_plain_residuals_have_one_row_and_nothing_hatched(residual):

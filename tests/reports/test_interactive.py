@@ -1,6 +1,7 @@
 """The figures for the screen: values of metrics, names that cannot hurt, equal JSON."""
 
 import base64
+import html
 import json
 import re
 
@@ -15,6 +16,7 @@ from dar_probe.reports.style import palette, source_maps
 from dar_probe.results import importance, metrics
 from tests.helpers.drawn import screened, unpacked
 from tests.helpers.synthetic import dataset
+from tests.results.test_interventions import dataset as ablated
 
 SCRIPT = "</script><img src=x onerror=alert(1)>%{y} $\\frac{"
 
@@ -154,27 +156,74 @@ def test_matrix_shows_one_level_and_keeps_all(dar):
     assert np.isnan(decoded(drawn["data"][0]["z"])[0, 1:]).all()  # nothing comes from later
 
 
-def test_dots_mark_importances_whose_sign_is_chance():
-    ds = dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4)
-    below = importance.below_null(ds).values
-    below[:, 0] = False  # the share of an only source is not shown, and not marked
+def signed(ds):
+    """Return the dataset with gates of one sign from every third source, all others by chance."""
+    ds = ds.copy(deep=True)
+    third = ds["source"].values % 3 == 0
+    ds["gate"][:] = np.where(third, np.abs(ds["gate"].values), ds["gate"].values)
+    return ds
+
+
+def certain(ds) -> np.ndarray:
+    """Return the cells that get a dot, (levels, readers, sources): the sign is no chance."""
+    found = ~importance.below_null(ds).values & (importance.importance(ds).values > 0)
+    found[:, 0] = False  # the share of an only source is not shown, and not marked
+    return found
+
+
+def test_dots_mark_the_importances_of_a_consistent_sign():
+    ds = signed(dataset(blocks=6, samples=12, levels=3, routing="dar", chunk_size=4))
+    expected = certain(ds)
+    assert 0.1 < expected.mean() < 0.5
     drawn = spec(screened.every_reader(ds))
+    assert [trace["type"] for trace in drawn["data"]] == ["heatmap", "heatmap", "scatter"]
+    assert drawn["layout"]["meta"]["dots"] == [2]
     marks = np.array(drawn["data"][0]["text"])
-    np.testing.assert_array_equal(marks != "", below[0])
+    np.testing.assert_array_equal(marks != "", expected[0])
     assert set(np.ravel(marks)) == {"", plotly.DOT}
     assert "%{text}" in drawn["data"][0]["hovertemplate"]
     assert "text" not in drawn["data"][1]  # a route
     assert "%{text}" not in drawn["data"][1]["hovertemplate"]
-    (shape,) = drawn["layout"]["shapes"]
-    places = re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),", shape["path"])
-    shown = {(int(up), int(across)) for _, up, across in places}
-    assert shown == {(up, across) for up, across in zip(*np.nonzero(below[0]), strict=True)}
+    cells, dots = drawn["data"][0], drawn["data"][2]
+    shown = {
+        (cells["y"].index(up), cells["x"].index(across))
+        for up, across in zip(dots["y"], dots["x"], strict=True)
+    }
+    assert shown == {(up, across) for up, across in zip(*np.nonzero(expected[0]), strict=True)}
     first, second = frames(screened.every_reader(ds))["maps"]
-    np.testing.assert_array_equal(first["marks"], below)
+    np.testing.assert_array_equal(first["marks"], expected)
     assert second["marks"] is None
     shown = spec(screened.sources(ds, shallow=3, deep=7, gaps=True))["data"]
-    expected = importance.block_below_null(ds).values[:, 2, :3].T
+    shares = importance.block_importance(ds).values[:, 2, :3].T
+    expected = ~importance.block_below_null(ds).values[:, 2, :3].T & np.isfinite(shares)
+    assert expected.any()
     np.testing.assert_array_equal(np.array(shown[0]["text"]) != "", expected)
+
+
+def test_dots_are_round_and_of_one_size_in_every_map():
+    """Sizes are in pixels, so cells of any shape have the same dot."""
+    ds = signed(dataset(blocks=6, samples=12, levels=3))
+    looks = []
+    for figure in (screened.every_reader(ds), screened.one_reader(ds), screened.sources(ds)):
+        found = [trace for trace in spec(figure)["data"] if trace["type"] == "scatter"]
+        assert found
+        assert "shapes" not in spec(figure)["layout"]
+        looks += [(trace["marker"], trace["mode"], trace["hoverinfo"]) for trace in found]
+    assert all(look == looks[0] for look in looks)
+    marker, mode, hover = looks[0]
+    assert (marker["symbol"], mode, hover) == ("circle", "markers", "skip")
+    assert 4 <= marker["size"] + marker["line"]["width"] <= 8
+    assert not marker.get("sizeref")
+
+
+def test_a_gate_of_zero_and_gates_of_unlike_sign_have_no_dot():
+    ds = dataset(blocks=3, samples=12, levels=1).copy(deep=True)
+    ds["gate"][:] = np.where(np.arange(12) % 2, 1.0, -1.0)[:, None, None]
+    ds["gate"][:, :, 4, 1] = 2.0
+    ds["gate"][:, :, 4, 2] = 0.0
+    marks = spec(screened.every_reader(ds))["layout"]["meta"]["frames"]["maps"][0]["marks"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(marks), dtype=np.uint8))
+    assert np.flatnonzero(bits).tolist() == [4 * ds.sizes["source"] + 1]
 
 
 def test_a_reader_is_one_row_of_the_matrix_over_the_levels(dar):
@@ -253,8 +302,8 @@ def test_few_samples_have_no_dots(dar):
         screened.one_reader(dar),
         screened.sources(dar, gaps=True),
     ):
+        assert {trace["type"] for trace in spec(figure)["data"]} == {"heatmap"}
         assert not [trace for trace in spec(figure)["data"] if "text" in trace]
-        assert "shapes" not in spec(figure)["layout"]
 
 
 def test_decodability_has_a_line_for_every_kind_of_reader(residual):
@@ -319,9 +368,56 @@ def test_every_axis_of_the_two_layouts_exists(dar):
         assert narrow["height"] > wide["height"]
         for patch in (wide, narrow):
             for path, value in patch.items():
-                assert path.split(".")[0] in layout
+                assert re.split(r"[.\[]", path)[0] in layout
                 if path.endswith("domain"):
                     assert 0 <= value[0] < value[1] <= 1
+
+
+def test_a_long_title_is_broken_on_a_narrow_page_and_loses_no_word(dar):
+    ds = dar.copy()
+    ds["reader_name"] = ("reader", np.array([f"a reader < of a long & winding name {at}"
+                                             for at in range(13)]))  # fmt: skip
+    layout = spec(screened.sources(ds, gaps=True))["layout"]
+    wide, narrow = layout["meta"]["wide"], layout["meta"]["narrow"]
+    lines = narrow["annotations[0].text"].split("<br>")
+    assert len(lines) == 2
+    assert max(map(len, map(html.unescape, lines))) <= 42
+    assert " ".join(lines) == wide["annotations[0].text"] == layout["annotations"][0]["text"]
+    assert narrow["margin.t"] == wide["margin.t"] + 16 == layout["margin"]["t"] + 16
+
+
+def test_a_long_name_is_broken_in_the_legend_which_has_room_for_it():
+    shown = spec(screened.interventions(ablated()))
+    names = [trace["name"] for trace in shown["data"] if trace.get("showlegend")]
+    lines = [name.split("<br>") for name in names]
+    assert all(len(one) == 2 and one[0].endswith(":") for one in lines)
+    assert max(len(html.unescape(line)) for one in lines for line in one) <= 40
+    narrow = shown["layout"]["meta"]["narrow"]
+    assert narrow["margin.t"] >= 2 * 14 * len(names)
+    pair = [(name, dataset(samples=2)) for name in ("fifteen letters", "fifteen LETTERS")]
+    layout = spec(screened.dilution(pair))["layout"]["meta"]
+    # One below the other, and a title; on a wide page side by side.
+    assert layout["narrow"]["margin.t"] == 3 * 28 > layout["wide"]["margin.t"]
+    short = spec(screened.dilution([("a: b", dataset(samples=2))]))["data"]
+    assert [trace["name"] for trace in short if trace.get("showlegend")] == ["a: b"]
+
+
+def test_maps_have_colours_for_a_light_and_for_a_dark_page(dar):
+    drawn = spec(screened.sources(dar))["layout"]
+    schemes = drawn["meta"]["schemes"]
+    for at, name in (("coloraxis", "mako_r"), ("coloraxis2", "rocket_r")):
+        for scheme, maps in (("light", palette.COLOUR_MAPS), ("dark", palette.DARK_MAPS)):
+            steps = schemes[scheme][f"{at}.colorscale"]
+            assert [colour for _, colour in steps] == list(maps[name])
+            np.testing.assert_allclose([at for at, _ in steps], np.linspace(0, 1, len(steps)))
+        assert schemes["light"][f"{at}.colorscale"] == drawn[at]["colorscale"]
+    root = spec(screened.matrix(dar))["layout"]["meta"]["schemes"]["dark"]["coloraxis.colorscale"]
+    np.testing.assert_allclose([at for at, _ in root], np.linspace(0, 1, len(root)) ** 2)
+    ds = dar.copy(deep=True)
+    ds["route"][:] = ds["route"] * np.where(ds["source"].values % 3 == 0, -1, 1)
+    steps = spec(screened.sources(ds))["layout"]["meta"]["schemes"]["dark"]["coloraxis2.colorscale"]
+    assert [colour for _, colour in steps] == list(palette.DARK_MAPS["vlag"])
+    assert "schemes" not in spec(screened.dilution([("a", dar)]))["layout"]["meta"]
 
 
 def test_every_map_has_a_range_and_a_colour_scale(dar):

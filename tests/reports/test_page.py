@@ -17,12 +17,16 @@ from plotly.offline import get_plotlyjs
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import decimal
-from dar_probe.reports.pages import analysis, document
-from dar_probe.results import importance, metrics, schema, trajectory
+from dar_probe.reports.figures import study_curves
+from dar_probe.reports.pages import analysis, comparison, document, study
+from dar_probe.results import importance, metrics, paired, schema, trajectory
 from dar_probe.results.fail_rule import apply_rule, parse_rule
+from dar_probe.results.study import aggregate, summary
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds, judge
+from tests.helpers.studies import everything
 from tests.helpers.synthetic import dataset, trained
+from tests.results.test_interventions import dataset as ablated
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\udcff \u202e{{ 7 * 7 }}" + "x" * 300 + ".pt"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -122,7 +126,7 @@ def test_nothing_is_loaded_from_anywhere(parsed):
         assert not [name for name in attrs if name.startswith("on")]
         if "href" in attrs:
             assert tag == "a"
-            assert attrs["href"] == "https://arxiv.org/abs/2605.20708"
+            assert attrs["href"] == "https://arxiv.org/abs/2605.20708" or attrs["href"][0] == "#"
     assert "url(" not in document.template("style.css")
     assert "@import" not in document.template("style.css")
 
@@ -206,9 +210,10 @@ def test_first_screen_says_name_verdict_and_symptoms(plain, plain_page):
         schema.manifest(plain)["assumptions"][0],
         "Figures",
     ]
-    at = [words.index(part, words.index("dar-probe report")) for part in order]
-    assert at == sorted(at)
-    card = words[at[4] : at[5]]
+    at = [words.index("dar-probe report")]
+    for part in order:  # each after the one before
+        at.append(words.index(part, at[-1]))
+    card = words[at[5] : at[6]]
     redundancy = found["redundancy"]
     assert card.startswith(f"Block-wise redundancy {redundancy.value:.3f}")
     assert f"95 % interval {redundancy.low:.3f} to {redundancy.high:.3f}" in card
@@ -244,8 +249,10 @@ def test_a_training_run_has_its_own_figures():
     last = pairs[-1][1]
     found = metrics.compute(last)
     text = analysis.render(last, found, judge(last, found), trajectory=joined)
-    words = Parsed(text).words
-    assert words.index("Over training") < words.index("Symptoms over training.")
+    heads = headings(text)
+    at = heads.index("Over training")
+    assert heads[at + 1] == "Symptoms over training"
+    assert at < heads.index("Figures") < heads.index("Depth")  # what was asked for comes first
     specs = [json.loads(code) for a, code in Parsed(text).scripts if "data-figure" in a]
     over = next(s for s in specs if s["layout"]["xaxis"]["title"]["text"] == "training step")
     lines = [trace for trace in over["data"] if trace.get("mode") == "lines+markers"]
@@ -255,7 +262,7 @@ def test_a_training_run_has_its_own_figures():
     limits = [trace["y"] for trace in over["data"] if "limit" in trace.get("name", "")]
     assert limits == [[3.0] * 2, [10.0] * 2] * 2 + [[0.9] * 2, [0.96] * 2]
     for title in ("Hidden-state RMS", "Gradient RMS", "Cosine to the block before"):
-        assert f"{title} over training." in words
+        assert f"{title} over training" in heads
     assert "Over training" not in Parsed(render(last)).words
 
 
@@ -313,12 +320,93 @@ def test_untrained_and_unmeasured_models_have_a_page(plain):
 
 def test_captions_say_what_dots_mean_and_where_nothing_was_decoded():
     few, many = (Parsed(render(dataset(blocks=3, samples=n, levels=2))).words for n in (5, 6))
-    assert "A dot marks gates" in many
-    assert "A dot marks gates" not in few
+    assert "A dot marks the few cells whose gate has a consistent sign" in many
+    assert "A dot marks the few" not in few
     assert "fewer than six samples" in few
     title = "Where the noise level can be read"
     assert title in many
     assert title not in Parsed(render(dataset(blocks=3, samples=2, levels=1))).words
+
+
+def headings(text: str) -> list[str]:
+    """Return the titles of a page in order."""
+    found = re.findall(r"<h[123][^>]*>(.*?)</h[123]>", text, flags=re.DOTALL)
+    return [" ".join(re.sub(r"<.*?>", "", title).split()) for title in found]
+
+
+def defined(text: str, title: str) -> list[str]:
+    """Return what is offered as defined below the figure of this title."""
+    place = text.index(f"<h3>{title}</h3>")
+    words = text[place : text.index("</figcaption>", place)].split("Defined: ")[1]
+    return re.findall(r">([^<>]+)</button>", words)
+
+
+def test_the_contents_lead_to_every_part_and_no_title_is_used_twice(parsed, request):
+    links = [attrs["href"][1:] for tag, attrs in parsed.tags if attrs.get("href", "")[:1] == "#"]
+    ids = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
+    assert len(links) > 9
+    assert len(set(links)) == len(links)
+    assert set(links) <= ids
+    folds = {a["id"] for tag, a in parsed.tags if tag == "details" and a.get("class") == "fold"}
+    assert len(folds) == 2
+    assert folds < set(links)
+    page = request.getfixturevalue(request.node.callspec.params["parsed"])
+    titles = headings(page)
+    assert len(set(titles)) == len(titles)
+    assert "Depth" in titles
+    figures = [attrs for tag, attrs in parsed.tags if tag == "figure"]
+    assert len(figures) == len(re.findall(r"<figcaption><h3>", page))
+
+
+def test_interventions_come_first_on_a_page_that_has_them():
+    titles = headings(render(ablated()))
+    assert titles.index("Figures") + 1 == titles.index("What interventions did")
+    assert titles.index("What interventions did") < titles.index("Depth")
+
+
+def test_below_a_figure_stands_only_what_it_shows(plain_page):
+    sources = defined(plain_page, "Sources over noise levels")
+    assert sources == ["Importance"]  # four samples: no dots; no router: no routes
+    many = render(dataset(blocks=6, samples=12, levels=3, routing="dar"))
+    maps = defined(many, "Every reader and every source")
+    assert maps == ["Importance", "Route", "Consistent sign"]
+    assert len(defined(many, "Where the noise level can be read")) == 1
+    assert "Spread over samples" in defined(many, "Depth")
+    one = render(dataset(blocks=3, samples=1, levels=2))
+    assert len(defined(one, "Depth")) == 3
+
+
+def test_a_comparison_defines_differences_only_where_they_are_drawn():
+    pairs = [
+        (name, dataset(blocks=4, samples=4, levels=2, inflation=growth))
+        for name, growth in (("a", 2.0), ("b", 4.0))
+    ]
+    text = comparison.render(pairs, paired.compare(pairs))
+    assert "Paired difference" in defined(text, "Differences over depth")
+    assert "Paired difference" not in defined(text, "All models over depth")
+    assert "Spread over samples" in defined(text, "All models over depth")
+    assert "Spread over samples" not in defined(text, "Differences over depth")
+    titles = headings(text)
+    assert len(set(titles)) == len(titles)
+
+
+def test_a_study_is_short_and_defines_what_each_figure_shows():
+    found = aggregate.Results(everything())
+    text = study.render(found, study_curves.drawings(found))
+    short = text[text.index('id="short"') : text.index('id="claims"')]
+    seen, _, folded = short.partition("<details>")
+    assert 0 < seen.count("<li>") <= 5
+    assert seen.count("<li>") + folded.count("<li>") == len(summary.sentences(found))
+    titles = headings(text)
+    assert len(set(titles)) == len(titles)
+    assert defined(text, "Validation loss") == [
+        "Validation loss",
+        "Paired over seeds",
+        "Price of a step",
+    ]
+    assert len(defined(text, "The symptoms over depth")) == 3
+    assert "Price of a step" in defined(text, "Every scheme at the end of training")
+    assert "Paired over seeds" not in defined(text, "Chunk size S")
 
 
 def test_a_bare_manifest_is_enough(plain):
@@ -392,7 +480,8 @@ def browse(text: str, folder: Path, *flags: str) -> tuple[str, list[str]]:
 
 
 def test_chromium_draws_every_figure_without_an_error(hostile_page, tmp_path):
-    dom, console = browse(hostile_page, tmp_path)
+    unfolded = hostile_page.replace("<details", "<details open")  # what is folded waits
+    dom, console = browse(unfolded, tmp_path)
     assert console == []
     assert dom.count('data-figure="') == EVERY_FIGURE
     for at in range(1, EVERY_FIGURE + 1):

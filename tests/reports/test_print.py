@@ -1,5 +1,7 @@
 """Printed figures at both widths: nothing clipped or overlapping, and legible in grey."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -8,7 +10,9 @@ from matplotlib.lines import Line2D
 from dar_probe.reports import printing
 from dar_probe.reports.draw import matplotlib
 from dar_probe.reports.draw.matplotlib.lettering import text_width, wrapped
+from dar_probe.reports.draw.plotly.texts import GROUNDS
 from dar_probe.reports.figures import registry
+from dar_probe.reports.pages import document
 from dar_probe.reports.style import palette
 from tests.helpers import lettered
 from tests.helpers.drawn import printed
@@ -105,6 +109,30 @@ def test_the_map_of_both_signs_is_lightest_at_zero():
     grey = luminance(matplotlib.colour_map(norm, "mako_r")(np.linspace(0, 1, 256)))
     assert (np.diff(grey[:128]) > 0).all()
     assert (np.diff(grey[128:]) < 0).all()
+
+
+def over(ground, page):
+    """Return the colour of plotly's "rgba(r,g,b,a)" over a page."""
+    *rgb, alpha = (float(part) for part in ground[5:-1].split(","))
+    return (1 - alpha) * np.array(to_rgb(page)) + alpha * np.array(rgb) / 255
+
+
+def test_on_a_dark_page_large_is_bright_and_small_stands_out_from_what_is_not_offered():
+    css = document.template("style.css")
+    page = re.findall(r"--paper: (#\w+)", css)[1]
+    ground = luminance(over(GROUNDS["dark"], page))
+    assert set(palette.DARK_MAPS) == set(palette.COLOUR_MAPS)
+    for name, steps in palette.DARK_MAPS.items():
+        light = luminance([to_rgb(colour) for colour in steps])
+        rising = np.diff(light) > 0
+        middle = len(steps) // 2
+        if name == "vlag":  # darkest at zero
+            assert not rising[:middle].any()
+            assert rising[middle:].all()
+        else:
+            assert rising.all()
+        assert ((light + 0.05) / (ground + 0.05)).min() > 1.8
+        assert light.max() > 0.5
 
 
 def looks(lines: list[Line2D]):

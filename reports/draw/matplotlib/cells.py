@@ -23,6 +23,7 @@ from dar_probe.reports.figures.description import Array, Marks, Scale
 from dar_probe.reports.style import palette
 
 MANY = 2000  # marks, which are pixels from here on
+DOT_SIZE, DOT_EDGE = 2.2, 0.5  # points: a row of 28 blocks is 3.5 high
 BAR_ROOM = 2.3  # inches of a label beside a bar
 
 
@@ -82,35 +83,31 @@ def draw_map(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> N
     axis.set_xlim(-0.5, columns - 0.5)
     axis.set_ylim(-0.5, depth - 0.5)
     if isinstance(norm, CenteredNorm):
-        _draw_marks(axis, values < 0, values, norm, colours, marker="_", s=5, linewidths=0.5)
+        _draw_dashes(axis, values, norm, colours)
     axis.spines[:].set_visible(False)
 
 
-def draw_dots(
-    axis: Axes,
-    marked: Marks,
-    values: Array,
-    norm: Normalize,
-    colours: Colormap,
-) -> None:
-    """Put a dot into the marked cells of a map (depth, level)."""
-    _draw_marks(axis, marked, values, norm, colours, s=2.2, linewidths=0)
-
-
-def _draw_marks(
-    axis: Axes,
-    marked: Marks,
-    values: Array,
-    norm: Normalize,
-    colours: Colormap,
-    **look: Any,
-) -> None:
-    """Mark cells, light on dark and dark on light."""
+def draw_dots(axis: Axes, marked: Marks) -> None:
+    """Put a round dot into the marked cells of a map (depth, level), as on the page."""
     row, column = np.nonzero(marked)
+    axis.scatter(
+        column,
+        row,
+        s=DOT_SIZE**2,
+        c=palette.DOT_FACE,
+        edgecolors=palette.DOT_EDGE,
+        linewidths=DOT_EDGE,
+        rasterized=len(row) > MANY,
+    )
+
+
+def _draw_dashes(axis: Axes, values: Array, norm: Normalize, colours: Colormap) -> None:
+    """Put a dash into the negative cells, light on dark and dark on light."""
+    row, column = np.nonzero(values < 0)
     red, green, blue, _ = np.moveaxis(colours(norm(values[row, column])), -1, 0)
     light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
     ink = np.where(light, "#303030", "#f4f4f4")
-    axis.scatter(column, row, c=ink, rasterized=len(row) > MANY, **look)
+    axis.scatter(column, row, c=ink, marker="_", s=5, linewidths=0.5, rasterized=len(row) > MANY)
 
 
 def colour_bar(

@@ -99,7 +99,7 @@ def _draw_panel(axis: Axes, panel: Panel, colours: Colours) -> dict[lines.Key, L
         norm, colour = colours[shown.scale]
         cells.draw_map(axis, shown.values, norm, colour)
         if shown.marked is not None:
-            cells.draw_dots(axis, shown.marked, shown.values, norm, colour)
+            cells.draw_dots(axis, shown.marked)
     if panel.distributions:
         # seaborn takes a second to load, for the sake of this kind of panel alone.
         from dar_probe.reports.draw.matplotlib.distributions import draw_distributions

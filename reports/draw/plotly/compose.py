@@ -4,7 +4,7 @@ import numpy as np
 
 from dar_probe.reports.draw.plotly import layout, traces
 from dar_probe.reports.draw.plotly.layout import Spec
-from dar_probe.reports.draw.plotly.texts import FAINT, coded, escaped, numbered, text
+from dar_probe.reports.draw.plotly.texts import FAINT, GROUNDS, coded, escaped, numbered, text
 from dar_probe.reports.figures.description import Axis, Figure, Frames, Link, Panel, drawn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -20,14 +20,16 @@ def draw(figure: Figure) -> Spec:
         figure: what it shows.
     """
     labels = _Labels()
-    parts: Spec = {"data": [], "shapes": []}
+    parts: Spec = {"data": [], "shapes": [], "dots": []}
     titles: list[str] = []
     for at, panel in enumerate(figure.panels):
         _draw_panel(parts, labels, figure, at, panel)
         titles.append(_title(figure, at, panel))
+    maps = len(parts["data"])
+    parts["data"] += parts["dots"]  # last, so that the page's script finds the maps by number
     made = layout.ground(legend=bool(labels.shown))
     if any(panel.cells for panel in figure.panels):
-        made["plot_bgcolor"] = FAINT
+        made["plot_bgcolor"] = GROUNDS["light"]
     for at, panel in enumerate(figure.panels):
         if titles[at]:
             layout.title(made, at, titles[at])
@@ -47,6 +49,10 @@ def draw(figure: Figure) -> Spec:
     if _along_x(figure):
         made["hovermode"] = "x unified"
     made["meta"] = _meta(figure, parts["data"])
+    if figure.scales:
+        made["meta"]["schemes"] = layout.schemes(figure.scales)
+    if parts["dots"]:
+        made["meta"]["dots"] = list(range(maps, len(parts["data"])))
     layout.place(made, figure.screen, bars, len(figure.panels))
     if labels.shown and figure.screen.room:
         layout.make_legend_room(made, labels.shown)
@@ -65,7 +71,7 @@ class _Labels:
         if not label or (label, colour) in self._seen:
             return False
         self._seen.add((label, colour))
-        self.shown.append(text(label))
+        self.shown.append(label)
         return True
 
 
@@ -95,7 +101,7 @@ def _draw_panel(parts: Spec, labels: _Labels, figure: Figure, at: int, panel: Pa
         level = figure.frames.levels[0] if figure.frames else ""
         data.append(traces.cells(at, panel, cells, figure.scales[cells.scale], level=level))
         if cells.marked is not None and traces.has_dots(cells):
-            shapes.append(traces.dots(at, cells.marked))
+            parts["dots"].append(traces.dots(at, panel, cells.marked))
 
 
 def _title(figure: Figure, at: int, panel: Panel) -> str:

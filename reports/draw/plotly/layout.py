@@ -4,18 +4,31 @@ Everything is plain data, as the page's JSON has it: plotly's own Python objects
 anew, which takes longer than all the rest.
 """
 
+import html
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dar_probe.reports.draw.plotly.texts import CLEAR, FAINT, INK, numbered, text
+from dar_probe.reports.draw.plotly.texts import (
+    CLEAR,
+    FAINT,
+    GROUNDS,
+    INK,
+    entry,
+    escaped,
+    numbered,
+    text,
+)
 from dar_probe.reports.figures.arrangement import Screen
 from dar_probe.reports.figures.description import Array, Axis, Panel, Scale, drawn
 from dar_probe.reports.style import palette
 
 BETWEEN = 92  # pixels between two rows of panels: labels below, title above
+# Letters of a title on the narrowest page, how far left of its panel it begins, pixels of a line.
+NARROW_TITLE, NARROW_SHIFT, TITLE_LINE = 42, -50, 16
 # Pixels of a plotly legend: a row, a line's mark with its gaps, a letter, and the narrowest page.
 LEGEND_ROW, LEGEND_MARK, LEGEND_LETTER, NARROW = 28, 50, 7, 320
 
@@ -51,6 +64,7 @@ def title(layout: Spec, panel: int, words: str) -> None:
             "y": 1,
             "xanchor": "left",
             "yanchor": "bottom",
+            "align": "left",
             "yshift": 4,
             "showarrow": False,
             "font": {"size": 12},
@@ -168,9 +182,8 @@ def colour_axis(scale: Scale, label: str) -> Spec:
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     bar: Spec = {"title": {"text": label, "side": "right"}, "nticks": 6}
-    wanted, root = scale.colours, scale.root
     if low < 0 < high:
-        low, high, wanted, root = -max(-low, high), max(-low, high), "vlag", False
+        low, high = -max(-low, high), max(-low, high)
     if is_log(scale):
         marks = palette.log_ticks(low, high)
         bar |= {
@@ -180,14 +193,30 @@ def colour_axis(scale: Scale, label: str) -> Spec:
         low, high = math.log10(low), math.log10(high)
     if high <= low:
         low, high = low - (0.5 * abs(low) or 0.5), high + (0.5 * abs(high) or 0.5)
-    steps = palette.COLOUR_MAPS[wanted]
-    shares = [at / (len(steps) - 1) for at in range(len(steps))]
-    colours = [
-        [share**2 if root else share, colour] for share, colour in zip(shares, steps, strict=True)
-    ]
+    colours = _steps(scale, palette.COLOUR_MAPS)
     bar |= {"thickness": 11, "outlinewidth": 0, "xanchor": "left", "ticks": "outside"}
     bar |= {"ticklen": 3, "tickfont": {"size": 11}, "ypad": 0}
     return {"cmin": low, "cmax": high, "colorscale": colours, "colorbar": bar}
+
+
+def schemes(scales: Sequence[Scale]) -> Spec:
+    """Return plotly's relayout of maps for a "light" and for a "dark" page."""
+    patches: Spec = {}
+    maps = {"light": palette.COLOUR_MAPS, "dark": palette.DARK_MAPS}
+    for scheme, ground in GROUNDS.items():
+        patches[scheme] = {"plot_bgcolor": ground}
+        for at, scale in enumerate(scales):
+            axis = numbered("coloraxis", at)
+            patches[scheme][f"{axis}.colorscale"] = _steps(scale, maps[scheme])
+    return patches
+
+
+def _steps(scale: Scale, maps: Mapping[str, Sequence[str]]) -> list[list[Any]]:
+    """Return plotly's notation of a colour map: even steps, or those of the square root."""
+    signed = palette.both_signs(scale.values)
+    colours = maps["vlag" if signed else scale.colours]
+    power = 2 if scale.root and not signed else 1
+    return [[(at / (len(colours) - 1)) ** power, colour] for at, colour in enumerate(colours)]
 
 
 def place(layout: Spec, screen: Screen, bars: Sequence[Sequence[int]], panels: int) -> None:
@@ -200,12 +229,19 @@ def place(layout: Spec, screen: Screen, bars: Sequence[Sequence[int]], panels: i
         panels: how many there are.
     """
     top, bottom = (layout["margin"][side] for side in "tb")
+    titles, more = _titles(layout)
     wide = _places(screen, panels, screen.columns, bars, hide_names=False)
-    narrow = _places(screen, panels, 1, bars, hide_names=screen.names_across)
-    for patch in (wide, narrow):
-        patch["height"] += top + bottom
+    narrow = _places(
+        screen, panels, 1, bars, hide_names=screen.names_across, between=BETWEEN + more
+    )
+    wide = {**wide, **titles["wide"], "height": wide["height"] + top + bottom}
+    wide["margin.t"] = top
+    narrow = {**narrow, **titles["narrow"], "height": narrow["height"] + top + more + bottom}
+    narrow["margin.t"] = top + more
     layout["meta"] |= {"wide": wide, "narrow": narrow, "room": screen.room}
     for path, value in wide.items():
+        if path.startswith("annotations"):
+            continue  # they are wide already
         *keys, last = path.split(".")
         at = layout
         for key in keys:
@@ -216,15 +252,33 @@ def place(layout: Spec, screen: Screen, bars: Sequence[Sequence[int]], panels: i
 def make_legend_room(layout: Spec, names: Sequence[str]) -> None:
     """Move the panels down by as many rows as the legend has, on a wide and on a narrow page."""
     meta = layout["meta"]
-    entry = LEGEND_MARK + LEGEND_LETTER * max(map(len, names))
-    before = layout["margin"]["t"]
+    lines = [entry(name, 90).split("<br>") for name in names]
+    letters = max(len(html.unescape(line)) for own in lines for line in own)
+    row = LEGEND_ROW + TITLE_LINE * (max(map(len, lines)) - 1)
     for shape, width in (("wide", meta["room"]), ("narrow", NARROW)):
-        rows = math.ceil(len(names) / max(1, width // entry))
-        top = max(before, LEGEND_ROW * (rows + 1))
+        within = width - layout["margin"]["l"] - layout["margin"]["r"]  # it begins at the panels
+        beside = within // (LEGEND_MARK + LEGEND_LETTER * letters)
+        rows = math.ceil(len(names) / max(1, beside))
+        before = meta[shape]["margin.t"]
+        top = max(before, row * rows + LEGEND_ROW)
         taller = meta[shape]["height"] + top - before
         meta[shape] = {**meta[shape], "margin.t": top, "height": taller}
     layout["height"] = meta["wide"]["height"]
     layout["margin"] = {**layout["margin"], "t": meta["wide"]["margin.t"]}
+
+
+def _titles(layout: Spec) -> tuple[dict[str, Spec], int]:
+    """Return how titles stand wide and narrow, and the pixels that lines of narrow ones take."""
+    wide: Spec = {}
+    narrow: Spec = {}
+    most = 1
+    for at, note in enumerate(layout["annotations"]):
+        lines = textwrap.wrap(html.unescape(note["text"]), NARROW_TITLE) or [""]
+        most = max(most, len(lines))
+        wide |= {f"annotations[{at}].text": note["text"], f"annotations[{at}].xshift": 0}
+        narrow[f"annotations[{at}].text"] = "<br>".join(map(escaped, lines))
+        narrow[f"annotations[{at}].xshift"] = NARROW_SHIFT
+    return {"wide": wide, "narrow": narrow}, (most - 1) * TITLE_LINE
 
 
 def _places(
@@ -234,16 +288,17 @@ def _places(
     bars: Sequence[Sequence[int]],
     *,
     hide_names: bool,
+    between: int = BETWEEN,
 ) -> Spec:
     """Return plotly's relayout of all panels on a grid, first row on top; margins come on top."""
     row, gap = screen.row, screen.gap
     rows = math.ceil(panels / columns)
-    inner = rows * row + (rows - 1) * BETWEEN
+    inner = rows * row + (rows - 1) * between
     width = (1 - (columns - 1) * gap) / columns
     spots = []
     for panel in range(panels):
         left = (panel % columns) * (width + gap)
-        top = 1 - (panel // columns) * (row + BETWEEN) / inner
+        top = 1 - (panel // columns) * (row + between) / inner
         spots.append((left, left + width, top - row / inner, top))
     patch: Spec = {"height": inner}
     for panel, (left, right, bottom, top) in enumerate(spots):

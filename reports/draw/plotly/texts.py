@@ -2,6 +2,7 @@
 
 import base64
 import html
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,26 @@ import numpy.typing as npt
 from dar_probe.reports.style import palette
 
 INK = "#747b85"  # readable on white and on black; the page sets its own
-FAINT = "rgba(128,128,128,0.25)"  # grid lines, and the ground under cells that do not exist
+FAINT = "rgba(128,128,128,0.25)"  # grid lines
+# The ground under cells that do not exist, on a light and on a dark page.
+GROUNDS = {"light": FAINT, "dark": "rgba(128,128,128,0.1)"}
 CLEAR = "rgba(0,0,0,0)"
+ENTRY = 40  # letters of a line of the legend
 TYPES = {"float64": "f8", "float32": "f4"}
 
 
 def text(name: str, limit: int = 60) -> str:
     """Return a name cleaned and escaped: plotly reads HTML and %{...} in every text."""
     return escaped(palette.clean(name, limit))
+
+
+def entry(name: str, limit: int = 60) -> str:
+    """Return a name of the legend, in lines that the narrowest page has room for."""
+    name = palette.clean(name, limit)
+    parts = name.split(": ") if len(name) > ENTRY else [name]  # "what was done: how well foretold"
+    ends = [":"] * (len(parts) - 1) + [""]
+    pieces = [part + end for part, end in zip(parts, ends, strict=True)]
+    return "<br>".join(escaped(line) for one in pieces for line in textwrap.wrap(one, ENTRY))
 
 
 def escaped(words: str) -> str:

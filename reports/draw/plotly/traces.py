@@ -7,7 +7,7 @@ import numpy as np
 
 from dar_probe.files.text import decimal
 from dar_probe.reports.draw.plotly.layout import Spec, is_log, names_of
-from dar_probe.reports.draw.plotly.texts import INK, axes, escaped, numbered, packed, text
+from dar_probe.reports.draw.plotly.texts import INK, axes, entry, escaped, numbered, packed, text
 from dar_probe.reports.figures.description import (
     Array,
     Cells,
@@ -31,7 +31,8 @@ SYMBOLS = {
     "v": "triangle-down",
     "x": "x-thin-open",
 }
-DOT = "\u00b7"
+DOT = "consistent sign"  # what the pointer says of a cell with a dot
+DOT_SIZE, DOT_EDGE = 4, 0.75  # pixels, in cells of any shape
 
 
 def band(at: int, curve: Curve, ends: tuple[Array, Array], **look: Any) -> Iterator[Spec]:
@@ -85,7 +86,7 @@ def curve(at: int, panel: Panel, wanted: Curve, *, first: bool) -> Iterator[Spec
         **axes(at),
     }
     if wanted.label:
-        trace["name"] = text(wanted.label)
+        trace["name"] = entry(wanted.label)
     if wanted.names:
         trace["text"] = [text(name) for name in wanted.names]
     if alone and np.isfinite(wanted.low).all() and np.isfinite(wanted.high).all():
@@ -120,7 +121,7 @@ def points(at: int, panel: Panel, wanted: Points, *, first: bool) -> Spec:
         **axes(at),
     }  # fmt: skip
     if wanted.label:
-        trace |= {"name": text(wanted.label, 90), "legendgroup": text(wanted.label, 90)}
+        trace |= {"name": entry(wanted.label, 90), "legendgroup": text(wanted.label, 90)}
     if not wanted.details:
         trace |= {"hoverinfo": "skip"}
         del trace["hovertemplate"]
@@ -234,29 +235,24 @@ def has_dots(wanted: Cells) -> bool:
     return wanted.marked is not None and bool(wanted.marked.any() or wanted.dotted)
 
 
-def dots(at: int, marked: Marks) -> Spec:
-    """Return one shape of dots: plotly takes a second to write a thousand texts."""
+def dots(at: int, panel: Panel, marked: Marks) -> Spec:
+    """Return the trace of round dots over a map; white with a dark edge shows on every colour."""
+    up, across = np.nonzero(marked)
+    rows, columns = names_of(panel.y), names_of(panel.x)
     return {
-        "type": "path",
-        "path": dot_path(marked),
-        "xref": numbered("x", at),
-        "yref": numbered("y", at),
-        "fillcolor": "#ffffff",
-        "line": {"color": "#1b2430", "width": 0.6},
+        "type": "scatter",
+        "mode": "markers",
+        "x": [columns[place] for place in across],
+        "y": [rows[place] for place in up],
+        "marker": {
+            "symbol": "circle", "size": DOT_SIZE, "opacity": 1, "color": palette.DOT_FACE,
+            "line": {"color": palette.DOT_EDGE, "width": DOT_EDGE},
+        },
+        "hoverinfo": "skip",
+        "showlegend": False,
         "name": "dots",
-    }
-
-
-def dot_path(marked: Marks) -> str:
-    """Return a small diamond at every marked cell, in units of cells."""
-    up, across, size = *np.nonzero(marked), 0.1
-    return (
-        " ".join(
-            f"M{x - size:.2f},{y}L{x},{y + size:.2f}L{x + size:.2f},{y}L{x},{y - size:.2f}Z"
-            for y, x in zip(up, across, strict=True)
-        )
-        or "M-9,-9L-9,-9Z"
-    )  # a shape without a path is none
+        **axes(at),
+    }  # fmt: skip
 
 
 def intervals(low: Array, high: Array) -> list[str]:

@@ -15,8 +15,9 @@ const element = (tag, attributes = {}, ...children) => {
   return made;
 };
 
-// The page's own colours, so that a figure never disagrees with the text around it.
-const theme = () => {
+// The page's own colours, so that a figure never disagrees with the text around it; a map has
+// colours of its own for a light and for a dark page.
+const theme = (figure) => {
   const css = getComputedStyle(document.documentElement);
   const colour = (name) => css.getPropertyValue(name).trim();
   return {
@@ -24,8 +25,18 @@ const theme = () => {
     "hoverlabel.bgcolor": colour("--surface"),
     "hoverlabel.bordercolor": colour("--line"),
     "hoverlabel.font.color": colour("--ink"),
+    ...figure.meta.schemes?.[colour("--scheme")],
   };
 };
+
+// Make something once, when it is first asked for: the first view does not wait for it.
+const once = (make) => {
+  let made = null;
+  return () => (made ??= make());
+};
+
+// What is folded has no size, and is drawn when it is opened.
+const isFolded = ({ frame }) => Boolean(frame.closest("details:not([open])"));
 
 const isNarrow = (figure, width) => width < figure.meta.room;
 const shape = (figure, width) => (isNarrow(figure, width) ? figure.meta.narrow : figure.meta.wide);
@@ -33,7 +44,7 @@ const shape = (figure, width) => (isNarrow(figure, width) ? figure.meta.narrow :
 // Set "a.b.c" in a layout that has not been drawn yet, as relayout would.
 const put = (layout, patch) => {
   for (const [path, value] of Object.entries(patch)) {
-    const keys = path.split(".");
+    const keys = path.replace(/\[(\d+)\]/g, ".$1").split(".");
     const last = keys.pop();
     let at = layout;
     for (const key of keys) at = at[key] ??= {};
@@ -50,7 +61,8 @@ const find = (source) => {
   frame.append(node);
   const figure = { id: node.id, node, frame, meta: spec.layout.meta, spec, drawn: false };
   delete spec.layout.meta; // plotly would copy it at every change
-  node.style.height = `${shape(figure, node.clientWidth).height}px`;
+  const width = node.clientWidth || document.querySelector("main").clientWidth;
+  node.style.height = `${shape(figure, width).height}px`;
   figures.push(figure);
 };
 
@@ -58,7 +70,7 @@ const draw = (figure) => {
   if (figure.drawn) return;
   const { node, spec } = figure;
   figure.narrow = isNarrow(figure, node.clientWidth);
-  put(spec.layout, { ...shape(figure, node.clientWidth), ...theme() });
+  put(spec.layout, { ...shape(figure, node.clientWidth), ...theme(figure) });
   const displayModeBar = figure.narrow ? false : "hover"; // a narrow figure's title is in its way
   node.style.height = "";
   node.replaceChildren(); // a still stood here
@@ -75,7 +87,7 @@ const drawAll = () => {
   };
   const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 0));
   const next = () => {
-    const open = figures.filter((figure) => !figure.drawn);
+    const open = figures.filter((figure) => !figure.drawn && !isFolded(figure));
     if (!open.length) return;
     draw(open.reduce((best, figure) => (far(figure) < far(best) ? figure : best)));
     idle(next, { timeout: 200 });
@@ -84,11 +96,26 @@ const drawAll = () => {
 };
 
 const repaint = () => {
-  for (const { node, drawn } of figures) if (drawn) Plotly.relayout(node, theme());
+  for (const figure of figures) if (figure.drawn) Plotly.relayout(figure.node, theme(figure));
+};
+
+// Lay a figure out anew for the room that it has.
+const fit = (figure, patch = {}) => {
+  figure.narrow = isNarrow(figure, figure.node.clientWidth);
+  const wanted = { ...shape(figure, figure.node.clientWidth), ...theme(figure), ...patch };
+  Plotly.relayout(figure.node, { ...wanted, width: null, autosize: true });
+};
+
+const unfold = (event) => {
+  if (!event.target.matches("details[open]")) return;
+  const inside = figures.filter(({ frame }) => event.target.contains(frame));
+  for (const figure of inside) if (figure.drawn && !isFolded(figure)) fit(figure);
+  if (inside.length) drawAll();
 };
 
 const resize = () => {
   for (const figure of figures) {
+    if (isFolded(figure)) continue;
     const narrow = isNarrow(figure, figure.node.clientWidth);
     if (!figure.drawn || narrow === figure.narrow) continue;
     figure.narrow = narrow;
@@ -105,15 +132,13 @@ const print = () => {
   for (const figure of figures) {
     draw(figure);
     const width = figure.node.closest(".small") ? PRINTED.small : PRINTED.large;
-    Plotly.relayout(figure.node, { ...shape(figure, width), ...theme(), width, autosize: false });
+    const patch = { ...shape(figure, width), ...theme(figure) };
+    Plotly.relayout(figure.node, { ...patch, width, autosize: false });
   }
 };
 
 const restore = () => {
   document.documentElement.classList.remove("printed");
   for (const detail of opened) detail.open = false;
-  for (const figure of figures) {
-    const patch = { ...shape(figure, figure.node.clientWidth), ...theme() };
-    Plotly.relayout(figure.node, { ...patch, width: null, autosize: true });
-  }
+  for (const figure of figures) if (!isFolded(figure)) fit(figure); // the others when they open
 };

@@ -10,12 +10,6 @@ const bytesOf = (text) => {
   return bytes;
 };
 
-// Make something once, when it is first asked for: the first view does not wait for it.
-const once = (make) => {
-  let made = null;
-  return () => (made ??= make());
-};
-
 // Return the frames with names, and maps of {quantity, value(level, reader, source), dot(...)}.
 const unpack = (figure) => {
   const { frames } = figure.meta;
@@ -42,28 +36,37 @@ const showLevel = (figure) => {
   const level = data.values.indexOf(marked.level);
   if (!figure.drawn || level < 0 || level === figure.level) return;
   figure.level = level;
-  const [readers, sources] = [upTo(data.readers.length), upTo(data.sources.length)];
-  const cells = (cell) => grid(readers, sources, (...at) => cell(level, ...at));
-  const traces = { z: data.maps.map(({ value }) => cells(value)), meta: data.levels[level] };
-  const layout = {};
-  putDots(data, traces, layout, (dot) => cells(dot));
-  Plotly.update(figure.node, traces, layout, upTo(data.maps.length));
+  const { readers, sources } = data;
+  const cells = (cell) =>
+    grid(upTo(readers.length), upTo(sources.length), (...at) => cell(level, ...at));
+  const z = data.maps.map(({ value }) => cells(value));
+  const traces = { z, meta: z.map(() => data.levels[level]) };
+  putMaps(figure, data, { traces, layout: {}, cells, rows: readers, columns: sources });
 };
 
-// Dots are text for the pointer, and one shape of diamonds for each map that has them: plotly
-// takes a second to write a thousand texts. The first ones are drawn by reports/draw/plotly.
-const putDots = (data, traces, layout, cells) => {
-  if (!data.maps.some(({ dot }) => dot)) return;
-  traces.text = data.maps.map(({ dot }) => (dot ? cells(dot) : ""));
-  traces.text.filter(Boolean).forEach((rows, at) => {
-    layout[`shapes[${at}].path`] = rows.flatMap((row, y) =>
-      row.flatMap((text, x) => (text ? [diamond(x, y)] : []))).join(" ") || "M-9,-9L-9,-9Z";
+// Change the maps of a figure and their dots at once. A dot is a text for the pointer and a round
+// marker of a size in pixels; meta.dots has the traces of markers, one for each map with dots.
+const putMaps = (figure, data, { traces, layout, cells, rows, columns }) => {
+  const maps = upTo(data.maps.length);
+  const dots = figure.meta.dots ?? [];
+  const patch = { x: [], y: [], text: [], ...traces };
+  let next = maps.length;
+  data.maps.forEach(({ dot }, at) => {
+    if (!dot) return;
+    patch.text[at] = cells(dot);
+    const places = patch.text[at].flatMap((row, y) =>
+      row.flatMap((text, x) => (text ? [[x, y]] : [])));
+    patch.x[next] = places.map(([x]) => columns[x]);
+    patch.y[next] = places.map(([, y]) => rows[y]);
+    next += 1;
   });
-};
-
-const diamond = (x, y) => {
-  const size = 0.1;
-  return `M${x - size},${y}L${x},${y + size}L${x + size},${y}L${x},${y - size}Z`;
+  // Plotly leaves as it is what is undefined, and begins anew with a list that is too short.
+  for (const values of Object.values(patch)) values.length = maps.length + dots.length;
+  // It guesses the types of axes whenever x or y changes; noise levels look like numbers.
+  for (const at of maps) {
+    for (const letter of "xy") layout[`${letter}axis${at ? at + 1 : ""}.type`] = "category";
+  }
+  Plotly.update(figure.node, patch, layout, [...maps, ...dots]);
 };
 
 // A slider over the levels and a button that plays them.
@@ -123,16 +126,12 @@ const showReader = (slice, data, reader) => {
   const rows = offered(data, reader);
   const names = rows.map((source) => data.sources[source]);
   const layout = {};
-  const columns = { z: [], y: [] };
-  putDots(data, columns, layout, (dot) =>
-    grid(rows, levels, (source, level) => dot(level, reader, source)));
+  const traces = { z: [], y: [] };
   data.maps.forEach(({ value }, at) => {
     const z = grid(rows, levels, (source, level) => value(level, reader, source));
-    columns.z.push(z);
-    columns.y.push(names);
+    traces.z.push(z);
+    traces.y.push(names);
     const number = at ? at + 1 : "";
-    // Plotly guesses the types of axes anew whenever y changes; noise levels look like numbers.
-    layout[`xaxis${number}.type`] = layout[`yaxis${number}.type`] = "category";
     layout[`yaxis${number}.range`] = [-0.5, Math.max(rows.length, 1) - 0.5];
     layout[`yaxis${number}.categoryarray`] = names;
     layout[`coloraxis${number}.cmin`] = 0;
@@ -142,7 +141,8 @@ const showReader = (slice, data, reader) => {
   const said = largest(data, reader, rows);
   slice.node.setAttribute("aria-label", `One reader over noise levels: ${said}`);
   slice.said.textContent = said;
-  Plotly.update(slice.node, columns, layout, upTo(data.maps.length));
+  const cells = (dot) => grid(rows, levels, (source, level) => dot(level, reader, source));
+  putMaps(slice, data, { traces, layout, cells, rows: names, columns: data.levels });
 };
 
 // Say where a reader reads most from, at the lowest and the highest level.
@@ -178,7 +178,11 @@ const addReaders = (matrix, slice) => {
   select.addEventListener("change", () => showReader(slice, data, Number(select.value)));
   const homes = matrix.meta.panels[0].y.values;
   select.addEventListener("input", () => setMark("block", homes[select.value]));
-  matrix.tapped = ({ y }) => showReader(slice, data, y.at);
+  matrix.tapped = ({ y }) => {
+    const fold = slice.frame.closest("details");
+    if (fold) fold.open = true;
+    showReader(slice, data, y.at);
+  };
   select.value = slice.meta.reader;
   whenDrawn.push((figure) => {
     if (figure !== slice) return;
@@ -188,18 +192,18 @@ const addReaders = (matrix, slice) => {
   });
 };
 
-// Every cell of a matrix: reader, source, noise level, each map, and whether its sign is chance.
+// Every cell of a matrix: reader, source, noise level, each map, and whether it has a dot.
 const matrixLines = (data) => {
   const [readers, sources] = [data.readers.map(asText), data.sources.map(asText)];
   const dots = data.maps.filter(({ dot }) => dot);
   const head = ["noise_level", "reader", "source", ...data.maps.map(({ quantity }) => quantity)];
-  if (dots.length) head.push("sign_is_chance");
+  if (dots.length) head.push("consistent_sign");
   const lines = [head.map(quoted)];
   data.values.forEach((level, l) => readers.forEach((reader, r) => sources.forEach((source, s) => {
     const values = data.maps.map(({ value }) => value(l, r, s));
     if (!values.some(Number.isFinite)) return;
-    const chance = dots.map(({ dot }) => (dot(l, r, s) ? 1 : 0));
-    lines.push([level, quoted(reader), quoted(source), ...values.map(plain), ...chance]);
+    const certain = dots.map(({ dot }) => (dot(l, r, s) ? 1 : 0));
+    lines.push([level, quoted(reader), quoted(source), ...values.map(plain), ...certain]);
   })));
   return lines;
 };

@@ -173,7 +173,8 @@ const addBar = () => {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (document.querySelector("[popover]:popover-open")) return; // Escape closes that
+    // Escape closes these.
+    if (document.querySelector("[popover]:popover-open, dialog[open]")) return;
     if (event.key === "Escape") setMark("block", null);
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step || marked.block === null || event.target !== document.body) return;

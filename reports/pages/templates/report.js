@@ -16,18 +16,33 @@ const addSpread = (figure) => {
   whenDrawn.push((other) => { if (other === figure && box.checked) show(); });
 };
 
+// Open what a link of the contents leads to; browsers then scroll there themselves.
+const reveal = (hash) => {
+  const goal = hash?.length > 1 && document.getElementById(decodeURIComponent(hash.slice(1)));
+  for (let fold = goal && goal.closest("details"); fold;
+    fold = fold.parentElement.closest("details")) fold.open = true;
+};
+
 const start = () => {
   document.querySelectorAll("script[data-figure]").forEach(find);
   for (const figure of figures) if (figure.meta.spread) addSpread(figure);
   addLevels();
+  figures.forEach(addEnlarge);
   document.querySelectorAll("table.data").forEach(addTable);
   addBar();
   drawAll();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", repaint);
+  document.addEventListener("toggle", unfold, true); // it does not bubble
+  document.addEventListener("click", ({ target }) => reveal(target.closest?.("a")?.hash));
+  reveal(window.location.hash);
   window.addEventListener("resize", resize);
-  window.addEventListener("beforeprint", print);
-  window.addEventListener("afterprint", restore);
+  window.addEventListener("beforeprint", () => {
+    if (enlarged) sheet().close();
+    printHeads();
+    print();
+  });
+  window.addEventListener("afterprint", () => { restoreHeads(); restore(); });
 };
 
 start();

@@ -76,3 +76,21 @@ const addTable = (table) => {
   csv.addEventListener("click", () => download(table.id.replace(/^table-/, ""), linesOf(table)));
   (table.closest(".scroll") ?? table).after(csv);
 };
+
+// A browser prints a table's head on every page unless a button stands in it, so paper has none.
+let sorts = [];
+const printHeads = () => {
+  sorts = [...document.querySelectorAll("button.sort")].map((button) => {
+    const [home, parts] = [button.parentElement, [...button.childNodes]];
+    button.replaceWith(...parts);
+    return { button, home, parts };
+  });
+};
+
+const restoreHeads = () => {
+  for (const { button, home, parts } of sorts) {
+    button.append(...parts);
+    home.append(button);
+  }
+  sorts = [];
+};
