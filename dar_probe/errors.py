@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     FAILED = 1, "the verdict fails where it was asked for (audit, --fail-on)"
     USAGE = 2, "an argument or data do not fit, or files cannot be written"
     REFUSED = 3, "a checkpoint or an analysis is refused"
-    UNMEASURABLE = 4, "nothing could be measured or compared"
+    UNMEASURABLE = 4, "nothing could be measured, compared or judged by the rule"
     INTERNAL = 5, "internal error"
     INTERRUPTED = 130, "interrupted"
 

@@ -195,6 +195,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the end of the process collect everything; triton reports what is left as leaks."""
+    gc.unfreeze()
+
+
 def scope(nodeid: str) -> str:
     """Return what one worker runs as a whole: a file, or of a file in ``APART`` a test."""
     path = nodeid.partition("::")[0]

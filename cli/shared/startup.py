@@ -1,5 +1,6 @@
 """Lets a command import what it needs in less time."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,4 @@ def imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)  # triton reports what is left at the end as leaks

@@ -30,7 +30,7 @@ def spoil(tmp_path):
         state = content.get("ema", content)
         state[key] = to(state[key])
         torch.save(content, file.path)
-        return {"path": file.path, "heads": file.heads}, {"data": file.data, **GRID}
+        return {"model": file.path, "heads": file.heads}, {"data": file.data, **GRID}
 
     return change
 
@@ -40,7 +40,7 @@ def test_quantised_weights_are_refused_by_name(spoil, case):
     key = "final_layer.linear.weight"
     where, how = spoil(case, key, lambda t: t.to(torch.int8))
     with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
-        survey(CheckpointOptions(**where))
+        survey(CheckpointOptions(path=where["model"], heads=where["heads"]))
     with pytest.raises(CheckpointError, match=f"quantised weights.*'{key}' is int8"):
         dp.analyze(**where, **how)
 
