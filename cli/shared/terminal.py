@@ -28,6 +28,7 @@ from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
+    from dar_probe.results.verdict import Verdict
 
 __all__ = [
     "COLOURS",
@@ -79,8 +80,25 @@ def show(analysis: "Analysis") -> None:
     for finding in verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in verdict.sentence:
             _bullet(console, finding.sentence, _colour(finding.status))
+    _advice(console, verdict)
     for assumption in manifest["assumptions"]:
         _bullet(console, f"Assumed: {assumption}", "dim")
+
+
+def _advice(console: Console, verdict: "Verdict") -> None:
+    """Print what each warning and failure means, how sure it is, and what finds out more."""
+    for finding in verdict.findings:
+        if (advice := finding.advice) is None:
+            continue
+        console.print()
+        title = Text(
+            f"{finding.name.replace('_', ' ').capitalize()}. ", style=_colour(finding.status)
+        )
+        write(console, Text.assemble(title, printable(f"{advice.meaning} {advice.certainty}")))
+        for command in advice.commands:
+            write(console, Text(printable(command), style="bold"), Text("  $ ", style="dim"))
+    if any(finding.advice for finding in verdict.findings):
+        console.print()
 
 
 def show_json(analysis: "Analysis") -> None:

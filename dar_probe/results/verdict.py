@@ -1,5 +1,6 @@
 """Metrics -> a verdict in plain sentences: thresholds and findings."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from dar_probe.results.advice import Advice, advise
 from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric, chance, no_choice, profile, staged
 from dar_probe.results.schema import manifest
@@ -42,13 +44,14 @@ class Thresholds:
 class Finding:
     """One number; ``sentence`` quotes its value, interval and threshold.
 
-    What no limit is set for has the status "info".
+    What no limit is set for has the status "info". A warning or a failure comes with ``advice``.
     """
 
     name: str
     status: Status
     sentence: str
     metric: Metric | None = None
+    advice: Advice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ def judge(
         _measurement(metrics),
         *([] if untrained else _useless_blocks(ds, limits)),
     ]
+    findings = [_advised(ds, item, limits) for item in findings]
     if not untrained:
         return _conclude(findings, limits)
     why = (
@@ -104,6 +108,14 @@ def judge(
     return Verdict(status="untrained", sentence=sentence, findings=findings)
 
 
+def _advised(ds: xr.Dataset, item: Finding, limits: Thresholds) -> Finding:
+    """Say what a warning or a failure means, and what to do about it."""
+    if item.status not in ("warn", "fail"):
+        return item
+    limit = getattr(limits, f"{item.name}_fail", math.nan)
+    return dataclasses.replace(item, advice=advise(ds, item.name, item.metric, limit))
+
+
 def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> dict[str, Any]:
     """Give the contents of summary.json: plain values, None where a number is NaN.
 
@@ -114,7 +126,10 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
         "verdict": verdict.status,
         "sentence": verdict.sentence,
         "findings": [
-            {key: getattr(item, key) for key in ("name", "status", "sentence")}
+            {
+                **{key: getattr(item, key) for key in ("name", "status", "sentence")},
+                **({} if item.advice is None else dataclasses.asdict(item.advice)),
+            }
             for item in verdict.findings
         ],
         "metrics": {name: numbers(metric) for name, metric in metrics.items()},

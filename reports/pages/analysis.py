@@ -89,8 +89,8 @@ def render(
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:
-    """Return what the analysis is called: the checkpoint, else the model."""
-    for key in ("checkpoint", "model"):
+    """Return what the analysis is called: the model's name, else the checkpoint's file."""
+    for key in ("model", "checkpoint"):
         name = (manifest.get(key) or {}).get("name")
         if name:
             return str(name)
@@ -103,9 +103,10 @@ def _facts(ds: xr.Dataset, manifest: Mapping[str, Any]) -> list[tuple[str, str]]
     data = (manifest.get("data") or {}).get("name")
     objective = (manifest.get("config") or {}).get("objective")
     routing = headline.routing_title(model) or "unknown"
-    named = model.get("name") not in (None, name_of(manifest))  # the title says it already
+    file = (manifest.get("checkpoint") or {}).get("name")
+    told = file in (None, name_of(manifest))  # the title says it already
     parts = [
-        (palette.clean(str(model["name"])) if named else "", ""),
+        ("" if told else palette.clean(str(file)), ""),
         (f"routing: {palette.clean(routing)}", ""),
         (f"objective: {palette.clean(str(objective))}" if objective else "", ""),
         (f"{model['parameters']:,} parameters" if model.get("parameters") else "", "parameters"),
@@ -121,6 +122,7 @@ def _cards(
     verdict: Verdict, metrics: Mapping[str, Metric], limits: Thresholds
 ) -> list[dict[str, Any]]:
     status = {finding.name: finding.status for finding in verdict.findings}
+    advice = {finding.name: finding.advice for finding in verdict.findings}
     cards = []
     for name, symptom in SYMPTOMS.items():
         metric, unit = metrics[name], symptom.unit
@@ -131,6 +133,7 @@ def _cards(
                 "define": f"metric:{name}",
                 "about": symptom.about,
                 "status": status[name],
+                "advice": advice[name],
                 "value": _with_unit(metric.value, unit),
                 "interval": _interval(metric, unit),
                 "limits": f"warning above {warn:g}{unit}, failure above {fail:g}{unit}",
