@@ -251,11 +251,11 @@ def _named(factory: str) -> Iterator[None]:
 
     try:
         yield
-    except UnknownInputsError as error:
+    except UnknownInputsError:
         raise UsageError(
             f"{quote(factory)} gave a module without inputs",
             hint=f"pass --input 8,64 (or 16:long for token ids), or {BATCH_HELP}",
-        ) from error
+        ) from None
 
 
 def _check_file(path: Path) -> None:

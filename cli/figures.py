@@ -141,7 +141,7 @@ def figures(
         typer.echo(terminal.printable(str(path)))
 
 
-def _read(paths: list[Path], names: list[str] | None) -> list["Named"]:
+def _read(paths: list[Path], names: list[str] | None = None) -> list["Named"]:
     """Return (name, dataset) pairs, names numbered where two are equal."""
     from dar_probe.analysis import open_analysis
     from dar_probe.results.paired import named

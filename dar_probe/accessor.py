@@ -46,7 +46,7 @@ class DatasetAccessor:
                 f"this dataset is no whole analysis: {error}",
                 hint="keep every variable and every dim: ds.isel(noise_level=[0]) does, "
                 "ds.isel(noise_level=0) does not",
-            ) from error
+            ) from None
 
     @property
     def metrics(self) -> "dict[str, Metric]":

@@ -140,6 +140,18 @@ class Analysis:
 
         return Plots(self)
 
+    def to_markdown(self) -> str:
+        """Return the numbers with intervals and verdicts as a Markdown table."""
+        from dar_probe.reports import text_tables
+
+        return text_tables.markdown(text_tables.of_analysis(self.metrics, self.verdict))
+
+    def to_latex(self) -> str:
+        """Return the same as a LaTeX tabular with the rules of booktabs."""
+        from dar_probe.reports import text_tables
+
+        return text_tables.latex(text_tables.of_analysis(self.metrics, self.verdict))
+
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
         """Return variables as a tidy frame, see ``dar_probe.results.dataframe.to_dataframe``."""
         from dar_probe.results import dataframe

@@ -86,6 +86,31 @@ class Comparison:
                 found.append((pair, unknown))
         return found
 
+    def to_markdown(self) -> str:
+        """Return one row for each pair and number as a Markdown table."""
+        from dar_probe.reports import text_tables
+
+        return text_tables.markdown(self._table())
+
+    def to_latex(self) -> str:
+        """Return the same as a LaTeX tabular with the rules of booktabs."""
+        from dar_probe.reports import text_tables
+
+        return text_tables.latex(self._table())
+
+    def _table(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+        rows = [
+            (
+                pair.other, plain(change.name),
+                pairs.amount(change.reference, change.difference.value),
+                pairs.amount(change.other, change.difference.value),
+                pairs.signed(change.difference),
+            )
+            for pair in self.pairs
+            for change in pair.changes
+        ]  # fmt: skip
+        return ("other", "number", self.names[0], "its own", "difference"), rows
+
     def to_dataframe(self) -> "pd.DataFrame":
         """Return one row for each pair and number, NaN where it cannot be compared."""
         import pandas as pd

@@ -125,6 +125,7 @@ LANES = {
     "checkpoints/test_peek.py::test_no_header": "slow",
     "models/diffusers/test_folder.py::test_nothing_imports": "slow",
     "probe/test_eager.py": "slow subprocess",
+    "journeys/test_editors.py": "slow subprocess extras",
     # The lint lane.
     "test_style.py": "lint subprocess extras",
     "test_style.py::test_ruff": "lowest",

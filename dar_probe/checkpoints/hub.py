@@ -51,8 +51,8 @@ def local(path: str | Path, *, on_download: Callable[[str], None] | None = None)
     name = str(path)
     try:
         from huggingface_hub import constants
-    except ImportError as error:
-        raise _missing(name, "huggingface_hub is not installed") from error
+    except ImportError:
+        raise _missing(name, "huggingface_hub is not installed") from None
     cached = _snapshot(name, only_local=True)
     if isinstance(cached, Path) and _whole(cached):
         return cached

@@ -22,8 +22,8 @@ def parse_levels(wanted: int | str | Sequence[float]) -> np.ndarray:
                 wanted = int(wanted)
             else:
                 wanted = [float(part) for part in wanted.split(",") if part.strip()]
-        except ValueError as error:
-            raise _error(wanted) from error
+        except ValueError:
+            raise _error(wanted) from None
     if isinstance(wanted, int):
         if not 1 <= wanted <= 10_000:
             raise _error(wanted)

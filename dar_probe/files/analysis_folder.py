@@ -89,11 +89,11 @@ class OutputFolder:
             return None
         try:
             return arrays.read_arrays(path)
-        except UsageError as error:
+        except UsageError:
             raise UsageError(
                 f"the shard {path.name!r} of {str(self.path)!r} is damaged",
                 hint="run again without --resume to start over",
-            ) from error
+            ) from None
 
     def save(self, index: int, part: dict[str, np.ndarray]) -> None:
         """Keep the arrays of shard ``index``."""

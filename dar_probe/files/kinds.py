@@ -84,8 +84,8 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             _check_regular(os.fstat(file.fileno()).st_mode, shown)
             yield file
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {shown}", hint="check the path") from error
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {shown}", hint="check the path") from None
     except OSError as error:
         if error.strerror is None:  # a parser's own
             raise
@@ -98,10 +98,10 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
 def _mode(path: Path) -> int:
     try:
         return os.stat(path).st_mode
-    except ValueError as error:  # a NUL in it, or half of a surrogate pair
+    except ValueError:  # a NUL in it, or half of a surrogate pair
         raise CheckpointError(
             f"{quote(path)} cannot be opened: it is no name of a file", hint="check the path"
-        ) from error
+        ) from None
 
 
 def _check_regular(mode: int, shown: str) -> None:

@@ -15,10 +15,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except OSError:
         raise UsageError(
             f"the config file {str(path)!r} cannot be read", hint="--config takes a TOML file"
-        ) from error
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path.name} is no TOML: {error}", hint="a line of it is e.g. samples = 16"

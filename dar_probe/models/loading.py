@@ -288,7 +288,7 @@ def plan(
             if objective_name is not None:
                 return call, *choose_objective(objective_name, objective_name)
             # Nobody typed what a scheduler was saved with.
-            raise CheckpointError(f"{read.shown}: {error}", hint=error.hint) from error
+            raise CheckpointError(f"{read.shown}: {error}", hint=error.hint) from None
         if objective_name is None:
             return call, usual, assumed
         # Another prediction, or time the other way, on the scheduler's own steps.

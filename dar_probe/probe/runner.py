@@ -81,12 +81,12 @@ class Run:
         if self.output.out is None:
             return self._measured(task)
         out = Path(self.output.out)
-        if self.ranks.leads and not self.output.overwrite:
-            refuse_another(out, lambda there: _content(there) == _content(task.key))
         if self.output.resume:
             found = self.ranks.from_leader(finished(out, task.key) if self.ranks.leads else None)
             if found is not None:
                 return self._found(found, out, task.key)
+        if self.ranks.leads and not self.output.overwrite:
+            refuse_another(out, lambda there: _content(there) == _content(task.key))
         if not self.ranks.leads:
             return self._measured(task)
         with OutputFolder(out, key=shard_key(task.key), resume=self.output.resume) as folder:
@@ -189,7 +189,8 @@ def matching(ds: xr.Dataset | None, key: dict[str, Any]) -> xr.Dataset | None:
     manifest = schema.manifest(ds)
     # What a model is called changes no number.
     there = {name: manifest.get(name) for name in key}
-    there["model"] = {name: v for name, v in (there["model"] or {}).items() if name != "name"}
+    if "model" in key:
+        there["model"] = {name: v for name, v in manifest["model"].items() if name != "name"}
     return ds if there == key else None
 
 

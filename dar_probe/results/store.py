@@ -62,7 +62,7 @@ def read(path: str | Path) -> xr.Dataset:
     except CheckpointError as error:
         if name in str(error):
             raise
-        raise CheckpointError(f"{name} is refused: {error}", hint=error.hint or HINT) from error
+        raise CheckpointError(f"{name} is refused: {error}", hint=error.hint or HINT) from None
     except Exception as error:  # a parser of untrusted bytes fails in any way it likes
         raise CheckpointError(
             f"{name} is damaged, or no analysis ({type(error).__name__} while reading)",

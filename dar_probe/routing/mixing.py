@@ -255,7 +255,7 @@ def kernels(sources: Sequence[Tensor], *vectors: Tensor) -> ModuleType | None:
         raise UsageError(
             f"DAR_PROBE_KERNELS asks for triton, which cannot be imported: {error}",
             hint="pip install triton",
-        ) from error
+        ) from None
     return fused if fused.fit(sources, *vectors) else None
 
 

@@ -196,6 +196,6 @@ def make(name: str, width: int, layout: Layout, **options: Any) -> Stream:
         raise UsageError(f"unknown routing {name!r}", hint=f"known: {', '.join(names)}")
     try:
         stream: Stream = cls(width, layout, **options)
-    except TypeError as error:
-        raise UsageError(f"routing {name!r} does not take {', '.join(options)}") from error
+    except TypeError:
+        raise UsageError(f"routing {name!r} does not take {', '.join(options)}") from None
     return stream

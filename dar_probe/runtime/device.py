@@ -20,8 +20,8 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # a meta device computes nothing
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"the device {name!r} is not available here") from error
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"the device {name!r} is not available here") from None
     return device
 
 

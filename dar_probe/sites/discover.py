@@ -71,7 +71,7 @@ def discover(
             raise ProbeError(
                 f"these blocks and readers are no pre-norm stack: {error}",
                 hint="leave --readers out to see what is found by itself",
-            ) from error
+            ) from None
         return by_block(model, found, str(error))
     if (module := stream_detection.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}

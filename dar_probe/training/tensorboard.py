@@ -18,11 +18,11 @@ def check() -> Any:
     """
     try:
         return import_module("torch.utils.tensorboard")
-    except ImportError as error:
+    except ImportError:
         raise UsageError(
             "--tensorboard needs the package tensorboard, which is not installed",
             hint="pip install 'dar-probe[tensorboard]'; metrics.csv holds the same without it",
-        ) from error
+        ) from None
 
 
 class Board:

@@ -163,7 +163,7 @@ def test_a_finished_analysis_drops_what_a_kill_left(tmp_path):
     out = tmp_path / "out"
     with OutputFolder(out) as folder:
         folder.publish(lambda fresh: store.write(ds, fresh / "analysis.nc"))
-    with OutputFolder(out, key=key) as folder:
+    with OutputFolder(out, key=runner.shard_key(key)) as folder:
         folder.save(0, {})
     run = runner.Run(output=OutputOptions(out=out, resume=True, figures=False))
     found = run.finish(SimpleNamespace(key=key))

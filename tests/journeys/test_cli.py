@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dar_probe.analysis import open_analysis
+from dar_probe.checkpoints.naming import folder_name
 from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import train
 from tests.helpers.shell import interruptible, run, run_alone, without_progress
@@ -34,7 +35,7 @@ def analysed(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysed")
     done = run_alone("analyze", checkpoint, *QUICK, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "dar-probe-out" / checkpoint.stem, done
+    return folder / "dar-probe-out" / folder_name(checkpoint), done
 
 
 def test_analyze_writes_the_files_of_the_contract(analysed):

@@ -18,7 +18,7 @@ COMMANDS = get_command(app).commands
 HEAVY = ("torch", "matplotlib", "xarray", "pandas", "numpy", "plotly", "h5py", "jinja2")
 
 LESS = {  # to measure; of an option that is given twice the last one counts
-    "analyze": ["--samples", "2", "--noise-levels", "2"],
+    "analyze": ["--samples", "2", "--noise-levels", "2", "--overwrite"],
     "ablate": ["--samples", "2", "--noise-levels", "2"],
     "bench": ["--repeats", "1"],
     "evaluate": ["--samples", "16", "--steps", "2"],

@@ -116,7 +116,7 @@ def test_a_new_scheme_is_one_file(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    shown = python("-m", "dar_probe.cli", "train", "--help")
+    shown = " ".join(python("-m", "dar_probe.cli", "train", "--help").replace("│", " ").split())
     assert ", nineteenth," in shown and "mhc-lite, nineteenth: number of parallel" in shown
     told = python("-c", USE)
     row = "| `nineteenth` | the sum of all earlier outputs, once more | `streams` | yes |"

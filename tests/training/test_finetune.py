@@ -235,7 +235,7 @@ def test_audit_judges_the_trained_copy_and_keeps_the_module_as_it_came(tmp_path,
     assert "Before and after training" in (tmp_path / "out" / "report.html").read_text()
     again = open_analysis(tmp_path / "out")
     again.save(tmp_path / "out")  # as the report command does
-    assert open_analysis(tmp_path / "out").before.verdict == audit.before.verdict
+    assert open_analysis(tmp_path / "out").before.summary == audit.before.summary
     plain.save(tmp_path / "out")
     assert not (tmp_path / "out" / "before.nc").exists()
     assert "Before and after training" not in (tmp_path / "out" / "report.html").read_text()

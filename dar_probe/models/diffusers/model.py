@@ -150,11 +150,11 @@ def diffusers() -> Any:
     """
     try:
         import diffusers as package
-    except ImportError as error:
+    except ImportError:
         raise UsageError(
             "this model needs diffusers, which is not installed",
             hint="pip install 'dar-probe[diffusers]'",
-        ) from error
+        ) from None
     return package
 
 

@@ -1,0 +1,65 @@
+"""Tables of numbers as text: Markdown for an issue, LaTeX (booktabs) for a paper."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dar_probe.files.text import quantity
+from dar_probe.reports.style import palette
+from dar_probe.results.symptoms import SYMPTOMS, unit_of
+
+if TYPE_CHECKING:
+    from dar_probe.results.metrics import Metric
+    from dar_probe.results.verdict import Verdict
+
+Table = tuple[Sequence[str], list[Sequence[str]]]  # heads and rows
+HEADS = ("number", "value", "95 % interval", "verdict")
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def of_analysis(metrics: "Mapping[str, Metric]", verdict: "Verdict") -> Table:
+    """Return the numbers of an analysis that are measurable, symptoms first."""
+    status = {item.name: item.status for item in verdict.findings}
+    rows = []
+    for name, metric in metrics.items():
+        if metric.value != metric.value or not (name in SYMPTOMS or name in status):
+            continue
+        unit = unit_of(name)
+        between = "one sample"
+        if metric.low == metric.low:
+            between = f"{quantity(metric.low, unit)} to {quantity(metric.high, unit)}"
+        judged = status[name] if name in SYMPTOMS else ""
+        rows.append((name.replace("_", " "), quantity(metric.value, unit), between, judged))
+    return HEADS, rows
+
+
+def markdown(table: Table) -> str:
+    """Return a table of GitHub's Markdown."""
+    heads, rows = table
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(map(_marked, line))} |\n" for line in lines)
+
+
+def latex(table: Table) -> str:
+    r"""Return a ``tabular`` with booktabs' rules; it takes ``\usepackage{booktabs}``."""
+    heads, rows = table
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(map(_tex, cells)) + r" \\"
+
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule", line(heads), r"\midrule",
+            *map(line, rows), r"\bottomrule", r"\end{tabular}", "",
+        ]
+    )  # fmt: skip
+
+
+def _marked(cell: str) -> str:
+    return palette.clean(cell, 200).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _tex(cell: str) -> str:
+    return "".join(_TEX.get(character, character) for character in palette.clean(cell, 200))
