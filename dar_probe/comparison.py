@@ -98,7 +98,7 @@ class Comparison:
 
         return text_tables.latex(self._table())
 
-    def _table(self) -> tuple[Sequence[str], list[Sequence[str]]]:
+    def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         rows = [
             (
                 pair.other, plain(change.name),

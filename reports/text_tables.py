@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dar_probe.results.metrics import Metric
     from dar_probe.results.verdict import Verdict
 
-Table = tuple[Sequence[str], list[Sequence[str]]]  # heads and rows
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # heads and rows
 HEADS = ("number", "value", "95 % interval", "verdict")
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

@@ -128,7 +128,7 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
         "findings": [
             {
                 **{key: getattr(item, key) for key in ("name", "status", "sentence")},
-                **({} if item.advice is None else dataclasses.asdict(item.advice)),
+                **({} if item.advice is None else _plain(item.advice)),
             }
             for item in verdict.findings
         ],
@@ -136,6 +136,10 @@ def summary(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict) -> 
         "assumptions": list(provenance.get("assumptions", [])),
         "warnings": list(provenance.get("warnings", [])),
     }
+
+
+def _plain(advice: Advice) -> dict[str, Any]:
+    return {**dataclasses.asdict(advice), "commands": list(advice.commands)}
 
 
 def unmeasured(ds: xr.Dataset, metric: Metric) -> str:
