@@ -35,11 +35,14 @@ class Two(nn.Module):
         return self.norm(x)
 
 
-def agreement(tokens: int, share: float) -> bool:
+def agreement(tokens: int, share: float, *, silent: bool = False) -> bool:
     """Tell whether the first write agrees, of which ``share`` came from no module."""
     torch.manual_seed(0)
     aside = torch.randn(1, tokens, WIDTH, dtype=torch.float64)
     model = Two(share * aside / aside.norm()).double()
+    for block in model.blocks if silent else ():
+        block.mlp.down.weight.data.zero_()
+        block.mlp.down.bias.data.zero_()
     x = torch.randn(1, tokens, WIDTH, dtype=torch.float64)
     found = tracing.trace(model, (x,), {}, set(model.blocks))
     first, following = stream_detection.follow(found)[:2]
@@ -56,3 +59,7 @@ def test_a_thousandth_from_elsewhere_is_the_limit(share, wanted):
 def test_three_tokens_prove_nothing():
     assert not agreement(3, 0.0)
     assert agreement(4, 0.0)
+
+
+def test_a_branch_that_writes_nothing_disagrees_with_nothing():
+    assert agreement(3, 0.0, silent=True)
