@@ -85,10 +85,11 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         levels = np.zeros(1) if noise_levels is None else parse_levels(noise_levels)
     if options.batch is not None:
         with untouched(module):
-            check_batch(batch, float(levels[len(levels) // 2]))
+            check_batch(batch, float(levels[len(levels) // 2]), samples)
     subject = find_sites(module, replace(options, batch=batch), levels.tolist())
     if options.loss is not None and loss is not None:
-        _try_loss(module, batch, loss, float(levels[len(levels) // 2]))
+        ids = torch.arange(min(samples, 2))
+        _try_loss(module, batch, loss, ids, float(levels[len(levels) // 2]))
     if loss is None:
         with untouched(module):
             loss = stand_in(module, batch, float(levels[0]))
@@ -133,9 +134,9 @@ def identified(task: plan.Task) -> plan.Task:
 
 
 @torch.no_grad()
-def _try_loss(module: nn.Module, batch: Batch, loss: Loss, level: float) -> None:
-    """Hold a user's loss to its contract on the outputs of two samples."""
-    ids, levels = torch.arange(2), torch.full((2,), level, dtype=torch.float64)
+def _try_loss(module: nn.Module, batch: Batch, loss: Loss, ids: Tensor, level: float) -> None:
+    """Hold a user's loss to its contract on the outputs of the samples ``ids``."""
+    levels = torch.full((len(ids),), level, dtype=torch.float64)
     with untouched(module):
         args, kwargs = batch(ids, levels)
         check_loss(loss, module(*args, **kwargs), ids, levels)

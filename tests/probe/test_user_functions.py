@@ -82,6 +82,15 @@ def test_a_batch_that_shares_a_table_between_samples_is_pure():
     assert dp.audit(Stack(), batch=shared, **FEW).dataset.sizes["reader"] == 9
 
 
+def test_one_sample_is_asked_for_no_second_row():
+    rows = batch([0], None)[0][0]
+
+    def table(ids, noise_level):
+        return (rows[ids],), {}
+
+    assert dp.audit(Stack(), batch=table, loss=loss, samples=1).dataset.sizes["sample"] == 1
+
+
 FAULTY = """
     import torch
     from torch import nn
