@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -13,10 +13,18 @@ from dar_probe.cli.shared import options as shared
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dar_probe.reports.draw.matplotlib import Figure
+    from dar_probe.reports.figures.description import Figure
     from dar_probe.reports.figures.registry import Options
 
     Named = tuple[str, xr.Dataset]
+    Shown = tuple[str, Figure]
+
+
+class Look(TypedDict):
+    """What the figures say themselves; captions say it in any case."""
+
+    titles: bool
+    notes: bool
 
 
 def figures(
@@ -108,6 +116,22 @@ def figures(
             rich_help_panel=panels.FIGURES,
         ),
     ] = None,
+    titles: Annotated[
+        bool,
+        typer.Option(help="Say titles in the figures.", rich_help_panel=panels.FIGURES),
+    ] = True,
+    notes: Annotated[
+        bool,
+        typer.Option(help="Say notes below the figures.", rich_help_panel=panels.FIGURES),
+    ] = True,
+    captions: Annotated[
+        bool,
+        typer.Option(
+            "--captions",
+            help="Also write captions.txt, and captions.tex with figures for LaTeX.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
     names: options.Names = None,
 ) -> None:
     """Write the figures of finished analyses, fonts embedded; equal data give equal bytes.
@@ -134,10 +158,11 @@ def figures(
         kind=kind,
         variables=tuple(name for text in variable or () for name in text.split(",")),
     )
+    look: Look = {"titles": titles, "notes": notes}
     check_place(out)
     named = _read(analyses, None if names is None else names.split(","))
-    drawn = _draw(named, wanted, chosen, asked=only is not None)
-    for path in _write(drawn, out, suffixes):
+    shown = _describe(named, wanted, chosen, asked=only is not None)
+    for path in _write(shown, out, suffixes, look, captions=captions):
         typer.echo(terminal.printable(str(path)))
 
 
@@ -151,26 +176,24 @@ def _read(paths: list[Path], names: list[str] | None = None) -> list["Named"]:
     return list(zip(called, [a.whole for a in opened], strict=True))
 
 
-def _draw(
+def _describe(
     named: list["Named"], wanted: list[str], options: "Options", *, asked: bool
-) -> list[tuple[str, "Figure"]]:
-    """Draw everything before anything is written: (name of the file without suffix, figure).
+) -> list["Shown"]:
+    """Describe everything before anything is written: (name of the file without suffix, figure).
 
     Raises:
         ProbeError: none of the analyses can give a figure, or a heatmap, that was asked for.
     """
     from dar_probe.errors import ProbeError
-    from dar_probe.reports import printing
-    from dar_probe.reports.draw import matplotlib
     from dar_probe.reports.figures import dilution, registry
     from dar_probe.results.trajectory import last_step
 
     _check_kind(named, options)
-    drawn = []
+    shown = []
     for stem in registry.stems(wanted, options):
         if stem == "dilution":
             lines = [(name, last_step(ds)) for name, ds in named]
-            drawn.append((stem, matplotlib.draw(dilution.dilution(lines, width=options.width))))
+            shown.append((stem, dilution.dilution(lines, width=options.width)))
             continue
         reasons = [registry.lacks(ds, stem, options) for _, ds in named]
         explicit = asked or (stem.startswith(registry.HEATMAP) and options.variables)
@@ -179,8 +202,8 @@ def _draw(
         for number, (reason, (name, ds)) in enumerate(zip(reasons, named, strict=True), 1):
             if not reason:
                 prefix = f"{number:02d}-" if len(named) > 1 else ""
-                drawn.append((prefix + stem, printing.draw(ds, stem, options, name=name)))
-    return drawn
+                shown.append((prefix + stem, registry.describe(ds, stem, options, name=name)))
+    return shown
 
 
 def _check_kind(named: list["Named"], options: "Options") -> None:
@@ -194,15 +217,27 @@ def _check_kind(named: list["Named"], options: "Options") -> None:
 
 
 def _write(
-    drawn: list[tuple[str, "Figure"]], folder: Path, suffixes: tuple[str, ...]
+    shown: list["Shown"], folder: Path, suffixes: tuple[str, ...], look: Look, *, captions: bool
 ) -> Iterator[Path]:
-    """Write one file after the other, each at once, and yield its path."""
-    from dar_probe.files.atomic import make_folder, write_atomically
+    """Draw and write one figure after the other, and yield the path of each file."""
+    from dar_probe.files.atomic import make_folder, write_atomically, write_text
+    from dar_probe.reports import text_tables
     from dar_probe.reports.draw import matplotlib
+    from dar_probe.reports.figures import caption
 
     make_folder(folder, folder, "choose another --out")
-    for stem, figure in drawn:
+    for stem, described in shown:
+        figure = matplotlib.draw(caption.without(described, **look))
         for suffix in suffixes:
             path = folder / f"{stem}.{suffix}"
             write_atomically(path, partial(matplotlib.save, figure, form=suffix))
             yield path
+    if captions:
+        said = [(stem, caption.caption(described)) for stem, described in shown]
+        texts = {
+            "captions.txt": "\n".join(f"{stem}: {text}\n" for stem, text in said),
+            "captions.tex": "\n".join(text_tables.latex_figure(*pair) for pair in said),
+        }
+        for name, text in texts.items():
+            write_text(folder / name, text)
+            yield folder / name

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from dar_probe.reports.draw.matplotlib import Figure
+    from dar_probe.reports.plots import ComparisonPlots
 
 PARTS = ("reference", "other", "difference")
 
@@ -67,9 +67,11 @@ class Comparison:
         }
 
     @property
-    def plot(self) -> "Plots":
+    def plot(self) -> "ComparisonPlots":
         """The overlay and the differences over depth as matplotlib figures."""
-        return Plots(self)
+        from dar_probe.reports.plots import ComparisonPlots
+
+        return ComparisonPlots(self.named)
 
     def meeting(self, rule: Rule) -> list[Pair]:
         """Return the pairs whose differences, other minus reference, meet a rule to fail on."""
@@ -143,7 +145,7 @@ class Comparison:
     def write(self, folder: Path) -> None:
         """Write the files of a comparison into an existing folder."""
         from dar_probe.reports.draw import matplotlib
-        from dar_probe.reports.figures import differences
+        from dar_probe.reports.figures import differences, dilution
         from dar_probe.reports.pages import comparison as comparison_page
 
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
@@ -154,10 +156,11 @@ class Comparison:
         html = comparison_page.render(self.named, self.pairs, judged=judged)
         write_text(folder / "comparison.html", html)
         (folder / "figures").mkdir()
-        drawn = {"dilution": self.plot.dilution()}
+        shown = {"dilution": dilution.dilution(self.named)}
         if differences.drawable(self.named):
-            drawn["differences"] = self.plot.differences()
-        for stem, figure in drawn.items():
+            shown["differences"] = differences.differences(self.named)
+        for stem, described in shown.items():
+            figure = matplotlib.draw(described)
             for suffix in ("png", "pdf"):
                 matplotlib.save(figure, folder / "figures" / f"{stem}.{suffix}")
 
@@ -183,31 +186,6 @@ class Comparison:
                 text = table.to_html(index=False, border=0)
             parts.append(f"<p>{escape(pair.other)} minus {escape(pair.reference)}</p>\n{text}")
         return "\n".join(parts)
-
-
-class Plots:
-    """Matplotlib figures of a comparison."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
-
-    def dilution(self) -> "Figure":
-        """RMS, gradient and cosine over the block index, one line per model."""
-        from dar_probe.reports.draw import matplotlib
-        from dar_probe.reports.figures import dilution
-
-        return matplotlib.draw(dilution.dilution(self._comparison.named))
-
-    def differences(self) -> "Figure":
-        """The same, each other model minus the reference, with paired intervals.
-
-        Raises:
-            UsageError: no model has the reference's samples and depth.
-        """
-        from dar_probe.reports.draw import matplotlib
-        from dar_probe.reports.figures import differences
-
-        return matplotlib.draw(differences.differences(self._comparison.named))
 
 
 def compare(*analyses: Analysis | str | Path, names: Sequence[str] | None = None) -> Comparison:

@@ -1,4 +1,4 @@
-"""Tables of numbers as text: Markdown for an issue, LaTeX (booktabs) for a paper."""
+"""Tables and captions as text: Markdown for an issue, LaTeX (booktabs) for a paper."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ def latex(table: Table) -> str:
     heads, rows = table
 
     def line(cells: Iterable[str]) -> str:
-        return " & ".join(map(_tex, cells)) + r" \\"
+        return " & ".join(escaped(palette.clean(cell, 200)) for cell in cells) + r" \\"
 
     return "\n".join(
         [
@@ -57,9 +57,20 @@ def latex(table: Table) -> str:
     )  # fmt: skip
 
 
+def latex_figure(stem: str, caption: str) -> str:
+    """Return a LaTeX figure that shows the PDF of this name with a caption and a label."""
+    return "\n".join(
+        [
+            r"\begin{figure}", r"  \centering", rf"  \includegraphics{{{stem}.pdf}}",
+            rf"  \caption{{{escaped(caption)}}}", rf"  \label{{fig:{stem}}}", r"\end{figure}", "",
+        ]
+    )  # fmt: skip
+
+
+def escaped(text: str) -> str:
+    """Return a text in which no character is a command of LaTeX."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
 def _marked(cell: str) -> str:
     return palette.clean(cell, 200).replace("\\", "\\\\").replace("|", "\\|")
-
-
-def _tex(cell: str) -> str:
-    return "".join(_TEX.get(character, character) for character in palette.clean(cell, 200))

@@ -49,6 +49,7 @@ def decodability(ds: xr.Dataset, *, kind: str | None = None, width: Width = "two
     return Figure(
         panels=[panel],
         paper=paper,
+        says="How well the noise level is decoded from what each sublayer reads.",
         screen=Screen(room=420),
         notes=[NOTE],
         lettered=False,

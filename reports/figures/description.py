@@ -247,6 +247,7 @@ class Figure:
     Attributes:
         panels: in reading order, or column by column with ``paper.downwards``.
         paper, screen: how they stand.
+        says: one sentence on what it shows, which begins its caption.
         heading: what the figure is of, printed above it; empty for none.
         scales: the colour scales of its maps.
         notes: sentences printed below.
@@ -260,6 +261,7 @@ class Figure:
     panels: Sequence[Panel]
     paper: Paper
     screen: Screen
+    says: str = ""
     heading: str = ""
     scales: Sequence[Scale] = ()
     notes: Sequence[str] = ()

@@ -53,6 +53,8 @@ def differences(analyses: Named, *, width: Width = "two") -> Figure:
     return Figure(
         panels=panels,
         paper=paper,
+        says="The other models minus the reference: RMS, gradient RMS and neighbour cosine over "
+        "the block index.",
         screen=Screen(columns=3, row=240, room=760, gap=0.085),
         notes=[
             ZERO_NOTE.format(palette.clean(analyses[0][0])),

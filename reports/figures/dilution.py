@@ -48,6 +48,8 @@ def dilution(
     return Figure(
         panels=panels,
         paper=paper,
+        says="RMS of the state, RMS of its gradient, and cosine of neighbouring states over the "
+        "block index.",
         screen=Screen(columns=3, row=240, room=760, gap=0.085),
         notes=[palette.GRADIENT_NOTE] if routed else [],
         last=last,

@@ -19,6 +19,7 @@ from dar_probe.reports.figures.description import (
 )
 from dar_probe.reports.style import palette
 from dar_probe.results import metrics
+from dar_probe.results.schema import VARIABLES
 
 
 def heatmap(ds: xr.Dataset, name: str, *, width: Width = "two", intervals: bool = False) -> Figure:
@@ -98,6 +99,7 @@ def depth_map(
         panels=[panel],
         paper=Paper(width=width, height=2.5 if width == "one" else 3.2),
         screen=Screen(room=420),
+        says=f"{VARIABLES[name].title} by {dim} and {words}.",
         scales=[Scale(label=palette.axis_label(name), colours="mako_r", values=cells)],
         notes=map_notes(cells),
         lettered=False,

@@ -80,6 +80,7 @@ def interventions(ds: xr.Dataset, *, width: Width = "two") -> Figure:
             _largest(table.head(8 if stacked else LARGEST).iloc[::-1], at, legend, width),
         ],
         paper=paper,
+        says="What interventions did to the loss, and what gates predicted.",
         screen=Screen(columns=2, row=340, room=900, gap=0.3),
         notes=[NOTE],
     )

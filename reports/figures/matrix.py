@@ -15,7 +15,7 @@ NOTES = {
 }
 ORDER_NOTE = "Sources of a block stand in the order in which they run; source 0 is the embedding."
 ROOT_NOTE = "Colours follow the square root."
-LEAST = 4  # rows that a panel is high, however few readers it has
+LABELLED = 5  # readers from which a panel has room for a title of its axis
 
 
 def matrix(
@@ -46,9 +46,8 @@ def matrix(
     shown = source_maps.sublayer_maps(ds.isel(noise_level=[level]), dots=False)
     if not shown:
         raise UsageError(source_maps.NOTHING)
-    rows = [max(len(group.at), LEAST) for group in groups]
     across = len(shown) if width == "two" else 1
-    share = [1.35 * row / max(rows) + 0.35 for row in rows] * (len(shown) // across)
+    rows = [len(group.at) for group in groups] * (len(shown) // across)  # all equally high
     panels = [_panel(ds, found, group, at) for at, found in enumerate(shown) for group in groups]
     notes = [taken, ROOT_NOTE]
     for found in shown:
@@ -59,12 +58,13 @@ def matrix(
         panels=panels,
         paper=Paper(
             width=width,
-            height=0.4 + sum(share),
+            height=0.4 + sum(1.35 * row / max(rows) + 0.35 for row in rows),
             across=across,
             downwards=True,
-            rows=share,
+            rows=rows,
             shared=True,
         ),
+        says="What every reader reads: readers by sources at one noise level.",
         screen=Screen(columns=1, row=230, room=680),
         scales=[
             Scale(
@@ -113,7 +113,7 @@ def _panel(ds: xr.Dataset, found: source_maps.SourceMap, group: readers.Kind, sc
     """Describe one quantity of the readers of one kind."""
     last = int(ds["block"].values[-1])
     names = palette.depth_names(ds, "reader")
-    up = "reader block" if len(group.at) > LEAST else ""
+    up = "reader block" if len(group.at) >= LABELLED else ""
     return Panel(
         title=f"{found.quantity}, ",
         subject=group.name,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import xarray as xr
 
+from dar_probe.errors import UsageError
 from dar_probe.reports.figures import (
     decodability,
     dilution,
@@ -125,7 +126,7 @@ def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
     Raises:
         UsageError: a variable without a heatmap, a noise level outside [0, 1].
     """
-    entry = FIGURES["heatmap" if stem.startswith(HEATMAP) else stem]
+    entry = _entry(stem)
     ds = ds if entry.whole else last_step(ds)
     if entry.by_kind and options.kind is not None:
         if options.kind not in ds["reader_kind"].values:
@@ -145,10 +146,18 @@ def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figur
         name: what the analysis is called.
 
     Raises:
-        UsageError: the data cannot give it, or the options do not fit them.
+        UsageError: there is no such figure, the data cannot give it, or the options do not fit.
     """
-    entry = FIGURES["heatmap" if stem.startswith(HEATMAP) else stem]
+    entry = _entry(stem)
     ds = ds if entry.whole else last_step(ds)
     if stem == "dilution":  # its legend says the name
         return dilution.dilution([(name, ds)], width=options.width)
     return replace(entry.describe(ds, options, stem), heading=name)
+
+
+def _entry(stem: str) -> Entry:
+    known = "heatmap" if stem.startswith(HEATMAP) else stem
+    if known not in FIGURES or stem == "heatmap":
+        names = [HEATMAP + "VARIABLE" if name == "heatmap" else name for name in FIGURES]
+        raise UsageError(f"there is no figure {stem!r}", hint=f"one of {', '.join(names)}")
+    return FIGURES[known]

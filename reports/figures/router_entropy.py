@@ -75,6 +75,7 @@ def router_entropy(ds: xr.Dataset, *, kind: str | None = None, width: Width = "t
     return Figure(
         panels=panels,
         paper=paper,
+        says="Over how many sources the router spreads its weights, by the block that reads.",
         screen=Screen(columns=2, row=240, room=680, gap=0.1),
         notes=[NOTE],
         last=last,

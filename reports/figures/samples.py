@@ -40,6 +40,7 @@ def samples(ds: xr.Dataset, *, width: Width = "two") -> Figure:
             for panel in palette.PANELS
         ],
         paper=paper,
+        says="How far the samples lie apart in the three symptoms, at some blocks.",
         screen=Screen(columns=3, row=240, room=760, gap=0.085),
         notes=[SHAPE_NOTE],
     )

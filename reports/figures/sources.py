@@ -88,6 +88,7 @@ def sources(
             across=across,
             downwards=beside,
         ),
+        says="What a shallow and a deep block read: source block by noise level.",
         screen=Screen(columns=len(places), row=230, room=680, gap=0.12),
         scales=scales,
         notes=[

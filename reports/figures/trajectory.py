@@ -74,6 +74,7 @@ def trajectory(
     return Figure(
         panels=panels,
         paper=paper,
+        says="The three symptoms over the training steps: by block, and as single numbers.",
         screen=Screen(columns=2, row=200, room=760, gap=0.2),
         scales=scales,
         notes=[*notes, *([UNEVEN_NOTE] if uneven else [])],

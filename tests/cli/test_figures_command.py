@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from dar_probe.cli import app
 from dar_probe.cli import figures as command
-from dar_probe.reports import printing
 from dar_probe.reports.figures import registry
 from dar_probe.results import store
 from tests.helpers.synthetic import dataset, trained
@@ -131,8 +130,10 @@ def test_what_fails_midway_leaves_no_half_file(tmp_path, analyses, monkeypatch):
 
 def test_options_reach_the_figures(tmp_path, analyses, monkeypatch):
     seen = []
-    monkeypatch.setattr(printing, "draw", lambda ds, stem, options, *, name: seen.append(options))
-    monkeypatch.setattr(command, "_write", lambda drawn, folder, suffixes: [])
+    monkeypatch.setattr(
+        registry, "describe", lambda ds, stem, options, *, name: seen.append(options)
+    )
+    monkeypatch.setattr(command, "_write", lambda shown, *options, captions: [])
     given = ["--width", "one", "--noise-level", "0.3", "--shallow", "2", "--deep", "5"]
     given += ["--kind", "mlp", "--variable", "rms", "--variable", "cosine,grad_rms"]
     assert run(analyses[1], *given).exit_code == 0
@@ -146,6 +147,22 @@ def test_options_reach_the_figures(tmp_path, analyses, monkeypatch):
             variables=("rms", "cosine", "grad_rms"),
         )
     }
+
+
+def test_captions_come_as_text_and_as_latex(tmp_path, analyses):
+    """Words that figures leave out are in the captions; a hostile name is no command of LaTeX."""
+    only = ("--only", "dilution,sources", "--formats", "pdf")
+    result = run(analyses[1], "--out", tmp_path, *only, "--captions", "--no-notes", "--no-titles")
+    assert result.exit_code == 0, result.output
+    written = {os.path.basename(line) for line in result.stdout.splitlines()}
+    assert written == {"dilution.pdf", "sources.pdf", "captions.txt", "captions.tex"}
+    plain, latex = ((tmp_path / f"captions.{kind}").read_text() for kind in ("txt", "tex"))
+    assert [line.split(":")[0] for line in plain.split("\n\n")] == ["dilution", "sources"]
+    assert "Source block 0 is the embedding." in plain and "Bands: 95 % interval" in plain
+    assert latex.count(r"\begin{figure}") == latex.count(r"\end{figure}") == 2
+    assert r"\includegraphics{sources.pdf}" in latex and r"\label{fig:sources}" in latex
+    assert r"Bands: 95 \% interval" in latex and r"\frac" not in latex
+    assert r"\$\textbackslash{}frac\{" in latex
 
 
 def test_help_names_every_figure():

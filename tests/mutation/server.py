@@ -65,7 +65,7 @@ class Server:
         keyword: str = "",
         preload: bool = True,
     ) -> None:
-        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".hypothesis")
+        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(root, folder, symlinks=True, ignore=ignored)
         self._root, self.folder, self._package = root.resolve(), folder.resolve(), package
         self._keyword = keyword
@@ -211,9 +211,8 @@ def _serve(
             os.dup2(log, stream)
         os.chdir(folder)
         os.environ["PYTHONPATH"] = str(folder)
-        inside = (str(root), "")
-        others = [p for p in sys.path if p not in inside and not p.startswith(f"{root}/")]
-        sys.path[:] = [str(folder), *others]
+        installed = f"{sys.prefix}/"  # which may be a folder of the tree, as README has it
+        sys.path[:] = [str(folder), *(p for p in sys.path if not _within(p, root, installed))]
         for name in [n for n in sys.modules if n.partition(".")[0] == "tests"]:
             del sys.modules[name]
         _steady_hypothesis()
@@ -293,6 +292,12 @@ class _Loop:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and self.counting:
             self._stop(f"killed {report.nodeid}")
+
+
+def _within(path: str, root: Path, installed: str) -> bool:
+    """Return whether a place of imports is the tree itself, rather than what is installed in it."""
+    inside = path in ("", str(root)) or path.startswith(f"{root}/")
+    return inside and not path.startswith(installed)
 
 
 def _steady_hypothesis() -> None:

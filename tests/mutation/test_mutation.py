@@ -9,6 +9,7 @@ import pytest
 
 from tests.mutation import run
 from tests.mutation.mutants import mutants, sample
+from tests.mutation.server import _within
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = '''"""A module."""
@@ -102,6 +103,16 @@ def test_mutants_of_the_core_compile_and_have_names_of_their_own():
     assert few < many and len(few) > 200
     assert {m.key for m in sample(every, 240, seed=0)} == few
     assert {m.file for m in sample(every, 240, seed=1)} == {f for f in every if every[f]}
+
+
+def test_what_is_installed_within_the_tree_stays_on_the_path(tmp_path):
+    """README's own environment is a folder of the repository; its packages are no part of it."""
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    installed = f"{tmp_path / '.venv'}/"
+    assert not _within(str(packages), tmp_path, installed)
+    assert not _within("/usr/lib/python3", tmp_path, installed)
+    for own in ("", str(tmp_path), str(tmp_path / "tests")):
+        assert _within(own, tmp_path, installed)
 
 
 def test_every_equivalent_mutant_is_still_in_the_code_and_has_a_reason():

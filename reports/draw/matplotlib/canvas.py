@@ -21,11 +21,53 @@ UNDATED = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}  # what woul
 FORMATS = tuple(UNDATED)
 
 
+# Names of anybody's are drawn as they are: "$", "_" and "%" in them are no commands.
+LITERAL: Any = {
+    "text.usetex": False,
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+}
+SIZES = (
+    "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize",
+    "figure.titlesize",
+)  # fmt: skip
+
+
 @contextmanager
-def paper() -> Iterator[None]:
-    """Apply matplotlib's own defaults and the paper style; a user's matplotlibrc says nothing."""
-    with matplotlib.rc_context(_settings()):
+def paper(*, personal: bool = False) -> Iterator[None]:
+    """Apply matplotlib's own defaults and the paper style.
+
+    Args:
+        personal: whether what a user has set in ``matplotlib.rcParams`` comes on top. Files that a
+            command writes do without: they are the same on every machine.
+    """
+    settings = _settings()
+    if personal:
+        mine = _changed()
+        if "font.size" in mine:  # other sizes keep their proportion to it
+            factor = float(mine["font.size"]) / float(settings["font.size"])
+            settings = settings | {name: factor * float(settings[name]) for name in SIZES}
+        settings = settings | mine
+    with matplotlib.rc_context(settings | LITERAL):
         yield
+
+
+@contextmanager
+def literal() -> Iterator[None]:
+    """Keep every setting of the user's except those that make commands of names."""
+    with matplotlib.rc_context(LITERAL):
+        yield
+
+
+def _changed() -> dict[str, Any]:
+    """Return the settings in which a user's differ from matplotlib's own."""
+    usual = matplotlib.rcParamsDefault
+    now = dict.copy(matplotlib.rcParams)  # of a dict: its own copy resolves the backend
+    return {
+        name: value
+        for name, value in now.items()
+        if not name.startswith("backend") and value != usual.get(name)
+    }
 
 
 @cache
@@ -48,9 +90,17 @@ class PaperFigure(Figure):
         return {"image/png": buffer.getvalue()}, {"image/png": {"width": width, "height": height}}
 
 
+def enlarged() -> float:
+    """Return how many times as large as the paper's the letters are; at least 1."""
+    return max(1.0, float(matplotlib.rcParams["font.size"]) / float(_settings()["font.size"]))
+
+
 def figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches, that draws itself without a window."""
-    empty = PaperFigure(figsize=(width, height), layout="constrained")
+    """Return an empty figure, sizes in inches, that draws itself without a window.
+
+    Under larger letters than the paper's it is so much higher.
+    """
+    empty = PaperFigure(figsize=(width, enlarged() * height), layout="constrained")
     FigureCanvasAgg(empty)
     return empty
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dar_probe.reports.draw.matplotlib.axes import Plain
-from dar_probe.reports.draw.matplotlib.lettering import LABEL_SIZE, wrapped
+from dar_probe.reports.draw.matplotlib.lettering import wrapped
 from dar_probe.reports.figures.description import Array, Marks, Scale
 from dar_probe.reports.style import palette
 
@@ -122,7 +122,7 @@ def colour_bar(
     """Add one labelled colour bar for ``axes``, to the right or below, with plain decimals."""
     place: dict[str, Any] = {"location": "bottom", "aspect": 26} if below else {"aspect": 22}
     bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.02, **place)
-    bar.set_label(label if below else wrapped(label, BAR_ROOM, LABEL_SIZE))
+    bar.set_label(label if below else wrapped(label, BAR_ROOM, "label"))
     bar.outline.set_visible(False)
     bar.ax.grid(False)
     axis = bar.ax.xaxis if below else bar.ax.yaxis
