@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Data:
         latents: (M, *shape), as a rule (M, C, h, w), float32, used as they are.
         labels: (M,) int64; all 0 where there are none.
         labelled: the file tells them.
+        changes: one sentence for each thing that was done to what the user gave.
         ids: (M,) int64, the row numbers; noise is a function of (seed, id).
     """
 
@@ -43,6 +44,7 @@ class Data:
     labels: Tensor
     ids: Tensor
     labelled: bool = True
+    changes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -167,13 +169,15 @@ def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
         )
     channels, size, _ = shape
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
+    read = [_read_image(path, channels, size) for path in paths]
     return Data(
         name=f"images:{folder}",
         description=f"{len(paths)} images, cropped to a square and resized to {size}x{size}, "
         f"in [-1, 1]; {len(classes)} {'classes' if len(classes) > 1 else 'class'}",
-        latents=torch.stack([_read_image(p, channels, size) for p in paths]),
+        latents=torch.stack([pixels for pixels, _ in read]),
         labels=torch.tensor([classes.index(p.relative_to(folder).parts[:-1]) for p in paths]),
         ids=torch.arange(len(paths)),
+        changes=_changes([found for _, found in read], channels, size),
     )
 
 
@@ -230,7 +234,33 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
     return torch.from_numpy(np.stack(rows))
 
 
-def _read_image(path: Path, channels: int, size: int) -> Tensor:
+class _Found(NamedTuple):
+    """What an image was before it was made fit for the model."""
+
+    width: int
+    height: int
+    coloured: bool
+    transparent: bool
+
+
+def _changes(found: Sequence[_Found], channels: int, size: int) -> tuple[str, ...]:
+    """Say in how many images of a folder the model's format loses what."""
+    sides = sorted({(one.width, one.height) for one in found}, key=lambda side: side[0] * side[1])
+    between = " to ".join(dict.fromkeys(_by(side) for side in (sides[0], sides[-1])))
+    counts = {
+        f"resized to {size}x{size} (they have {between} pixels)": [
+            min(one.width, one.height) != size for one in found
+        ],
+        "cropped to a square": [one.width != one.height for one in found],
+        "turned grey": [channels == 1 and one.coloured for one in found],
+        "given three equal channels": [channels == 3 and not one.coloured for one in found],
+        "stripped of transparency": [one.transparent for one in found],
+    }
+    said = [f"{sum(those)} {what}" for what, those in counts.items() if any(those)]
+    return (f"of the {len(found)} images in the folder: {', '.join(said)}",) if said else ()
+
+
+def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
     wanted = "L" if channels == 1 else "RGB"
     try:
         with kinds.open_file(path) as file, warnings.catch_warnings():
@@ -241,6 +271,12 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
                 most = min(MAX_PIXELS, max(SMALL_PIXELS, 1000 * size_on_disk))
                 if image.width * image.height > most:
                     raise ValueError(f"its {image.width}x{image.height} pixels are too many")
+                found = _Found(
+                    width=image.width,
+                    height=image.height,
+                    coloured=image.mode not in ("1", "L", "LA") and not image.mode.startswith("I"),
+                    transparent=image.has_transparency_data,
+                )
                 if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
                     narrow = (np.asarray(image) / 257).astype(np.uint8)
                     pixels = Image.fromarray(narrow).convert(wanted)
@@ -257,7 +293,7 @@ def _read_image(path: Path, channels: int, size: int) -> Tensor:
         (size, size), Image.Resampling.BICUBIC
     )
     array = np.asarray(pixels, dtype=np.float32).reshape(size, size, channels)
-    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
+    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1), found
 
 
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
 from dar_probe.probe.user_functions import batch_of, check_batch, check_loss, loss_of, tensors
 from dar_probe.runtime.checks import check_counts
-from dar_probe.sites.listing import is_fresh
+from dar_probe.sites.freshness import freshness
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.tracing import innermost
 from dar_probe.sites.unwrap import unwrap
@@ -159,7 +159,7 @@ def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float
         # What a level scales may well vanish at the lowest one.
         first = _first_inputs(module, options.batch, levels[len(levels) // 2])
         subject = registry.find(module, *first, blocks=options.blocks, readers=options.readers)
-    return replace(subject, facts={**subject.facts, "fresh": is_fresh(module)})
+    return replace(subject, facts={**subject.facts, "fresh": freshness(module)})
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
-from dar_probe.sites.listing import describe, is_fresh
+from dar_probe.sites.freshness import freshness
+from dar_probe.sites.listing import describe
 from dar_probe.sites.subject import Subject
 
 OnCells = Callable[[int, int], None]
@@ -138,7 +139,7 @@ class Task:
         subject = self.subject
         if "fresh" not in subject.facts:
             return self
-        fresh = {"fresh": is_fresh(subject.model)}
+        fresh = {"fresh": freshness(subject.model)}
         model = {**self.manifest["model"], **fresh}
         return replace(
             self,
@@ -335,7 +336,12 @@ def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) ->
     """Find the sites of a model that no family's file describes, on the tokens of its samples."""
     found = registry.find(loaded.model, *inputs, live_only=True)
     heads = loaded.identified.sizes.get("num_attention_heads")
-    facts = {**found.facts, "family": loaded.identified.family, "heads": heads}
+    facts = {
+        **found.facts,
+        "family": loaded.identified.family,
+        "heads": heads,
+        "fresh": freshness(loaded.model),
+    }
     return replace(found, family=loaded.identified.family, facts=facts)
 
 

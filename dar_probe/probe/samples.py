@@ -67,7 +67,7 @@ def choose(
             shape=found.shape,
             num_classes=found.num_classes or None,
         )
-    return rows.first(asked or min(default, len(rows))), assumed
+    return rows.first(asked or min(default, len(rows))), [*assumed, *rows.changes]
 
 
 def own(loaded: Loaded, count: int, *, seed: int) -> Data:

@@ -75,15 +75,16 @@ def judge(
 
     A symptom fails when its whole interval lies beyond the failure threshold. It is a warning
     when its value lies beyond the warning threshold or its interval straddles the failure. A
-    model whose median sublayer writes nothing, or whose norms are as they were made, is
-    ``untrained``: its cosines of 1 say nothing.
+    model whose median sublayer writes nothing, or whose norms or linear layers are as they were
+    made, is ``untrained``: its cosines of 1 say nothing.
     """
     limits = thresholds or Thresholds()
     write = profile(ds, "write_ratio", resamples=1)["value"].values
     known = write[np.isfinite(write)]
     median = float(np.median(known)) if known.size else math.nan
     silent = median < limits.untrained_write_ratio
-    untrained = silent or bool(manifest(ds)["model"].get("fresh"))
+    fresh = str(manifest(ds)["model"].get("fresh") or "")
+    untrained = silent or bool(fresh)
     findings = [
         *(
             _symptom(metrics[name], limits, untrained, unmeasured(ds, metrics[name]))
@@ -102,7 +103,7 @@ def judge(
         f"the median sublayer writes {median:.2g} of what it reads "
         f"(limit {limits.untrained_write_ratio:g})"
         if silent
-        else "every norm still has its initial parameters, and dilution is learnt"
+        else f"{fresh}, and dilution is learnt"
     )
     sentence = f"Untrained: {why}, so no symptom can be judged."
     return Verdict(status="untrained", sentence=sentence, findings=findings)

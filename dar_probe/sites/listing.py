@@ -47,22 +47,6 @@ def writing(subject: Subject) -> dict[str, nn.Module]:
     return found
 
 
-def is_fresh(model: nn.Module) -> bool:
-    """Tell whether every norm still has its initial gain and offset: then nothing was learnt.
-
-    The first step of any training moves them. A model without such parameters tells nothing.
-    """
-    parameters = [
-        parameter
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
-    ]
-    # Some gains are stored as their difference from one.
-    initial = [bool((p == 0).all()) or bool((p == 1).all()) for p in parameters]
-    return bool(initial) and all(initial)
-
-
 def _row(
     name: str,
     kind: str,

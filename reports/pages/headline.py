@@ -90,7 +90,9 @@ def grid(ds: "xr.Dataset", data: str) -> str:
     many = f"{counted(len(levels), 'noise level')} from {levels[0]:.2f} to {levels[-1]:.2f}"
     if len(levels) == 1:
         many = f"noise level {levels[0]:.2f}"
-    return f"{many} x {counted(ds.sizes['sample'], 'sample')} of {data}"
+    # Two kinds of data are no collection with a name, see ``results.schema.OWN_SAMPLES``.
+    whose = {"own samples": "of the model's own", "batch": "from the batch function"}
+    return f"{many} x {counted(ds.sizes['sample'], 'sample')} {whose.get(data, f'of {data}')}"
 
 
 def counted(count: int, noun: str) -> str:

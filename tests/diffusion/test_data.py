@@ -57,6 +57,22 @@ def test_images(tmp_path):
     ]
     grey = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8))
     assert grey.latents.shape == (4, 1, 8, 8)
+    whole = "of the 4 images in the folder: 4 resized to 8x8 (they have 20x10 pixels), 4 cropped"
+    assert found.changes == (f"{whole} to a square",)
+    assert grey.changes == (f"{whole} to a square, 4 turned grey",)
+
+
+def test_what_images_lose_is_said(tmp_path):
+    """Nothing is said of images that fit; of the others, what was done to how many."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8)).changes == ()
+    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    Image.new("RGBA", (16, 16)).save(tmp_path / "c.png")
+    (said,) = datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8)).changes
+    assert said == (
+        "of the 3 images in the folder: 1 resized to 8x8 (they have 8x8 to 16x16 pixels), "
+        "1 given three equal channels, 1 stripped of transparency"
+    )
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "npy"])

@@ -12,6 +12,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.models import registry
 from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.recorder import untouched
+from dar_probe.sites.freshness import LAYERS, NORMS, freshness
 from tests.helpers import warm
 from tests.models import check
 from tests.models.diffusers import tiny
@@ -162,3 +163,31 @@ def test_a_trained_copy_is_measured_at_the_levels_of_the_bare_transformer():
     for coord in ("noise_level", "timestep", "log_snr"):
         np.testing.assert_array_equal(after[coord], before[coord])
     assert not np.array_equal(after["rms"], before["rms"])
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_a_new_model_of_every_class_is_fresh(name):
+    """Weights as the class makes them are told from weights of any other kind."""
+    kind, settings, _, _ = tiny.MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        new = getattr(diffusers, kind)(**settings)
+    assert freshness(new) in (NORMS, LAYERS)
+    assert freshness(tiny.build(name)) == ""
+
+
+def test_random_weights_are_untrained_and_no_failure(tmp_path, monkeypatch):
+    """A folder that nobody has trained has no symptoms to be judged, whatever its numbers are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kind, settings, _, _ = tiny.MODELS["sd3"]
+    torch.manual_seed(0)
+    new = getattr(diffusers, kind)(**settings)
+    new.save_pretrained(tmp_path / "new")
+    options = {"noise_levels": [0.2, 0.8], "samples": 2}
+    for found in (
+        dp.analyze(tmp_path / "new", **options), dp.audit(new, **options)
+    ):  # fmt: skip
+        assert found.verdict.status == "untrained"
+        assert "its linear layers hold what PyTorch draws for new ones" in found.verdict.sentence
+    tiny.randomise(new).save_pretrained(tmp_path / "other")
+    assert dp.analyze(tmp_path / "other", **options).verdict.status != "untrained"

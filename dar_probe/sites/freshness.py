@@ -1,0 +1,49 @@
+"""Whether a model is still as it was made, so that there is nothing learnt to measure."""
+
+import math
+
+import torch
+from torch import nn
+
+NORMS = "every norm still has its initial parameters"
+LAYERS = "its linear layers hold what PyTorch draws for new ones"
+ENOUGH = 1024  # weights of a layer, from which their spread is known to a few percent
+MOST = 24  # layers that are looked at, evenly over the depth
+SHARE = 0.9  # of them, that must be as drawn: some are initialised by other means
+
+
+def freshness(model: nn.Module) -> str:
+    """Say why nothing can have been learnt; empty where something was, or where nobody can tell.
+
+    The first step of any training moves gains of norms from one and offsets from zero. Where norms
+    have none, linear layers tell: PyTorch draws their weights evenly between -1 / sqrt(n) and
+    1 / sqrt(n) of n inputs, and the first step carries some beyond.
+    """
+    parameters = [
+        parameter
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    ]
+    if parameters:
+        # Some gains are stored as their difference from one.
+        initial = all(bool((p == 0).all()) or bool((p == 1).all()) for p in parameters)
+        return NORMS if initial else ""
+    layers = [
+        module.weight
+        for module in model.modules()
+        if type(module) is nn.Linear and module.weight.numel() >= ENOUGH
+    ]
+    seen = layers[:: max(len(layers) // MOST, 1)]
+    drawn = [_as_drawn(weight) for weight in seen]
+    return LAYERS if drawn and sum(drawn) >= SHARE * len(drawn) else ""
+
+
+@torch.no_grad()
+def _as_drawn(weight: torch.Tensor) -> bool:
+    """Return whether weights (out, in) are within the bound of new ones and fill it evenly."""
+    bound = 1 / math.sqrt(weight.shape[1])
+    rounded = 2 * torch.finfo(weight.dtype).eps
+    within = float(weight.abs().max()) <= bound * (1 + rounded)
+    spread = float(weight.float().std()) * math.sqrt(3) / bound
+    return within and abs(spread - 1) < 0.05
