@@ -15,7 +15,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files import arrays
 from dar_probe.files.text import quote
 from dar_probe.results import sample_quality
-from dar_probe.results.intervals import Interval, over_seeds
+from dar_probe.results.intervals import Interval, Scale, over_seeds
 from dar_probe.runtime.checks import check_counts
 
 LEAST = 8
@@ -153,12 +153,15 @@ def _quality(
         name=name,
         drawn=drawn,
         samples=samples,
-        measures={
-            key: over_seeds([one[key] for one in sets], share=key in SHARES) for key in sets[0]
-        },
+        measures={key: over_seeds([one[key] for one in sets], _scale(key)) for key in sets[0]},
         floor=judge.floor,
         held_out=judge.held_out,
     )
+
+
+def _scale(measure: str) -> Scale:
+    """Return where a measure can lie: the kernel distance is unbiased, and may be negative."""
+    return "share" if measure in SHARES else "ratio" if measure == "frechet" else "difference"
 
 
 def read(path: Path) -> Data:

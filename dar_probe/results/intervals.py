@@ -1,11 +1,15 @@
 """Numbers with their intervals, and Student's t."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
+
+Scale = Literal["difference", "ratio", "cosine", "share"]
+NEARLY_ONE = 1 - 1e-15  # of it Fisher's z is finite
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,44 @@ def numbers(found: Estimate) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def over_seeds(values: Sequence[float], *, share: bool = False) -> Interval:
-    """Return the mean of one value per seed and its 95 % interval, that of a share within 0..1.
+def over_seeds(values: Sequence[float], scale: Scale = "difference") -> Interval:
+    """Return the mean of one value per seed and its 95 % interval, where such a number can lie.
 
-    NaN where there is no seed.
+    Mean and interval are taken on a scale without ends: ratios and other positive numbers by their
+    logarithm (a geometric mean), cosines by Fisher's z (R. A. Fisher 1915). A share keeps its own
+    scale, and its interval is cut at 0 and 1; so does a ratio that is 0 for some seed, cut at 0.
+
+    Args:
+        values: one for each seed; without any, everything is NaN.
+        scale: what kind of number it is.
     """
+    found = np.asarray(values, dtype=np.float64)
+    if scale == "ratio" and (found > 0).all():
+        return _mapped(_student(np.log(found)), np.exp)
+    if scale == "cosine":
+        return _mapped(_student(np.arctanh(np.clip(found, -NEARLY_ONE, NEARLY_ONE))), np.tanh)
+    plain = _student(found)
+    least = -math.inf if scale == "difference" else 0.0
+    most = 1.0 if scale == "share" else math.inf
+    low, high = (
+        min(max(end, least), most) if end == end else end for end in (plain.low, plain.high)
+    )
+    return Interval(plain.value, low, high, plain.seeds)
+
+
+def _student(values: "np.ndarray") -> Interval:
     count = len(values)
     mean = float(np.mean(values)) if count else math.nan
     if count < 2:
         return Interval(mean, math.nan, math.nan, count)
     half = student(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    low, high = mean - half, mean + half
-    return Interval(mean, *((max(low, 0.0), min(high, 1.0)) if share else (low, high)), count)
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def _mapped(found: Interval, back: Callable[[float], float]) -> Interval:
+    with np.errstate(over="ignore"):  # no number is left beyond the largest
+        value, low, high = (float(back(end)) for end in (found.value, found.low, found.high))
+    return Interval(value, low, high, found.seeds)
 
 
 @cache

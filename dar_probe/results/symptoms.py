@@ -6,6 +6,8 @@ them from here, in this order.
 
 from dataclasses import dataclass
 
+from dar_probe.results.intervals import Scale
+
 PAPER = "arXiv 2605.20708, section 3"
 STAGED = "; NaN where the stream changes its shape"
 
@@ -42,6 +44,11 @@ class Symptom:
     def ratio(self) -> bool:
         """Whether it is a ratio, which axes show on a logarithmic scale."""
         return self.unit == "x"
+
+    @property
+    def scale(self) -> Scale:
+        """On which scale means over seeds and their intervals are taken."""
+        return "ratio" if self.ratio else "cosine"
 
     @property
     def words(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from dar_probe.reports.figures.arrangement import Paper, Screen, Width
 from dar_probe.reports.figures.description import Array, Axis, Curve, Figure, Panel, Rule
 from dar_probe.reports.style import palette
-from dar_probe.results.intervals import Interval, over_seeds
+from dar_probe.results.intervals import Interval, Scale, over_seeds
 from dar_probe.results.study.aggregate import Results, SchemeResult, chunk_cost, optimal_chunk
 from dar_probe.results.study.record import Record
 
@@ -34,7 +34,7 @@ def drawings(results: Results, *, width: Width = "two") -> list[Drawing]:
         results: the records of a study.
         width: of the print: "one" column (panels stacked) or "two" (side by side).
     """
-    schemes, main = results.of("schemes"), results.main
+    main = results.main
     seeds = " Bands: 95 % intervals over seeds." if any(line.seeds > 1 for line in main) else ""
     found = [
         Drawing(
@@ -64,17 +64,18 @@ def drawings(results: Results, *, width: Width = "two") -> list[Drawing]:
             _figure(_depth(main), width),
         )
     )
-    rest = [line for line in schemes if line not in main]
+    plain = [line for line in results.single if line.is_reference]
+    rest = [line for line in results.single if not line.is_reference]
     parts = math.ceil(len(rest) / 6)
     for at in range(0, len(rest), 6):
         part = f", {at // 6 + 1} of {parts}" if parts > 1 else ""  # no two figures share a title
-        some = [line for line in schemes if line.is_reference] + rest[at : at + 6]
         found.append(
             Drawing(
                 f"others-{at // 6 + 1}",
                 f"Validation loss of the other schemes{part}",
-                "One seed each: differences of a few thousandths are not to be told from chance.",
-                _figure(_loss(results, some), width),
+                "One seed each, plain residuals too: differences of a few thousandths are not to "
+                "be told from chance.",
+                _figure(_loss(results, plain + rest[at : at + 6]), width),
             )
         )
     if deep := results.of("deep"):
@@ -183,19 +184,11 @@ def _depth(lines: Sequence[SchemeResult]) -> list[Panel]:
         curves = []
         for line, (look, colour) in zip(lines, _looks(lines), strict=True):
             rows = np.array([one.blocks[panel.variable] for one in line.records], float)
-            pool = _geometric if panel.may_log else over_seeds
-            pooled = [pool(column.tolist()) for column in rows.T]  # None became NaN
+            scale: Scale = "ratio" if panel.may_log else "cosine"
+            pooled = [over_seeds(column, scale) for column in rows.T]  # None became NaN
             curves.append(_curve(line, look, colour, np.arange(1.0, len(pooled) + 1), pooled))
         found.append(_panel(panel.title, "block", panel.label, curves, may_log=panel.may_log))
     return found
-
-
-def _geometric(values: Sequence[float]) -> Interval:
-    """Pool magnitudes by their logarithms, so that no end of the interval lies below zero."""
-    found = over_seeds([math.log(value) if value > 0 else math.nan for value in values])
-    ends = (found.value, found.low, found.high)
-    middle, low, high = (math.exp(min(end, 700.0)) for end in ends)  # beyond it no float is left
-    return Interval(middle, low, high, found.seeds)
 
 
 def _chunks(results: Results) -> list[Panel] | None:

@@ -10,11 +10,11 @@ from dar_probe.reports.figures.description import Array, Axis, Figure, Panel, Po
 from dar_probe.reports.style import palette
 from dar_probe.results.intervals import Interval
 from dar_probe.results.study.aggregate import Results, SchemeResult
-from dar_probe.results.study.claims import final_loss
+from dar_probe.results.study.claims import final_frechet, final_loss
 
 TITLE = "Every scheme at the end of training"
 CAPTION = (
-    "The difference is to plain residuals of the same seeds, negative where a scheme is better; "
+    "Differences are to plain residuals of the same seeds, negative where a scheme is better; "
     "the best come first. Bars: 95 % intervals over seeds; a dot without one is one seed, where "
     "differences of a few thousandths are not to be told from chance. Price: median and quartiles "
     "of timed steps."
@@ -51,9 +51,9 @@ def ranking(results: Results) -> Ranking | None:
     minus = [gap for gap, _ in found]
     columns = [Column("loss minus residual", "difference of the loss", minus, 0.0, False)]
     if plain.quality[0]:
-        distances = [line.frechet for line in lines]
-        level = plain.frechet.value
-        columns.append(Column("quality", "Fréchet distance", distances, level, True))
+        apart = [-line.gain(final_frechet) for line in lines]
+        words = "difference of the distance"
+        columns.append(Column("Fréchet minus residual", words, apart, 0.0, False))
     prices = [line.price for line in lines]
     columns.append(Column("price", "step / residual step", prices, 1.0, False))
     return Ranking([line.label for line in lines], [KINDS[_kind(line)] for line in lines], columns)

@@ -18,6 +18,7 @@ from dar_probe.results.symptoms import SYMPTOMS
 
 GROUPS = {
     "schemes": ("The schemes", "residual"),
+    "single": ("The other schemes, one seed each", "residual, the same seed"),
     "chunks": ("DAR's chunk size", "residual"),
     "ablations": ("What helps or hurts", "residual"),
     "repa": ("With REPA", "residual with REPA"),
@@ -35,6 +36,7 @@ SYMPTOM_HEADS = {
 DEFINED = {
     "validation loss": "study:loss",
     "difference of the loss": "study:pairs",
+    "difference of the distance": "study:frechet",
     "Fréchet distance": "study:frechet",
     "seconds of training": "study:seconds",
     "step / residual step": "study:seconds",
@@ -72,14 +74,19 @@ def render(results: Results, drawings: Sequence[Drawing]) -> str:
         ],
         figures=_figures(results, drawings),
         tables=[
-            (title, reference, group, [_row(line) for line in _members(results, group)])
+            (title, reference, group, [_row(line) for line in lines])
             for group, (title, reference) in GROUPS.items()
-            if results.of(group)
+            if (lines := _members(results, group))
         ],
         symptom_heads=SYMPTOM_HEADS,
         symptoms=[
-            (line.label, line.group, [_symptom(line, name) for name in SYMPTOM_HEADS])
-            for line in results.lines.values()
+            (
+                title,
+                group,
+                [(line.label, [_symptom(line, name) for name in SYMPTOM_HEADS]) for line in lines],
+            )
+            for group, (title, _) in GROUPS.items()
+            if (lines := _members(results, group))
         ],
         machines=_machines(results),
         versions=sorted({palette.clean(one.version) for one in results.records}),
@@ -102,7 +109,9 @@ def _facts(results: Results, config: dict[str, Any]) -> list[str]:
 
 def _members(results: Results, group: str) -> list[SchemeResult]:
     """Return the lines of a group's table, what they vary first."""
-    return results.varied(group) if group in ("chunks", "ablations") else results.of(group)
+    if group in ("chunks", "ablations"):
+        return results.varied(group)
+    return {"schemes": results.main, "single": results.single}.get(group) or results.of(group)
 
 
 def _figures(results: Results, drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
@@ -144,7 +153,7 @@ def _row(line: SchemeResult) -> dict[str, Any]:
     first = line.records[0]
     reached = [factor for factor in line.factors if factor]
     never = len(line.factors) - len(reached)
-    sooner = _cell(over_seeds(reached), 3) if reached else _none("never" if never else "")
+    sooner = _cell(over_seeds(reached, "ratio"), 3) if reached else _none("never" if never else "")
     if reached and never:
         sooner = sooner._replace(range=f"never in {never} of {len(line.factors)}")
     flops = "" if first.flops is None else f"{first.flops / 1e6:.1f}"
@@ -191,8 +200,7 @@ def _none(text: str) -> Cell:
 def _symptom(line: SchemeResult, name: str) -> tuple[Cell, Cell]:
     assert name in NUMBERS
     return tuple(  # type: ignore[return-value]
-        _cell(over_seeds([claims.symptom(name, when)(one) for one in line.records]), 3)
-        for when in ("start", "end")
+        _cell(claims.of_symptom(line, name, when), 3) for when in ("start", "end")
     )
 
 

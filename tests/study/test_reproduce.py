@@ -209,6 +209,47 @@ def test_what_varies_dar_is_seen_beside_the_same_seeds_of_it():
     assert aggregate.Results(records[::2] + records[3:]).varied("chunks") == []  # seed 1 is missing
 
 
+def test_one_seed_stands_beside_single_seeds_alone():
+    """No table and no curve shows one run beside a mean over other seeds."""
+    plain = [finished(seed=seed, losses=(0.8, 0.6, 0.5, 0.45 - 0.1 * seed)) for seed in range(3)]
+    dar = [finished("dar-dynamic", s, losses=(0.8, 0.6, 0.5, 0.46 - 0.1 * s)) for s in range(3)]
+    found = aggregate.Results([*plain, *dar, finished("denseformer"), finished("mhc")])
+    assert [(line.name, line.seeds) for line in found.main] == [
+        ("dar-dynamic", 3), ("residual", 3),
+    ]  # fmt: skip
+    assert [(line.name, line.seeds) for line in found.single] == [
+        ("residual", 1), ("denseformer", 1), ("mhc", 1),
+    ]  # fmt: skip
+    assert found.single[0].loss.value == 0.45  # its own seed's, not the mean of three
+    text = study_page.render(found, study_curves.drawings(found))
+    tables = {
+        name: text.split(f'id="table-{name}"')[1].split("</table>")[0]
+        for name in ("schemes", "single", "symptoms-schemes", "symptoms-single")
+    }
+    for name, table in tables.items():
+        assert ("<bdi>MHC" in table) == name.endswith("single"), name
+        assert ("<bdi>DAR-DYNAMIC" in table) == name.endswith("schemes"), name
+        assert "<bdi>RESIDUAL" in table, name
+    (others,) = [one for one in study_curves.drawings(found) if one.name == "others-1"]
+    curves = others.figure.panels[0].curves
+    assert [curve.value[-1] for curve in curves] == [0.45, 0.45, 0.45]
+    assert not any(np.isfinite(curve.low).any() for curve in curves)
+
+
+def test_intervals_of_symptoms_lie_where_symptoms_can():
+    """Gradient decay is positive and a cosine at most 1, however far seeds lie apart."""
+    rows = [(0.1, 0.99), (0.2, 0.9999), (0.9, 0.91)]
+    records = [finished(seed=seed) for seed in range(3)]
+    for one, (decay, cosine) in zip(records, rows, strict=True):
+        one.end["gradient_decay"]["value"] = decay
+        one.end["redundancy"]["value"] = cosine
+    line = aggregate.Results(records).lines["residual"]
+    decay, cosine = (claims.of_symptom(line, name) for name in ("gradient_decay", "redundancy"))
+    assert 0 < decay.low < decay.value < decay.high
+    assert decay.value == pytest.approx((0.1 * 0.2 * 0.9) ** (1 / 3))
+    assert cosine.low < cosine.value < cosine.high < 1
+
+
 def test_the_sentences_pair_seeds():
     """A scheme of one seed is not held against the mean of another's three."""
     plain = [finished(seed=seed, losses=(0.8, 0.6, 0.5, 0.45 - 0.1 * seed)) for seed in range(3)]
@@ -216,7 +257,7 @@ def test_the_sentences_pair_seeds():
     dar = [finished("dar-dynamic", s, losses=(0.8, 0.6, 0.5, 0.46 - 0.1 * s)) for s in range(3)]
     told = summary.sentences(aggregate.Results([*plain, dense, *dar]))
     assert told[0] == (
-        "Validation loss after 400 steps: residual 0.35 [0.1016, 0.5984]; DENSEFORMER lower by "
+        "Validation loss after 400 steps: residual 0.3402 [0.1635, 0.7078]; DENSEFORMER lower by "
         "0.01 (one seed); DAR-DYNAMIC higher by 0.01 [0.01, 0.01]."
     )
     first, second = summary.plain(aggregate.Results([*plain, dense], ["residual"]))["lines"]

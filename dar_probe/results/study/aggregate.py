@@ -50,19 +50,19 @@ class SchemeResult:
     def curve(self) -> tuple[list[int], list[Interval]]:
         """Validation loss along the steps."""
         losses = zip(*(one.losses for one in self.records), strict=True)
-        return self.records[0].steps, [over_seeds(values) for values in losses]
+        return self.records[0].steps, [over_seeds(values, "ratio") for values in losses]
 
     @cached_property
     def loss(self) -> Interval:
         """Validation loss at the end."""
-        return over_seeds([one.losses[-1] for one in self.records])
+        return over_seeds([one.losses[-1] for one in self.records], "ratio")
 
     @cached_property
     def quality(self) -> tuple[list[int], list[Interval]]:
         """Fréchet distance along the steps; empty where nothing judged the samples."""
         rows = list(zip(*(one.quality for one in self.records), strict=True))
         return [row[0]["step"] for row in rows], [
-            over_seeds([one["frechet"] for one in row]) for row in rows
+            over_seeds([one["frechet"] for one in row], "ratio") for row in rows
         ]
 
     @cached_property
@@ -96,7 +96,7 @@ class SchemeResult:
     @cached_property
     def at_equal_time(self) -> Interval:
         """Validation loss when the reference has done all its steps; at most its own last."""
-        return over_seeds([self.loss_in_time(one) for one in self.records])
+        return over_seeds([self.loss_in_time(one) for one in self.records], "ratio")
 
     @cached_property
     def factors(self) -> list[float]:
@@ -192,16 +192,30 @@ class Results:
         A seed moves all losses alike, and by more than most settings do.
         """
         base, others = self.get("dar-static+t"), self.of(group)
-        lines = [base, *others] if base and others else others
-        seeds = [{one.seed for one in line.records} for line in lines]
-        shared = set.intersection(*seeds) if seeds else set()
-        return [line.of_seeds(shared) for line in lines] if shared else []
+        return of_same_seeds([base, *others] if base and others else others)
+
+    @cached_property
+    def single(self) -> list[SchemeResult]:
+        """Return the schemes behind ``main`` and, before them, what they are held against.
+
+        One seed beside a mean of others would show the luck of the seeds.
+        """
+        schemes = self.of("schemes")
+        rest = [line for line in schemes if line not in self.main]
+        return of_same_seeds([*(line for line in schemes if line.is_reference and rest), *rest])
 
     def reference_seconds(self, lines: Sequence[SchemeResult]) -> float:
         """Return the seconds of a step of these lines' reference, median over all its timings."""
         own = {_reference(line.group) for line in lines}
         timed = [one for one in self.records if _reference(one.group) in own]
         return float(np.median([one.cost["reference_seconds"] for one in timed]))
+
+
+def of_same_seeds(lines: Sequence[SchemeResult]) -> list[SchemeResult]:
+    """Return lines with the seeds that all of them have; none where there is no such seed."""
+    seeds = [{one.seed for one in line.records} for line in lines]
+    shared = set.intersection(*seeds) if seeds else set()
+    return [line.of_seeds(shared) for line in lines] if shared else []
 
 
 def _reference(group: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from dar_probe.results.intervals import Interval, over_seeds
 from dar_probe.results.study.aggregate import Results, SchemeResult
 from dar_probe.results.study.record import Record
+from dar_probe.results.symptoms import SYMPTOMS
 
 Status = Literal["confirmed", "not confirmed", "undecided", "not testable"]
 PAPER_FACTOR = 8.75  # 1.75 M iterations of the baseline against 200 k of DAR
@@ -88,8 +89,10 @@ def decide(found: Interval, above: float = 0.0) -> Status:
     return "confirmed" if found.low > above else "not confirmed"
 
 
-def _over(line: SchemeResult, value: Callable[[Record], float]) -> Interval:
-    return over_seeds([value(one) for one in line.records])
+def of_symptom(line: SchemeResult, name: str, when: str = "end") -> Interval:
+    """Return a symptom, or another number of an analysis, over a line's seeds."""
+    scale = SYMPTOMS[name].scale if name in SYMPTOMS else "share"
+    return over_seeds([symptom(name, when)(one) for one in line.records], scale)
 
 
 def _less(line: SchemeResult, other: SchemeResult, value: Callable[[Record], float]) -> Interval:
@@ -115,7 +118,7 @@ def _symptoms(results: Results) -> list[Claim]:
         if line is None:
             found.append(_missing(text, "residual"))
             continue
-        start, end = (_over(line, symptom(name, when)) for when in ("start", "end"))
+        start, end = (of_symptom(line, name, when) for when in ("start", "end"))
         evidence = f"after training {verdict_of(end)}; before {verdict_of(start)}"
         found.append(Claim(text=text, status=decide(end, limits[name]), evidence=evidence))
     return found
@@ -126,7 +129,7 @@ def _depends_on_noise(results: Results) -> Claim:
     line = results.get("residual")
     if line is None:
         return _missing(text, "residual")
-    shift = _over(line, symptom("importance_shift"))
+    shift = of_symptom(line, "importance_shift")
     evidence = (
         f"importances move by {verdict_of(shift)} of their sum from the lowest to the highest"
     )
@@ -148,7 +151,7 @@ def _tightened(results: Results) -> list[Claim]:
             continue
         gains = [line.gain(symptom(name)) for line in lines]
         evidence = "; ".join(
-            f"{line.label} {verdict_of(_over(line, symptom(name)))}, {apart(gain)}"
+            f"{line.label} {verdict_of(of_symptom(line, name))}, {apart(gain)}"
             for line, gain in zip(lines, gains, strict=True)
         )
         found.append(Claim(text=text, status=_all([decide(gain) for gain in gains]),
@@ -194,7 +197,7 @@ def _faster(results: Results) -> Claim:
     lines = _lines(results, "dar-static+t", "dar-dynamic")
     if not lines:
         return _missing(text, "dar-static+t", "dar-dynamic")
-    status = _any([decide(over_seeds(line.factors), PAPER_FACTOR) for line in lines])
+    status = _any([decide(over_seeds(line.factors, "ratio"), PAPER_FACTOR) for line in lines])
     return Claim(text=text, status=status, evidence="; ".join(map(sooner, lines)))
 
 
@@ -204,7 +207,7 @@ def sooner(line: SchemeResult) -> str:
     if never:
         times = f"in {never} of {len(line.factors)} runs" if len(line.factors) > 1 else "in its run"
         return f"{line.label} does not reach it {times}"
-    found = over_seeds(line.factors)
+    found = over_seeds(line.factors, "ratio")
     spread = f"[{found.low:.2f}, {found.high:.2f}]" if found.seeds > 1 else "(one seed)"
     return f"{line.label} takes {found.value:.2f}x fewer steps {spread}"
 
@@ -251,7 +254,9 @@ def _with_repa(results: Results) -> Claim:
         return _missing(text, "residual-repa", "dar-static+t-repa")
     gain = line.gain(final_loss)
     evidence = f"{sooner(line)}; loss {apart(gain)}"
-    return Claim(text=text, status=decide(over_seeds(line.factors), 1.0), evidence=evidence)
+    return Claim(
+        text=text, status=decide(over_seeds(line.factors, "ratio"), 1.0), evidence=evidence
+    )
 
 
 def _untestable() -> list[Claim]:
