@@ -1,18 +1,15 @@
 """What a terminal can show, and how text and tables are put on it; also where it is narrow."""
 
-import math
-import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from dar_probe.files.text import span
+from dar_probe.files.text import charset
 
-SPARK_WIDTH = 28
 WIDEST = 100  # longer lines are hard to read
 GAP = "  "
 
@@ -33,40 +30,11 @@ class _Console(Console):
         return charset(self.file)
 
 
-def charset(stream: Any) -> str:
-    """Return what a stream can show.
-
-    Python writes UTF-8 under LC_ALL=C and LANG=C too, but who says C has an ASCII terminal.
-    """
-    if (os.environ.get("LC_ALL") or os.environ.get("LANG")) in ("C", "POSIX"):
-        return "ascii"
-    return (getattr(stream, "encoding", None) or "ascii").lower()
-
-
 def printable(text: str) -> str:
     """Escape control characters, and what the terminal's encoding lacks."""
     kept = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     known = charset(sys.stdout)
     return kept.encode(known, "backslashreplace").decode(known)
-
-
-def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """Return at most ``width`` characters, lowest to highest, both ends kept; NaN is a gap.
-
-    Values that only rounding tells apart give a flat line.
-    """
-    ramp = "▁▂▃▄▅▆▇█" if charset(sys.stdout).startswith("utf") else ".:-=+*#@"
-    if len(values) > width:
-        last = len(values) - 1
-        values = [values[round(at * last / (width - 1))] for at in range(width)]
-    finite = [v for v in values if v == v]
-    if not finite:
-        return ""
-    low, size = min(finite), span(finite) or math.inf
-    return "".join(
-        ramp[min(len(ramp) - 1, int((v - low) / size * len(ramp)))] if v == v else " "
-        for v in values
-    )
 
 
 def write(console: Console, text: Text, first: Text | None = None) -> None:

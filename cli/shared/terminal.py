@@ -13,15 +13,13 @@ from rich.text import Text
 
 from dar_probe.cli.shared.console import (
     GAP,
-    SPARK_WIDTH,
     aligned,
     console_on,
     printable,
-    sparkline,
     write,
 )
 from dar_probe.cli.shared.progress import progress
-from dar_probe.files.text import quantity
+from dar_probe.files.text import SPARK_WIDTH, quantity, sparkline
 from dar_probe.reports.pages import headline
 from dar_probe.results.symptoms import SYMPTOMS, unit_of
 from dar_probe.runtime import ranks

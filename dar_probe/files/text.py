@@ -2,8 +2,12 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+SPARK_WIDTH = 28  # characters of a curve
 ROUNDING = 1e-6  # of a number's size: float32 rounds at 1e-7, and sums of many numbers more
 
 
@@ -51,6 +55,35 @@ def span(values: Iterable[float]) -> float:
     values = list(values)
     low, high = min(values), max(values)
     return high - low if high - low > ROUNDING * max(abs(low), abs(high)) else 0.0
+
+
+def charset(stream: Any) -> str:
+    """Return what a stream can show.
+
+    Python writes UTF-8 under LC_ALL=C and LANG=C too, but who says C has an ASCII terminal.
+    """
+    if (os.environ.get("LC_ALL") or os.environ.get("LANG")) in ("C", "POSIX"):
+        return "ascii"
+    return (getattr(stream, "encoding", None) or "ascii").lower()
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """Return at most ``width`` characters, lowest to highest, both ends kept; NaN is a gap.
+
+    Values that only rounding tells apart give a flat line.
+    """
+    ramp = "▁▂▃▄▅▆▇█" if charset(sys.stdout).startswith("utf") else ".:-=+*#@"
+    if len(values) > width:
+        last = len(values) - 1
+        values = [values[round(at * last / (width - 1))] for at in range(width)]
+    finite = [v for v in values if v == v]
+    if not finite:
+        return ""
+    low, size = min(finite), span(finite) or math.inf
+    return "".join(
+        ramp[min(len(ramp) - 1, int((v - low) / size * len(ramp)))] if v == v else " "
+        for v in values
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

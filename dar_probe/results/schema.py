@@ -350,6 +350,30 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
     return value
 
 
+def with_facts(ds: xr.Dataset) -> xr.Dataset:
+    """Return a dataset whose attributes tell the main facts of its manifest, before the manifest.
+
+    They are for people, and read from the manifest anew each time. With ten attributes xarray folds
+    them in a notebook, where a screen of JSON would stand otherwise.
+    """
+    found = manifest(ds)
+    versions = found["versions"]
+    facts = {
+        "title": f"dar-probe analysis of {found['model']['name']}",
+        "data": found["data"]["name"],
+        **{key: found.get(key) for key in ("seed", "device", "dtype", "created")},
+        **{key: versions.get(key) for key in ("dar_probe", "torch", "python", "numpy")},
+    }
+    facts = {key: "unknown" if value is None else _plain(value) for key, value in facts.items()}
+    attrs = {key: value for key, value in ds.attrs.items() if key not in facts}
+    return ds.drop_attrs(deep=False).assign_attrs({**facts, **attrs})
+
+
+def _plain(value: object) -> str:
+    """Return a text of anybody's on one line of a terminal; other characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:120])
+
+
 def validate(ds: xr.Dataset) -> xr.Dataset:
     """Return ``ds`` unchanged if it is a whole analysis of this schema version.
 

@@ -7,6 +7,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from dar_probe.files.text import decimal, quantity, span
+from dar_probe.files.text import sparkline as marks
 from dar_probe.reports.pages import document, headline
 from dar_probe.reports.pages import wording as words
 from dar_probe.reports.style import palette
@@ -60,7 +61,7 @@ def html(
 
 
 def text(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict, *, name: str) -> str:
-    """Return two lines and the three symptoms."""
+    """Return two lines, the three symptoms with their curves, and what finds out more."""
     sizes = ds.sizes
     head = (
         f"<dar_probe.Analysis of {palette.clean(name)!r}: "
@@ -69,11 +70,20 @@ def text(ds: xr.Dataset, metrics: Mapping[str, Metric], verdict: Verdict, *, nam
         f"{headline.counted(sizes['block'] - 1, 'block')}; {verdict.status}>"
     )
     status = {finding.name: finding.status for finding in verdict.findings}
+    numbers = {name: f"{with_interval(metrics[name])}" for name in SYMPTOMS}
+    wide = max(map(len, numbers.values()))
+    curves = [one.curve for one in headline.symptoms(ds, metrics, verdict)]
     rows = [
-        f"  {symptom.label:<14}  {with_interval(metrics[name])}: {words.STATUS_WORDS[status[name]]}"
-        for name, symptom in SYMPTOMS.items()
+        f"  {symptom.label:<14}  {numbers[name]:<{wide}}  {marks(curve)}  "
+        f"{words.STATUS_WORDS[status[name]]}"
+        for (name, symptom), curve in zip(SYMPTOMS.items(), curves, strict=True)
     ]
-    return "\n".join([head, verdict.sentence, *rows])
+    more = [
+        f"  to find out more of {finding.name.replace('_', ' ')}: {finding.advice.commands[0]}"
+        for finding in verdict.findings
+        if finding.advice
+    ]
+    return "\n".join([head, verdict.sentence, *rows, *more])
 
 
 def sparkline(symptom: headline.PrintedSymptom) -> Markup:

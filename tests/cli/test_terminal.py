@@ -17,7 +17,8 @@ from rich.cells import cell_len
 
 from dar_probe.analysis import Analysis
 from dar_probe.cli.shared import errors, terminal
-from dar_probe.cli.shared.console import SPARK_WIDTH, charset, printable, sparkline
+from dar_probe.cli.shared.console import printable
+from dar_probe.files.text import SPARK_WIDTH, charset, sparkline
 from dar_probe.reports.pages import headline
 from tests.helpers import synthetic
 from tests.helpers.shell import ROOT

@@ -14,7 +14,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from dar_probe.analysis import Analysis
-from dar_probe.files.text import quantity
+from dar_probe.files.text import quantity, sparkline
 from dar_probe.reports.pages import headline, notebook
 from dar_probe.reports.pages.wording import STATUS_WORDS
 from dar_probe.results import metrics, verdict
@@ -99,6 +99,34 @@ def test_html_tells_what_the_analysis_says(analysis):
     assert [tag for tag, _ in page.tags].count("svg") == 3
 
 
+def test_a_dataset_folds_its_attributes(analysis):
+    """The JSON of the manifest is a screen long; the facts in it are attributes of their own."""
+    ds = analysis.dataset
+    section = ds._repr_html_().split("Attributes: ")[0].rsplit("<input", 1)[1]
+    assert "checked" not in section.split(">")[0]
+    assert ds.attrs["title"] == f"dar-probe analysis of {analysis.name}"
+    assert ds.attrs["torch"] == analysis.manifest["versions"]["torch"]
+    assert list(ds.attrs)[-1] == "manifest"
+    assert all("\n" not in value for value in map(str, ds.attrs.values()))
+    again = Analysis(ds.assign_attrs(title="other")).dataset
+    assert again.attrs["title"] == ds.attrs["title"], "what the manifest says is told"
+
+
+def test_text_has_verdict_curves_and_what_finds_out_more(analysis):
+    lines = repr(analysis).splitlines()
+    assert lines[1] == analysis.verdict.sentence
+    for line, symptom in zip(lines[2:], headline.symptoms(
+        analysis.dataset, analysis.metrics, analysis.verdict
+    ), strict=False):  # fmt: skip
+        assert symptom.label in line and sparkline(symptom.curve) in line
+        assert line.endswith(STATUS_WORDS[symptom.status])
+    advised = [finding for finding in analysis.verdict.findings if finding.advice]
+    assert [line.split(": ", 1)[1] for line in lines[5:]] == [
+        finding.advice.commands[0] for finding in advised
+    ]
+    assert advised
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_names_stay_text(kind):
     found = renamed(HOSTILE[kind])
@@ -112,7 +140,8 @@ def test_hostile_names_stay_text(kind):
     assert "mathjax_ignore" in page.tags[0][1]["class"]
     html.encode("utf-8")
     assert "\u202e" not in html and "x" * 200 not in html
-    assert len(repr(found).splitlines()) == 5 and repr(found).isprintable() is False
+    advised = [finding for finding in found.verdict.findings if finding.advice]
+    assert len(repr(found).splitlines()) == 5 + len(advised)
     assert all(c.isprintable() or c == "\n" for c in repr(found))
 
 
