@@ -47,7 +47,7 @@ class Analysis:
         fail_on: str | Rule | None = None,
         before: "Analysis | None" = None,
     ) -> None:
-        whole = schema.with_facts(schema.validate(dataset))
+        whole = schema.validate(dataset)
         self.trajectory = whole if "step" in whole.dims else None
         self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
         self.thresholds = thresholds or Thresholds()

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 import dar_probe as dp
@@ -339,7 +338,7 @@ def test_the_page_links_its_panels_and_names_its_lines(usual):
 def test_nothing_of_a_hostile_file_runs_or_loads(hostile_page):
     parsed = Parsed(hostile_page)
     assert not parsed.open
-    assert "<img" not in hostile_page.replace(get_plotlyjs(), "")
+    assert "<img" not in hostile_page
     assert "\u202e" not in hostile_page
     for tag, attrs in parsed.tags:
         assert tag not in {"link", "iframe", "img", "object", "embed", "base", "form"}

@@ -86,7 +86,7 @@ def assemble(
         "schema_version": schema.SCHEMA_VERSION,
         "manifest": json.dumps({**_origin(torch), **manifest}),
     }
-    return schema.describe(ds)
+    return schema.with_facts(schema.describe(ds))
 
 
 def with_ablation(
@@ -133,7 +133,7 @@ def with_ablation(
         intervention=present,
     )
     ds.attrs["manifest"] = json.dumps(manifest)
-    return schema.describe(ds)
+    return schema.with_facts(schema.describe(ds))
 
 
 def _origin(torch: str) -> dict[str, Any]:

@@ -353,8 +353,8 @@ def manifest(ds: xr.Dataset) -> dict[str, Any]:
 def with_facts(ds: xr.Dataset) -> xr.Dataset:
     """Return a dataset whose attributes tell the main facts of its manifest, before the manifest.
 
-    They are for people, and read from the manifest anew each time. With ten attributes xarray folds
-    them in a notebook, where a screen of JSON would stand otherwise.
+    They are for people: the manifest is what programs read. With ten attributes xarray folds them
+    in a notebook, where a screen of JSON would stand otherwise.
     """
     found = manifest(ds)
     versions = found["versions"]

@@ -1,7 +1,9 @@
 """One self-contained HTML document: a template, our own scripts, and a policy that names them."""
 
 import base64
+import gzip
 import hashlib
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -10,19 +12,29 @@ import jinja2
 from dar_probe.reports.draw import plotly
 
 # Together they are the one script besides plotly.js; each uses those before it.
-SCRIPTS = ("figures.js", "marks.js", "levels.js", "enlarge.js", "tables.js", "report.js")
+SCRIPTS = (
+    "figures.js", "unpack.js", "marks.js", "levels.js", "enlarge.js", "tables.js", "report.js",
+)  # fmt: skip
 
 
 def render(source: str, /, **values: Any) -> str:
     """Return the template ``source`` filled in; it loads nothing, and nothing else runs in it.
 
-    The template gets ``css``, ``plotly_js``, ``page_js`` and ``policy`` besides ``values``, all
+    The template gets ``css``, ``plotly_gz``, ``page_js`` and ``policy`` besides ``values``, all
     of which it escapes.
     """
-    scripts = {"plotly_js": plotly.script(), "page_js": page_script()}
-    policy = _policy(list(scripts.values()))
-    css = template("style.css")
-    return environment().get_template(source).render(policy=policy, css=css, **scripts, **values)
+    own, drawing = page_script(), plotly.script()
+    return (
+        environment()
+        .get_template(source)
+        .render(
+            policy=_policy([own, drawing]),
+            css=template("style.css"),
+            plotly_gz=_packed(drawing),
+            page_js=own,
+            **values,
+        )
+    )
 
 
 def environment() -> jinja2.Environment:
@@ -45,6 +57,12 @@ def page_script() -> str:
 def template(name: str) -> str:
     """Return the text of one of our own files."""
     return (files("dar_probe.reports.pages") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _packed(script: str) -> str:
+    """Return a script by gzip and base64, which ``unpack.js`` undoes."""
+    return base64.b64encode(gzip.compress(script.encode("utf-8"), 6, mtime=0)).decode("ascii")
 
 
 def _policy(scripts: list[str]) -> str:

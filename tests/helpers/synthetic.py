@@ -92,7 +92,7 @@ def dataset(
     ds.attrs["schema_version"] = schema.SCHEMA_VERSION
     text = _manifest(name=name, blocks=blocks, routing=routing, chunk_size=chunk_size, seed=seed)
     ds.attrs["manifest"] = json.dumps(text)
-    return schema.validate(schema.describe(ds))
+    return schema.validate(schema.with_facts(schema.describe(ds)))
 
 
 def trained(*, steps: int = 4, **settings: Any) -> xr.Dataset:

@@ -685,9 +685,23 @@ def test_the_page_of_a_study_draws_all_of_it(browser, tmp_path, width):
     sheet = opened.drawn()
     assert sheet.locator(".plot .main-svg").count() >= 7
     assert sheet.evaluate("document.documentElement.scrollWidth") <= width
-    table = sheet.locator("#table-schemes")
+    table = sheet.locator("#table-single")
     table.locator("th", has_text="Scheme").first.locator("button").first.click()
     names = table.locator("tbody th").all_inner_texts()
     assert names == sorted(names, key=str.lower) and "</script>" in "".join(names)
     assert opened.console == [] and opened.requests == [path.as_uri()]
     opened.context.close()
+
+
+def test_a_browser_that_cannot_unpack_says_where_the_figures_are(browser, address):
+    """From before 2023; everything that needs no drawing is there all the same."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    context.add_init_script("delete window.DecompressionStream")
+    sheet, errors = context.new_page(), []
+    sheet.on("pageerror", lambda error: errors.append(str(error)))
+    sheet.goto(address)
+    sheet.get_by_text("This browser is too old").first.wait_for(state="attached")
+    assert sheet.locator(".main-svg").count() == 0
+    assert sheet.locator("svg.still, .plot svg").count() >= 1, "stills of line figures stay"
+    assert sheet.locator("table.data").count() >= 1 and errors == []
+    context.close()

@@ -17,7 +17,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.files.text import quantity, sparkline
 from dar_probe.reports.pages import headline, notebook
 from dar_probe.reports.pages.wording import STATUS_WORDS
-from dar_probe.results import metrics, verdict
+from dar_probe.results import metrics, schema, verdict
 from tests.helpers.shell import ROOT
 from tests.helpers.synthetic import dataset
 
@@ -108,8 +108,8 @@ def test_a_dataset_folds_its_attributes(analysis):
     assert ds.attrs["torch"] == analysis.manifest["versions"]["torch"]
     assert list(ds.attrs)[-1] == "manifest"
     assert all("\n" not in value for value in map(str, ds.attrs.values()))
-    again = Analysis(ds.assign_attrs(title="other")).dataset
-    assert again.attrs["title"] == ds.attrs["title"], "what the manifest says is told"
+    again = schema.with_facts(ds.assign_attrs(title="other"))
+    assert again.identical(ds), "what the manifest says is told"
 
 
 def test_text_has_verdict_curves_and_what_finds_out_more(analysis):

@@ -67,7 +67,7 @@ const find = (source) => {
 };
 
 const draw = (figure) => {
-  if (figure.drawn) return;
+  if (figure.drawn || !plotlyReady) return;
   const { node, spec } = figure;
   figure.narrow = isNarrow(figure, node.clientWidth);
   put(spec.layout, { ...shape(figure, node.clientWidth), ...theme(figure) });
@@ -87,6 +87,7 @@ const drawAll = () => {
   };
   const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 0));
   const next = () => {
+    if (!plotlyReady) return;
     const open = figures.filter((figure) => !figure.drawn && !isFolded(figure));
     if (!open.length) return;
     draw(open.reduce((best, figure) => (far(figure) < far(best) ? figure : best)));
@@ -101,6 +102,7 @@ const repaint = () => {
 
 // Lay a figure out anew for the room that it has.
 const fit = (figure, patch = {}) => {
+  if (!figure.drawn) return;
   figure.narrow = isNarrow(figure, figure.node.clientWidth);
   const wanted = { ...shape(figure, figure.node.clientWidth), ...theme(figure), ...patch };
   Plotly.relayout(figure.node, { ...wanted, width: null, autosize: true });
@@ -109,7 +111,7 @@ const fit = (figure, patch = {}) => {
 const unfold = (event) => {
   if (!event.target.matches("details[open]")) return;
   const inside = figures.filter(({ frame }) => event.target.contains(frame));
-  for (const figure of inside) if (figure.drawn && !isFolded(figure)) fit(figure);
+  for (const figure of inside) if (!isFolded(figure)) fit(figure);
   if (inside.length) drawAll();
 };
 
@@ -131,6 +133,7 @@ const print = () => {
   for (const detail of opened) detail.open = true;
   for (const figure of figures) {
     draw(figure);
+    if (!figure.drawn) continue; // before plotly.js is there, stills are printed
     const width = figure.node.closest(".small") ? PRINTED.small : PRINTED.large;
     const patch = { ...shape(figure, width), ...theme(figure) };
     Plotly.relayout(figure.node, { ...patch, width, autosize: false });

@@ -30,7 +30,7 @@ const start = () => {
   figures.forEach(addEnlarge);
   document.querySelectorAll("table.data").forEach(addTable);
   addBar();
-  drawAll();
+  unpackPlotly().then(drawAll, unable);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", repaint);
   document.addEventListener("toggle", unfold, true); // it does not bubble
