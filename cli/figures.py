@@ -116,14 +116,22 @@ def figures(
             rich_help_panel=panels.FIGURES,
         ),
     ] = None,
-    titles: Annotated[
+    no_titles: Annotated[
         bool,
-        typer.Option(help="Say titles in the figures.", rich_help_panel=panels.FIGURES),
-    ] = True,
-    notes: Annotated[
+        typer.Option(
+            "--no-titles",
+            help="Leave out headings and the titles of panels.",
+            rich_help_panel=panels.FIGURES,
+        ),
+    ] = False,
+    no_notes: Annotated[
         bool,
-        typer.Option(help="Say notes below the figures.", rich_help_panel=panels.FIGURES),
-    ] = True,
+        typer.Option(
+            "--no-notes",
+            help="Leave out the sentences below figures.",
+            rich_help_panel=panels.FIGURES,
+        ),
+    ] = False,
     captions: Annotated[
         bool,
         typer.Option(
@@ -158,7 +166,7 @@ def figures(
         kind=kind,
         variables=tuple(name for text in variable or () for name in text.split(",")),
     )
-    look: Look = {"titles": titles, "notes": notes}
+    look: Look = {"titles": not no_titles, "notes": not no_notes}
     check_place(out)
     named = _read(analyses, None if names is None else names.split(","))
     shown = _describe(named, wanted, chosen, asked=only is not None)

@@ -20,7 +20,7 @@ NAMES = {
     "compare": "ANALYSES --out --fail-on --names --json",
     "doctor": "--device --json",
     "figures": "ANALYSES --out --format --formats --width --only --variable --noise-level "
-    "--shallow --deep --kind --names",
+    "--shallow --deep --kind --names --no-titles --no-notes --captions",
     "inspect": "CHECKPOINT --heads --family --weights --objective --json",
     "report": "ANALYSIS --out",
     "train": "--out --routing --query --chunk-size --streams --depth --width --heads --patch "

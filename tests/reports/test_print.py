@@ -164,10 +164,10 @@ def test_blue_and_orange_differ_in_grey():
 @pytest.mark.parametrize("room", [0.5, 1.7, 3.0])
 def test_wrapped_lines_fit_and_lose_no_word(room):
     text = "Route: mean over samples and tokens, summed within a block. " * 3
-    lines = wrapped(text, room, 6.5).split("\n")
+    lines = wrapped(text, room, "note").split("\n")
     assert " ".join(lines).split() == text.split()
-    assert all(text_width(line, 6.5) <= room + 0.02 or " " not in line for line in lines)
+    assert all(text_width(line, "note") <= room + 0.02 or " " not in line for line in lines)
     assert all(  # each line is as full as it can be
-        text_width(f"{line} {following.split()[0]}", 6.5) > room - 0.02
+        text_width(f"{line} {following.split()[0]}", "note") > room - 0.02
         for line, following in zip(lines, lines[1:], strict=False)
     )
