@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +11,7 @@ from dar_probe.cli.shared import options, startup
 from dar_probe.errors import ExitCode
 
 if TYPE_CHECKING:
+    from dar_probe.probe.self_test import Checkup
     from dar_probe.runtime.environment import Environment, Extra
 
     Row = tuple[str, str]
@@ -29,48 +29,44 @@ def doctor(device: options.Device = "auto", as_json: options.Json = False) -> No
     """
     with startup.imports():
         from dar_probe.cli.shared import terminal
-        from dar_probe.runtime.environment import EXTRAS, look
+        from dar_probe.runtime.environment import EXTRAS
+    from dar_probe.probe.self_test import checkup
 
     with terminal.progress("testing", None):
-        found, test = look(Path.cwd()), _tested(device)
+        found = checkup(device)
     if as_json:
         extras = [
             {**asdict(one), "missing": one.missing, "installed": not one.missing} for one in EXTRAS
         ]
-        facts = {**asdict(found), "extras": extras, "self_test": test}
+        facts = {**asdict(found.environment), "extras": extras, "self_test": _told(found)}
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:
-        _show(found, EXTRAS, test)
-    if not test["passed"]:
+        _show(found, EXTRAS)
+    if not found.passed:
         raise typer.Exit(ExitCode.UNMEASURABLE)
 
 
-def _tested(device: str) -> dict[str, Any]:
+def _told(found: "Checkup") -> dict[str, Any]:
     """Return what came of the self-test; why there is nothing, where it did not run."""
-    from dar_probe.errors import UsageError
-    from dar_probe.probe.self_test import self_test
-
-    try:
-        test = self_test(device)
-    except UsageError:
-        raise  # of --device: there is nothing to test
-    except Exception as error:  # a broken installation fails in any way it likes
-        return {"passed": False, "error": f"{type(error).__name__}: {error}"}
-    values = {key: value if value == value else None for key, value in asdict(test).items()}
-    return {"passed": test.passed, "error": "", **values}
+    parts = asdict(found.test) if found.test else {}
+    values = {key: value if value == value else None for key, value in parts.items()}
+    return {"passed": found.passed, "error": found.error, **values}
 
 
-def _show(found: "Environment", extras: "tuple[Extra, ...]", test: dict[str, Any]) -> None:
+def _show(found: "Checkup", extras: "tuple[Extra, ...]") -> None:
     from rich.text import Text
 
     from dar_probe.cli.shared.console import console_on, write
     from dar_probe.cli.shared.terminal import printable
 
-    console = console_on(sys.stdout)
+    console, machine = console_on(sys.stdout), found.environment
     groups: list[tuple[str, list[Row]]] = [
-        ("", _versions(found)),
-        ("devices", [(one.name, f"{one.about}, {_size(one.free)} free") for one in found.devices]),
-        ("disk", [("here", f"{_size(found.disk_free)} free")]),
+        ("", _versions(machine)),
+        (
+            "devices",
+            [(one.name, f"{one.about}, {_size(one.free)} free") for one in machine.devices],
+        ),
+        ("disk", [("here", f"{_size(machine.disk_free)} free")]),
         ("extras", [_extra(one) for one in extras]),
     ]
     for title, rows in groups:
@@ -79,8 +75,9 @@ def _show(found: "Environment", extras: "tuple[Extra, ...]", test: dict[str, Any
         width = max(len(name) for name, _ in rows) + 2
         for name, about in rows:
             write(console, Text(printable(about)), Text(f"  {name:<{width}}"))
-    badge = Text(" PASS " if test["passed"] else " FAIL ", style="bold reverse " + _colour(test))
-    write(console, Text.assemble(badge, " ", printable(_sentence(test))))
+    word, colour = ("PASS", "green") if found.passed else ("FAIL", "red")
+    badge = Text(f" {word} ", style=f"bold reverse {colour}")
+    write(console, Text.assemble(badge, " ", printable(found.sentence)))
 
 
 def _versions(found: "Environment") -> list["Row"]:
@@ -91,21 +88,6 @@ def _versions(found: "Environment") -> list["Row"]:
 def _extra(one: "Extra") -> "Row":
     state = "installed" if not one.missing else f"missing: {one.install}"
     return one.name or one.needs[0], f"{one.purpose}; {state}"
-
-
-def _colour(test: dict[str, Any]) -> str:
-    return "green" if test["passed"] else "red"
-
-
-def _sentence(test: dict[str, Any]) -> str:
-    if test["error"]:
-        return f"The self-test did not run: {test['error']}"
-    values = [test[name] for name in ("gate_conservation", "read_residual")]
-    gates, reads = ("NaN" if value is None else f"{value:.1g}" for value in values)
-    return (
-        f"Self-test on {test['device']} in {test['seconds']:.1f} s: gates cancel to {gates} of the "
-        f"largest, routes rebuild what is read to {reads} (limit of both {test['limit']:g})."
-    )
 
 
 def _size(count: int) -> str:

@@ -171,7 +171,7 @@ def train(
 
         last = loop.train(
             wanted, out, resume=resume, device=place, tensorboard=tensorboard,
-            on_start=_say_origin, on_step=on_step,
+            on_start=_say_origin, on_notice=terminal.say, on_step=on_step,
         )  # fmt: skip
     terminal.say(f"Checkpoint  {last}")
     terminal.say(f"Losses      {out / 'metrics.csv'}")

@@ -22,6 +22,8 @@ from dar_probe.models.inspection import Survey, survey
 from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe import analyses
+from dar_probe.probe import bench as pricing
+from dar_probe.probe.bench import Price
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.options import (
     GridOptions,
@@ -30,7 +32,9 @@ from dar_probe.probe.options import (
     ModuleOptions,
     OutputOptions,
 )
+from dar_probe.probe.placing import placed
 from dar_probe.probe.plan import OnCells
+from dar_probe.probe.self_test import Checkup, checkup
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device
@@ -241,6 +245,7 @@ def train(
     device: str = "auto",
     tensorboard: bool = False,
     on_step: Callable[[loop.Progress], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Path:
     """Train a model on the digits, images or latents, and return its last checkpoint.
@@ -252,6 +257,7 @@ def train(
         device: "auto", "cpu", "cuda", ...
         tensorboard: also write scalars to out/tensorboard.
         on_step: called with the progress (step, steps, loss) after each step.
+        on_notice: called with a sentence for each thing that was done to the data.
         settings: fields of ``dar_probe.training.config.TrainConfig``, such as routing, depth,
             width, steps, batch_size, lr, seed and data.
 
@@ -264,8 +270,9 @@ def train(
     wanted = gather(settings, config)
     place = str(find_device(device))
     return loop.train(
-        wanted, Path(out), resume=resume, device=place, tensorboard=tensorboard, on_step=on_step
-    )
+        wanted, Path(out), resume=resume, device=place, tensorboard=tensorboard,
+        on_step=on_step, on_notice=on_notice,
+    )  # fmt: skip
 
 
 def sample(
@@ -376,6 +383,8 @@ def audit(
     seed: int = 0,
     fail_on: str | None = None,
     name: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     on_cells: OnCells | None = None,
     on_step: OnStep | None = None,
 ) -> Analysis:
@@ -409,6 +418,9 @@ def audit(
         seed: random seed of the training.
         fail_on: a rule in place of the default judgement.
         name: what figures and tables call the module. Default: the name of its class.
+        device: such as "cuda": a copy of the module is measured there; inputs and outputs are
+            moved for ``batch`` and ``loss``. Default: where the module is.
+        dtype: such as "bf16", in the same way. Default: the module's own.
         on_cells: called with (done, total) after each batch of cells of the grid.
         on_step: called with (step, steps, loss) after each step of the training.
 
@@ -419,15 +431,74 @@ def audit(
     training = None
     if train_steps:
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
+    options = ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name)
+    if device is not None or dtype is not None:
+        module, options = placed(module, options, device=device, dtype=dtype, copied=True)
     return audits.audit(
         module,
-        ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name),
+        options,
         GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
         training,
         rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,
         on_step=on_step,
     )
+
+
+def bench(
+    model: str | Path,
+    *,
+    batch_size: int | None = None,
+    repeats: int = 10,
+    device: str = "auto",
+    dtype: str = "float32",
+    **settings: Any,
+) -> Price:
+    """Time the diagnosis against the bare forward and backward of the same batch.
+
+    Args:
+        model: a checkpoint, or a name such as "SiT-B/2" for a random model of that size.
+        batch_size: cells of the batch. Default: as ``analyze`` would have it, 8 of a name.
+        repeats: rounds; each times both passes.
+        device: "auto", "cpu", "cuda", ...
+        dtype: of the model, such as "bf16".
+        settings: heads, family, weights, objective and text of ``analyze``.
+
+    Returns:
+        Seconds and peak memory of both, and their ratios: ``found.probe.ratio`` is the median.
+
+    Example:
+        >>> dp.bench("fixtures/digits-residual.pt", repeats=3)
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    _refuse_unknown("bench", settings, OF_FILES)
+    if str(model).startswith(("SiT-", "DiT-")) and not Path(model).exists():
+        if settings:
+            raise UsageError(
+                f"{next(iter(settings))} belongs to checkpoints, and {model} is a random model"
+            )
+        work = pricing.of_preset(str(model), batch_size=batch_size or 8, device=device, dtype=dtype)
+    else:
+        wanted = CheckpointOptions(path=model, device=device, dtype=dtype, **settings)
+        work = pricing.of_checkpoint(wanted, batch_size=batch_size)
+    return pricing.bench(work, repeats=repeats)
+
+
+def doctor(device: str = "auto") -> Checkup:
+    """Return versions, devices, memory and disk, and what came of a short self-test.
+
+    Args:
+        device: where the self-test runs: "auto", "cpu", "cuda", ...
+
+    Example:
+        >>> dp.doctor().passed
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    return checkup(device)
 
 
 OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in ("path", "name"))

@@ -77,8 +77,8 @@ def test_what_belongs_to_the_other_kind_is_refused(stack):
 def test_files_of_a_module_are_continued_by_the_same_weights_alone(tmp_path, stack):
     out = tmp_path / "mine"
     first = dp.analyze(stack, out=out, figures=False, **GIVEN)
-    again = dp.analyze(stack, out=out, figures=False, resume=True, name="other", **GIVEN)
-    assert again.name == first.name  # nothing was measured anew
+    again = dp.analyze(stack, out=out, figures=False, resume=True, **GIVEN)
+    assert again.dataset.identical(first.dataset)  # with its date: nothing was measured anew
     changed = Stack()
     fresh = dp.analyze(changed, out=out, figures=False, resume=True, **GIVEN)
     assert not np.array_equal(fresh.dataset["rms"].values, first.dataset["rms"].values)
@@ -93,6 +93,44 @@ def test_the_analysis_of_another_checkpoint_is_kept(tmp_path, undrawn):
         dp.analyze(other, out=out, figures=False, **FEW)
     dp.analyze(other, out=out, figures=False, overwrite=True, **FEW)
     assert dp.open_analysis(out).name == "digits-dar-static.pt"
+
+
+def test_an_analysis_that_cannot_be_read_is_kept(tmp_path, undrawn):
+    """It may be of another version, or of another model: nobody knows."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "analysis.nc").write_text("not what it says")
+    with pytest.raises(dp.UsageError, match="holds an analysis that cannot be read"):
+        dp.analyze(FIXTURES / "digits-residual.pt", out=out, figures=False, **FEW)
+    assert (out / "analysis.nc").read_text() == "not what it says"
+    dp.analyze(FIXTURES / "digits-residual.pt", out=out, figures=False, overwrite=True, **FEW)
+    assert dp.open_analysis(out).name == "digits-residual.pt"
+
+
+def test_a_finished_analysis_takes_another_name_without_measuring(tmp_path, stack):
+    settings = {"out": tmp_path / "out", "figures": False, **GIVEN}
+    first = dp.analyze(stack, **settings)
+
+    def never(*_):
+        raise AssertionError("it was measured again")
+
+    again = dp.analyze(stack, resume=True, name="mine", on_cells=never, **settings)
+    assert again.name == "mine" and dp.open_analysis(tmp_path / "out").name == "mine"
+    assert "mine" in (tmp_path / "out" / "report.html").read_text()
+    for name in first.dataset.data_vars:
+        np.testing.assert_array_equal(again.dataset[name].values, first.dataset[name].values)
+    kept = dp.analyze(stack, resume=True, on_cells=never, **settings)
+    assert kept.name == "mine", "who gives no name takes what is there"
+
+
+def test_what_was_done_to_the_data_of_a_training_is_said(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((32, 1, 8, 8), np.float32))
+    notices = []
+    dp.train(
+        tmp_path / "run", data=f"latents:{tmp_path / 'x.npy'}", steps=1, depth=1, width=8, heads=1,
+        batch_size=2, on_notice=notices.append,
+    )  # fmt: skip
+    assert len(notices) == 1 and "has no labels: every sample is of one class" in notices[0]
 
 
 @pytest.mark.parametrize(
@@ -184,3 +222,36 @@ def test_unfinished_parts_of_another_version_are_not_continued(tmp_path, stack, 
     monkeypatch.setitem(schema.VARIABLES, "kurtosis", schema.VARIABLES["rms"])
     with pytest.raises(dp.UsageError, match="other settings|another|settings"):
         dp.analyze(stack, out=out, batch_size=1, resume=True, figures=False, **GIVEN)
+
+
+def test_an_audit_in_another_number_type_leaves_the_module_alone(stack):
+    before = {name: value.clone() for name, value in stack.state_dict().items()}
+    found = dp.audit(stack, dtype="double", **GIVEN)
+    assert found.manifest["dtype"] == "float64"
+    for name, value in stack.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, before[name])
+    plain = dp.audit(stack, **GIVEN).dataset
+    np.testing.assert_allclose(found.dataset["rms"].values, plain["rms"].values, rtol=1e-5)
+    with pytest.raises(dp.UsageError, match="not available here"):
+        dp.audit(stack, device="cuda:99", **GIVEN)
+
+
+def test_bench_and_doctor_have_their_functions():
+    price = dp.bench(FIXTURES / "digits-residual.pt", batch_size=2, repeats=1)
+    assert price.cells == 2 and price.probe.seconds > 0 and price.probe.peak_bytes > 0
+    assert f"{price.probe.ratio:.2f} of the bare pass" in repr(price)
+    assert dp.bench("SiT-S/8", batch_size=1, repeats=1).floor.ratio == 1
+    for call, what, error in (
+        (lambda: dp.bench("SiT-Q/8"), "unknown model 'SiT-Q/8'", dp.UsageError),
+        (lambda: dp.bench("SiT-S/8", heads=3), "heads belongs to checkpoints", dp.UsageError),
+        (lambda: dp.bench("nothing.pt"), "no file 'nothing.pt'", dp.CheckpointError),
+        (lambda: dp.bench("x", foo=1), "unexpected keyword argument 'foo'", TypeError),
+    ):
+        with pytest.raises(error, match=what):
+            call()
+    found = dp.doctor("cpu")
+    assert found.passed and found.test.device == "cpu" and found.error == ""
+    assert found.environment.dar_probe == dp.__version__
+    assert found.sentence in repr(found) and "self-test passed" in repr(found)
+    with pytest.raises(dp.UsageError, match="not available here"):
+        dp.doctor("cuda:99")

@@ -57,7 +57,7 @@ def analyze(
         run.check()
         if len(checkpoints) > 1:
             return run_steps(run, checkpoints, grid, engine)
-        return run.finish(run.plan(checkpoints[0], grid, engine))
+        return run.finish(run.plan(checkpoints[0], grid, engine), name=checkpoints[0].name)
 
 
 def analyze_module(
@@ -93,7 +93,9 @@ def analyze_module(
     task = replace(module_plan.of_module(module, options, grid), engine=engine)
     if output.out is not None:
         task = module_plan.identified(task)
-    return run.finish(task if interventions is None else _intervening(task, interventions))
+    if interventions is not None:
+        task = _intervening(task, interventions)
+    return run.finish(task, name=options.name)
 
 
 def ablate(
@@ -119,7 +121,8 @@ def ablate(
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
         )  # fmt: skip
         run.check()
-        return run.finish(_intervening(run.plan(checkpoint, grid, engine), wanted))
+        task = _intervening(run.plan(checkpoint, grid, engine), wanted)
+        return run.finish(task, name=checkpoint.name)
 
 
 def check_interventions(wanted: InterventionOptions) -> None:

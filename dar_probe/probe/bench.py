@@ -81,7 +81,7 @@ class Workload:
         return next(self.subject.model.parameters()).device
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Price:
     """The price of one batch of ``cells`` cells; ``step`` only where it was asked for."""
 
@@ -89,6 +89,14 @@ class Price:
     floor: Timing
     probe: Timing
     step: Timing | None = None
+
+    def __repr__(self) -> str:
+        """Return the ratio with its quartiles, and the seconds of the batch."""
+        one = self.probe
+        return (
+            f"<the diagnosis costs {one.ratio:.2f} of the bare pass (half of the rounds: "
+            f"{one.low:.2f} to {one.high:.2f}), {one.seconds:.3g} s for a batch of {self.cells}>"
+        )
 
     @property
     def memory_ratio(self) -> float:

@@ -14,7 +14,12 @@ from dar_probe.runtime.device import find_device, find_dtype
 
 
 def placed(
-    module: nn.Module, options: ModuleOptions, *, device: str | None, dtype: str | None
+    module: nn.Module,
+    options: ModuleOptions,
+    *,
+    device: str | None,
+    dtype: str | None,
+    copied: bool = False,
 ) -> tuple[nn.Module, ModuleOptions]:
     """Return a module where it is asked for, and how it is run there.
 
@@ -26,6 +31,7 @@ def placed(
         options: its batch function and its loss; either may be missing.
         device: such as "cuda"; None: where it is.
         dtype: such as "bf16"; None: as it is.
+        copied: whether a module that must move is copied first, so that the caller's stays.
 
     Raises:
         UsageError: there is no such device or type, or the module cannot be copied or moved.
@@ -44,7 +50,7 @@ def placed(
         )
 
     with blamed(refuse):
-        if kind != own:
+        if kind != own or (copied and place != home):
             module = copy.deepcopy(module).to(kind)
         module = module.to(place)
     batch, loss = options.batch, options.loss

@@ -76,15 +76,20 @@ class Run:
         with self.ranks.leader_first():  # it may draw samples, which the others then find
             return plan.of_checkpoint(checkpoint, grid, engine=engine)
 
-    def finish(self, task: Measurable) -> Analysis:
-        """Measure, or take what was measured before, and let the leader write the files."""
+    def finish(self, task: Measurable, *, name: str | None = None) -> Analysis:
+        """Measure, or take what was measured before, and let the leader write the files.
+
+        Args:
+            task: what is measured.
+            name: what the caller wants it to be called; what was measured before gets this name.
+        """
         if self.output.out is None:
             return self._measured(task)
         out = Path(self.output.out)
         if self.output.resume:
             found = self.ranks.from_leader(finished(out, task.key) if self.ranks.leads else None)
             if found is not None:
-                return self._found(found, out, task.key)
+                return self._found(found, out, task.key, name)
         if self.ranks.leads and not self.output.overwrite:
             refuse_another(out, lambda there: _content(there) == _content(task.key))
         if not self.ranks.leads:
@@ -124,12 +129,17 @@ class Run:
         found = task.measure(shards=shards, ranks=self.ranks, on_cells=self.on_cells)
         return Analysis(found, fail_on=self.rule)
 
-    def _found(self, dataset: xr.Dataset, out: Path, key: dict[str, Any]) -> Analysis:
-        """Return an analysis that is finished already; only its pictures may be missing."""
+    def _found(
+        self, dataset: xr.Dataset, out: Path, key: dict[str, Any], name: str | None
+    ) -> Analysis:
+        """Return an analysis that is finished already; its pictures or its name may be missing."""
+        renamed = name is not None and name != schema.manifest(dataset)["model"]["name"]
+        if name is not None and renamed:
+            dataset = schema.renamed(dataset, name)
         analysis = Analysis(dataset, fail_on=self.rule)
         if self.ranks.leads:
             _forget(out, key)
-            if not self.has_pictures():
+            if renamed or not self.has_pictures():
                 with OutputFolder(out) as folder:
                     self.publish(analysis, folder)
         return analysis
@@ -143,15 +153,18 @@ def refuse_another(out: Path, own: Callable[[dict[str, Any]], bool]) -> None:
         own: whether a manifest is of the model that is analysed now.
 
     Raises:
-        UsageError: naming what is there.
+        UsageError: naming what is there, also where it cannot be read.
     """
     path = out / "analysis.nc"
     if not path.is_file():
         return
     try:
         ds = store.read(path)
-    except CheckpointError:
-        return  # a file that nobody can read is no loss
+    except CheckpointError as error:
+        raise UsageError(
+            f"{quote(out)} holds an analysis that cannot be read: {error}",
+            hint="name another folder, or replace it with --overwrite (overwrite=True)",
+        ) from None
     there = [schema.manifest(one) for one in _parts(ds)]
     if any(map(own, there)):
         return

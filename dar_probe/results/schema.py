@@ -369,6 +369,13 @@ def with_facts(ds: xr.Dataset) -> xr.Dataset:
     return ds.drop_attrs(deep=False).assign_attrs({**facts, **attrs})
 
 
+def renamed(ds: xr.Dataset, name: str) -> xr.Dataset:
+    """Return the same analysis of a model that is called otherwise."""
+    found = manifest(ds)
+    found["model"] = {**found["model"], "name": name}
+    return with_facts(ds.assign_attrs(manifest=json.dumps(found)))
+
+
 def _plain(value: object) -> str:
     """Return a text of anybody's on one line of a terminal; other characters become "?"."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:120])

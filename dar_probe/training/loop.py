@@ -49,12 +49,14 @@ def train(
     device: str = "cpu",
     tensorboard: bool = False,
     on_start: Callable[[dict[str, Any]], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a model and return the path of its last checkpoint.
 
     ``on_start`` is told what the run started from: nothing, or name, sha256, weights and
     ``distance``, the RMS difference of the outputs on held-out samples over their RMS.
+    ``on_notice`` is called with a sentence for each thing that was done to the data.
 
     Writes out/metrics.csv and out/checkpoints/step-0000000.pt, each with ``model``, ``ema``,
     ``opt``, ``step`` and ``args`` as plain data; ``tensorboard`` adds scalars in out/tensorboard.
@@ -78,6 +80,9 @@ def train(
                 open_files.callback(run.board.close)
             if on_start:
                 on_start(run.origin)
+            for sentence in run.notices:
+                if on_notice:
+                    on_notice(sentence)
             probe = monitoring.begin(run, start)
             began = time.monotonic()
             for step in range(start + 1, config.steps + 1):
@@ -115,6 +120,12 @@ class Run:
             )
         self.device = torch.device(device)
         everything = datasets.load_data(config.data)
+        self.notices = list(everything.changes)
+        if not everything.labelled:
+            self.notices.append(
+                f"{config.data} has no labels: every sample is of one class, so that neither "
+                "classes nor guidance mean anything"
+            )
         channels, size, *other = everything.latents.shape[1:]
         if other != [size]:
             raise UsageError(f"{config.data} has samples that are not square, (C, H, H)")
