@@ -505,7 +505,7 @@ def test_blocks_and_readers_may_be_named():
     with pytest.raises(dp.UsageError, match=r"no module is called 'layers\.\*'") as caught:
         dp.audit(model, **options, blocks="layers.*")
     assert "blocks.0.norm1" in caught.value.hint
-    with pytest.raises(dp.ProbeError, match="these blocks and readers are no pre-norm stack"):
+    with pytest.raises(dp.ProbeError, match="these readers read no common stream"):
         dp.audit(model, **options, readers="blocks.*.norm1,norm")  # the MLP stays uncut
     # What attention writes is then something that happens to the stream between two readers.
     half = dp.audit(model, **options, readers="blocks.*.norm2,norm").dataset

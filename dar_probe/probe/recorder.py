@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
+from dar_probe.runtime.torch_private import without_checkpointing
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.subject import Site, Subject
 
@@ -260,8 +261,9 @@ def _once(what: str, names: list[str], modules: list[nn.Module], fired: list[int
 def untouched(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode with frozen parameters, eager; then put everything back.
 
-    What ``frozen`` gives back, the random states of torch, numpy and Python, and the fast path of
-    ``torch.backends.mha`` are afterwards as they were.
+    Activation checkpointing is off meanwhile. What ``frozen`` gives back, the random states of
+    torch, numpy and Python, and the fast path of ``torch.backends.mha`` are afterwards as they
+    were.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -273,6 +275,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(frozen(model))
+        stack.enter_context(without_checkpointing())
         yield
 
 

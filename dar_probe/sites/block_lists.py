@@ -1,25 +1,55 @@
 """Which modules of a model are its blocks: by the lists they are in, or by name."""
 
+from collections import Counter
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import nn
 
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.sites.hooks import hooked
 from dar_probe.sites.tracing import is_norm
 from dar_probe.sites.unwrap import plain_name
 
+LISTS = nn.ModuleList | nn.Sequential | nn.ModuleDict
+
 
 def members(model: nn.Module) -> list[nn.Module]:
-    """Return the members of all outermost lists of blocks, and single blocks of their kind."""
+    """Return the members of all outermost lists of blocks, and single blocks of their kind.
+
+    Lists of blocks are those whose members hold norms; without any, those of two or more modules of
+    one class with parts of their own. Empty places of a list do not count.
+
+    Returns:
+        Blocks in the order of the model; a single one may run several times; none where there is no
+        such list.
+
+    Raises:
+        ProbeError: blocks are lists of modules themselves.
+    """
     lists = {
-        name: list(module)
+        name: [member for member in module.children()]
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        and len(module)
-        and all(any(map(is_norm, member.modules())) for member in module)
-        and not any(map(is_norm, module))
+        if isinstance(module, LISTS)
     }
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in lists if name}
+    by_norm = {
+        name: found
+        for name, found in lists.items()
+        if found
+        and all(any(map(is_norm, member.modules())) for member in found)
+        and not any(map(is_norm, found))
+    }
+    alike = {
+        name: found
+        for name, found in lists.items()
+        if len(found) > 1
+        and len(set(map(type, found))) == 1
+        and all(next(member.children(), None) is not None for member in found)
+        and not isinstance(found[0], LISTS)
+    }
+    chosen = by_norm or alike
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen if name}
     if any(type(parent) is nn.ModuleList for parent in parents.values()):
         raise ProbeError(
             "this stack cannot be probed: its blocks are lists of modules, which have no output",
@@ -27,11 +57,11 @@ def members(model: nn.Module) -> list[nn.Module]:
         )
     # A list within a block of another list belongs to that block.
     outer = {
-        name: members
-        for name, members in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
+        name: found
+        for name, found in chosen.items()
+        if not any(name.startswith(f"{other}.") for other in chosen)
     }
-    kinds = {type(member) for members in outer.values() for member in members}
+    kinds = {type(member) for found in outer.values() for member in found}
     homes = {name.rpartition(".")[0] for name in outer}
     single = [
         child
@@ -39,13 +69,23 @@ def members(model: nn.Module) -> list[nn.Module]:
         for child in model.get_submodule(home).children()
         if type(child) in kinds
     ]
-    found = [*(member for members in outer.values() for member in members), *single]
-    if len(found) < 2:
-        raise ProbeError(
-            "no stack of blocks was found in the module",
-            hint="the probe looks for a ModuleList of two or more blocks that hold norms",
-        )
-    return found
+    return [*(member for found in outer.values() for member in found), *single]
+
+
+def repeated(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
+    """Return the outermost modules with parts of their own that run several times in a forward.
+
+    Blocks that share their weights are such: one module, which runs once for each of them.
+    """
+    count: Counter[nn.Module] = Counter()
+    parts = {id(part): part for part in model.modules() if next(part.children(), None) is not None}
+    with hooked() as handles, torch.no_grad():
+        for part in parts.values():
+            handles.append(part.register_forward_pre_hook(lambda m, _: count.update([m])))
+        model(*args, **kwargs)
+    often = [part for part in parts.values() if count[part] > 1 and not isinstance(part, LISTS)]
+    inner = {id(part) for outer in often for part in outer.modules() if part is not outer}
+    return [part for part in often if id(part) not in inner]
 
 
 def named(model: nn.Module, patterns: str) -> list[nn.Module]:

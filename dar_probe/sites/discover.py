@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError
 from dar_probe.sites import stream_detection
-from dar_probe.sites.block_lists import members, named
+from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts
 from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.stream_detection import Link, NoStream
@@ -52,9 +52,15 @@ def discover(
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
         UsageError: a pattern fits no module.
     """
-    own = set(named(model, blocks) if blocks else members(model))
+    own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
+    if not own or (len(found.passed) < 2 and not blocks):
+        raise ProbeError(
+            "no stack of blocks was found in the module",
+            hint="the probe looks for a list of two or more blocks, or for one that runs several "
+            "times; name others with --blocks",
+        )
     if not found.passed:
         raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
     gave = [value for passed in found.passed for value in passed.gave.values()]
@@ -67,9 +73,9 @@ def discover(
         links = stream_detection.follow(found, live_only=live_only)
         aside = _aside(found, links)
     except NoStream as error:
-        if blocks or readers:
+        if readers:
             raise ProbeError(
-                f"these blocks and readers are no pre-norm stack: {error}",
+                f"these readers read no common stream: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from None
         return by_block(model, found, str(error))

@@ -15,9 +15,10 @@ SHARE = 0.9  # of them, that must be as drawn: some are initialised by other mea
 def freshness(model: nn.Module) -> str:
     """Say why nothing can have been learnt; empty where something was, or where nobody can tell.
 
-    The first step of any training moves gains of norms from one and offsets from zero. Where norms
-    have none, linear layers tell: PyTorch draws their weights evenly between -1 / sqrt(n) and
-    1 / sqrt(n) of n inputs, and the first step carries some beyond.
+    The first step of any training in float32 moves gains of norms from one and offsets from zero.
+    In 16 bits it does not: one and a small step round to one. There, and where norms have no gains,
+    linear layers tell: PyTorch draws their weights evenly between -1 / sqrt(n) and 1 / sqrt(n) of n
+    inputs, and the first step carries some beyond.
     """
     parameters = [
         parameter
@@ -25,18 +26,22 @@ def freshness(model: nn.Module) -> str:
         if "norm" in type(module).__name__.lower()
         for parameter in module.parameters(recurse=False)
     ]
-    if parameters:
-        # Some gains are stored as their difference from one.
-        initial = all(bool((p == 0).all()) or bool((p == 1).all()) for p in parameters)
-        return NORMS if initial else ""
-    layers = [
-        module.weight
-        for module in model.modules()
-        if type(module) is nn.Linear and module.weight.numel() >= ENOUGH
-    ]
+    # Some gains are stored as their difference from one.
+    if not all(bool((p == 0).all()) or bool((p == 1).all()) for p in parameters):
+        return ""
+    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    if parameters and not (weights and all(map(_of_16_bits, weights[:MOST]))):
+        return NORMS
+    layers = [weight for weight in weights if weight.numel() >= ENOUGH]
     seen = layers[:: max(len(layers) // MOST, 1)]
     drawn = [_as_drawn(weight) for weight in seen]
     return LAYERS if drawn and sum(drawn) >= SHARE * len(drawn) else ""
+
+
+@torch.no_grad()
+def _of_16_bits(weight: torch.Tensor) -> bool:
+    """Return whether numbers are those of 16 bits, also where they are stored in more."""
+    return bool((weight == weight.to(torch.bfloat16)).all() or (weight == weight.half()).all())
 
 
 @torch.no_grad()

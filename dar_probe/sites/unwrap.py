@@ -7,7 +7,6 @@ from torch import nn
 
 from dar_probe.errors import ProbeError, blamed
 from dar_probe.files.text import quote
-from dar_probe.runtime.torch_private import in_reentrant_checkpoint
 from dar_probe.sites.autograd_entry import with_grad
 from dar_probe.sites.hooks import hooked
 
@@ -55,27 +54,16 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     """Run one forward and make sure that autograd can see it; the module must be ``untouched``.
 
     Raises:
-        ProbeError: the forward fails, or runs without gradients, or is checkpointed with
-            ``use_reentrant=True``, through which no gradient of an inner state can be asked for.
+        ProbeError: the forward fails, or runs without gradients.
     """
-    names = {part: name for name, part in module.named_modules()}
-    blind: list[str] = []  # modules that ran within a reentrant checkpoint
     recorded = [True]  # whether autograd did, module by module
 
     def enter(part: nn.Module, inputs: tuple[Any, ...]) -> None:
         recorded.append(torch.is_grad_enabled())
-        if not recorded[-1] and in_reentrant_checkpoint():
-            blind.append(plain_name(names[part]))
 
     with hooked() as handles, blamed(does_not_run):
-        handles.extend(part.register_forward_pre_hook(enter) for part in names)
+        handles.extend(part.register_forward_pre_hook(enter) for part in module.modules())
         module(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    if blind:
-        raise ProbeError(
-            f"{blind[0]!r} runs under activation checkpointing with use_reentrant=True, which "
-            "hides its states from autograd",
-            hint="checkpoint with use_reentrant=False, or not at all: the probe needs no training",
-        )
     # Frozen encoders may well run without gradients, but not what comes last.
     if not recorded[-1]:
         raise ProbeError(

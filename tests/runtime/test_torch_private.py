@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from dar_probe.runtime.torch_private import in_reentrant_checkpoint, memory_events
+from dar_probe.runtime.torch_private import memory_events, without_checkpointing
 
 
 def test_allocations_and_releases_come_in_order():
@@ -18,12 +18,22 @@ def test_allocations_and_releases_come_in_order():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_reentrant_checkpoint_is_seen_from_within(reentrant):
+def test_a_checkpoint_can_be_switched_off(reentrant):
+    """Within the context a part runs once, its inner states have gradients; then all is as ever."""
     seen = []
 
     def part(x):
-        seen.append(in_reentrant_checkpoint())
-        return x * 2
+        seen.append(x * 2)
+        return seen[-1].exp()
 
-    checkpoint(part, torch.ones(2, requires_grad=True), use_reentrant=reentrant)
-    assert seen == [reentrant] and not in_reentrant_checkpoint()
+    def run():
+        seen.clear()
+        x = torch.ones(2, requires_grad=True)
+        return x, checkpoint(part, x, use_reentrant=reentrant).sum()
+
+    with without_checkpointing():
+        x, total = run()
+        assert torch.autograd.grad(total, seen[0])[0] is not None and len(seen) == 1
+    x, total = run()
+    total.backward()
+    assert x.grad is not None and len(seen) == 2

@@ -43,6 +43,18 @@ def test_other_types_of_numbers_are_as_fresh(dtype):
     assert freshness(stack(affine=False).to(dtype)) == LAYERS
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [None, torch.float32])
+def test_gains_that_cannot_move_say_nothing(dtype, stored):
+    """In 16 bits one and a step of 1e-4 round to one, however long a model was trained."""
+    model = stack(affine=True).to(dtype)
+    assert freshness(model) == LAYERS
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data += 0.05 * torch.randn_like(module.weight)
+    assert freshness(model.to(stored or dtype)) == ""
+
+
 def test_other_ways_to_initialise_tell_nothing():
     """Nobody can know whether normal numbers were learnt: no model is called untrained for them."""
     model = stack(affine=False)
@@ -51,6 +63,7 @@ def test_other_ways_to_initialise_tell_nothing():
             nn.init.normal_(module.weight, std=0.02)
     assert freshness(model) == ""
     assert freshness(nn.Sequential(nn.Conv2d(3, 64, 3))) == ""
+    assert freshness(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3))) == NORMS
 
 
 def test_a_few_layers_may_be_initialised_by_other_means():
