@@ -96,6 +96,12 @@ def check_kinds(subject: Subject, kinds: Iterable[str]) -> None:
         UsageError: no such kind, or a router or a block is to be changed where there is none.
     """
     kinds = tuple(kinds)
+    if reason := subject.facts.get("blind"):
+        raise UsageError(
+            "interventions are held against gates, and the gradients of this model are not those "
+            f"of its loss: {reason}",
+            hint="let all of the blocks run with autograd",
+        )
     if unknown := set(kinds) - set(KINDS):
         raise UsageError(
             f"unknown intervention {sorted(unknown)[0]!r}", hint=f"known: {', '.join(KINDS)}"

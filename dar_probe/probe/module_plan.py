@@ -97,6 +97,10 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         if loss is random_target:
             stood_in += " less a random target, one of each sample's own,"
         assumptions.append(_standing_in(stood_in))
+    with untouched(module):
+        subject, warnings = plan.with_derivatives_checked(
+            subject, batch, loss, [0], float(levels[len(levels) // 2])
+        )
     cells = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
     unknown = np.full(len(levels), np.nan)
     task = plan.Task(
@@ -112,6 +116,7 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
             data=data,
             config={"stand_in_loss": stood_in},
             assumptions=[*assumptions, *subject.assumptions],
+            warnings=warnings,
         ),
     )
     return task.called(options.name)

@@ -22,6 +22,7 @@ from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
+from dar_probe.probe.derivative_check import wrong_derivative
 from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
 from dar_probe.probe.options import GridOptions
@@ -113,7 +114,7 @@ class Task:
             on_cells=tell,
             engine=engine,
         )
-        return assemble.assemble(
+        found = assemble.assemble(
             arrays,
             assemble.Axes(
                 readers=self.subject.readers,
@@ -126,6 +127,7 @@ class Task:
             manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
             torch=torch.__version__,
         )
+        return assemble.without_gradients(found) if "blind" in self.subject.facts else found
 
     def called(self, name: str | None) -> "Task":
         """Return the task of the same model under another name; None leaves it as it is."""
@@ -297,6 +299,12 @@ def of_rows(
             subject = _discover(loaded, one)
             found = subject.assumptions
         found += prove(subject, *one, shown=quote(loaded.file["name"]))
+        warnings: list[str] = []
+        if loaded.subject is None:
+            level = float(reached[len(reached) // 2])
+            subject, warnings = with_derivatives_checked(
+                subject, problem.batch, problem.loss, rows.ids[:1].tolist(), level
+            )
     grid = Grid(
         levels=tuple(reached.tolist()),
         ids=tuple(rows.ids.tolist()),
@@ -326,7 +334,7 @@ def of_rows(
             },
             seed=seed,
             assumptions=[*loaded.assumptions, *assumed, *found],
-            warnings=[warning] if warning else [],
+            warnings=[*warnings, *([warning] if warning else [])],
         ),
     )
     return task.called(loaded.name)
@@ -343,6 +351,25 @@ def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) ->
         "fresh": freshness(loaded.model),
     }
     return replace(found, family=loaded.identified.family, facts=facts)
+
+
+def with_derivatives_checked(
+    subject: Subject, batch: Batch, loss: Loss, ids: Sequence[int], level: float
+) -> tuple[Subject, list[str]]:
+    """Hold the gradients of a subject against the loss itself; the model must be ``untouched``.
+
+    Returns:
+        The subject, with the fact "blind" where its gradients are not those of the loss, and a
+        warning that says why.
+    """
+    reason = subject.facts.get("blind") or wrong_derivative(subject, batch, loss, ids, level)
+    if not reason:
+        return subject, []
+    subject = replace(subject, facts={**subject.facts, "blind": reason})
+    return subject, [
+        f"gradients of this model are not those of its loss: {reason}. States, cosines and the "
+        "loss are right; gradients, gates and importance are left out."
+    ]
 
 
 def provenance(

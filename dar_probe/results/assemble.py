@@ -30,6 +30,10 @@ class Site(Protocol):
         """The block that it is in."""
 
 
+# What cannot be measured where autograd does not see all of the blocks.
+BLIND = ("grad_rms", "gate", "gate_conservation", "query_share")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Axes:
     """What the axes of measured arrays stand for.
@@ -87,6 +91,11 @@ def assemble(
         "manifest": json.dumps({**_origin(torch), **manifest}),
     }
     return schema.with_facts(schema.describe(ds))
+
+
+def without_gradients(ds: xr.Dataset) -> xr.Dataset:
+    """Return the dataset with NaN for all that rests on gradients of the loss."""
+    return ds.assign({name: ds[name].copy(data=np.full_like(ds[name], np.nan)) for name in BLIND})
 
 
 def with_ablation(

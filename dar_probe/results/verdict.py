@@ -149,6 +149,9 @@ def unmeasured(ds: xr.Dataset, metric: Metric) -> str:
         return reason
     if not math.isnan(metric.value):
         return ""
+    blind = manifest(ds)["model"].get("blind")
+    if blind and metric.name in ("gradient_decay", "importance_shift"):
+        return str(blind)
     if metric.name == "selectivity":
         return "no reader has two sources"
     if metric.name in ("selectivity_shift", "importance_shift"):

@@ -48,7 +48,10 @@ def members(model: nn.Module) -> list[nn.Module]:
         and all(next(member.children(), None) is not None for member in found)
         and not isinstance(found[0], LISTS)
     }
-    chosen = by_norm or alike
+    # A dict may as well hold what is chosen from, such as heads: it counts where there is no list.
+    chosen: dict[str, list[nn.Module]] = {}
+    for candidates in (by_norm, alike):
+        chosen = chosen or _without_dicts(model, candidates) or candidates
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen if name}
     if any(type(parent) is nn.ModuleList for parent in parents.values()):
         raise ProbeError(
@@ -70,6 +73,13 @@ def members(model: nn.Module) -> list[nn.Module]:
         if type(child) in kinds
     ]
     return [*(member for found in outer.values() for member in found), *single]
+
+
+def _without_dicts(
+    model: nn.Module, lists: dict[str, list[nn.Module]]
+) -> dict[str, list[nn.Module]]:
+    kept = (name for name in lists if not isinstance(model.get_submodule(name), nn.ModuleDict))
+    return {name: lists[name] for name in kept}
 
 
 def repeated(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:

@@ -78,14 +78,23 @@ def discover(
                 f"these readers read no common stream: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from None
-        return by_block(model, found, str(error))
+        return _with_blind(by_block(model, found, str(error)), found)
     if (module := stream_detection.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}
         raise ProbeError(
             f"the stream was overwritten in place after {names[module]!r} read or returned it",
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
-    return _by_sublayer(model, found, links, aside)
+    return _with_blind(_by_sublayer(model, found, links, aside), found)
+
+
+def _with_blind(subject: Subject, found: Trace) -> Subject:
+    """Note in the facts which module of a block ran where autograd recorded nothing."""
+    if not found.dark:
+        return subject
+    names = {module: plain_name(name) for name, module in subject.model.named_modules()}
+    reason = f"{names[found.dark[0]]!r} runs without autograd (torch.no_grad) inside a block"
+    return replace(subject, facts={**subject.facts, "blind": reason})
 
 
 def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:

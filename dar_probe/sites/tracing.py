@@ -70,6 +70,7 @@ class Trace:
         outputs: per call of ``calls`` within blocks what it returned, if as wide as the stream.
         single: calls that returned one tensor, in no tuple.
         crossed: calls that got a second sequence, and returned one.
+        dark: modules within blocks that ran while autograd recorded nothing.
         output: of the model, its first tensor.
     """
 
@@ -79,6 +80,7 @@ class Trace:
     outputs: dict[int, Tensor] = field(default_factory=dict)
     single: set[int] = field(default_factory=set)
     crossed: set[int] = field(default_factory=set)
+    dark: list[nn.Module] = field(default_factory=list)
     output: Tensor | None = None
 
     def count(self, module: nn.Module) -> int:
@@ -153,6 +155,8 @@ class _Watch:
             self._homes.append((module, number))
             found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
         home = self._homes[-1] if self._homes else None
+        if home is not None and not torch.is_grad_enabled():
+            found.dark.append(module)
         self._open.append(at)
         if any(_is_sequence(v) and v is not value for v in given):
             found.crossed.add(at)
