@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError
 from dar_probe.sites import stream_detection
-from dar_probe.sites.subject import Reader, Source, Subject
+from dar_probe.sites.subject import WHOLE, Reader, Source, Subject, View
 from dar_probe.sites.tracing import Passed, Trace
 
 
@@ -17,13 +17,14 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
     passed = [p for p in found.passed if type(p.home[0]) is main]
     last = passed[-1]
     item = next(iter(last.gave), None)
-    taken = all(p.given and p.given[0].ndim == 3 and len(p.given[0]) == 1 for p in passed)
+    taken = all(p.given and p.given[0].ndim >= 3 and len(p.given[0]) == 1 for p in passed)
     if len(passed) < 2 or not taken or not last.gave:
         raise ProbeError(
             f"nothing can be measured between the blocks: {why}",
-            hint="the probe needs two or more blocks that first take, and return, (N, T, D)",
+            hint="the probe needs two or more blocks that take, and return, a state (N, T, D)",
         )
     _check_linked(found, passed, why)
+    view, told = _layout(found, passed)
     readers = [
         Reader(
             name=f"block {k}",
@@ -31,6 +32,7 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
             block=k,
             module=p.home[0],
             normed=False,
+            view=view,
             call=found.call_of(p),
         )
         for k, p in enumerate(passed, 1)
@@ -43,6 +45,7 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         when="output",
         item=item,
         normed=False,
+        view=view,
         call=found.call_of(last),
     )
     sources = [
@@ -58,15 +61,43 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
         offered=((),) * (len(readers) + 1),
         entrance=passed[0].home[0],
         facts={
-            **facts(model, len(passed), passed[0].given[0]),
+            **facts(model, len(passed), view.take(passed[0].given[0])),
             "routing": "none",
             "routing_title": "no pre-norm stack",
         },
         assumptions=(
             f"no pre-norm stack: {why}; RMS, gradient and cosine of the states between blocks are "
             "measured, gates, routes and writes are not measurable",
+            *told,
         ),
     )
+
+
+def _layout(found: Trace, passed: list[Passed]) -> tuple[View, list[str]]:
+    """Return which axis of the states holds features, and what had to be assumed for it.
+
+    Raises:
+        ProbeError: norms in different blocks tell different axes.
+    """
+    told = set()
+    for call in passed:
+        reads = [read.value for read in found.reads if read.home == call.home and read.normed]
+        told.add(stream_detection.features_first(call.given[0], reads))
+    told.discard(None)
+    if len(told) > 1:
+        raise ProbeError("the blocks have their features on different axes")
+    state = call.given[0]
+    if told:
+        first = bool(told.pop())
+        axes = "second" if first else "last"
+        return View(channels_first=first), (
+            [f"features are on the {axes} axis of the states, as the norms have them"]
+            if first or state.ndim > 3
+            else []
+        )
+    return WHOLE, [
+        f"no norm tells the axis of the features: the last one of {tuple(state.shape)} is taken"
+    ]
 
 
 def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:

@@ -18,7 +18,15 @@ from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts
 from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.stream_detection import Link, NoStream
-from dar_probe.sites.subject import Passage, Reader, Source, Subject, View, offered_by_addition
+from dar_probe.sites.subject import (
+    Passage,
+    Reader,
+    Source,
+    Subject,
+    View,
+    offered_by_addition,
+    tokens_of,
+)
 from dar_probe.sites.tracing import Read, Trace, is_norm, trace
 from dar_probe.sites.unwrap import plain_name
 
@@ -55,14 +63,18 @@ def discover(
     own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
-    if not own or (len(found.passed) < 2 and not blocks):
+    if not own or (len(found.passed) == 1 and not blocks):
         raise ProbeError(
             "no stack of blocks was found in the module",
             hint="the probe looks for a list of two or more blocks, or for one that runs several "
             "times; name others with --blocks",
         )
     if not found.passed:
-        raise ProbeError("no block ran in the forward", hint="see --blocks for other names")
+        raise ProbeError(
+            f"no block was called in the forward, of {len(own)} that the model has",
+            hint="call block(x), not block.forward(x), which no hook sees; or name others with "
+            "--blocks",
+        )
     gave = [value for passed in found.passed for value in passed.gave.values()]
     if gave and all(len(value) != 1 for value in gave):
         raise ProbeError(
@@ -164,7 +176,7 @@ def _by_sublayer(
         sources=tuple(sources),
         offered=offered_by_addition(sources),
         entrance=first.home[0],
-        facts=facts(model, links[-1].block - 1, first.value[:, links[0].tokens]),
+        facts=facts(model, links[-1].block - 1, tokens_of(first.value)[:, links[0].tokens]),
         assumptions=tuple(
             _assumed(
                 readers,
@@ -195,7 +207,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
     assert came is not None
     if link.read is None:
         return None
-    if not came.fresh and torch.equal(came.value, link.read.value[:, link.tokens]):
+    if not came.fresh and torch.equal(came.value, tokens_of(link.read.value)[:, link.tokens]):
         return None
     at_head = link.read.home is None
     gave = came.passed.gave[came.item]
@@ -275,7 +287,7 @@ def _kind(found: Trace, called: dict[int, nn.Module], names: dict[nn.Module, str
 
 
 def _view(tokens: slice, value: Tensor) -> View:
-    whole = tokens.start == 0 and tokens.stop == value.shape[1]
+    whole = tokens.start == 0 and tokens.stop == tokens_of(value).shape[1]
     return View() if whole else View(tokens=tokens)
 
 

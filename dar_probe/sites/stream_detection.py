@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dar_probe.sites.subject import View, tokens_of
 from dar_probe.sites.tracing import Passed, Read, Trace
 
 
@@ -35,7 +36,7 @@ class Exit:
     @property
     def value(self) -> Tensor:
         """The measured tokens (1, T, D)."""
-        return self.passed.gave[self.item][:, self.tokens]
+        return tokens_of(self.passed.gave[self.item])[:, self.tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +217,7 @@ def _depends(
         return False
     if besides is not None and by_view is not None:
         slope = slope - by_view
-    return bool(slope[:, tokens].any())
+    return bool(tokens_of(slope)[:, tokens].any())
 
 
 def _link(step: _Step, block: int) -> Link:
@@ -307,7 +308,7 @@ def _before(
                 continue
             if gave.shape == value.shape:
                 return passed, item, place, False
-            tokens = gave.shape[1]
+            tokens = tokens_of(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
     return None
@@ -325,7 +326,7 @@ class Match:
 def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
     """Tell for each of ``earlier`` which tokens went into ``later`` with slope exactly one.
 
-    Tensors are (1, T, D). None where no token did, or where those that did are no stretch.
+    Tensors are (1, ..., D). None where no token did, or where those that did are no stretch.
     """
     usable = [v for v in earlier if v.requires_grad]
     if not usable or not later.requires_grad:
@@ -333,13 +334,15 @@ def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
     probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(later.device, later.dtype)
     slopes = iter(torch.autograd.grad(later, usable, probe, retain_graph=True, allow_unused=True))
-    return [_match(probe[0], next(slopes)) if v.requires_grad else None for v in earlier]
+    rows = tokens_of(probe)[0]
+    return [_match(rows, next(slopes)) if v.requires_grad else None for v in earlier]
 
 
 def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
     """Compare rows of the slope with those of the probe; other rows are tokens of other streams."""
-    if slope is None or slope.shape[0] != 1 or slope.shape[2] != probe.shape[1]:
+    if slope is None or slope.shape[0] != 1 or slope.shape[-1] != probe.shape[1]:
         return None
+    slope = tokens_of(slope)
     same = (slope[0, :, None, 0] == probe[None, :, 0]) & slope[0, :, None, 0].bool()
     there, here = torch.nonzero(same, as_tuple=True)
     if not len(there):
@@ -354,8 +357,37 @@ def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
     return Match(int(here[0]), int(there[0]), count)
 
 
+def features_first(state: Tensor, reads: list[Tensor]) -> bool | None:
+    """Tell which axis of a state (1, ...) holds its features, by what norms read of it.
+
+    Norms have their features last, and read the state as it is, or with its axes moved.
+
+    Args:
+        state: what a block takes.
+        reads: what the norms in it read, (1, ..., D).
+
+    Returns:
+        True for (1, D, ...), False for (1, ..., D), None where no norm tells, or both.
+    """
+    found = set()
+    for read in reads:
+        if not (read.requires_grad and state.requires_grad) or read.numel() != state.numel():
+            continue
+        probe = torch.randn(read.shape, generator=torch.Generator().manual_seed(3))
+        probe = probe.to(read.device, read.dtype)
+        (slope,) = torch.autograd.grad(read, state, probe, retain_graph=True, allow_unused=True)
+        if slope is None:
+            continue
+        rows = tokens_of(probe)
+        for first in (False, True):
+            own = View(channels_first=first).take(slope)
+            if own.shape == rows.shape and torch.equal(own, rows):
+                found.add(first)
+    return found.pop() if len(found) == 1 else None
+
+
 def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
-    """Return which tokens of ``state`` (1, T, D) the output depends on: (T,) bool.
+    """Return which tokens of ``state`` (1, ..., D) the output depends on: (T,) bool.
 
     With ``silent`` those are all where there is any path, even one that multiplies by zero.
     """
@@ -363,8 +395,9 @@ def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
     (grad,) = torch.autograd.grad(
         output, state, probe.to(output.device, output.dtype), retain_graph=True, allow_unused=True
     )
+    count = tokens_of(state).shape[1]
     if grad is None:
-        return torch.zeros(state.shape[1], dtype=torch.bool)
+        return torch.zeros(count, dtype=torch.bool)
     if silent:
-        return torch.ones(state.shape[1], dtype=torch.bool)
-    return grad[0].any(-1).cpu()
+        return torch.ones(count, dtype=torch.bool)
+    return tokens_of(grad)[0].any(-1).cpu()

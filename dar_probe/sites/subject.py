@@ -17,7 +17,8 @@ class View:
 
     Attributes:
         tokens: of a sequence that holds other tokens too, e.g. text before the image; None: all.
-        channels_first: the tensor is (N, D, h, w) or (N, D, f, h, w).
+        channels_first: the tensor is (N, D, T), (N, D, h, w) or (N, D, f, h, w); else its features
+            are last, and all axes between are tokens.
     """
 
     tokens: slice | None = None
@@ -25,8 +26,7 @@ class View:
 
     def take(self, value: Tensor) -> Tensor:
         """Return the measured tokens (N, T, D) of a tensor, as a view."""
-        if self.channels_first:
-            value = value.flatten(2).transpose(1, 2)
+        value = value.flatten(2).transpose(1, 2) if self.channels_first else tokens_of(value)
         return value if self.tokens is None else value[:, self.tokens]
 
     def put(self, value: Tensor, part: Tensor) -> Tensor:
@@ -35,7 +35,12 @@ class View:
             whole = View(channels_first=self.channels_first).take(value).clone()
             whole[:, self.tokens] = part
             part = whole
-        return part.transpose(1, 2).reshape(value.shape) if self.channels_first else part
+        return (part.transpose(1, 2) if self.channels_first else part).reshape(value.shape)
+
+
+def tokens_of(value: Tensor) -> Tensor:
+    """Return a tensor (N, ..., D) as tokens (N, T, D), as a view."""
+    return value if value.ndim <= 3 else value.flatten(1, -2)
 
 
 WHOLE = View()

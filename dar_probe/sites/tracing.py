@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.subject import tokens_of
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
 
@@ -24,7 +25,7 @@ class Read:
     """A module that may read the stream, and what it got.
 
     Attributes:
-        module, value: the module and its first input, (1, T, D).
+        module, value: the module and its first input, (1, ..., D).
         normed: the module is a norm.
         home: the block it ran in; None outside of all blocks.
         at: position in ``Trace.calls``.
@@ -47,7 +48,7 @@ class Read:
 class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
-    ``gave`` has the tensors (1, T, D) by their position in a tuple; None is the output itself.
+    ``gave`` has the tensors (1, ..., D) by their position in a tuple; None is the output itself.
     ``versions`` are theirs, as for a read.
     """
 
@@ -163,7 +164,9 @@ class _Watch:
         found.calls.append((module, home))
         normed = is_norm(module)
         may = module in self.begins or (self.norms and normed)
-        if not may or value is None or value.ndim != 3 or len(value) != 1:
+        if not may or value is None or value.ndim < 3 or len(value) != 1:
+            return None
+        if value.ndim > 3 and not _features_last(module, value):
             return None
         # After the last block nothing is cut: behind the head may come one more norm.
         over = home is None and len(found.passed) == self.expected
@@ -194,17 +197,30 @@ class _Watch:
         passed.gave = {
             None if single else item: value
             for item, value in enumerate(outputs)
-            if isinstance(value, Tensor) and value.ndim == 3 and value.requires_grad
+            if isinstance(value, Tensor) and value.ndim >= 3 and value.requires_grad
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
         """Return an output as (1, T, D) if it is as wide as the stream, else None."""
-        width = next((v.shape[-1] for v in self.found.passed[-1].given if v.ndim == 3), None)
+        width = next((v.shape[-1] for v in self.found.passed[-1].given if v.ndim >= 3), None)
+        if value is not None and value.ndim > 3 and value.shape[-1] == width:
+            value = tokens_of(value)
         if value is not None and value.ndim > 3 and value.shape[1] == width:
             value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
         fits = value is not None and value.ndim == 3 and value.shape[-1] == width
         return value if fits else None
+
+
+def _features_last(module: nn.Module, value: Tensor) -> bool:
+    """Tell whether a module reads a grid (1, ..., D) token by token, its features last.
+
+    A norm of images may as well have them first; its own parameters are as many as features.
+    """
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear | nn.MultiheadAttention):
+        return True
+    sizes = {parameter.numel() for parameter in module.parameters(recurse=False)}
+    return value.shape[-1] in sizes and value.shape[1] not in sizes
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -1,0 +1,302 @@
+"""Stacks as people write them: each gives the numbers of the same stack written plainly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dar_probe as dp
+
+D, T, DEPTH = 16, 6, 4
+FEW = {"noise_levels": [0.2, 0.8], "samples": 3}
+
+
+def drawn(ids, *shape, salt=0):
+    seeds = [torch.Generator().manual_seed(1000 * salt + int(i)) for i in ids]
+    return torch.stack([torch.randn(*shape, generator=seed) for seed in seeds])
+
+
+def batch(ids, level, /):
+    return (drawn(ids, T, D),), {}
+
+
+def loss(out, ids, level, /):
+    return (out - drawn(ids, *out.shape[1:], salt=1)).square().flatten(1).mean(1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, D))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+
+    def forward(self, x):
+        return self.out(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(D), Attention()
+        self.norm2, self.mlp = nn.LayerNorm(D), mlp()
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Stack(nn.Module):
+    def __init__(self, block=Block, depth=DEPTH):
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+        self.norm_out, self.head = nn.LayerNorm(D), nn.Linear(D, D)
+
+    def run(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x):
+        return self.head(self.norm_out(self.run(x)))
+
+
+def made(kind=Stack, *arguments, like=None):
+    torch.manual_seed(0)
+    model = kind(*arguments)
+    if like is None:
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    else:
+        own = zip(model.parameters(), like.parameters(), strict=True)
+        for parameter, other in own:
+            parameter.data = other.data.clone()
+    return model.eval()
+
+
+def audit(model, given=batch):
+    return dp.audit(model, batch=given, loss=loss, **FEW)
+
+
+def same(found, expected, names=None):
+    for name in names or expected.data_vars:
+        np.testing.assert_allclose(
+            found[name].values, expected[name].values, rtol=2e-4, atol=1e-7, err_msg=name
+        )
+
+
+class Keyed(Stack):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleDict({f"layer{k}": Block() for k in range(DEPTH)})
+
+    def run(self, x):
+        for block in self.blocks.values():
+            x = block(x)
+        return x
+
+
+class Holes(Stack):
+    def __init__(self):
+        super().__init__()
+        blocks = list(self.blocks)
+        self.blocks = nn.ModuleList([blocks[0], None, *blocks[1:]])
+
+    def run(self, x):
+        for block in self.blocks:
+            x = x if block is None else block(x)
+        return x
+
+
+class Choice(Stack):
+    """A dict of heads to choose from, which holds norms, is no stack of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        own = nn.Sequential(self.norm_out, self.head)
+        self.heads = nn.ModuleDict({"one": own, "other": nn.Sequential(nn.LayerNorm(D))})
+
+
+class ByKeyword(Stack):
+    def run(self, x):
+        for block in self.blocks:
+            x = block(x=x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Keyed, Holes, Choice, ByKeyword])
+def test_lists_with_keys_gaps_and_choices_are_stacks(kind):
+    plain = made()
+    model = kind()
+    named = dict(plain.named_parameters())
+    for (_, parameter), value in zip(
+        [(n, p) for n, p in model.named_parameters() if not n.startswith("heads.other")],
+        named.values(), strict=True,
+    ):  # fmt: skip
+        parameter.data = value.data.clone()
+    same(audit(model.eval()).dataset, audit(plain).dataset)
+
+
+class Direct(Stack):
+    def run(self, x):
+        for block in self.blocks:
+            x = block.forward(x)
+        return x
+
+
+def test_blocks_that_are_called_past_every_hook_are_refused_for_it():
+    with pytest.raises(dp.ProbeError, match="no block was called in the forward, of 4") as caught:
+        audit(made(Direct))
+    assert "block.forward(x), which no hook sees" in caught.value.hint
+
+
+class Looped(Stack):
+    def __init__(self, *, listed=True):
+        super().__init__(depth=1)
+        if not listed:
+            self.block, self.blocks = self.blocks[0], None
+
+    def run(self, x):
+        block = self.block if self.blocks is None else self.blocks[0]
+        for _ in range(DEPTH):
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_each_pass_of_a_looped_block_is_a_block(listed):
+    torch.manual_seed(0)
+    model = Looped(listed=listed).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    plain = Stack().eval()
+    block = model.blocks[0] if listed else model.block
+    for one in plain.blocks:
+        one.load_state_dict(block.state_dict())
+    plain.norm_out.load_state_dict(model.norm_out.state_dict())
+    plain.head.load_state_dict(model.head.state_dict())
+    found = audit(model).dataset
+    assert found.sizes["block"] == DEPTH + 1
+    same(found, audit(plain).dataset)
+
+
+class Grid(Block):
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x).flatten(1, 2)).view(x.shape)
+        return x + self.mlp(self.norm2(x))
+
+
+class OnGrid(Stack):
+    def __init__(self):
+        super().__init__(Grid)
+
+    def run(self, x):
+        return super().run(x.unflatten(1, (2, T // 2))).flatten(1, 2)
+
+
+def test_a_grid_with_its_features_last_is_a_row_of_tokens():
+    plain = made()
+    same(audit(made(OnGrid, like=plain)).dataset, audit(plain).dataset)
+
+
+class Transposed(Block):
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x.mT)).mT
+        return x + self.mlp(self.norm2(x.mT)).mT
+
+
+class ChannelsFirst(Stack):
+    def __init__(self):
+        super().__init__(Transposed)
+
+    def run(self, x):
+        return super().run(x.mT).mT
+
+
+STATES = ("rms", "rms_top1", "grad_rms", "cosine", "cosine_centred", "loss")
+
+
+def test_states_with_features_before_tokens_are_compared_over_features():
+    """A cosine along time looks as plausible as the right one."""
+    plain = made()
+    expected, found = audit(plain).dataset, audit(made(ChannelsFirst, like=plain))
+    assert any("second axis" in text for text in found.manifest["assumptions"])
+    same(found.dataset, expected, STATES)
+    assert np.isnan(found.dataset["gate"]).all()
+
+
+class Functional(nn.Module):
+    """No norm is a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.mlp = Attention(), mlp()
+
+    def forward(self, x):
+        x = x + self.attn(F.rms_norm(x, (D,)))
+        return x + self.mlp(F.rms_norm(x, (D,)))
+
+
+def test_norms_that_are_functions_leave_the_states_between_blocks():
+    model = made(Stack, Functional)
+    found = audit(model)
+    assert any("no norm tells the axis" in text for text in found.manifest["assumptions"])
+    ids = torch.arange(3)
+    (x,), _ = batch(ids, None)
+    states = [x.clone().requires_grad_()]
+    for block in model.blocks:
+        states.append(block(states[-1]))
+    total = loss(model.head(model.norm_out(states[-1])), ids, None).sum()
+    grads = torch.autograd.grad(total, states)
+    for k, (state, grad) in enumerate(zip(states, grads, strict=True)):
+        for name, value in (("rms", state), ("grad_rms", grad)):
+            expected = value.detach().square().mean((1, 2)).sqrt()
+            np.testing.assert_allclose(found.dataset[name].values[0, :, k], expected, rtol=2e-5)
+    cosine = F.cosine_similarity(states[1], states[2], dim=-1).mean(1).detach()
+    np.testing.assert_allclose(found.dataset["cosine"].values[0, :, 2], cosine, rtol=2e-5)
+
+
+class DynamicTanh(nn.Module):
+    """A norm by its place, not by its name; it does not ignore the scale of what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.gain = nn.Parameter(torch.full((1,), 0.5)), nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return torch.tanh(self.scale * x) * self.gain
+
+
+class Tanh(Block):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = DynamicTanh(), DynamicTanh()
+
+
+def test_names_of_norms_play_no_part():
+    model = made(Stack, Tanh)
+    found = audit(model)
+    assert list(found.dataset["reader_kind"].values) == ["attention", "mlp"] * DEPTH + ["head"]
+    # The gate of the last MLP by a factor on its own, differentiated as it stands.
+    ids = torch.arange(3)
+    (x,), _ = batch(ids, None)
+    factor = torch.ones(3, 1, 1, requires_grad=True)
+    state = x
+    for block in model.blocks[:-1]:
+        state = block(state)
+    last = model.blocks[-1]
+    write = last.attn(last.norm1(state))
+    after = state + write
+    out = after + last.mlp(last.norm2(state + factor * write))
+    total = loss(model.head(model.norm_out(out)), ids, None).sum()
+    (gate,) = torch.autograd.grad(total, factor)
+    own = found.dataset["gate"].values[0, :, 2 * DEPTH - 1, 2 * DEPTH - 1]
+    np.testing.assert_allclose(own, gate.flatten(), rtol=1e-4)
+    law = found.dataset["gate_conservation"].values
+    assert np.isnan(law[..., :-1]).all(), "no law holds where the scale is not ignored"
+    assert math.isfinite(law[0, 0, -1])
