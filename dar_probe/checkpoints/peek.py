@@ -47,13 +47,14 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         kind = kinds.check(file, path)
         size = os.fstat(file.fileno()).st_size
         content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
-    label, found = choose(content, weights, quote(path))
+    label, found, note = choose(content, weights, quote(path))
     state = reader.plain_tensors(found, size, quote(path), device="meta")
     return Peek(
         shown=quote(path.name),
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         args=settings(content, label, quote(path)),
         weights=label,
+        assumptions=[note] if note else [],
         bytes=size,
         dtypes={key: tensor.dtype for key, tensor in state.items()},
     )

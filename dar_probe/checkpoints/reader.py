@@ -35,7 +35,8 @@ if TorchVersion(torch.__version__) < "2.10":
 
 MAX_DIMS = 16
 TRIM_EVERY = 16 * 2**20  # bytes
-DTYPES = frozenset(
+EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+DTYPES = EIGHT_BITS | frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
@@ -92,7 +93,7 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after):
         raise _changed(path)
-    label, found = choose(content, weights, quote(path))
+    label, found, _ = choose(content, weights, quote(path))
     state = plain_tensors(found, before.st_size, quote(path))
     return Checkpoint(
         path=path,
@@ -134,6 +135,7 @@ def check_finite(state: dict[str, Tensor]) -> None:
     for key, tensor in state.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
+        tensor = tensor.float() if tensor.dtype in EIGHT_BITS else tensor
         # NaN passes through both; 20 times faster than a look at every element.
         if not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
@@ -150,7 +152,7 @@ def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
     times torch meets the storages in the same order.
     """
     kinds.verify_checksums(file, path)
-    label, _ = choose(outline(file, path), weights, quote(path))
+    label = choose(outline(file, path), weights, quote(path)).label
     if label == "flat":
         return _unpickle(file, path, "cpu")
     blanks: list[torch.UntypedStorage] = []
@@ -167,7 +169,7 @@ def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
         blanks.append(_blank(storage.nbytes()))
         return blanks[-1]
 
-    _, found = choose(_unpickle(file, path, drop), weights, quote(path))
+    found = choose(_unpickle(file, path, drop), weights, quote(path)).state
     used = {value.untyped_storage().data_ptr() for value in found.values() if _is_plain(value)}
     wanted = iter([blank.data_ptr() in used for blank in blanks])
     return _unpickle(file, path, lambda storage, _: storage if next(wanted) else drop(storage, _))

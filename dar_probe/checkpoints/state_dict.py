@@ -2,10 +2,11 @@
 
 import itertools
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from dar_probe.checkpoints.groups import Group, groups
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -13,18 +14,86 @@ Weights = Literal["auto", "ema", "model"]
 
 SAVE = "save the plain weights again: torch.save(model.state_dict(), FILE)"
 
+# Which of several models is the one that was trained.
+USUAL = frozenset(
+    {"model", "net", "module", "state_dict", "model_state_dict", "generator", "student", "ema"}
+)
 # What wrappers add to a key: torch.compile, DeepSpeed, activation checkpointing and FSDP anywhere;
 # DDP and training frameworks at the front.
 _INNER = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _OUTER = {"module", "model"}
 
 
-def choose(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any, Any]]:
-    """Return which state dict of a file's content is taken, and it, still unchecked.
+class Chosen(NamedTuple):
+    """The weights that are taken of a file.
+
+    Attributes:
+        label: "ema", "model", or "flat" where the file is one state dict.
+        state: the weights, still unchecked.
+        note: what was chosen among what, in a sentence; empty where nothing is to be said.
+    """
+
+    label: str
+    state: dict[Any, Any]
+    note: str = ""
+
+
+def choose(content: Any, weights: Weights, shown: str) -> Chosen:
+    """Return which weights of a file's content are taken.
+
+    Models are found by their structure, under whatever names they lie; an average is preferred.
 
     Raises:
-        CheckpointError: there is none, or not the one that was asked for.
+        CheckpointError: there is none, or not the one that was asked for, or several that nothing
+            tells apart.
     """
+    found = groups(content, shown)
+    flat = isinstance(content, dict) and any(isinstance(v, Tensor) for v in plain(content).values())
+    if flat and len(found) == 1 and not found[0].average and weights == "auto":
+        if not set(found[0].path) <= _INNER | _OUTER:
+            note = f"the weights under {found[0].shown} of the file"
+            return Chosen("flat", found[0].state, note)
+    elif found:
+        return _of_groups(found, weights, shown)
+    return Chosen(*_by_name(content, weights, shown))
+
+
+def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
+    averages = [group for group in found if group.average]
+    raws = [group for group in found if not group.average]
+    pool = averages if weights == "ema" or (weights == "auto" and averages) else raws
+    if not pool:
+        raise CheckpointError(
+            f"{shown} holds no {weights} weights, but {_listed(found)}",
+            hint="leave the choice of weights out",
+        )
+    least = min(len(group.path) for group in pool)
+    nearest = [group for group in pool if len(group.path) == least]
+    named = [group for group in nearest if group.path and group.path[-1] in USUAL]
+    if len(nearest) > 1 and len(named) != 1:
+        raise CheckpointError(
+            f"{shown} holds several models, {_listed(nearest)}",
+            hint="save the weights of one of them: torch.save(model.state_dict(), FILE)",
+        )
+    taken = (named if len(nearest) > 1 else nearest)[0]
+    label = "ema" if taken.average else "model"
+    if taken.path in (("ema",), ("model",)):
+        return Chosen(label, taken.state)
+    what = "average" if taken.average else "raw weights"
+    others = [group for group in found if group is not taken]
+    rest = f"; beside it lie {_listed(others)}" if others else ""
+    alone = "" if averages else "; the file holds no average"
+    return Chosen(label, taken.state, f"the {what} {taken.shown} of the file{rest}{alone}")
+
+
+def _listed(found: list[Group]) -> str:
+    return " and ".join(
+        f"{group.shown} ({'average' if group.average else 'raw'})" for group in found[:5]
+    )
+
+
+def _by_name(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any, Any]]:
+    """Return the state dict called "ema" or "model", or the file itself."""
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{shown} holds a {type(content).__name__}, not a state dict",

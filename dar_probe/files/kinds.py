@@ -32,10 +32,15 @@ MAX_TUPLE = 1_000  # values in one tuple, nested ones counted as often as they a
 # own list, which other packages may widen and which has ways to allocate memory at will.
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
 _STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
+_EIGHT_BITS = "float8_e4m3fn float8_e5m2".split()  # their storages have no type of their own
+_UNTYPED = "torch.storage.UntypedStorage"
+_CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ")
 ALLOWED_GLOBALS = frozenset(
     ["argparse.Namespace", "collections.OrderedDict", "torch.Size", "torch.device"]
+    + ["collections.Counter", "__builtin__.set", "builtins.set"]
     + ["torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2"]
-    + [f"torch.{name}" for name in _DTYPES]
+    + ["torch._utils._rebuild_tensor_v3", _UNTYPED]
+    + [f"torch.{name}" for name in (*_DTYPES, *_EIGHT_BITS)]
     + [f"torch.{name}Storage" for name in _STORAGES]
 )
 
@@ -253,6 +258,8 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
     ones ends the process, and 100 bytes keep it busy for ever.
     """
     stack: list[int] = []  # for every object on the pickle's stack, how many values it holds
+    # Below 0: a class that may name the type of a storage, and must not be called, as it would take
+    # as many bytes as it is told.
     marked: list[list[int]] = []
     memo: dict[Any, int] = {}
     arg: Any
@@ -288,9 +295,13 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
                 taken, stack = stack, marked.pop()
                 count = op.stack_before.index(pickletools.markobject)
             taken += [stack.pop() for _ in range(count)]
+            if name in _CALLS and min(taken, default=0) < 0:
+                raise _broken(shown, "its pickle calls a storage")
             held = memo[arg] if name in ("GET", "BINGET", "LONG_BINGET") else 1
+            if name == "GLOBAL" and arg.replace(" ", ".", 1) == _UNTYPED:
+                held = -1
             if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-                held = 1 + sum(taken)
+                held = 1 + sum(map(abs, taken))
             if held > MAX_TUPLE:
                 raise _broken(shown, f"its pickle has a tuple of over {MAX_TUPLE} values")
             stack += [held] * len(op.stack_after)

@@ -10,6 +10,13 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.text import quote
 
+# What trainers call the paths and predictions of ``diffusion.flow.Flow``; "cosine" is REPA's.
+PATH_NAMES = {"linear": "linear", "gvp": "gvp", "cosine": "gvp", "vp": "vp"}
+PREDICTION_NAMES = {
+    "velocity": "velocity", "v": "velocity", "noise": "noise", "eps": "noise",
+    "epsilon": "noise", "score": "score",
+}  # fmt: skip
+
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
 
 
@@ -182,15 +189,33 @@ def classes(header: Header, rows: int, *, dropped: bool = True) -> int:
     return found
 
 
-def flow(header: Header) -> bool:
-    """Tell whether the settings name a path or a prediction, which are read as SiT's own."""
+def flow(header: Header, clock: str) -> str | None:
+    """Return the objective that the settings name by a path and a prediction; None if by neither.
+
+    Args:
+        header: the file's header; what names nothing known is assumed to be SiT's own.
+        clock: "sit" or "repa".
+    """
     path, prediction = header.told("path_type"), header.told("prediction")
-    if path not in (None, "Linear", "linear") or prediction not in (None, "velocity", "v"):
+    if path is None and prediction is None:
+        return None
+    named = (
+        PATH_NAMES.get(str(path or "linear").lower()),
+        PREDICTION_NAMES.get(str(prediction or "velocity").lower()),
+    )
+    if None in named:
         header.assumptions.append(
             f"the settings name path_type {quote(path, 40)} and prediction {quote(prediction, 40)}:"
             " read as a linear path and velocity all the same; --objective overrides"
         )
-    return path is not None or prediction is not None
+        return clock
+    if named == ("linear", "velocity"):
+        return clock
+    header.assumptions.append(
+        f"the settings name path_type {quote(path, 40)} and prediction {quote(prediction, 40)}: "
+        f"the objective is {clock}:{named[0]}:{named[1]}; --objective overrides"
+    )
+    return f"{clock}:{named[0]}:{named[1]}"
 
 
 def is_count(value: Any) -> bool:

@@ -236,7 +236,8 @@ def identify(header: Header, heads: int | None) -> Identified:
         "rope": "feat_rope.freqs_cos" in shapes,
     }
     classes = conventions.classes(header, frame.rows)
-    if not conventions.flow(header):
+    named = conventions.flow(header, "sit")
+    if not named:
         header.assumptions.append(
             "read as LightningDiT: time runs t = 1 - s; --objective overrides"
         )
@@ -245,7 +246,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         sizes=sizes,
         shape=frame.shape,
         num_classes=classes,
-        objective="sit",
+        objective=named or "sit",
         assumptions=header.assumptions,
     )
 

@@ -14,7 +14,7 @@ from dar_probe import checkpoints
 from dar_probe.checkpoints import diffusers_folder, hub, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
-from dar_probe.checkpoints.reader import check_finite
+from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
@@ -305,10 +305,15 @@ def _digest(given: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def of_weights(header: Header) -> list[str]:
+def of_weights(header: Peek) -> list[str]:
     """Return what is assumed of the weights of a file: a flat one does not say which they are."""
-    flat = header.weights == "flat"
-    return ["the file does not say whether its weights are averaged (EMA)"] if flat else []
+    said = []
+    if header.weights == "flat":
+        said.append("the file does not say whether its weights are averaged (EMA)")
+    coarse = sum(dtype in EIGHT_BITS for dtype in header.dtypes.values())
+    if coarse:
+        said.append(f"{coarse} of {len(header.dtypes)} weights are stored in 8 bits, as they are")
+    return said
 
 
 def blank(header: Header, family: Family, found: Identified) -> nn.Module:

@@ -25,7 +25,7 @@ def identify(header: Header, heads: int | None = None) -> Identified:
     """
     found = asdict(read_sizes(header, heads))
     family, assumptions = found.pop("family"), found.pop("assumptions")
-    own = family == "dar-probe"
+    objective = found.pop("objective")
     found["null_class"] = found.pop("class_dropout")
     found |= found.pop("routing")
     return Identified(
@@ -33,7 +33,7 @@ def identify(header: Header, heads: int | None = None) -> Identified:
         sizes=found,
         shape=(found["in_channels"], found["input_size"], found["input_size"]),
         num_classes=found["num_classes"],
-        objective=str(header.args.get("objective", "sit")) if own else family,
+        objective=objective,
         assumptions=assumptions,
     )
 

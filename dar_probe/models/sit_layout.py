@@ -22,6 +22,7 @@ class Sizes:
     Attributes:
         family: "sit" for the layout that SiT and DiT share, "dit" where the settings say so,
             "repa" with projectors, "dar-probe" for files of our own trainer.
+        objective: as the settings name it, or the family's own.
         depth, width, heads, patch: blocks, features, attention heads, side of a patch.
         in_channels, input_size: channels and side of the square input.
         num_classes: classes without the extra row for dropped labels.
@@ -34,6 +35,7 @@ class Sizes:
     """
 
     family: Family
+    objective: str
     depth: int
     width: int
     heads: int
@@ -74,12 +76,16 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     qk_norm, ratio = norm in header.shapes, hidden / width
     if qk_norm:
         header.shape(norm, 1)
-    family = "dar-probe" if own else _family(header, bool(projectors))
+    objective = str(header.args.get("objective", "sit")) if own else ""
+    family: Family = "dar-probe"
+    if not own:
+        family, objective = _family(header, bool(projectors))
     shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
     known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
     classes = conventions.classes(header, rows)
     return Sizes(
         family=family,
+        objective=objective,
         depth=depth,
         width=width,
         heads=known,
@@ -99,20 +105,22 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     )
 
 
-def _family(header: Header, projectors: bool) -> Family:
-    named = conventions.flow(header)
+def _family(header: Header, projectors: bool) -> tuple[Family, str]:
+    """Return the family, and its objective."""
+    named = conventions.flow(header, "repa" if projectors else "sit")
     if projectors:
         header.assumptions.append(
             "projectors are there: read as REPA, time runs t = s; --objective overrides"
         )
-        return "repa"
-    if not named:
-        if str(header.told("model")).startswith("DiT"):
-            return "dit"
-        header.assumptions.append(
-            "a plain SiT/DiT layout: read as SiT, time runs t = 1 - s; --objective overrides"
-        )
-    return "sit"
+        return "repa", named or "repa"
+    if named:
+        return "sit", named
+    if str(header.told("model")).startswith("DiT"):
+        return "dit", "dit"
+    header.assumptions.append(
+        "a plain SiT/DiT layout: read as SiT, time runs t = 1 - s; --objective overrides"
+    )
+    return "sit", "sit"
 
 
 def _routing(header: Header) -> dict[str, Any]:

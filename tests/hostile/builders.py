@@ -326,7 +326,15 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "sparse": (_saved({"w": torch.eye(3).to_sparse()}), "_rebuild_sparse_tensor"),
     "meta": (_saved({"w": torch.empty(3, device="meta")}), "_rebuild_meta_tensor"),
     "complex": (_saved({"w": torch.zeros(3, dtype=torch.complex64)}), "ComplexFloatStorage"),
-    "float8": (_saved({"w": torch.zeros(3).to(torch.float8_e4m3fn)}), "_rebuild_tensor_v3"),
+    "float8 scales": (_saved({"w": torch.zeros(3).to(torch.float8_e8m0fnu)}), "float8_e8m0fnu"),
+    "a storage that is called": (
+        _pickled(b"ctorch.storage\nUntypedStorage\nq\x00\x8a\x05\0\0\0\0\x01\x85R"),
+        "its pickle calls a storage",
+    ),
+    "a storage that is called from memory": (
+        _pickled(b"ctorch.storage\nUntypedStorage\nq\x000h\x00\x8a\x05\0\0\0\0\x01\x85R"),
+        "its pickle calls a storage",
+    ),
     "memory at will": (
         _pickled(b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R"),
         "builtins.bytearray",
@@ -398,8 +406,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         _tensors({"a": _entry([1], 0, 1, "X9")}, bytes(1)),
         "cannot be read",
     ),
-    "safetensors float8": (
-        _tensors({"a": _entry([1], 0, 1, "F8_E4M3")}, bytes(1)),
+    "safetensors complex": (
+        _tensors({"a": _entry([1], 0, 8, "C64")}, bytes(8)),
         "which no model here has",
     ),
     "safetensors empty": (_tensors({}), "but nothing"),

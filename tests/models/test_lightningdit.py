@@ -273,7 +273,7 @@ def test_settings_in_sections_leave_nothing_to_assume(flags, tmp_path):
     assert loaded.assumptions == []
     torch.save({"ema": file(flags), "config": config(path_type="GVP")}, path)
     (assumed,) = load_file(CheckpointOptions(path=path, heads=H)).assumptions
-    assert "path_type 'GVP' and prediction 'velocity': read as a linear path" in assumed
+    assert "path_type 'GVP' and prediction 'velocity': the objective is sit:gvp" in assumed
     wrong = config() | {"data": {"num_classes": 9}}
     torch.save({"ema": file(flags), "config": wrong}, path)
     with pytest.raises(CheckpointError, match="9 classes, and a label table of 6 rows"):

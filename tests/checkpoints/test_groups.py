@@ -1,0 +1,193 @@
+"""Models are found in files by structure: under any names, averages before raw weights."""
+
+import argparse
+import collections
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dar_probe as dp
+from dar_probe.checkpoints import reader
+from dar_probe.checkpoints.groups import groups
+from dar_probe.checkpoints.state_dict import choose
+from dar_probe.errors import CheckpointError
+from dar_probe.models.loading import load_checkpoint
+from dar_probe.models.options import CheckpointOptions
+
+
+def weights(seed):
+    torch.manual_seed(seed)
+    model = dp.build(
+        "SiT-S/2", depth=2, width=32, heads=2, in_channels=1, input_size=8, num_classes=10
+    )
+    return {name: value + 0.05 * torch.randn_like(value) for name, value in
+            model.state_dict().items()}  # fmt: skip
+
+
+RAW, AVERAGE = weights(0), weights(1)
+COUNT = torch.tensor(7)
+# As torch_ema keeps them: those that are trained, without names.
+SHADOW = [value for name, value in AVERAGE.items() if name != "pos_embed"]
+
+
+def under(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+CONTAINERS = {
+    "lightning": ({"epoch": 3, "state_dict": under("net.", RAW), "callbacks": {}}, "raw"),
+    "lightning with an average": (
+        {"state_dict": under("denoiser.", RAW) | under("ema_denoiser.", AVERAGE)}, "average"
+    ),
+    "named dicts": ({"model_state_dict": RAW, "ema_model_state_dict": AVERAGE}, "average"),
+    "raw called model": ({"model": RAW, "model_ema": AVERAGE, "opt": {"state": {}}}, "average"),
+    "a wrapper that keeps both": (
+        {"model": RAW, "ema": {"initted": COUNT > 0, "step": COUNT,
+                               **under("ema_model.", AVERAGE), **under("online_model.", RAW)}},
+        "average",
+    ),
+    "shadow of what is trained": (
+        {"model": RAW, "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": SHADOW}},
+        "average but for pos_embed",
+    ),
+    "generator and critic": (
+        {"generator": RAW, "generator_ema": AVERAGE, "critic": RAW}, "average"
+    ),
+    "generator alone": ({"generator": RAW, "critic": RAW}, "raw"),
+    "averaged model": ({"n_averaged": COUNT, **under("module.", AVERAGE)}, "average"),
+    "target network": ({"student": RAW, "target": AVERAGE}, "average"),
+    "deepspeed": ({"module": RAW, "ds_config": {}, "skipped": {1, 2}}, "raw"),
+    "counter and dtype": (
+        {"model": RAW, "seen": collections.Counter("aab"), "dtype": torch.float8_e4m3fn}, "raw"
+    ),
+    "compiled under DDP": ({"ema": under("module._orig_mod.", AVERAGE), "model": RAW}, "average"),
+    "with its decoder": (
+        under("model.diffusion_model.", RAW) | {"first_stage_model.decoder.up.0.weight": COUNT,
+                                                "first_stage_model.quant.weight": COUNT},
+        "raw",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_right_weights_are_read(tmp_path, name):
+    content, wanted = CONTAINERS[name]
+    torch.save(content, tmp_path / "x.pt")
+    expected = dict(RAW if wanted == "raw" else AVERAGE)
+    if "pos_embed" in wanted:
+        expected["pos_embed"] = RAW["pos_embed"]
+    found = reader.read(tmp_path / "x.pt")
+    assert found.state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found.state[key], value), key
+    assert (found.weights == "ema") == wanted.startswith("average")
+    loaded = load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
+    said = " ".join(loaded.assumptions)
+    if name not in ("compiled under DDP",):
+        assert "of the file" in said or "the file does not say" in said or found.weights == "model"
+
+
+@pytest.mark.parametrize("name", [name for name in CONTAINERS if "average" in CONTAINERS[name][1]])
+def test_raw_weights_are_read_on_request(tmp_path, name):
+    content, _ = CONTAINERS[name]
+    torch.save(content, tmp_path / "x.pt")
+    if name == "averaged model":
+        with pytest.raises(CheckpointError, match=r"holds no model weights, but 'module' \(aver"):
+            reader.read(tmp_path / "x.pt", weights="model")
+        return
+    found = reader.read(tmp_path / "x.pt", weights="model")
+    assert all(torch.equal(found.state[key], RAW[key]) for key in RAW)
+
+
+def test_what_was_chosen_among_what_is_said():
+    content, _ = CONTAINERS["a wrapper that keeps both"]
+    assert choose(content, "auto", "'x'").note == (
+        "the average 'ema.ema_model' of the file; beside it lie 'model' (raw) and "
+        "'ema.online_model' (raw)"
+    )
+    assert choose({"ema": AVERAGE, "model": RAW}, "auto", "'x'").note == ""
+    alone = choose({"state_dict": under("net.", RAW)}, "auto", "'x'").note
+    assert alone == "the raw weights 'state_dict.net' of the file; the file holds no average"
+
+
+def test_models_that_nothing_tells_apart_are_refused():
+    with pytest.raises(CheckpointError, match=r"several models, 'one' \(raw\) and 'two' \(raw\)"):
+        choose({"one": RAW, "two": RAW}, "auto", "'x'")
+    with pytest.raises(CheckpointError, match="several models"):
+        choose({"ema_1": AVERAGE, "ema_2": AVERAGE, "model": RAW}, "auto", "'x'")
+
+
+@pytest.mark.parametrize(
+    "shadow",
+    [SHADOW[:-1], [*SHADOW, COUNT], SHADOW[::-1], [*SHADOW[:-1], 7]],
+    ids=["one is missing", "one too many", "another order", "no tensor"],
+)
+def test_an_average_without_names_that_does_not_fit_is_refused(shadow):
+    with pytest.raises(CheckpointError, match="average without names") as caught:
+        choose({"model": RAW, "ema": {"shadow_params": shadow}}, "auto", "'x'")
+    assert "copy it into the model" in caught.value.hint
+
+
+def test_content_that_refers_to_itself_ends():
+    content = {"model": RAW}
+    content["again"] = content
+    assert len(groups(content, "'x'")) >= 1
+    assert groups({"a": {}, "b": [1], "": RAW, 7: RAW}, "'x'") == []
+
+
+NAMES = st.sampled_from(["net", "wrapped", "trainer", "student", "unet", "dit", "run"])
+
+
+@given(path=st.lists(NAMES, max_size=3), average=st.lists(NAMES, max_size=2), flat=st.booleans())
+def test_an_average_is_found_wherever_it_lies(path, average, flat):
+    """Nested in dicts or in the names themselves: never raw weights where an average is."""
+
+    def placed(parts, state):
+        if flat:
+            return under("".join(f"{part}." for part in parts), state)
+        for part in reversed(parts):
+            state = {part: state}
+        return state
+
+    content = {
+        **placed(["raw_weights", *path], RAW), **placed(["shadow", *average], AVERAGE)
+    }  # fmt: skip
+    found = choose(content, "auto", "'x'")
+    assert found.label == "ema" and found.state.keys() == AVERAGE.keys()
+    assert all(found.state[name] is AVERAGE[name] for name in AVERAGE)
+    raw = choose(content, "model", "'x'")
+    assert all(raw.state[name] is RAW[name] for name in RAW)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_8_bits_are_read_as_they_are(tmp_path, kind, suffix):
+    coarse = {name: value.to(kind) if value.ndim == 2 else value for name, value in RAW.items()}
+    path = tmp_path / f"x{suffix}"
+    (torch.save if suffix == ".pt" else safetensors.torch.save_file)(coarse, path)
+    loaded = load_checkpoint(CheckpointOptions(path=path, heads=2))
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, coarse[name].float()), name
+    assert any("stored in 8 bits" in text for text in loaded.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({"path_type": "GVP", "prediction": "velocity"}, "sit:gvp:velocity"),
+        ({"path_type": "VP", "prediction": "noise"}, "sit:vp:noise"),
+        ({"path_type": "Linear", "prediction": "score"}, "sit:linear:score"),
+        ({"path_type": "Linear", "prediction": "velocity"}, "sit"),
+        ({"path_type": "spiral", "prediction": "velocity"}, "sit"),
+    ],
+)
+def test_the_objective_is_the_one_that_the_settings_name(tmp_path, settings, objective):
+    args = argparse.Namespace(model="SiT-S/2", num_classes=10, **settings)
+    torch.save({"ema": AVERAGE, "args": args}, tmp_path / "x.pt")
+    loaded = load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
+    assert loaded.objective.name == objective
+    said = [text for text in loaded.assumptions if "path_type" in text]
+    assert len(said) == (objective != "sit" or settings["path_type"] == "spiral")
