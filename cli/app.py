@@ -1,6 +1,7 @@
 """The Typer app: one small file per command. Importing it loads no torch and no matplotlib."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from inspect import cleandoc
@@ -83,6 +84,7 @@ def main() -> None:
     """Run the command line; ``--debug`` may stand anywhere before ``--``."""
     streams.prepare()
     startup.OWN_PROCESS = True
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's may not be installed here, and shows nothing
     # Of a cache without a home, and the like: stderr is for what concerns the user.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     arguments = sys.argv[1:]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dar_probe.errors import UsageError
@@ -82,6 +82,7 @@ def load_data(
     split: Split = "all",
     shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
+    most: int | None = None,
 ) -> Data:
     """Load "digits", "images:DIR" or "latents:FILE".
 
@@ -91,6 +92,7 @@ def load_data(
         shape: of a sample that the model takes, as a rule (C, h, w); images are converted to C
             channels where they can be, cropped to a square and resized.
         num_classes: labels must lie below it, and be there; None: the model takes none.
+        most: how many rows are needed; of a folder of images no more are read.
 
     Raises:
         UsageError: the path is wrong or empty, or a shape or a label does not fit the model.
@@ -99,7 +101,9 @@ def load_data(
     if kind == "digits" and not where:
         data = digits()
     elif kind == "images" and where:
-        data = images(Path(where), shape=shape or (3, 32, 32))
+        data = images(
+            Path(where), shape=shape or (3, 32, 32), most=most if split == "all" else None
+        )
     elif kind == "latents" and where:
         data = latents(Path(where))
     else:
@@ -148,15 +152,27 @@ def digits() -> Data:
     )
 
 
-def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
-    """Return the images of a folder in [-1, 1]; subfolders in order are the classes.
+def images(folder: Path, *, shape: tuple[int, ...], most: int | None = None) -> Data:
+    """Return the images of a folder in [-1, 1]; subfolders in the order of their names are classes.
+
+    Images lie as a camera's note (EXIF) says. Hidden files and folders are none.
+
+    Args:
+        folder: looked through with its subfolders.
+        shape: (C, h, h) of a sample.
+        most: only the first so many are read, by folder and name; None: all of them.
 
     Raises:
         UsageError: no such folder, no images, an unreadable image, or channels not 1 or 3.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {str(folder)!r}", hint="--data images:DIR")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     if not paths:
         raise UsageError(
             f"the folder {str(folder)!r} holds no images",
@@ -169,11 +185,12 @@ def images(folder: Path, *, shape: tuple[int, ...]) -> Data:
         )
     channels, size, _ = shape
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
+    total, paths = len(paths), paths[:most]
     read = [_read_image(path, channels, size) for path in paths]
     return Data(
         name=f"images:{folder}",
-        description=f"{len(paths)} images, cropped to a square and resized to {size}x{size}, "
-        f"in [-1, 1]; {len(classes)} {'classes' if len(classes) > 1 else 'class'}",
+        description=f"{total} images, cropped to a square and resized to {size}x{size}, "
+        f"in [-1, 1]; {_classes(['/'.join(one) for one in classes])}",
         latents=torch.stack([pixels for pixels, _ in read]),
         labels=torch.tensor([classes.index(p.relative_to(folder).parts[:-1]) for p in paths]),
         ids=torch.arange(len(paths)),
@@ -234,6 +251,15 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
     return torch.from_numpy(np.stack(rows))
 
 
+def _classes(names: list[str]) -> str:
+    """Say which folder is which class."""
+    if len(names) == 1:
+        return "1 class"
+    shown = ", ".join(f"{at} {quote(name, 30)}" for at, name in enumerate(names[:3]))
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} classes by the names of their folders: {shown}{more}"
+
+
 class _Found(NamedTuple):
     """What an image was before it was made fit for the model."""
 
@@ -257,7 +283,7 @@ def _changes(found: Sequence[_Found], channels: int, size: int) -> tuple[str, ..
         "stripped of transparency": [one.transparent for one in found],
     }
     said = [f"{sum(those)} {what}" for what, those in counts.items() if any(those)]
-    return (f"of the {len(found)} images in the folder: {', '.join(said)}",) if said else ()
+    return (f"of {len(found)} images: {', '.join(said)}",) if said else ()
 
 
 def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
@@ -266,7 +292,8 @@ def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
         with kinds.open_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own, higher limit of pixels
             # Its other formats are many, and one of them starts Ghostscript.
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as stored:
+                image: Image.Image = stored
                 size_on_disk = os.fstat(file.fileno()).st_size
                 most = min(MAX_PIXELS, max(SMALL_PIXELS, 1000 * size_on_disk))
                 if image.width * image.height > most:
@@ -277,6 +304,7 @@ def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
                     coloured=image.mode not in ("1", "L", "LA") and not image.mode.startswith("I"),
                     transparent=image.has_transparency_data,
                 )
+                image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
                     narrow = (np.asarray(image) / 257).astype(np.uint8)
                     pixels = Image.fromarray(narrow).convert(wanted)

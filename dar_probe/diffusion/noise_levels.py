@@ -7,11 +7,12 @@ import numpy as np
 from dar_probe.errors import UsageError
 
 
-def parse_levels(wanted: int | str | Sequence[float]) -> np.ndarray:
+def parse_levels(wanted: float | str | Sequence[float]) -> np.ndarray:
     """Return rising noise levels (n,) in [0, 1].
 
-    A count n gives n levels evenly from 0.01 to 0.99 (one level: 0.5). A string of digits is a
-    count, any other one a literal list with commas, of one level or more.
+    A whole number n is a count, and gives n levels evenly from 0.01 to 0.99 (one level: 0.5); any
+    other number is a level. A string of digits is a count, any other one a literal list with
+    commas, of one level or more.
 
     Raises:
         UsageError: no number, a count below 1, a level outside [0, 1] or given twice.
@@ -24,11 +25,14 @@ def parse_levels(wanted: int | str | Sequence[float]) -> np.ndarray:
                 wanted = [float(part) for part in wanted.split(",") if part.strip()]
         except ValueError:
             raise _error(wanted) from None
-    if isinstance(wanted, int):
+    if isinstance(wanted, int | np.integer):
         if not 1 <= wanted <= 10_000:
             raise _error(wanted)
         return np.linspace(0.01, 0.99, wanted) if wanted > 1 else np.array([0.5])
-    levels = np.sort(np.asarray(wanted, dtype=np.float64))
+    try:
+        levels = np.sort(np.asarray(wanted, dtype=np.float64).reshape(-1))
+    except (TypeError, ValueError):
+        raise _error(wanted) from None
     if not levels.size or not np.isfinite(levels).all() or levels[0] < 0 or levels[-1] > 1:
         raise _error(wanted)
     if (np.diff(levels) == 0).any():

@@ -13,7 +13,7 @@ from dar_probe.models.options import CheckpointOptions
 if TYPE_CHECKING:
     from dar_probe.probe.measure import Batch, Loss
 
-Levels = int | str | Sequence[float]
+Levels = float | str | Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)

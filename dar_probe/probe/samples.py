@@ -66,6 +66,7 @@ def choose(
             split="held-out" if wanted == "digits" else "all",
             shape=found.shape,
             num_classes=found.num_classes or None,
+            most=asked or default,
         )
     return rows.first(asked or min(default, len(rows))), [*assumed, *rows.changes]
 

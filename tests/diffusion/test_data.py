@@ -57,9 +57,39 @@ def test_images(tmp_path):
     ]
     grey = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8))
     assert grey.latents.shape == (4, 1, 8, 8)
-    whole = "of the 4 images in the folder: 4 resized to 8x8 (they have 20x10 pixels), 4 cropped"
+    whole = "of 4 images: 4 resized to 8x8 (they have 20x10 pixels), 4 cropped"
     assert found.changes == (f"{whole} to a square",)
     assert grey.changes == (f"{whole} to a square, 4 turned grey",)
+
+
+def test_only_the_wanted_images_are_read_and_hidden_ones_are_none(tmp_path):
+    """What a file manager leaves behind is no image, and a damaged one behind the last no harm."""
+    for name in ("b/1.png", "b/2.png", "a/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 10 * int(name[2])).save(tmp_path / name)
+    (tmp_path / "b" / "3.png").write_bytes(b"no image")
+    (tmp_path / "a" / "._1.png").write_bytes(b"left behind")
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "1.png").write_bytes(b"left behind")
+    wanted = {"shape": (1, 8, 8), "num_classes": 2}
+    found = datasets.load_data(f"images:{tmp_path}", most=3, **wanted)
+    assert found.labels.tolist() == [0, 1, 1]
+    assert found.description.startswith("4 images, ")
+    assert found.description.endswith("2 classes by the names of their folders: 0 'a', 1 'b'")
+    with pytest.raises(UsageError, match="'3.png' cannot be read"):
+        datasets.load_data(f"images:{tmp_path}", **wanted)
+
+
+def test_an_image_lies_as_its_camera_says(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:4] = 255
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # rotated by a quarter
+    turned.save(tmp_path / "a.png", exif=exif)
+    (found,) = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8)).latents
+    expected = np.rot90(pixels, -1).astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(found[0], expected)
 
 
 def test_what_images_lose_is_said(tmp_path):
@@ -70,7 +100,7 @@ def test_what_images_lose_is_said(tmp_path):
     Image.new("RGBA", (16, 16)).save(tmp_path / "c.png")
     (said,) = datasets.load_data(f"images:{tmp_path}", shape=(3, 8, 8)).changes
     assert said == (
-        "of the 3 images in the folder: 1 resized to 8x8 (they have 8x8 to 16x16 pixels), "
+        "of 3 images: 1 resized to 8x8 (they have 8x8 to 16x16 pixels), "
         "1 given three equal channels, 1 stripped of transparency"
     )
 

@@ -18,6 +18,11 @@ from dar_probe.errors import UsageError
         ("1e0", [1.0]),
         ("0.9, 0.1", [0.1, 0.9]),
         ("0,1", [0.0, 1.0]),
+        (2, [0.01, 0.99]),
+        (0.5, [0.5]),
+        (np.int64(2), [0.01, 0.99]),
+        (np.float32(0.25), [0.25]),
+        ((0.9, 0.1), [0.1, 0.9]),
     ],
 )
 def test_counts_and_levels(written, levels):
@@ -25,7 +30,27 @@ def test_counts_and_levels(written, levels):
 
 
 @pytest.mark.parametrize(
-    "written", ["0", "-1", "", " ", ",", "1e1", "-0.1", "nan", "inf", "0.5;0.6", "9" * 5_000]
+    "written",
+    [
+        "0",
+        "-1",
+        "",
+        " ",
+        ",",
+        "1e1",
+        "-0.1",
+        "nan",
+        "inf",
+        "0.5;0.6",
+        "9" * 5_000,
+        1.5,
+        float("nan"),
+        [],
+        [[0.1], 0.2],
+        {"a": 1},
+        None,
+        object(),
+    ],
 )
 def test_what_is_neither(written):
     with pytest.raises(UsageError, match="make no sense"):
