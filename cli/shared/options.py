@@ -255,11 +255,11 @@ def check_first(path: Path) -> Path:
     Raises:
         CheckpointError: it is none, or no checkpoint.
     """
-    from dar_probe.checkpoints import hub
+    from dar_probe.checkpoints import folders, hub
     from dar_probe.checkpoints.diffusers_folder import is_folder
     from dar_probe.files import kinds
 
-    path = hub.local(path, on_download=_say_download)
+    path = folders.model_file(hub.local(path, on_download=_say_download))
     if not is_folder(path):
         with kinds.open_file(path) as file:
             kinds.check(file, path)

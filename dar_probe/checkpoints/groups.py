@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dar_probe.checkpoints.folders import AVERAGES
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
 DEEP = 8  # dicts within dicts, beyond which nobody looks
 # Lists of blocks of the families that are read; other models may lie in the same file.
 FAMILIAR = frozenset({"blocks", "in_blocks", "en_inblocks", "encoder_level_1"})
-AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
 RAW = frozenset({"online", "raw", "current"})
 COUNTED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside its weights
 FIXED = ("pos_embed", "freqs", "relative_position_index")  # tables that may not be trained

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dar_probe.checkpoints import reader
+from dar_probe.checkpoints.folders import settings_beside
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import Weights, choose
@@ -52,7 +53,8 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
     return Peek(
         shown=quote(path.name),
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
-        args=settings(content, label, quote(path)),
+        args=settings(content, label, quote(path))
+        or settings({"args": settings_beside(path)}, "model", quote(path)),
         weights=label,
         assumptions=[note] if note else [],
         bytes=size,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dar_probe.checkpoints import diffusers_folder, hub, peek
+from dar_probe.checkpoints import diffusers_folder, folders, hub, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.models import registry
 from dar_probe.models.diffusers import model as hub_model
@@ -71,7 +71,7 @@ def survey(options: CheckpointOptions) -> Survey:
         CheckpointError: the file is refused or of no known layout.
         UsageError: an option does not fit.
     """
-    path = hub.local(options.path)
+    path = folders.model_file(hub.local(options.path))
     if (home := diffusers_folder.home_of(path)) is not None:
         return _of_folder(home, options.objective)
     header = peek.peek(path, weights=check_weights(options.weights))

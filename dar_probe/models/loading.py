@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe import checkpoints
-from dar_probe.checkpoints import diffusers_folder, hub, memory_check, peek
+from dar_probe.checkpoints import diffusers_folder, folders, hub, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
@@ -161,7 +161,7 @@ def load_checkpoint(
         UsageError: an option does not fit.
     """
     dtype = find_dtype(options.dtype)
-    options = replace(options, path=hub.local(options.path))
+    options = replace(options, path=folders.model_file(hub.local(options.path)))
     if (home := diffusers_folder.home_of(options.path)) is not None:
         for name, given in (("heads", options.heads), ("family", options.family)):
             if given is not None:

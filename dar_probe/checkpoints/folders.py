@@ -1,0 +1,133 @@
+"""The one file of a folder of a trainer that holds the model, or why there is none to be read.
+
+No torch: the command line looks here before it loads anything.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from dar_probe.errors import CheckpointError
+from dar_probe.files.text import quote
+
+# Words by which people call an average over training.
+AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+# What trainers write beside the weights.
+OTHERS = re.compile(
+    r"optim|scheduler|random_states|rng_state|training_args|scaler|sampler|custom_checkpoint"
+    r"|dataloader|zero_pp_rank|adapter|lora|^step\.|^global_step"
+)
+CONFIG = "config.json"
+LARGEST = 2**20  # bytes of settings
+DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
+ZERO = "python {} {} model.pt"
+MERGE = (
+    "merge it into its model (peft: model.merge_and_unload(); diffusers: pipeline.fuse_lora()) and "
+    "save that"
+)
+
+
+def model_file(path: str | Path) -> Path:
+    """Return the file that holds the model of a trainer's folder; other paths as they are.
+
+    Folders of diffusers are not entered: they are read as wholes. An average is preferred, by its
+    name.
+
+    Raises:
+        CheckpointError: the folder holds adapters, partitions of processes, several models, or
+            none; the hint says how to make a file of it.
+    """
+    path = Path(path)
+    if not os.path.isdir(path) or _is_of_a_library(path):
+        return path
+    names = sorted(os.listdir(path))
+    shown = quote(path)
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+        raise CheckpointError(
+            f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
+            hint=DCP.format(path),
+        )
+    if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
+        base = _settings(path / "adapter_config.json").get("base_model_name_or_path")
+        of = f" of {quote(base, 80)}" if isinstance(base, str) else ""
+        raise CheckpointError(f"{shown} is a LoRA adapter{of}, no model", hint=MERGE)
+    _refuse_partitions(path, names, shown)
+    found = [name for name in names if Path(name).suffix in SUFFIXES and not OTHERS.search(name)]
+    averages = [name for name in found if AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower()))]
+    taken = averages or found
+    if len(taken) > 1:
+        raise CheckpointError(
+            f"{shown} holds {len(taken)} files of weights, such as {quote(taken[0])} and "
+            f"{quote(taken[1])}",
+            hint=f"give one of them; shards of one model: {_joined(path, taken)}",
+        )
+    if not taken:
+        raise CheckpointError(
+            f"{shown} has neither model_index.json nor {CONFIG}, nor a file of weights",
+            hint="give the folder of a diffusers pipeline, its transformer folder, or a file",
+        )
+    return path / taken[0]
+
+
+def settings_beside(file: Path) -> dict[str, Any]:
+    """Return the settings that a Hub mixin keeps in config.json beside model.safetensors."""
+    if file.name not in ("model.safetensors", "pytorch_model.bin"):
+        return {}
+    found = _settings(file.parent / CONFIG)
+    return {} if "_class_name" in found or "architectures" in found else found
+
+
+def _is_of_a_library(path: Path) -> bool:
+    """Tell whether diffusers or transformers wrote a folder."""
+    if os.path.isfile(path / "model_index.json"):
+        return True
+    if not os.path.isfile(path / CONFIG):
+        return False
+    found = _settings(path / CONFIG)
+    own = any(os.path.isfile(path / name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return "_class_name" in found or "architectures" in found or not own
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_partitions(path: Path, names: list[str], shown: str) -> None:
+    """Refuse DeepSpeed's ZeRO partitions, also one folder above, with the command that joins them.
+
+    Raises:
+        CheckpointError: the weights are spread over processes.
+    """
+    steps = [name for name in names if re.fullmatch(r"global_step\d+", name)]
+    inside = names
+    if steps and "latest" in names:
+        inside = sorted(os.listdir(path / steps[-1]))
+    if any("zero_pp_rank" in name for name in inside):
+        script = path / "zero_to_fp32.py"
+        script = script if script.is_file() else path.parent / "zero_to_fp32.py"
+        raise CheckpointError(
+            f"{shown} holds partitions of DeepSpeed's ZeRO, one for each process",
+            hint=ZERO.format(script, path if steps else path.parent),
+        )
+    if steps:
+        raise CheckpointError(f"{shown} is a folder of DeepSpeed", hint=f"give {path / steps[-1]}")
+
+
+def _joined(path: Path, names: list[str]) -> str:
+    kind = Path(names[0]).suffix
+    if kind == ".safetensors":
+        each, module = "safetensors.torch.load_file(p)", "safetensors.torch"
+    else:
+        each, module = "torch.load(p, map_location='cpu', weights_only=True)", "torch"
+    return (
+        f'python -c "import glob, torch, {module}; torch.save({{k: v for p in '
+        f"glob.glob('{path}/*{kind}') for k, v in {each}.items()}}, 'model.pt')\""
+    )
