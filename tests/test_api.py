@@ -124,7 +124,8 @@ def test_a_finished_analysis_takes_another_name_without_measuring(tmp_path, stac
 
 
 def test_what_was_done_to_the_data_of_a_training_is_said(tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros((32, 1, 8, 8), np.float32))
+    values = np.random.default_rng(0).standard_normal((32, 1, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
     notices = []
     dp.train(
         tmp_path / "run", data=f"latents:{tmp_path / 'x.npy'}", steps=1, depth=1, width=8, heads=1,

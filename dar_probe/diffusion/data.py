@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Of one image; a pixel takes up to 12 bytes on its way, and on disk a thousandth of one at least.
 MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
+SCALED = 0.2, 3.0  # standard deviations of latents that nobody wonders about
+STATS = "latents_stats.pt"
 Split = Literal["train", "held-out", "all"]
 
 
@@ -35,6 +37,7 @@ class Data:
         labels: (M,) int64; all 0 where there are none.
         labelled: the file tells them.
         changes: one sentence for each thing that was done to what the user gave.
+        doubts: one sentence for each thing about them that is probably wrong.
         ids: (M,) int64, the row numbers; noise is a function of (seed, id).
     """
 
@@ -45,6 +48,7 @@ class Data:
     ids: Tensor
     labelled: bool = True
     changes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -211,6 +215,7 @@ def latents(file: Path) -> Data:
     found = _read_arrays(file)
     values, labelled = found["latents"], "labels" in found
     labels = found.get("labels", np.zeros(values.shape[:1], dtype=np.int64))
+    labels, changes = _of_one_hot(labels)
     if values.ndim < 2 or labels.shape != values.shape[:1] or not len(labels):
         raise UsageError(
             f"{file.name!r}: latents {values.shape} and labels {labels.shape} do not fit",
@@ -239,7 +244,32 @@ def latents(file: Path) -> Data:
         labels=torch.from_numpy(labels.astype(np.int64)),
         ids=torch.arange(len(labels)),
         labelled=labelled,
+        changes=changes,
+        doubts=tuple(_doubts(values, file)),
     )
+
+
+def _of_one_hot(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels (N,) also where each is written as a row of zeros with a single one (N, K)."""
+    if labels.ndim != 2 or not np.isin(labels, (0, 1)).all() or (labels.sum(1) != 1).any():
+        return labels, ()
+    return labels.argmax(1), (f"labels are one-hot rows of {labels.shape[1]} classes",)
+
+
+def _doubts(values: np.ndarray, file: Path) -> Iterator[str]:
+    """Say where latents are hardly those that a model was trained on."""
+    spread = float(values.std(dtype=np.float64))
+    if not SCALED[0] <= spread <= SCALED[1]:
+        yield (
+            f"The latents have a standard deviation of {spread:.3g}, where models take them scaled "
+            "to about 1 (those of Stable Diffusion's VAE: times 0.18215). They are used as they "
+            "are: if they are not scaled, every number below is wrong."
+        )
+    if (file.parent / STATS).exists():
+        yield (
+            f"Beside the latents lies {STATS}, by whose mean and spread LightningDiT normalises "
+            "them. It is not applied: save the latents normalised."
+        )
 
 
 def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Tensor:

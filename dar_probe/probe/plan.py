@@ -334,7 +334,7 @@ def of_rows(
             },
             seed=seed,
             assumptions=[*loaded.assumptions, *assumed, *found],
-            warnings=[*warnings, *([warning] if warning else [])],
+            warnings=[*rows.doubts, *warnings, *([warning] if warning else [])],
         ),
     )
     return task.called(loaded.name)

@@ -120,7 +120,7 @@ class Run:
             )
         self.device = torch.device(device)
         everything = datasets.load_data(config.data)
-        self.notices = list(everything.changes)
+        self.notices = [*everything.changes, *everything.doubts]
         if not everything.labelled:
             self.notices.append(
                 f"{config.data} has no labels: every sample is of one class, so that neither "

@@ -92,6 +92,32 @@ def test_an_image_lies_as_its_camera_says(tmp_path):
     np.testing.assert_array_equal(found[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("scale", "doubted"), [(1, False), (0.18215, True), (5.5, True), (2, False)]
+)
+def test_latents_that_are_hardly_scaled_are_doubted(tmp_path, scale, doubted):
+    values = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", scale * values)
+    doubts = datasets.load_data(f"latents:{tmp_path / 'x.npy'}").doubts
+    assert bool(doubts) == doubted
+    assert not doubted or f"standard deviation of {scale * values.std():.3g}," in doubts[0]
+    (tmp_path / "latents_stats.pt").write_bytes(b"")
+    assert len(datasets.load_data(f"latents:{tmp_path / 'x.npy'}").doubts) == 1 + doubted
+
+
+def test_labels_may_be_one_hot(tmp_path):
+    values = np.zeros((3, 1, 8, 8), np.float32)
+    hot = np.eye(4, dtype=np.float32)[[2, 0, 3]]
+    np.savez(tmp_path / "x.npz", latents=values, labels=hot)
+    found = datasets.load_data(f"latents:{tmp_path / 'x.npz'}", num_classes=4)
+    assert found.labels.tolist() == [2, 0, 3]
+    assert found.changes == ("labels are one-hot rows of 4 classes",)
+    hot[0, 1] = 1
+    np.savez(tmp_path / "x.npz", latents=values, labels=hot)
+    with pytest.raises(UsageError, match="do not fit"):
+        datasets.load_data(f"latents:{tmp_path / 'x.npz'}")
+
+
 def test_what_images_lose_is_said(tmp_path):
     """Nothing is said of images that fit; of the others, what was done to how many."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
