@@ -448,7 +448,7 @@ def test_blocks_that_are_lists_of_modules_are_refused():
     class Lists(Stack):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList(nn.ModuleList([TwoNorms(), TwoNorms()]) for _ in range(3))
+            self.blocks = nn.ModuleList(nn.ModuleList([TwoNorms(), Block(16)]) for _ in range(3))
 
         def forward(self, x):
             x = self.embed(x)

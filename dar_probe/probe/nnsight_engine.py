@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from dar_probe.errors import ProbeError
-from dar_probe.probe.recorder import Visitor, replaced
+from dar_probe.probe.recorder import Visitor
+from dar_probe.sites.packing import element, replaced
 from dar_probe.sites.subject import Site
 
 _ONE_AT_A_TIME = threading.RLock()  # nnsight's traces are not safe across threads
@@ -107,7 +108,7 @@ def _value(at: dict[nn.Module, Any], site: Site) -> Any:
     envoy = at[site.module]
     if site.when == "input":
         return envoy.input
-    return envoy.output if site.item is None else envoy.output[site.item]
+    return element(envoy.output, site.item)
 
 
 def _replace(at: dict[nn.Module, Any], site: Site, value: Any) -> None:

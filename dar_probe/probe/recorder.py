@@ -18,6 +18,7 @@ from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
 from dar_probe.runtime.torch_private import without_checkpointing
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.packing import element, replaced
 from dar_probe.sites.subject import Site, Subject
 
 
@@ -136,16 +137,8 @@ class _Calls:
             if site.item is None:
                 output = visit(output)
             else:
-                output = replaced(output, site.item, visit(output[site.item]))
+                output = replaced(output, site.item, visit(element(output, site.item)))
         return output
-
-
-def replaced(output: Any, item: int, value: Tensor) -> Any:
-    """Return a tuple or a list with one element replaced."""
-    parts = (*output[:item], value, *output[item + 1 :])
-    if hasattr(output, "_fields"):  # a namedtuple takes its parts one by one
-        return type(output)(*parts)
-    return type(output)(parts)
 
 
 class Recorder(Visitor):

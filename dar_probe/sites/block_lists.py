@@ -39,6 +39,7 @@ def members(model: nn.Module) -> list[nn.Module]:
         if found
         and all(any(map(is_norm, member.modules())) for member in found)
         and not any(map(is_norm, found))
+        and not _holds_stages(found)
     }
     alike = {
         name: found
@@ -53,7 +54,10 @@ def members(model: nn.Module) -> list[nn.Module]:
     for candidates in (by_norm, alike):
         chosen = chosen or _without_dicts(model, candidates) or candidates
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen if name}
-    if any(type(parent) is nn.ModuleList for parent in parents.values()):
+    if any(
+        type(parent) is nn.ModuleList and not _holds_stages(list(parent.children()))
+        for parent in parents.values()
+    ):
         raise ProbeError(
             "this stack cannot be probed: its blocks are lists of modules, which have no output",
             hint="make each block a module of its own",
@@ -73,6 +77,12 @@ def members(model: nn.Module) -> list[nn.Module]:
         if type(child) in kinds
     ]
     return [*(member for found in outer.values() for member in found), *single]
+
+
+def _holds_stages(found: list[nn.Module]) -> bool:
+    """Tell whether the members of a list are lists of blocks: stages, each of one kind."""
+    stages = [list(one.children()) for one in found if type(one) is nn.ModuleList]
+    return bool(stages) and all(len(set(map(type, one))) == 1 for one in stages)
 
 
 def _without_dicts(

@@ -17,6 +17,11 @@ def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
     passed = [p for p in found.passed if type(p.home[0]) is main]
     last = passed[-1]
     item = next(iter(last.gave), None)
+    if any(call.given and call.given[0].ndim == 2 for call in passed):
+        raise ProbeError(
+            "the states between the blocks are (N * T, D): samples and tokens share an axis",
+            hint="let the blocks take and return (N, T, D)",
+        )
     taken = all(p.given and p.given[0].ndim >= 3 and len(p.given[0]) == 1 for p in passed)
     if len(passed) < 2 or not taken or not last.gave:
         raise ProbeError(

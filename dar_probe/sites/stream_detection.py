@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dar_probe.sites.packing import Item
 from dar_probe.sites.subject import View, tokens_of
 from dar_probe.sites.tracing import Passed, Read, Trace
 
@@ -23,13 +24,13 @@ class Exit:
     """What one call of a block hands on to the stream.
 
     Attributes:
-        passed, item: the call, and which element where its output is a tuple.
+        passed, item: the call, and which element where its output is packed.
         tokens: the measured tokens in it.
         fresh: what follows has another shape.
     """
 
     passed: Passed
-    item: int | None
+    item: Item
     tokens: slice
     fresh: bool
 
@@ -91,7 +92,7 @@ class _Place:
 class _Step:
     read: Read | None
     place: _Place
-    came: tuple[Passed, int | None, _Place, bool] | None = None
+    came: tuple[Passed, Item, _Place, bool] | None = None
     added: bool = False  # what came is added to the stream outside of the block
 
 
@@ -282,7 +283,7 @@ def _holds_what_came(read: Read, before: _Step) -> bool:
 
 def _before(
     trace: Trace, value: Tensor, place: _Place, entered: int, *, strict: bool = False
-) -> tuple[Passed, int | None, _Place, bool] | None:
+) -> tuple[Passed, Item, _Place, bool] | None:
     """Return what the block before ``value`` was read handed on: call, element, place, fresh.
 
     The stream is handed on as it is, or with something added. Where it is rewritten instead, what

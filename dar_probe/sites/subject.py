@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dar_probe.sites.packing import Item
+
 When = Literal["input", "output"]
 
 
@@ -52,14 +54,14 @@ class Site:
 
     Attributes:
         module, when: the stream is this module's first input, or its output.
-        item: which element, where that output is a tuple.
+        item: which element, where that output is packed, see ``packing``.
         view: the measured part of that tensor.
         call: which of how many calls of the module in one forward.
     """
 
     module: nn.Module
     when: When = "input"
-    item: int | None = None
+    item: Item = None
     view: View = WHOLE
     call: tuple[int, int] = (0, 1)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.packing import Item, elements
 from dar_probe.sites.subject import tokens_of
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
@@ -48,7 +49,7 @@ class Read:
 class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
-    ``gave`` has the tensors (1, ..., D) by their position in a tuple; None is the output itself.
+    ``gave`` has the tensors (1, ..., D) by their position or name; None is the output itself.
     ``versions`` are theirs, as for a read.
     """
 
@@ -56,8 +57,8 @@ class Passed:
     entered: int
     left: int = -1
     given: list[Tensor]
-    gave: dict[int | None, Tensor] = field(default_factory=dict)
-    versions: dict[int | None, int] = field(default_factory=dict)
+    gave: dict[Item, Tensor] = field(default_factory=dict)
+    versions: dict[Item, int] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -181,7 +182,8 @@ class _Watch:
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         found, at = self.found, self._open.pop()
-        outputs = output if isinstance(output, tuple | list) else (output,)
+        parts = elements(output)
+        outputs = tuple(parts.values())
         if isinstance(output, Tensor):
             found.single.add(at)
         if sum(map(_is_sequence, outputs)) != 1:
@@ -193,10 +195,9 @@ class _Watch:
         home = self._homes.pop()
         passed = next(p for p in reversed(found.passed) if p.home == home)
         passed.left = len(found.calls)
-        single = not isinstance(output, tuple | list)
         passed.gave = {
-            None if single else item: value
-            for item, value in enumerate(outputs)
+            item: value
+            for item, value in parts.items()
             if isinstance(value, Tensor) and value.ndim >= 3 and value.requires_grad
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}

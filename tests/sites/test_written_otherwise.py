@@ -1,6 +1,7 @@
 """Stacks as people write them: each gives the numbers of the same stack written plainly."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -183,6 +184,104 @@ def test_each_pass_of_a_looped_block_is_a_block(listed):
     found = audit(model).dataset
     assert found.sizes["block"] == DEPTH + 1
     same(found, audit(plain).dataset)
+
+
+class Staged(Stack):
+    """Lists of blocks in a list, one for each stage."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = list(self.blocks)
+        self.blocks = nn.ModuleList([nn.ModuleList(blocks[:1]), nn.ModuleList(blocks[1:])])
+
+    def run(self, x):
+        for stage in self.blocks:
+            for block in stage:
+                x = block(x)
+        return x
+
+
+class InDict(Block):
+    def forward(self, state):
+        return {**state, "x": super().forward(state["x"])}
+
+
+class InDicts(Stack):
+    def __init__(self):
+        super().__init__(InDict)
+
+    def run(self, x):
+        return super().run({"condition": x.mean(1), "x": x})["x"]
+
+
+@dataclass(frozen=True)
+class State:
+    x: torch.Tensor
+    count: int = 0
+
+
+class InState(Block):
+    def forward(self, state):
+        return State(super().forward(state.x), state.count + 1)
+
+
+class InStates(Stack):
+    def __init__(self):
+        super().__init__(InState)
+
+    def run(self, x):
+        return super().run(State(x)).x
+
+
+class Chunked(Block):
+    """An MLP that sees a part of the tokens at a time."""
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + torch.cat([self.mlp(part) for part in self.norm2(x).chunk(2, 1)], 1)
+
+
+class InChunks(Stack):
+    def __init__(self):
+        super().__init__(Chunked)
+
+
+@pytest.mark.parametrize("kind", [Staged, InDicts, InStates, InChunks])
+def test_however_states_are_handed_on(kind):
+    plain = made()
+    same(audit(made(kind, like=plain)).dataset, audit(plain).dataset)
+
+
+@pytest.mark.parametrize("kind", [InDicts, InStates])
+def test_a_last_state_in_a_dict_is_the_head_s(kind):
+    """Where no norm reads it, the head is what the last block returns: within whatever it is."""
+    plain, model = made(), made(kind, like=made())
+    for one in (plain, model):
+        one.norm_out = nn.Identity()
+    found = audit(model)
+    same(found.dataset, audit(plain).dataset)
+    assert any("no reader was found behind" in text for text in found.manifest["assumptions"])
+
+
+class Rows(Block):
+    """Samples and tokens on one axis."""
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x).view(-1, T, D)).reshape(-1, D)
+        return x + self.mlp(self.norm2(x))
+
+
+class InRows(Stack):
+    def __init__(self):
+        super().__init__(Rows)
+
+    def run(self, x):
+        return super().run(x.reshape(-1, D)).view(-1, T, D)
+
+
+def test_samples_and_tokens_on_one_axis_are_refused_for_it():
+    with pytest.raises(dp.ProbeError, match="samples and tokens share an axis"):
+        audit(made(InRows))
 
 
 class Grid(Block):
