@@ -310,8 +310,8 @@ COORD_TEXT = {
     "source": "source i in the order of entering the stream; 0 is the embedding",
     "reader_block": "block of the reader; B+1 for the head",
     "source_block": "block of the source; 0 for the embedding",
-    "reader_kind": "attention, mlp, cross_attention, parallel, block or head",
-    "source_kind": "embedding, attention, mlp, cross_attention, parallel, block or fusion",
+    "reader_kind": "attention, mlp, cross_attention, mixer, parallel, block or head",
+    "source_kind": "embedding, attention, mlp, cross_attention, mixer, parallel, block or fusion",
 }
 
 

@@ -17,6 +17,7 @@ from dar_probe.sites import stream_detection
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts
 from dar_probe.sites.cross_check import agrees, written_by
+from dar_probe.sites.labels import kind_of
 from dar_probe.sites.stream_detection import Link, NoStream
 from dar_probe.sites.subject import (
     Passage,
@@ -148,9 +149,8 @@ def _by_sublayer(
         stop = following.read.at if following.read is not None else len(found.calls)
         called = _called(found, read, stop, following.read)
         block = names[read.home[0]]
-        kind = _kind(
-            found, called, {m: names[m].removeprefix(f"{block}.") for m in called.values()}
-        )
+        own_names = {m: names[m].removeprefix(f"{block}.") for m in called.values()}
+        kind = kind_of(found, links[: at + 2], called, own_names)
         readers.append(
             Reader(
                 name=f"block {link.block} {kind}",
@@ -271,19 +271,6 @@ def _called(found: Trace, read: Read, stop: int, following: Read | None) -> dict
 
 def _holds(outer: nn.Module, inner: nn.Module) -> bool:
     return any(module is inner for module in outer.modules())
-
-
-def _kind(found: Trace, called: dict[int, nn.Module], names: dict[nn.Module, str]) -> str:
-    text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
-    attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
-    outermost = [at for at in attention if "." not in names[called[at]]]
-    words = " ".join(text.values())
-    if attention and ("mlp" in words or "feed" in words or len(outermost) > 1):
-        return "parallel"  # several branches behind one norm
-    if attention:
-        crossed = "cross" in words or bool(found.crossed.intersection(attention))
-        return "cross_attention" if crossed else "attention"
-    return "mlp"
 
 
 def _view(tokens: slice, value: Tensor) -> View:

@@ -152,14 +152,14 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
         link, last = before[-1]
         if link is links[-1]:
             # Nothing is cut behind the head: does the stream come here by another way as well?
-            if _depends(read.value, last.value, link.tokens, besides=last.cut):
+            if depends(read.value, last.value, link.tokens, besides=last.cut):
                 found.append(read)
             continue
         (match,) = match_tokens(read.value, [last.value])
         if match is not None:  # it may read nothing but other tokens of the same sequence
             if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
                 found.append(read)
-        elif _depends(read.value, last.value, link.tokens):
+        elif depends(read.value, last.value, link.tokens):
             found.append(read)
     return found
 
@@ -189,15 +189,15 @@ def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
     goals, asked = list(passed.gave.values()), [later]
     while asked:
         value = asked.pop()
-        if any(_depends(value, goal, slice(None)) for goal in goals):
+        if any(depends(value, goal, slice(None)) for goal in goals):
             return True
-        through = [read for read in between if _depends(value, read.cut, slice(None))]
+        through = [read for read in between if depends(value, read.cut, slice(None))]
         between = [read for read in between if read not in through]
         asked += [read.value for read in through]
     return False
 
 
-def _depends(
+def depends(
     later: Tensor, earlier: Tensor, tokens: slice, *, besides: Tensor | None = None
 ) -> bool:
     """Tell whether autograd leads from one tensor back to some tokens of an earlier one.

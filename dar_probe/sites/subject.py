@@ -94,7 +94,7 @@ class Reader(Site):
 
     Attributes:
         name: e.g. "block 3 attention", or "head".
-        kind: attention, mlp, cross_attention, parallel, block or head.
+        kind: attention, mlp, cross_attention, mixer, parallel, block or head.
         block: 1..B; B + 1 for the head.
         branches: what the sublayer writes, where the family knows it; several are added.
         output: the one module that returns what the sublayer writes, where discovery found it.

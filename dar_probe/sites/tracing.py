@@ -71,7 +71,7 @@ class Trace:
         calls: every module that ran, with the block it ran in.
         outputs: per call of ``calls`` within blocks what it returned, if as wide as the stream.
         single: calls that returned one tensor, in no tuple.
-        crossed: calls that got a second sequence, and returned one.
+        crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
         output: of the model, its first tensor.
     """
@@ -81,7 +81,7 @@ class Trace:
     calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     single: set[int] = field(default_factory=set)
-    crossed: set[int] = field(default_factory=set)
+    crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
     output: Tensor | None = None
 
@@ -160,8 +160,8 @@ class _Watch:
         if home is not None and not torch.is_grad_enabled():
             found.dark.append(module)
         self._open.append(at)
-        if any(_is_sequence(v) and v is not value for v in given):
-            found.crossed.add(at)
+        if others := [v for v in given if _is_sequence(v) and v is not value]:
+            found.crossed[at] = others
         found.calls.append((module, home))
         normed = is_norm(module)
         may = module in self.begins or (self.norms and normed)
@@ -187,7 +187,7 @@ class _Watch:
         if isinstance(output, Tensor):
             found.single.add(at)
         if sum(map(_is_sequence, outputs)) != 1:
-            found.crossed.discard(at)
+            found.crossed.pop(at, None)
         if self._homes and (state := self._as_wide(first_tensor(outputs))) is not None:
             found.outputs[at] = state.detach()
         if module not in self.blocks:

@@ -1,0 +1,117 @@
+"""Sublayers are called by what their branches do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.sites.test_written_otherwise import DEPTH, Attention, Block, D, Stack, audit, made, mlp
+
+
+def kinds(model):
+    return list(audit(model).dataset["reader_kind"].values)
+
+
+class WithState(Attention):
+    """Attention that is handed the state as well, to add it by itself, as BLOOM's."""
+
+    def forward(self, x, state):
+        return super().forward(x) + 0 * state.sum()
+
+
+class HandedState(Block):
+    def __init__(self):
+        super().__init__()
+        self.attn = WithState()
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x), x)
+        return x + self.mlp(self.norm2(x))
+
+
+class Beside(Block):
+    """What serves the attention has its name: a norm with weights, and a dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn_norm_out, self.resid_attn_dropout = nn.LayerNorm(D), nn.Dropout(0.1)
+
+    def forward(self, x):
+        x = x + self.resid_attn_dropout(self.attn_norm_out(self.attn(self.norm1(x))))
+        return x + self.mlp(self.norm2(x))
+
+
+class Scan(nn.Module):
+    """Carries a state from token to token, as Mamba does."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x):
+        kept = torch.zeros_like(x[:, 0])
+        states = []
+        for token in self.into(x).unbind(1):
+            kept = 0.9 * kept + token
+            states.append(kept)
+        return self.out(torch.stack(states, 1))
+
+
+class Mixing(Block):
+    def __init__(self):
+        super().__init__()
+        self.attn = None
+        self.mixer = Scan()
+
+    def forward(self, x):
+        x = x + self.mixer(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Convolved(Block):
+    """An MLP that looks at its neighbours is an MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp, self.near = mlp(), nn.Conv1d(D, D, 3, padding=1)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.near(self.mlp(self.norm2(x)).mT).mT
+
+
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(D, D), nn.Linear(D, 2 * D)
+
+    def forward(self, x, text):
+        return F.scaled_dot_product_attention(self.q(x), *self.kv(text).chunk(2, -1))
+
+
+class CrossAttended(Block):
+    """Reads a text of its own, and says so by nothing but that."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm3, self.attn_b = nn.LayerNorm(D), Reads()
+        self.text = nn.Parameter(torch.randn(1, 3, D))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        x = x + self.attn_b(self.norm3(x), self.text.expand(len(x), -1, -1))
+        return x + self.mlp(self.norm2(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (HandedState, ["attention", "mlp"]),
+        (Beside, ["attention", "mlp"]),
+        (Mixing, ["mixer", "mlp"]),
+        (Convolved, ["attention", "mlp"]),
+        (CrossAttended, ["attention", "cross_attention", "mlp"]),
+    ],
+)
+def test_a_sublayer_is_called_by_what_its_branch_does(block, expected):
+    assert kinds(made(Stack, block)) == expected * DEPTH + ["head"]
