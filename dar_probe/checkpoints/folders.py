@@ -60,13 +60,13 @@ def model_file(path: str | Path) -> Path:
     taken = averages or found
     if len(taken) > 1:
         raise CheckpointError(
-            f"{shown} holds {len(taken)} files of weights, such as {quote(taken[0])} and "
-            f"{quote(taken[1])}",
+            f"{shown} is a folder with {len(taken)} files of weights, such as {quote(taken[0])} "
+            f"and {quote(taken[1])}",
             hint=f"give one of them; shards of one model: {_joined(path, taken)}",
         )
     if not taken:
         raise CheckpointError(
-            f"{shown} has neither model_index.json nor {CONFIG}, nor a file of weights",
+            f"{shown} is a folder without model_index.json, {CONFIG} or a file of weights",
             hint="give the folder of a diffusers pipeline, its transformer folder, or a file",
         )
     return path / taken[0]
