@@ -213,7 +213,7 @@ def ablate(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     wanted = InterventionOptions(
-        kinds=None if kinds is None else tuple(kinds),
+        kinds=None if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds),
         pairs=pairs,
         gates=tuple(gates),
         frozen_at=frozen_at,
@@ -474,6 +474,11 @@ def bench(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     _refuse_unknown("bench", settings, OF_FILES)
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            f"bench takes a checkpoint or a name, not an object of type {type(model).__name__}",
+            hint='e.g. dp.bench("SiT-B/2"); of a module of your own, time dp.audit(module)',
+        )
     if str(model).startswith(("SiT-", "DiT-")) and not Path(model).exists():
         if settings:
             raise UsageError(

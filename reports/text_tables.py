@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dar_probe.files.text import quantity
+from dar_probe.reports.pages.wording import STATUS_WORDS
 from dar_probe.reports.style import palette
 from dar_probe.results.symptoms import SYMPTOMS, unit_of
 
@@ -30,7 +31,7 @@ def of_analysis(metrics: "Mapping[str, Metric]", verdict: "Verdict") -> Table:
         between = "one sample"
         if metric.low == metric.low:
             between = f"{quantity(metric.low, unit)} to {quantity(metric.high, unit)}"
-        judged = status[name] if name in SYMPTOMS else ""
+        judged = STATUS_WORDS[status[name]] if name in SYMPTOMS else ""
         rows.append((name.replace("_", " "), quantity(metric.value, unit), between, judged))
     return HEADS, rows
 
@@ -47,7 +48,7 @@ def latex(table: Table) -> str:
     heads, rows = table
 
     def line(cells: Iterable[str]) -> str:
-        return " & ".join(escaped(palette.clean(cell, 200)) for cell in cells) + r" \\"
+        return " & ".join(escaped(_clean(cell)) for cell in cells) + r" \\"
 
     return "\n".join(
         [
@@ -73,4 +74,9 @@ def escaped(text: str) -> str:
 
 
 def _marked(cell: str) -> str:
-    return palette.clean(cell, 200).replace("\\", "\\\\").replace("|", "\\|")
+    return _clean(cell).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _clean(cell: str) -> str:
+    """Return a cell's text without what is no letter; an empty cell stays empty."""
+    return palette.clean(cell, 200) if cell else ""

@@ -256,3 +256,40 @@ def test_bench_and_doctor_have_their_functions():
     assert found.sentence in repr(found) and "self-test passed" in repr(found)
     with pytest.raises(dp.UsageError, match="not available here"):
         dp.doctor("cuda:99")
+
+
+def test_a_probe_of_a_module_has_the_samples_that_were_asked_for(stack):
+    with dp.Probe(stack, batch=batch, loss=loss, samples=3) as probe:
+        args, _ = probe.inputs(0.5)
+        assert len(args[0]) == 3
+    with dp.Probe(FIXTURES / "digits-residual.pt", samples=9) as probe:
+        assert len(probe.inputs(0.5)[0][0]) == 9
+    with dp.Probe(FIXTURES / "digits-residual.pt") as probe:
+        assert len(probe.inputs(0.5)[0][0]) == 8, "few where nobody asked"
+
+
+def test_another_module_of_the_same_class_name_is_kept(tmp_path, stack, undrawn):
+    settings = {"out": tmp_path / "out", "figures": False, **GIVEN}
+    dp.analyze(stack, **settings)
+    with pytest.raises(dp.UsageError, match="holds the analysis of 'Stack', another"):
+        dp.analyze(Stack(depth=3), **settings)
+
+
+def test_arguments_of_another_kind_get_a_sentence(stack):
+    for call, words in (
+        (lambda: dp.analyze(stack, samples="8", batch=batch), "counted in whole numbers"),
+        (lambda: dp.bench(stack), "not an object of type Stack"),
+        (lambda: dp.analyze(stack, noise_levels=float("nan"), batch=batch), "make no sense"),
+    ):
+        with pytest.raises(dp.UsageError, match=words):
+            call()
+    found = dp.ablate(stack, kinds="block", **GIVEN).dataset
+    assert set(found["ablation_kind"].values) == {"block"}
+
+
+def test_options_that_the_routing_does_not_take_are_refused(tmp_path):
+    """They would do nothing, and a plain model be trained where a router was meant."""
+    with pytest.raises(dp.UsageError, match="the routing residual has no query") as caught:
+        dp.train(tmp_path / "run", query="dynamic", steps=1)
+    assert "--routing dar" in caught.value.hint
+    assert not (tmp_path / "run").exists()

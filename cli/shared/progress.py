@@ -103,7 +103,7 @@ class Log:
             rate = done / max(now - self._began, 1e-9)
             left = _clock((total - done) / rate)
             more = f", {note}" if note else ""
-            self._write(f"{done} of {total} {unit}, {rate:.3g} {unit}/s, {left} left{more}")
+            self._write(f"{done} of {total} {unit}, {_rate(rate)} {unit}/s, {left} left{more}")
 
     def end(self) -> None:
         """Write what was done and how long it took, unless that was told or nothing was done."""
@@ -150,8 +150,12 @@ class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.finished or not task.speed or task.time_remaining is None:
             return Text(_clock(task.elapsed or 0.0), style="dim")
-        unit, rate = task.fields["unit"], f"{task.speed:.3g}"
+        unit, rate = task.fields["unit"], _rate(task.speed)
         return Text(f"{rate:>5} {unit}/s  {_clock(task.time_remaining)} left")
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

@@ -110,8 +110,8 @@ def show_files(folder: Path, *, figures: bool = True, report: bool = True) -> No
     later = f"dar-probe report {quote(str(folder))}"
     page = str(folder / "report.html") if report else f"none; write it with: {later}"
     lines = [("Report ", page), ("Dataset", str(folder / "analysis.nc"))]
-    if not figures:
-        lines.append(("Figures", f"none; draw them with: {later}"))
+    drawn = str(folder / "figures") if figures else f"none; draw them with: {later}"
+    lines.append(("Figures", drawn))
     for label, text in lines:
         # Not folded: the terminal does that, and what is copied from it stays one path.
         console.print(Text(f"{label}  {printable(text)}"), soft_wrap=True)

@@ -108,6 +108,8 @@ def load_data(
         data = images(
             Path(where), shape=shape or (3, 32, 32), most=most if split == "all" else None
         )
+        if num_classes is not None:  # else nobody asks for labels
+            data = replace(data, changes=(*data.changes, _said_of_classes(data.description)))
     elif kind == "latents" and where:
         data = latents(Path(where))
     else:
@@ -227,7 +229,7 @@ def latents(file: Path) -> Data:
         )
     if not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
         raise UsageError(
-            f"{file.name!r}: latents must be real numbers, and some",
+            f"{file.name!r}: latents must be floating-point numbers, one row at least",
             hint="save them as float32, scaled as the model takes them",
         )
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
@@ -279,6 +281,16 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
         for i in ids
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def _said_of_classes(description: str) -> str:
+    """Say where the labels of images come from, by what is said of them."""
+    found = description.rpartition("; ")[2]
+    return (
+        "every image is taken for class 0: there are no subfolders"
+        if found == "1 class"
+        else (f"labels: {found}")
+    )
 
 
 def _classes(names: list[str]) -> str:

@@ -43,5 +43,6 @@ def parse_levels(wanted: float | str | Sequence[float]) -> np.ndarray:
 def _error(wanted: object) -> UsageError:
     return UsageError(
         f"noise levels {wanted!r} make no sense",
-        hint="give a count such as 10, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9",
+        hint="give a count such as 10, or levels from 0 (data) to 1 (noise) such as 0.1,0.5,0.9; "
+        "a comma makes a level of a whole number, as in 0, or 1,",
     )

@@ -94,13 +94,14 @@ class Probe:
         loss: Loss | None = None,
         **settings: Any,
     ) -> None:
-        subject = None
+        subject, asked = None, "samples" in settings
         self.ids: tuple[int, ...] = tuple(range(FEW))
         if not isinstance(model, nn.Module):
             engine = settings.pop("engine", "hooks")
             planned = plan.of_checkpoint(*sort(model, settings), engine=engine)
             subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
-            self.ids, module = planned.grid.ids, planned.subject.model
+            module = planned.subject.model
+            self.ids = planned.grid.ids if asked else planned.grid.ids[:FEW]
         else:
             names = {name: settings.pop(name, None) for name in ("blocks", "readers")}
             wanted = ModuleOptions(batch=batch, loss=loss, **names)
@@ -108,6 +109,7 @@ class Probe:
             try:
                 planned = module_plan.of_module(module, wanted, GridOptions(**settings))
                 subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
+                self.ids = planned.grid.ids
             except ProbeError:
                 if batch is None:
                     raise
@@ -233,5 +235,5 @@ class Probe:
     def _cells(self, noise_level: float, ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         if not 0 <= noise_level <= 1:
             raise UsageError(f"there is no noise level {noise_level}", hint="0 is data, 1 is noise")
-        chosen = torch.tensor(list(self.ids[:FEW] if ids is None else ids))
+        chosen = torch.tensor(list(self.ids if ids is None else ids))
         return chosen, torch.full((len(chosen),), float(noise_level), dtype=torch.float64)

@@ -180,8 +180,11 @@ def _parts(ds: xr.Dataset) -> list[xr.Dataset]:
 
 
 def _content(manifest: dict[str, Any]) -> tuple[Any, Any]:
-    """Return what was analysed: the hash of a checkpoint, or the kind of a module."""
-    return (manifest.get("checkpoint") or {}).get("sha256"), manifest["model"].get("family")
+    """Return what was analysed: the hash of a checkpoint, or the sizes of a module."""
+    if checkpoint := manifest.get("checkpoint"):
+        return checkpoint.get("sha256"), manifest["model"].get("family")
+    sizes = ("family", "parameters", "depth", "width", "routing")
+    return None, tuple(manifest["model"].get(name) for name in sizes)
 
 
 def shard_key(key: dict[str, Any]) -> dict[str, Any]:

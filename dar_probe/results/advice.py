@@ -12,8 +12,10 @@ import numpy as np
 import xarray as xr
 
 from dar_probe.results.intervals import Estimate
-from dar_probe.results.metrics import over_noise, profile
+from dar_probe.results.metrics import early_blocks, over_noise, profile
 from dar_probe.results.schema import manifest
+
+FEW = 16  # samples, below which a bootstrap interval is often too narrow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def _inflation(ds: xr.Dataset) -> tuple[str, tuple[str, ...]]:
 
 def _gradient_decay(ds: xr.Dataset) -> tuple[str, tuple[str, ...]]:
     grad, block = over_noise(ds, "grad_rms").values, ds["block"].values
-    early = grad[(block >= 1) & (block <= 5)].mean(axis=0)
+    early = grad[early_blocks(block)].mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         level = _worst(ds, early / np.median(grad[block > block.max() / 2], axis=0))
     deep = np.where(block > block.max() / 2, profile(ds, "grad_rms")["value"].values, np.nan)
@@ -123,6 +125,8 @@ def _certainty(ds: xr.Dataset, metric: Estimate | None, limit: float) -> str:
         return f"As sure as {many} can tell."
     if math.isnan(metric.low):
         return "One sample gives no interval: how sure this is cannot be told."
+    if count < FEW:
+        return f"Not sure: the 95 % interval of {many} is rough; analyse {FEW} or more."
     if metric.low > limit:
         return f"Sure for these data: the whole 95 % interval of {many} lies beyond the limit."
     if metric.high > limit:
@@ -160,7 +164,8 @@ def _model(ds: xr.Dataset) -> str:
 
 def _skip(ds: xr.Dataset, level: float) -> str:
     if not manifest(ds).get("checkpoint"):
-        return f'dp.ablate(module, batch=batch, kinds=["block"], noise_levels=[{level:.2g}])'
+        own = "" if manifest(ds).get("config", {}).get("stand_in_loss") else "loss=loss, "
+        return f'dp.ablate(module, batch=batch, {own}kinds=["block"], noise_levels=[{level:.2g}])'
     shown = f"{level:.2g}"
     if "." not in shown:
         shown += ","  # makes a list of it, where 1 would be a count

@@ -263,11 +263,19 @@ def _metrics(draws: dict[str, Array], samples: int, confidence: float) -> dict[s
     return found
 
 
+def early_blocks(block: Array) -> Array:
+    """Return which blocks 0..B the gradient decay takes for the early ones: 1..min(5, B/2).
+
+    In a shallow model five blocks would reach into the deep half, and the ratio be bound to it.
+    """
+    return np.asarray((block >= 1) & (block <= min(5, block.max() // 2)))
+
+
 def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
     block = ds["block"].values
     deep = block > block.max() / 2
     rms, grad = (_pooled(ds, name, weights) for name in ("rms", "grad_rms"))
-    early = _measured(grad[:, (block >= 1) & (block <= 5)]).mean(axis=1)
+    early = _measured(grad[:, early_blocks(block)]).mean(axis=1)
     offered = np.isfinite(ds["route"].values).any(axis=(0, 1)).sum(axis=1)
     entropy = _pooled(ds, "route_entropy", weights)[:, offered >= 2]
     spread = _measured(entropy / np.log(offered[offered >= 2])).mean(axis=1)

@@ -77,10 +77,11 @@ SYMPTOMS = {
             name="gradient_decay",
             label="gradient decay",
             title="Backward gradient decay",
-            about="How many times larger the gradient is in the first five blocks than in the "
+            about="How many times larger the gradient is in the first blocks than in the "
             "deep half.",
-            definition="mean of grad_rms over blocks 1..5 / median of grad_rms over the deep half "
-            "(blocks k > B/2), pooled over samples and noise levels by mean square" + STAGED,
+            definition="mean of grad_rms over blocks 1..min(5, B/2) / median of grad_rms over the "
+            "deep half (blocks k > B/2), pooled over samples and noise levels by mean square"
+            + STAGED,
             axis="early / deep blocks",
             variable="grad_rms",
             unit="x",

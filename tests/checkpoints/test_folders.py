@@ -59,7 +59,8 @@ def test_the_file_of_the_model_is_found(tmp_path, names, taken):
          "global_step7"),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None,
          "2 files of weights", "python -c"),
-        (["optimizer.bin", "notes.txt"], None, "is a folder without .* a file of weights", "or a file"),
+        (["optimizer.bin", "notes.txt"], None, "is a folder without .* a file of weights",
+         "or a file"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_for_what_it_is(tmp_path, names, config, words, hint):

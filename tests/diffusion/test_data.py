@@ -58,7 +58,10 @@ def test_images(tmp_path):
     grey = datasets.load_data(f"images:{tmp_path}", shape=(1, 8, 8))
     assert grey.latents.shape == (4, 1, 8, 8)
     whole = "of 4 images: 4 resized to 8x8 (they have 20x10 pixels), 4 cropped"
-    assert found.changes == (f"{whole} to a square",)
+    labels = "labels: 2 classes by the names of their folders: 0 'cat', 1 'dog'"
+    assert found.changes == (f"{whole} to a square", labels)
+    bare = datasets.load_data(f"images:{tmp_path / 'cat'}", shape=(3, 8, 8), num_classes=2)
+    assert bare.changes[-1] == "every image is taken for class 0: there are no subfolders"
     assert grey.changes == (f"{whole} to a square, 4 turned grey",)
 
 

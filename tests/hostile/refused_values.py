@@ -350,7 +350,7 @@ TRAIN: list[Case] = [
     ("train --out run --routing ''", 2, "routing"),
     ("train --out run --routing dar --query loud", 2, "loud"),
     ("train --out run --routing dar --chunk-size 5", 2, "chunk"),
-    ("train --out run --chunk-size 0", 2, "chunk_size is 0"),
+    ("train --out run --routing dar --chunk-size 0", 2, "chunk_size is 0"),
     ("train --out run --depth 0", 2, "depth is 0"),
     ("train --out run --width -8", 2, "width is -8"),
     ("train --out run --width 9", 2, "width"),

@@ -32,7 +32,9 @@ for cell in book.cells:
     if cell.cell_type == "code":
         cell.outputs = []
 where = {"metadata": {"path": folder}}
-NotebookClient(book, timeout=120, coalesce_streams=True, resources=where).execute()
+NotebookClient(
+    book, timeout=120, iopub_timeout=60, coalesce_streams=True, resources=where
+).execute()
 nbformat.write(book, target)
 """
 HOSTILE = {

@@ -8,7 +8,7 @@ import pytest
 from dar_probe.results import metrics, verdict
 from tests.helpers import synthetic
 
-BAD = {"blocks": 8, "samples": 6, "levels": 3, "inflation": 40.0, "decay": 50.0, "cosine": 0.99}
+BAD = {"blocks": 8, "samples": 16, "levels": 3, "inflation": 40.0, "decay": 50.0, "cosine": 0.99}
 
 
 def planted(**changes):

@@ -61,7 +61,7 @@ def slow(ds: xr.Dataset) -> dict[str, float]:
     deep = [k for k in range(1, blocks + 1) if k > blocks / 2]
     rms = [slow_rms(v["rms"][:, :, k].ravel()) for k in range(blocks + 1)]
     grad = [slow_rms(v["grad_rms"][:, :, k].ravel()) for k in range(blocks + 1)]
-    early = [grad[k] for k in range(1, 6) if k <= blocks]
+    early = [grad[k] for k in range(1, 6) if k <= blocks / 2]
     middle = sorted(grad[k] for k in deep)
     half = len(middle) // 2
     median = middle[half] if len(middle) % 2 else (middle[half - 1] + middle[half]) / 2
@@ -483,3 +483,14 @@ def test_what_was_not_decoded_does_not_count() -> None:
             expected = 1 - missed / total if total else np.nan
             np.testing.assert_allclose(found[w, r], expected, rtol=1e-12)
     np.testing.assert_array_equal(metrics.decodability(decoded, levels)[0], found[0])
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 6, 9, 10, 12])
+def test_early_and_deep_blocks_of_a_shallow_model_are_not_the_same(blocks):
+    """A gradient that rises with depth has a decay far below one, in four blocks as in twelve."""
+    ds = synthetic.dataset(blocks=blocks, samples=4, levels=2).copy(deep=True)
+    ds["grad_rms"].values[:] = 10.0 ** np.arange(blocks + 1)
+    found = metrics.compute(ds)["gradient_decay"].value
+    deep = np.median(10.0 ** np.arange(blocks // 2 + 1, blocks + 1))
+    early = np.mean(10.0 ** np.arange(1, min(5, blocks // 2) + 1))
+    assert found == pytest.approx(early / deep, rel=1e-5) and found < 0.2
