@@ -31,7 +31,7 @@ dp.analyze("ckpt.pt", sampels=3)
 WRONG = [len(SCRIPT.splitlines()) - 1, len(SCRIPT.splitlines())]  # the last two lines
 
 
-# basedpyright is pyright with its own Node.js, so that it installs from the registry of Python alone.
+# basedpyright is pyright with a Node.js of its own: pip alone installs it.
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
 def test_a_script_of_a_user_is_understood(tmp_path, checker):
     program = shutil.which(checker, path=str(sys.prefix) + "/bin") or shutil.which(checker)
