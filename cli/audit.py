@@ -176,7 +176,7 @@ def audit(
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
         from dar_probe.cli.shared.names import formats_of
-        from dar_probe.errors import ExitCode
+        from dar_probe.errors import ExitCode, UsageError
         from dar_probe.files.analysis_folder import check_target
         from dar_probe.probe.inputs import random_batch
         from dar_probe.probe.options import GridOptions, ModuleOptions, OutputOptions
@@ -199,7 +199,12 @@ def audit(
     module, batch, loss = _call(factory)
     how = ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name)
     module, how = placed(module, how, device=device, dtype=dtype)
-    if batch is None and shape is not None:
+    if shape is not None:
+        if batch is not None:
+            raise UsageError(
+                "the callable brings a batch function, so that --input would say nothing",
+                hint="leave --input out, or let the callable return the module alone",
+            )
         how = replace(how, batch=random_batch(module, shape))
     folder = out or Path("dar-probe-out") / type(module).__name__
     output = OutputOptions(
@@ -207,7 +212,11 @@ def audit(
     )
     check_target(folder)
     if not overwrite:
-        refuse_another(folder, lambda there: not there.get("checkpoint"))
+        count = sum(parameter.numel() for parameter in module.parameters())
+        refuse_another(
+            folder,
+            lambda there: not there.get("checkpoint") and there["model"].get("parameters") == count,
+        )
     with (
         _named(factory),
         announced(

@@ -268,6 +268,13 @@ def test_a_probe_of_a_module_has_the_samples_that_were_asked_for(stack):
         assert len(probe.inputs(0.5)[0][0]) == 8, "few where nobody asked"
 
 
+def test_a_closed_probe_says_so(stack):
+    with dp.Probe(stack, batch=batch, loss=loss) as probe:
+        pass
+    with pytest.raises(dp.UsageError, match="this probe is closed"):
+        probe.trace(noise_level=0.5)
+
+
 def test_another_module_of_the_same_class_name_is_kept(tmp_path, stack, undrawn):
     settings = {"out": tmp_path / "out", "figures": False, **GIVEN}
     dp.analyze(stack, **settings)

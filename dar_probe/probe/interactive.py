@@ -116,7 +116,7 @@ class Probe:
                 # No residual stream: its modules can be traced all the same.
                 self._batch = batch_of(batch, module)
                 self._loss = loss_of(loss, module) if loss else module_plan.mean_square
-        self.module = module
+        self.module, self._closed = module, False
         with ExitStack() as stack:
             stack.enter_context(frozen(module))
             self.model = stack.enter_context(trace.wrapped(module))
@@ -149,8 +149,12 @@ class Probe:
         """Return nnsight's tracer of one forward of samples ``ids`` at ``noise_level``.
 
         Raises:
-            UsageError: no such noise level.
+            UsageError: no such noise level, or the probe is closed.
         """
+        if self._closed:
+            raise UsageError(
+                "this probe is closed: its model is as it came", hint="make another dp.Probe"
+            )
         args, kwargs = self.inputs(noise_level, ids)
         return self.model.trace(*args, **kwargs)
 
@@ -219,6 +223,7 @@ class Probe:
 
     def close(self) -> None:
         """Put the model back into the modes and gradients that it came with."""
+        self._closed = True
         self._held.close()
 
     def __enter__(self) -> Self:

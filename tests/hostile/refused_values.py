@@ -144,6 +144,7 @@ ABLATE: list[Case] = [
 AUDIT: list[Case] = [
     ("audit", 2, "Missing argument"),
     ("audit mine:bare", 2, "--input"),
+    ("audit mine:model --input 4,8", 2, "brings a batch function"),
     ("audit mine:nothing --input 2", 4, "no stack"),
     ("audit mine:absent", 2, "cannot be imported"),
     ("audit nowhere:absent", 2, "cannot be imported"),
