@@ -1,6 +1,7 @@
 """``dar-probe analyze``: a checkpoint to a dataset, a verdict, figures and a page."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -101,14 +102,16 @@ def analyze(
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
+    folder = out or Path("dar-probe-out") / _name(checkpoints)
     output = OutputOptions(
-        out=out or Path("dar-probe-out") / _name(checkpoints),
+        out=folder,
         resume=resume, overwrite=overwrite, fail_on=fail_on,
         figures=not no_figures, report=not no_report,
         formats=formats_of(formats, figures=not no_figures),
     )  # fmt: skip
     with announced(
-        "measuring", output, show=terminal.show,
+        "measuring", output,
+        show=partial(terminal.show, checkpoint=checkpoints[-1], folder=folder),
         show_json=terminal.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.analyze(

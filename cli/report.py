@@ -41,6 +41,6 @@ def report(
     folder = out or (analysis if os.path.isdir(analysis) else analysis.parent)
     with terminal.progress("writing", "files") as tell:
         found.save(folder, on_file=tell.phase)
-    terminal.show(found)
+    terminal.show(found, folder=folder)
     typer.echo()
     terminal.show_files(folder)

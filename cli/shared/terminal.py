@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,16 @@ SPARK_LEAST = 8
 STEPS_MOST = 8
 
 
-def show(analysis: "Analysis") -> None:
-    """Print warnings, the verdict, the symptoms over depth and what was assumed."""
+def show(
+    analysis: "Analysis", *, checkpoint: Path | None = None, folder: Path | None = None
+) -> None:
+    """Print warnings, the verdict, the symptoms over depth and what was assumed.
+
+    Args:
+        analysis: what is shown.
+        checkpoint: where the model lies, and
+        folder: where the files are or will be, so that the commands run as they are printed.
+    """
     from dar_probe.reports.style.palette import clean
 
     console = console_on(sys.stdout)
@@ -78,13 +87,19 @@ def show(analysis: "Analysis") -> None:
     for finding in verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in verdict.sentence:
             _bullet(console, finding.sentence, _colour(finding.status))
-    _advice(console, verdict)
+    places = {"DIR": quote(str(folder))} if folder else {}
+    if checkpoint is not None:
+        places[quote(checkpoint.name)] = quote(str(checkpoint))
+    _advice(console, verdict, places)
     for assumption in manifest["assumptions"]:
         _bullet(console, f"Assumed: {assumption}", "dim")
 
 
-def _advice(console: Console, verdict: "Verdict") -> None:
-    """Print what each warning and failure means, how sure it is, and what finds out more."""
+def _advice(console: Console, verdict: "Verdict", places: Mapping[str, str]) -> None:
+    """Print what each warning and failure means, how sure it is, and what finds out more.
+
+    ``places`` are words of the commands, and what stands here in their place.
+    """
     for finding in verdict.findings:
         if (advice := finding.advice) is None:
             continue
@@ -94,7 +109,8 @@ def _advice(console: Console, verdict: "Verdict") -> None:
         )
         write(console, Text.assemble(title, printable(f"{advice.meaning} {advice.certainty}")))
         for command in advice.commands:
-            write(console, Text(printable(command), style="bold"), Text("  $ ", style="dim"))
+            own = " ".join(places.get(word, word) for word in command.split(" "))
+            write(console, Text(printable(own), style="bold"), Text("  $ ", style="dim"))
     if any(finding.advice for finding in verdict.findings):
         console.print()
 

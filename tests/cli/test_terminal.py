@@ -298,3 +298,20 @@ def test_no_error_steers_the_terminal(debug, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert all(" " <= c <= "~" or c == "\n" for c in said)
     assert "RuntimeError: a\\x1b[2J b \\x07c \\u202e\\x9b31m\\udcff\nHint: " in said
+
+
+def test_advised_commands_run_as_they_are_printed(capsys, monkeypatch, tmp_path):
+    """With the file's folder, and with the folder of the analysis in place of a stand-in."""
+    monkeypatch.setenv("COLUMNS", "100")
+    analysis = Analysis(dataset(blocks=6, samples=4, levels=2))
+    assert {"DIR", "synthetic.pt"} <= {
+        word
+        for finding in analysis.verdict.findings
+        if finding.advice
+        for command in finding.advice.commands
+        for word in command.split()
+    }
+    terminal.show(analysis, checkpoint=Path("some where/synthetic.pt"), folder=Path("out"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dar-probe ablate 'some where/synthetic.pt' --kinds block" in said
+    assert "dar-probe figures out --only heatmap" in said and "DIR" not in said
