@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
+from shlex import quote, split
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -87,9 +87,9 @@ def show(
     for finding in verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in verdict.sentence:
             _bullet(console, finding.sentence, _colour(finding.status))
-    places = {"DIR": quote(str(folder))} if folder else {}
-    if checkpoint is not None:
-        places[quote(checkpoint.name)] = quote(str(checkpoint))
+    places = {"DIR": str(folder)} if folder else {}
+    if checkpoint is not None and manifest.get("checkpoint"):
+        places[manifest["checkpoint"]["name"]] = str(checkpoint)
     _advice(console, verdict, places)
     for assumption in manifest["assumptions"]:
         _bullet(console, f"Assumed: {assumption}", "dim")
@@ -109,10 +109,24 @@ def _advice(console: Console, verdict: "Verdict", places: Mapping[str, str]) -> 
         )
         write(console, Text.assemble(title, printable(f"{advice.meaning} {advice.certainty}")))
         for command in advice.commands:
-            own = " ".join(places.get(word, word) for word in command.split(" "))
-            write(console, Text(printable(own), style="bold"), Text("  $ ", style="dim"))
+            _command(console, [places.get(word, word) for word in split(command)])
     if any(finding.advice for finding in verdict.findings):
         console.print()
+
+
+def _command(console: Console, words: list[str]) -> None:
+    """Print a command; one that takes several lines can be copied with all of them."""
+    first, *rest = (printable(quote(word)) for word in words)
+    lines = [first]
+    for word in rest:
+        if cell_len(f"  $ {lines[-1]} {word} \\") <= console.width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    for at, line in enumerate(lines):
+        lead = "  $ " if at == 0 else "    "
+        more = " \\" if at + 1 < len(lines) else ""
+        write(console, Text(line + more, style="bold"), Text(lead, style="dim"))
 
 
 def show_json(analysis: "Analysis") -> None:

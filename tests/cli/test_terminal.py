@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -302,7 +303,7 @@ def test_no_error_steers_the_terminal(debug, capsys, monkeypatch):
 
 def test_advised_commands_run_as_they_are_printed(capsys, monkeypatch, tmp_path):
     """With the file's folder, and with the folder of the analysis in place of a stand-in."""
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "60")
     analysis = Analysis(dataset(blocks=6, samples=4, levels=2))
     assert {"DIR", "synthetic.pt"} <= {
         word
@@ -312,6 +313,11 @@ def test_advised_commands_run_as_they_are_printed(capsys, monkeypatch, tmp_path)
         for word in command.split()
     }
     terminal.show(analysis, checkpoint=Path("some where/synthetic.pt"), folder=Path("out"))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "dar-probe ablate 'some where/synthetic.pt' --kinds block" in said
-    assert "dar-probe figures out --only heatmap" in said and "DIR" not in said
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 60 and " \\\n" in shown
+    lines = shown.replace("\\\n", "").splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("  $ ")]
+    wanted = ["dar-probe", "ablate", "some where/synthetic.pt", "--kinds", "block"]
+    assert wanted in [command[:5] for command in commands]
+    assert ["dar-probe", "figures", "out", "--only", "heatmap"] in [one[:5] for one in commands]
+    assert all(command[-2].startswith("--") and "DIR" not in command for command in commands)
