@@ -250,7 +250,8 @@ def check_first(path: Path) -> Path:
     """Refuse a file by its first bytes, before torch is imported.
 
     Returns:
-        The path, or where the model of the Hugging Face Hub lies whose id it is.
+        The path, or where the model of the Hugging Face Hub lies whose id it is; a trainer's
+        folder as it is, because its name tells the run and the step.
 
     Raises:
         CheckpointError: it is none, or no checkpoint.
@@ -259,10 +260,11 @@ def check_first(path: Path) -> Path:
     from dar_probe.checkpoints.diffusers_folder import is_folder
     from dar_probe.files import kinds
 
-    path = folders.model_file(hub.local(path, on_download=_say_download))
-    if not is_folder(path):
-        with kinds.open_file(path) as file:
-            kinds.check(file, path)
+    path = hub.local(path, on_download=_say_download)
+    model = folders.model_file(path)
+    if not is_folder(model):
+        with kinds.open_file(model) as file:
+            kinds.check(file, model)
     return path
 
 

@@ -3,13 +3,16 @@
 No torch: the command line looks here before it loads anything.
 """
 
+import glob
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from dar_probe.errors import CheckpointError
+from dar_probe.files import kinds
 from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
@@ -20,6 +23,7 @@ OTHERS = re.compile(
     r"optim|scheduler|random_states|rng_state|training_args|scaler|sampler|custom_checkpoint"
     r"|dataloader|zero_pp_rank|adapter|lora|^step\.|^global_step"
 )
+SHARD = re.compile(r"\d+-of-\d+")
 CONFIG = "config.json"
 LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
@@ -48,7 +52,7 @@ def model_file(path: str | Path) -> Path:
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         raise CheckpointError(
             f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
-            hint=DCP.format(path),
+            hint=DCP.format(shlex.quote(str(path))),
         )
     if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
         base = _settings(path / "adapter_config.json").get("base_model_name_or_path")
@@ -59,10 +63,13 @@ def model_file(path: str | Path) -> Path:
     averages = [name for name in found if AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower()))]
     taken = averages or found
     if len(taken) > 1:
+        shards = all(SHARD.search(name) for name in taken)
         raise CheckpointError(
             f"{shown} is a folder with {len(taken)} files of weights, such as {quote(taken[0])} "
             f"and {quote(taken[1])}",
-            hint=f"give one of them; shards of one model: {_joined(path, taken)}",
+            hint=f"these shards are joined by: {_joined(path, taken)}"
+            if shards
+            else "give one of them",
         )
     if not taken:
         raise CheckpointError(
@@ -70,6 +77,11 @@ def model_file(path: str | Path) -> Path:
             hint="give the folder of a diffusers pipeline, its transformer folder, or a file",
         )
     return path / taken[0]
+
+
+def said_of(path: Path, file: Path) -> list[str]:
+    """Return what is assumed where ``model_file`` chose a file of a folder."""
+    return [] if file == path else [f"{quote(file.name)} is the model of the folder that was given"]
 
 
 def settings_beside(file: Path) -> dict[str, Any]:
@@ -93,9 +105,9 @@ def _is_of_a_library(path: Path) -> bool:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with kinds.open_file(path) as file:
             found = json.loads(file.read(LARGEST))
-    except (OSError, ValueError, RecursionError):
+    except (CheckpointError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -107,27 +119,32 @@ def _refuse_partitions(path: Path, names: list[str], shown: str) -> None:
         CheckpointError: the weights are spread over processes.
     """
     steps = [name for name in names if re.fullmatch(r"global_step\d+", name)]
+    last = max(steps, key=lambda name: int(name.removeprefix("global_step")), default="")
     inside = names
     if steps and "latest" in names:
-        inside = sorted(os.listdir(path / steps[-1]))
+        inside = sorted(os.listdir(path / last))
     if any("zero_pp_rank" in name for name in inside):
+        home = path if steps else path.parent
         script = path / "zero_to_fp32.py"
         script = script if script.is_file() else path.parent / "zero_to_fp32.py"
         raise CheckpointError(
             f"{shown} holds partitions of DeepSpeed's ZeRO, one for each process",
-            hint=ZERO.format(script, path if steps else path.parent),
+            hint=ZERO.format(*(shlex.quote(str(p)) for p in (script, home))),
         )
     if steps:
-        raise CheckpointError(f"{shown} is a folder of DeepSpeed", hint=f"give {path / steps[-1]}")
+        raise CheckpointError(f"{shown} is a folder of DeepSpeed", hint=f"give its folder {last}")
 
 
 def _joined(path: Path, names: list[str]) -> str:
+    """Return a command that makes one file of shards whose names begin alike."""
     kind = Path(names[0]).suffix
     if kind == ".safetensors":
         each, module = "safetensors.torch.load_file(p)", "safetensors.torch"
     else:
         each, module = "torch.load(p, map_location='cpu', weights_only=True)", "torch"
-    return (
-        f'python -c "import glob, torch, {module}; torch.save({{k: v for p in '
-        f"glob.glob('{path}/*{kind}') for k, v in {each}.items()}}, 'model.pt')\""
+    shards = f"{glob.escape(str(path / os.path.commonprefix(names)))}*{kind}"
+    code = (
+        f"import glob, torch, {module}; torch.save({{k: v for p in glob.glob({shards!r}) "
+        f"for k, v in {each}.items()}}, 'model.pt')"
     )
+    return f"python -c {shlex.quote(code)}"

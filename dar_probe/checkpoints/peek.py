@@ -50,11 +50,14 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
     label, found, note = choose(content, weights, quote(path))
     state = reader.plain_tensors(found, size, quote(path), device="meta")
+    args = settings(content, label, quote(path))
+    beside = {} if args else settings({"args": settings_beside(path)}, "model", quote(path))
+    if beside:
+        note = "; ".join(filter(None, (note, "settings are those of config.json beside the file")))
     return Peek(
         shown=quote(path.name),
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
-        args=settings(content, label, quote(path))
-        or settings({"args": settings_beside(path)}, "model", quote(path)),
+        args=args or beside,
         weights=label,
         assumptions=[note] if note else [],
         bytes=size,

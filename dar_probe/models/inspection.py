@@ -71,7 +71,8 @@ def survey(options: CheckpointOptions) -> Survey:
         CheckpointError: the file is refused or of no known layout.
         UsageError: an option does not fit.
     """
-    path = folders.model_file(hub.local(options.path))
+    place = hub.local(options.path)
+    path = folders.model_file(place)
     if (home := diffusers_folder.home_of(path)) is not None:
         return _of_folder(home, options.objective)
     header = peek.peek(path, weights=check_weights(options.weights))
@@ -101,7 +102,13 @@ def survey(options: CheckpointOptions) -> Survey:
         flops=flops,
         unknown_flops=unknown,
         sites=_sites(subject),
-        assumptions=[*of_weights(header), *identified.assumptions, *assumed, *subject.assumptions],
+        assumptions=[
+            *folders.said_of(place, path),
+            *of_weights(header),
+            *identified.assumptions,
+            *assumed,
+            *subject.assumptions,
+        ],
     )
 
 

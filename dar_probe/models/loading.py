@@ -161,7 +161,8 @@ def load_checkpoint(
         UsageError: an option does not fit.
     """
     dtype = find_dtype(options.dtype)
-    options = replace(options, path=folders.model_file(hub.local(options.path)))
+    place = hub.local(options.path)
+    options = replace(options, path=folders.model_file(place))
     if (home := diffusers_folder.home_of(options.path)) is not None:
         for name, given in (("heads", options.heads), ("family", options.family)):
             if given is not None:
@@ -173,7 +174,9 @@ def load_checkpoint(
         raise UsageError(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
-    return _load_file(options, dtype)
+    loaded = _load_file(options, dtype)
+    said = folders.said_of(place, Path(options.path))
+    return replace(loaded, assumptions=[*said, *loaded.assumptions])
 
 
 def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:

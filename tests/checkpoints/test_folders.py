@@ -1,6 +1,8 @@
 """Folders of trainers: the file that holds the model, or the command that makes one."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -10,10 +12,12 @@ import torch
 
 import dar_probe as dp
 from dar_probe.checkpoints.folders import model_file
+from dar_probe.cli.shared.options import check_first
 from dar_probe.errors import CheckpointError
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
 from dar_probe.models.options import CheckpointOptions
+from dar_probe.probe.steps import step_of
 from tests.checkpoints.test_groups import AVERAGE, RAW
 
 
@@ -72,6 +76,15 @@ def test_what_is_no_model_is_refused_for_what_it_is(tmp_path, names, config, wor
         dp.analyze(home)
 
 
+def test_a_command_keeps_the_folder_whose_name_tells_the_step(tmp_path):
+    home = folder(tmp_path, "optimizer.bin").rename(tmp_path / "checkpoint-200")
+    safetensors.torch.save_file(RAW, home / "model.safetensors")
+    assert check_first(home) == home and step_of(home) == 200
+    (home / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="'.*model.safetensors' is a text file"):
+        check_first(home)
+
+
 def test_an_adapter_names_its_model(tmp_path):
     home = folder(tmp_path, "adapter_config.json")
     (home / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
@@ -80,7 +93,7 @@ def test_an_adapter_names_its_model(tmp_path):
 
 
 def test_the_command_that_joins_shards_does(tmp_path):
-    home = tmp_path / "run"
+    home = tmp_path / "it's [my] run; $(touch ran)"
     home.mkdir()
     names = list(AVERAGE)
     for at, part in enumerate((names[:9], names[9:]), 1):
@@ -88,13 +101,53 @@ def test_the_command_that_joins_shards_does(tmp_path):
             {name: AVERAGE[name].contiguous() for name in part},
             home / f"model-0000{at}-of-00002.safetensors",
         )
+    safetensors.torch.save_file({"other": torch.zeros(1)}, home / "optimizer.safetensors")
     with pytest.raises(CheckpointError, match="2 files of weights") as caught:
         model_file(home)
-    command = caught.value.hint.split("shards of one model: ")[1]
+    command = caught.value.hint.split("joined by: ")[1]
     run = command.replace("python -c ", f"{sys.executable} -c ", 1)
     subprocess.run(["bash", "-c", run], cwd=tmp_path, check=True)
     found = load_checkpoint(CheckpointOptions(path=tmp_path / "model.pt", heads=2))
     assert torch.equal(found.model.state_dict()["pos_embed"], AVERAGE["pos_embed"])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([".metadata"], ["dcp_to_torch", "{home}", "model.pt"]),
+        (["latest", "zero_to_fp32.py", "global_step20/x", "global_step100/zero_pp_rank_0.pt"],
+         ["python", "{home}/zero_to_fp32.py", "{home}", "model.pt"]),
+        (["zero_pp_rank_0.pt"], ["python", "{parent}/zero_to_fp32.py", "{parent}", "model.pt"]),
+    ],
+)  # fmt: skip
+def test_a_folder_s_name_stays_one_word_of_the_command(tmp_path, names, words):
+    home = folder(tmp_path / "a b; $(touch ran) 'c", *names)
+    with pytest.raises(CheckpointError) as caught:
+        model_file(home)
+    found = shlex.split(caught.value.hint)
+    assert found[-len(words) :] == [word.format(home=home, parent=home.parent) for word in words]
+
+
+def test_the_last_step_of_deepspeed_is_named_by_its_number(tmp_path):
+    names = ("global_step20/mp_rank_00_model_states.pt", "global_step100/mp_rank_00.pt")
+    home = folder(tmp_path, "latest", *names)
+    with pytest.raises(CheckpointError, match="a folder of DeepSpeed") as caught:
+        model_file(home)
+    assert "global_step100" in caught.value.hint
+
+
+def test_files_that_are_no_shards_are_not_joined(tmp_path):
+    home = folder(tmp_path, "encoder.pt", "denoiser.pt")
+    with pytest.raises(CheckpointError, match="2 files of weights") as caught:
+        model_file(home)
+    assert caught.value.hint == "give one of them"
+
+
+def test_a_pipe_beside_the_weights_is_not_waited_for(tmp_path):
+    home = folder(tmp_path, "model.safetensors")
+    os.mkfifo(home / "config.json")
+    assert model_file(home) == home / "model.safetensors"
 
 
 def test_a_hub_mixin_s_config_tells_heads(tmp_path):
@@ -103,7 +156,11 @@ def test_a_hub_mixin_s_config_tells_heads(tmp_path):
     safetensors.torch.save_file(RAW, home / "model.safetensors")
     loaded = load_checkpoint(CheckpointOptions(path=home))
     assert loaded.identified.sizes["heads"] == 4
-    assert survey(CheckpointOptions(path=home)).sizes["heads"] == 4
+    found = survey(CheckpointOptions(path=home))
+    assert found.sizes["heads"] == 4
+    for said in (loaded.assumptions, found.assumptions):
+        assert said[0] == "'model.safetensors' is the model of the folder that was given"
+        assert "settings are those of config.json beside the file" in " ".join(said)
     (home / "config.json").unlink()
     with pytest.raises(CheckpointError, match="does not tell its heads"):
         load_checkpoint(CheckpointOptions(path=home))
