@@ -106,10 +106,9 @@ def load_data(
         data = digits()
     elif kind == "images" and where:
         data = images(
-            Path(where), shape=shape or (3, 32, 32), most=most if split == "all" else None
-        )
-        if num_classes is not None:  # else nobody asks for labels
-            data = replace(data, changes=(*data.changes, _said_of_classes(data.description)))
+            Path(where), shape=shape or (3, 32, 32), most=most if split == "all" else None,
+            labels_matter=num_classes is not None,
+        )  # fmt: skip
     elif kind == "latents" and where:
         data = latents(Path(where))
     else:
@@ -158,7 +157,9 @@ def digits() -> Data:
     )
 
 
-def images(folder: Path, *, shape: tuple[int, ...], most: int | None = None) -> Data:
+def images(
+    folder: Path, *, shape: tuple[int, ...], most: int | None = None, labels_matter: bool = False
+) -> Data:
     """Return the images of a folder in [-1, 1]; subfolders in the order of their names are classes.
 
     Images lie as a camera's note (EXIF) says. Hidden files and folders are none.
@@ -167,6 +168,7 @@ def images(folder: Path, *, shape: tuple[int, ...], most: int | None = None) -> 
         folder: looked through with its subfolders.
         shape: (C, h, h) of a sample.
         most: only the first so many are read, by folder and name; None: all of them.
+        labels_matter: to a model with classes, so that ``changes`` say where they come from.
 
     Raises:
         UsageError: no such folder, no images, an unreadable image, or channels not 1 or 3.
@@ -193,14 +195,20 @@ def images(folder: Path, *, shape: tuple[int, ...], most: int | None = None) -> 
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
     total, paths = len(paths), paths[:most]
     read = [_read_image(path, channels, size) for path in paths]
+    said = _classes(["/".join(one) for one in classes])
+    changes = _changes([found for _, found in read], channels, size)
+    if labels_matter:
+        alone = "there is one subfolder" if classes[0] else "there are no subfolders"
+        one = f"every image is taken for class 0: {alone}"
+        changes += (one if len(classes) == 1 else f"labels: {said}",)
     return Data(
         name=f"images:{folder}",
         description=f"{total} images, cropped to a square and resized to {size}x{size}, "
-        f"in [-1, 1]; {_classes(['/'.join(one) for one in classes])}",
+        f"in [-1, 1]; {said}",
         latents=torch.stack([pixels for pixels, _ in read]),
         labels=torch.tensor([classes.index(p.relative_to(folder).parts[:-1]) for p in paths]),
         ids=torch.arange(len(paths)),
-        changes=_changes([found for _, found in read], channels, size),
+        changes=changes,
     )
 
 
@@ -260,7 +268,7 @@ def _of_one_hot(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _doubts(values: np.ndarray, file: Path) -> Iterator[str]:
     """Say where latents are hardly those that a model was trained on."""
-    spread = float(values.std(dtype=np.float64))
+    spread = float(values[:1000].std(dtype=np.float64))
     if not SCALED[0] <= spread <= SCALED[1]:
         yield (
             f"The latents have a standard deviation of {spread:.3g}, where models take them scaled "
@@ -281,16 +289,6 @@ def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Te
         for i in ids
     ]
     return torch.from_numpy(np.stack(rows))
-
-
-def _said_of_classes(description: str) -> str:
-    """Say where the labels of images come from, by what is said of them."""
-    found = description.rpartition("; ")[2]
-    return (
-        "every image is taken for class 0: there are no subfolders"
-        if found == "1 class"
-        else (f"labels: {found}")
-    )
 
 
 def _classes(names: list[str]) -> str:

@@ -62,6 +62,11 @@ def test_images(tmp_path):
     assert found.changes == (f"{whole} to a square", labels)
     bare = datasets.load_data(f"images:{tmp_path / 'cat'}", shape=(3, 8, 8), num_classes=2)
     assert bare.changes[-1] == "every image is taken for class 0: there are no subfolders"
+    (tmp_path / "cat").rename(tmp_path / "dog" / "a; b")
+    for image in (tmp_path / "dog").glob("*.png"):
+        image.unlink()
+    alone = datasets.load_data(f"images:{tmp_path / 'dog'}", shape=(3, 8, 8), num_classes=2)
+    assert alone.changes[-1] == "every image is taken for class 0: there is one subfolder"
     assert grey.changes == (f"{whole} to a square, 4 turned grey",)
 
 
