@@ -1,5 +1,6 @@
 """The Python face: one function for each command, with flat keywords."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -479,7 +480,7 @@ def bench(
             f"bench takes a checkpoint or a name, not an object of type {type(model).__name__}",
             hint='e.g. dp.bench("SiT-B/2"); of a module of your own, time dp.audit(module)',
         )
-    if str(model).startswith(("SiT-", "DiT-")) and not Path(model).exists():
+    if re.fullmatch(r"(SiT|DiT)-\w+/\d+", str(model)) and not Path(model).exists():
         if settings:
             raise UsageError(
                 f"{next(iter(settings))} belongs to checkpoints, and {model} is a random model"

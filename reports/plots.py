@@ -202,6 +202,6 @@ class ComparisonPlots:
 
 def _drawn(figure: description.Figure, look: Look) -> Figure:
     figure = without(figure, titles=look.get("titles", True), notes=look.get("notes", True))
-    if "ax" in look and look["ax"] is not None:
-        return matplotlib.draw_into(look["ax"], figure)
+    if (axes := look.get("ax")) is not None:
+        return matplotlib.draw_into(axes, figure)
     return matplotlib.draw(figure, personal=True)

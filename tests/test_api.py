@@ -246,6 +246,7 @@ def test_bench_and_doctor_have_their_functions():
         (lambda: dp.bench("SiT-Q/8"), "unknown model 'SiT-Q/8'", dp.UsageError),
         (lambda: dp.bench("SiT-S/8", heads=3), "heads belongs to checkpoints", dp.UsageError),
         (lambda: dp.bench("nothing.pt"), "no file 'nothing.pt'", dp.CheckpointError),
+        (lambda: dp.bench("SiT-XL-2-x.pt"), "no file 'SiT-XL-2-x.pt'", dp.CheckpointError),
         (lambda: dp.bench("x", foo=1), "unexpected keyword argument 'foo'", TypeError),
     ):
         with pytest.raises(error, match=what):

@@ -83,7 +83,7 @@ def home_of(path: str | Path) -> Path | None:
     path = Path(path)
     own = path.name.startswith(_WEIGHTS) and path.suffix == ".safetensors"
     home = path.parent if own else path
-    return home if is_folder(home) and os.path.isdir(home) else None
+    return home if is_folder(home) else None
 
 
 def name_of(path: str | Path) -> str:

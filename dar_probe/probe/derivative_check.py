@@ -29,7 +29,8 @@ def wrong_derivative(
     """Return half a sentence where autograd and the loss itself disagree; empty where they agree.
 
     Along its gradient, what the first sublayer reads is moved both ways, and what the loss does is
-    held against the derivative, at two sizes of the step. The model must be ``untouched``.
+    held against the derivative, at two sizes of the step. A branch that is detached and makes
+    less than ``WRONG`` of the derivative is not found. The model must be ``untouched``.
 
     Args:
         subject: a model in float32 or float64; of others nothing can be told.

@@ -133,9 +133,9 @@ class Run:
         self, dataset: xr.Dataset, out: Path, key: dict[str, Any], name: str | None
     ) -> Analysis:
         """Return an analysis that is finished already; its pictures or its name may be missing."""
-        renamed = name is not None and name != schema.manifest(dataset)["model"]["name"]
-        if name is not None and renamed:
-            dataset = schema.renamed(dataset, name)
+        renamed = False
+        if name is not None and name != schema.manifest(dataset)["model"]["name"]:
+            dataset, renamed = schema.renamed(dataset, name), True
         analysis = Analysis(dataset, fail_on=self.rule)
         if self.ranks.leads:
             _forget(out, key)

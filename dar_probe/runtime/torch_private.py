@@ -1,9 +1,8 @@
 """The two places where torch is asked what its public interface does not tell."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from torch.profiler import profile
 from torch.utils import checkpoint as checkpointing
@@ -33,10 +32,15 @@ def without_checkpointing() -> Iterator[None]:
     def plainly(*_: Any, **__: Any) -> Iterator[None]:
         yield
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(checkpointing, NON_REENTRANT, plainly))
-        stack.enter_context(patch.object(checkpointing, "CheckpointFunction", _Once))
+    own = {NON_REENTRANT: plainly, "CheckpointFunction": _Once}
+    theirs = {name: getattr(checkpointing, name) for name in own}
+    try:
+        for name, stand_in in own.items():
+            setattr(checkpointing, name, stand_in)
         yield
+    finally:
+        for name, thing in theirs.items():
+            setattr(checkpointing, name, thing)
 
 
 class _Once:

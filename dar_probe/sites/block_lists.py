@@ -29,7 +29,7 @@ def members(model: nn.Module) -> list[nn.Module]:
         ProbeError: blocks are lists of modules themselves.
     """
     lists = {
-        name: [member for member in module.children()]
+        name: list(module.children())
         for name, module in model.named_modules()
         if isinstance(module, LISTS)
     }

@@ -34,20 +34,24 @@ from tests.mutation.server import Outcome, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {
-    "probe": "gates statistics measure recorder ablation decoding grid sharding samples denoising",
+    "probe": (
+        "gates statistics measure recorder ablation decoding grid sharding samples denoising "
+        "derivative_check"
+    ),
     "results": (
-        "bootstrap metrics verdict fail_rule importance interventions comparability paired "
-        "sample_quality assemble store schema trajectory trajectory_store"
+        "bootstrap intervals metrics verdict fail_rule importance interventions comparability "
+        "paired sample_quality assemble store schema trajectory trajectory_store"
     ),
     "routing": (
         "attnres dar dense hyper kernels mixing residual scaled skips stream timemix"
     ),
     "diffusion": "objective flow ddpm objectives samplers noise_levels data",
     "sites": (
-        "subject stack stream_detection tracing boundaries block_lists cross_check"
+        "subject stack stream_detection tracing boundaries block_lists cross_check labels packing "
+        "freshness"
     ),
     "files": "kinds safetensors_header atomic analysis_folder arrays",
-    "checkpoints": "state_dict reader header memory_check",
+    "checkpoints": "state_dict groups folders reader header memory_check",
     "models": "sit sit_family",
     "training": "loop ema repa",
 }  # fmt: skip
