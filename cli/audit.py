@@ -103,6 +103,16 @@ def audit(
             rich_help_panel=panels.MODEL,
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Axes of the states between blocks: N samples, D features, others tokens; e.g. "
+            "'T N D' or '(N T) D'.",
+            metavar="AXES",
+            show_default="found by two forwards",
+            rich_help_panel=panels.MODEL,
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     train_steps: Annotated[
@@ -197,7 +207,9 @@ def audit(
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
     grid = GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size)
     module, batch, loss = _call(factory)
-    how = ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name)
+    how = ModuleOptions(
+        batch=batch, loss=loss, blocks=blocks, readers=readers, layout=layout, name=name
+    )
     module, how = placed(module, how, device=device, dtype=dtype)
     if shape is not None:
         if batch is not None:

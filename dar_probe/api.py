@@ -69,6 +69,7 @@ def analyze(
     loss: Loss | None = None,
     blocks: str | None = None,
     readers: str | None = None,
+    layout: str | None = None,
     name: str | None = None,
     data: str | None = None,
     noise_levels: Levels | None = None,
@@ -104,6 +105,7 @@ def analyze(
         loss: of a module, as for ``audit``.
         blocks: of a module, as for ``audit``.
         readers: of a module, as for ``audit``.
+        layout: of a module, as for ``audit``.
         name: what figures and tables call the model. Default: the checkpoint's file and, where
             that tells nothing but a step, its run; of a module the name of its class.
         data: "digits", "images:DIR" or "latents:FILE". Default: the digits' held-out rows where
@@ -147,7 +149,9 @@ def analyze(
         out=out, resume=resume, overwrite=overwrite, figures=figures, report=report,
         formats=None if formats is None else tuple(formats), fail_on=fail_on,
     )  # fmt: skip
-    of_module = {"batch": batch, "loss": loss, "blocks": blocks, "readers": readers}
+    of_module = {
+        "batch": batch, "loss": loss, "blocks": blocks, "readers": readers, "layout": layout,
+    }  # fmt: skip
     of_file = {
         "device": device, "dtype": dtype, "objective": objective, "heads": heads,
         "weights": weights, "family": family, "text": text,
@@ -207,8 +211,8 @@ def ablate(
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
         settings: name, batch_size, and of a checkpoint data, seed, device, dtype, objective,
-            heads, weights, family and text of ``analyze``; of a module batch, loss, blocks and
-            readers of ``audit``.
+            heads, weights, family and text of ``analyze``; of a module batch, loss, blocks,
+            readers and layout of ``audit``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
@@ -379,6 +383,7 @@ def audit(
     batch_size: int = 8,
     blocks: str | None = None,
     readers: str | None = None,
+    layout: str | None = None,
     train_steps: int = 0,
     lr: float = 1e-3,
     seed: int = 0,
@@ -413,6 +418,9 @@ def audit(
             where memory runs out; also the samples in one step of training.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*". Default: they are found.
         readers: patterns of the names of the modules that read the stream. Default: they are found.
+        layout: the axes of the states between blocks: N samples, D features, all others tokens,
+            such as "T N D", "N D H W" or "(N T) D". Default: samples are found by a forward of two,
+            features by what the norms read, else on the last axis.
         train_steps: train a copy for so many steps of AdamW, and judge the copy; see
             ``dar_probe.training.finetune``.
         lr: learning rate of the training; wide models want less than the default.
@@ -432,7 +440,9 @@ def audit(
     training = None
     if train_steps:
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
-    options = ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers, name=name)
+    options = ModuleOptions(
+        batch=batch, loss=loss, blocks=blocks, readers=readers, layout=layout, name=name
+    )
     if device is not None or dtype is not None:
         module, options = placed(module, options, device=device, dtype=dtype, copied=True)
     return audits.audit(

@@ -393,13 +393,21 @@ class TwoNorms(nn.Module):
 
 
 @pytest.mark.parametrize("samples", [2, 3, 8])
-def test_sequence_first_streams_are_refused(samples):
+def test_sequence_first_streams_are_measured_as_others(samples):
+    """Also where there are as many samples as tokens."""
+
     class SequenceFirst(Stack):
         def forward(self, x):
             return super().forward(x.transpose(0, 1)).transpose(0, 1)
 
-    with pytest.raises(dp.ProbeError, match="first axis"):
-        dp.audit(SequenceFirst(), batch=batch, samples=samples)
+    torch.manual_seed(0)
+    plain, other = Stack(), SequenceFirst()
+    other.load_state_dict(plain.state_dict())
+    found, expected = (
+        dp.audit(model, batch=batch, samples=samples).dataset for model in (other, plain)
+    )
+    for name in ("rms", "cosine", "gate", "loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-7)
 
 
 def test_a_second_kind_of_block_on_the_stream_is_not_passed_over():

@@ -13,6 +13,7 @@ from dar_probe.models import lightningdit, mdt, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
+from dar_probe.sites.layout import Inputs
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
@@ -77,6 +78,8 @@ def find(
     blocks: str | None = None,
     readers: str | None = None,
     live_only: bool = False,
+    axes: str | None = None,
+    two: Callable[[], Inputs] | None = None,
 ) -> Subject:
     """Name the sites of any module: known families by their file, others by discovery.
 
@@ -84,8 +87,9 @@ def find(
     ``discover.discover`` for the options.
     """
     check_forward(module, args, kwargs)
-    if isinstance(module, SiT) and not blocks and not readers:
+    if isinstance(module, SiT) and not blocks and not readers and not axes:
         return sit_family.subject(module)
     return discover.discover(
-        module, args, kwargs, blocks=blocks, readers=readers, live_only=live_only
-    )
+        module, args, kwargs,
+        blocks=blocks, readers=readers, live_only=live_only, axes=axes, two=two,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.models.sit import LabelEmbedder, TimestepEmbedder, modulate
 from dar_probe.sites.family import Family, Identified
+from dar_probe.sites.layout import Layout
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject, View
 
@@ -305,7 +306,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
     are mixed, so that each such step is a fusion with which a fresh stream begins.
     The last stream is first read by the convolution ``output``, not by the norm behind it.
     """
-    sites, number = Stack(View(channels_first=True)), 0
+    sites, number = Stack(View(layout=Layout(features=1))), 0
     for level, resampler, depth in zip(LEVELS, RESAMPLERS, identified.sizes["depths"], strict=True):
         if resampler:
             sites.fusion(number + 1, model.get_submodule(resampler), fresh=True)

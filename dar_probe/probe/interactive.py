@@ -63,8 +63,8 @@ class Probe:
         batch: as for ``api.audit``; left out, as there.
         loss: as for ``api.audit``.
         settings: for a checkpoint data, noise_levels, samples, device and so on of
-            ``api.analyze``; for a module noise_levels, samples, batch_size, blocks and readers of
-            ``api.audit``.
+            ``api.analyze``; for a module noise_levels, samples, batch_size, blocks, readers
+            and layout of ``api.audit``.
 
     Attributes:
         module: the plain module, for those who work without nnsight; see ``inputs``.
@@ -103,7 +103,7 @@ class Probe:
             module = planned.subject.model
             self.ids = planned.grid.ids if asked else planned.grid.ids[:FEW]
         else:
-            names = {name: settings.pop(name, None) for name in ("blocks", "readers")}
+            names = {name: settings.pop(name, None) for name in ("blocks", "readers", "layout")}
             wanted = ModuleOptions(batch=batch, loss=loss, **names)
             module = unwrap(model)
             try:
@@ -180,6 +180,7 @@ class Probe:
         batch_size: int = 8,
         blocks: str | None = None,
         readers: str | None = None,
+        layout: str | None = None,
     ) -> Watch:
         """Return a monitor that measures ``model`` while it is trained; call it at every step.
 
@@ -201,6 +202,7 @@ class Probe:
             batch_size: as for ``api.audit``.
             blocks: as for ``api.audit``.
             readers: as for ``api.audit``.
+            layout: as for ``api.audit``.
 
         Raises:
             ProbeError: no pre-norm stack was found.
@@ -216,7 +218,9 @@ class Probe:
         if leads():
             planned = module_plan.of_module(
                 model,
-                ModuleOptions(batch=batch, loss=loss, blocks=blocks, readers=readers),
+                ModuleOptions(
+                    batch=batch, loss=loss, blocks=blocks, readers=readers, layout=layout
+                ),
                 GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
             )
         return Watch(planned, out, every=every)

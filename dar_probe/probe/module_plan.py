@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -162,8 +163,11 @@ def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float
     assert options.batch is not None
     with untouched(module):
         # What a level scales may well vanish at the lowest one.
-        first = _first_inputs(module, options.batch, levels[len(levels) // 2])
-        subject = registry.find(module, *first, blocks=options.blocks, readers=options.readers)
+        first = _inputs(module, options.batch, levels[len(levels) // 2])
+        subject = registry.find(
+            module, *first, blocks=options.blocks, readers=options.readers, axes=options.layout,
+            two=partial(_inputs, module, options.batch, levels[len(levels) // 2], 2),
+        )  # fmt: skip
     return replace(subject, facts={**subject.facts, "fresh": freshness(module)})
 
 
@@ -215,11 +219,11 @@ def _own_inputs(module: nn.Module) -> inferred_inputs.Inputs:
     return found
 
 
-def _first_inputs(
-    module: nn.Module, batch: Batch, level: float
+def _inputs(
+    module: nn.Module, batch: Batch, level: float, count: int = 1
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs of sample 0, on which the module is known to run."""
-    made = batch(torch.zeros(1, dtype=torch.int64), torch.tensor([level], dtype=torch.float64))
+    """Return the inputs of the first samples, on which the module is known to run."""
+    made = batch(torch.arange(count), torch.full((count,), level, dtype=torch.float64))
 
     def refuse(why: str) -> UsageError:
         hint = "check the batch function or --input"

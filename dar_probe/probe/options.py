@@ -50,6 +50,7 @@ class ModuleOptions:
         loss: (output, sample ids, noise level) -> (N,). None: the module's own, or a stand-in.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*". None: they are found.
         readers: patterns of the names of what reads the stream. None: they are found.
+        layout: the axes of the states between blocks, e.g. "T N D". None: they are found.
         name: what figures and tables call the module. None: the name of its class.
     """
 
@@ -57,6 +58,7 @@ class ModuleOptions:
     loss: "Loss | None" = None
     blocks: str | None = None
     readers: str | None = None
+    layout: str | None = None
     name: str | None = None
 
 

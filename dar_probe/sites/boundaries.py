@@ -1,5 +1,6 @@
 """The states between blocks: all that can be measured where there is no pre-norm stack."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -7,29 +8,35 @@ from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError
 from dar_probe.sites import stream_detection
-from dar_probe.sites.subject import WHOLE, Reader, Source, Subject, View
+from dar_probe.sites.layout import HINT, PLAIN, Layout
+from dar_probe.sites.subject import Reader, Source, Subject, View
 from dar_probe.sites.tracing import Passed, Trace
 
 
-def by_block(model: nn.Module, found: Trace, why: str) -> Subject:
-    """Name the states between blocks of the commonest kind: all there is without a stream."""
+def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = None) -> Subject:
+    """Name the states between blocks of the commonest kind: all there is without a stream.
+
+    ``stated`` is the layout that the user names.
+    """
     main = found.main()
     passed = [p for p in found.passed if type(p.home[0]) is main]
     last = passed[-1]
     item = next(iter(last.gave), None)
-    if any(call.given and call.given[0].ndim == 2 for call in passed):
-        raise ProbeError(
-            "the states between the blocks are (N * T, D): samples and tokens share an axis",
-            hint="let the blocks take and return (N, T, D)",
-        )
-    taken = all(p.given and p.given[0].ndim >= 3 and len(p.given[0]) == 1 for p in passed)
+    taken = all(p.given and found.layout.fits(p.given[0]) for p in passed)
     if len(passed) < 2 or not taken or not last.gave:
         raise ProbeError(
             f"nothing can be measured between the blocks: {why}",
             hint="the probe needs two or more blocks that take, and return, a state (N, T, D)",
         )
     _check_linked(found, passed, why)
-    view, told = _layout(found, passed)
+    view, told = (View(layout=stated), []) if stated else _layout(found, passed)
+    for call, following in pairwise(passed):
+        if stream_detection.reordered(following.given[0], call.given[0], view.layout):
+            raise ProbeError(
+                "nothing can be compared between the blocks: tokens change their places from a "
+                f"{type(call.home[0]).__name__} to the next block",
+                hint="let the blocks hand on tokens in one order, and reorder them within",
+            )
     readers = [
         Reader(
             name=f"block {k}",
@@ -87,21 +94,22 @@ def _layout(found: Trace, passed: list[Passed]) -> tuple[View, list[str]]:
     told = set()
     for call in passed:
         reads = [read.value for read in found.reads if read.home == call.home and read.normed]
-        told.add(stream_detection.features_first(call.given[0], reads))
+        told.add(stream_detection.features_first(call.given[0], reads, found.layout))
     told.discard(None)
     if len(told) > 1:
-        raise ProbeError("the blocks have their features on different axes")
+        raise ProbeError("the blocks have their features on different axes", hint=HINT)
     state = call.given[0]
     if told:
         first = bool(told.pop())
         axes = "second" if first else "last"
-        return View(channels_first=first), (
+        return View(layout=replace(found.layout, features=1 if first else -1)), (
             [f"features are on the {axes} axis of the states, as the norms have them"]
-            if first or state.ndim > 3
+            if first or state.ndim > 3 or found.layout != PLAIN
             else []
         )
-    return WHOLE, [
-        f"no norm tells the axis of the features: the last one of {tuple(state.shape)} is taken"
+    return View(layout=found.layout), [
+        f"no norm tells the axis of the features: the last one of {tuple(state.shape)} is taken; "
+        "--layout names another"
     ]
 
 

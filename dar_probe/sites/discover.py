@@ -6,18 +6,20 @@ between the blocks are all that can be measured.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dar_probe.errors import ProbeError
-from dar_probe.sites import stream_detection
+from dar_probe.errors import ProbeError, UsageError
+from dar_probe.sites import layout, stream_detection
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts
 from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.labels import kind_of
+from dar_probe.sites.layout import PLAIN, Inputs, Layout
 from dar_probe.sites.stream_detection import Link, NoStream
 from dar_probe.sites.subject import (
     Passage,
@@ -26,7 +28,6 @@ from dar_probe.sites.subject import (
     Subject,
     View,
     offered_by_addition,
-    tokens_of,
 )
 from dar_probe.sites.tracing import Read, Trace, is_norm, trace
 from dar_probe.sites.unwrap import plain_name
@@ -42,6 +43,8 @@ def discover(
     blocks: str | None = None,
     readers: str | None = None,
     live_only: bool = False,
+    axes: str | None = None,
+    two: Callable[[], Inputs] | None = None,
 ) -> Subject:
     """Name the sites of ``model`` from one forward of one sample on ``args`` and ``kwargs``.
 
@@ -56,14 +59,25 @@ def discover(
         readers: patterns of the names of what reads the stream; left out: every norm that does,
             and every branch without one.
         live_only: measure only the tokens that the output comes from, not e.g. padding.
+        axes: of the states between blocks, such as "T N D", see ``layout.parse``. Default: found.
+        two: returns args and kwargs of this sample and another one, which tell the axis of samples
+            where it is not the first.
 
     Raises:
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
-        UsageError: a pattern fits no module.
+        UsageError: a pattern fits no module, or ``axes`` do not fit the states.
     """
+    named_axes = None if axes is None else layout.parse(axes)
     own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
+    how = PLAIN
+    if named_axes is not None and (state := _first_state(found)) is not None:
+        how = named_axes.of(state)
+    elif two is not None and own and not _plain(found):
+        how = layout.find(model, own, (args, kwargs), two())
+    if how.last != PLAIN:
+        found = trace(model, args, kwargs, own, wanted, how)
     if not own or (len(found.passed) == 1 and not blocks):
         raise ProbeError(
             "no stack of blocks was found in the module",
@@ -77,10 +91,10 @@ def discover(
             "--blocks",
         )
     gave = [value for passed in found.passed for value in passed.gave.values()]
-    if gave and all(len(value) != 1 for value in gave):
+    if gave and not any(map(found.layout.fits, gave)):
         raise ProbeError(
             "this stack cannot be probed: the stream's first axis is not the batch",
-            hint="the probe needs (N, T, D), one row a sample",
+            hint=layout.HINT,
         )
     try:
         links = stream_detection.follow(found, live_only=live_only)
@@ -91,7 +105,14 @@ def discover(
                 f"these readers read no common stream: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from None
-        return _with_blind(by_block(model, found, str(error)), found)
+        stated = None if named_axes is None else how
+        return _with_blind(by_block(model, found, str(error), stated), found)
+    if how.features != -1:
+        raise UsageError(
+            f"the layout {named_axes} contradicts the norms of the blocks, which read features on "
+            "the last axis of their states",
+            hint="leave --layout out",
+        )
     if (module := stream_detection.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}
         raise ProbeError(
@@ -99,6 +120,24 @@ def discover(
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
     return _with_blind(_by_sublayer(model, found, links, aside), found)
+
+
+def _first_state(found: Trace) -> Tensor | None:
+    return next((passed.given[0] for passed in found.passed if passed.given), None)
+
+
+def _plain(found: Trace) -> bool:
+    """Tell whether the commonest blocks take or return states with one sample on the first axis."""
+    if not found.passed:
+        return True
+    main = found.main()
+    states = [
+        state
+        for passed in found.passed
+        if type(passed.home[0]) is main
+        for state in (*passed.given[:1], *passed.gave.values())
+    ]
+    return any(map(PLAIN.fits, states)) or not states
 
 
 def _with_blind(subject: Subject, found: Trace) -> Subject:
@@ -159,7 +198,7 @@ def _by_sublayer(
                 module=read.module,
                 output=written_by(found, link, following, called),
                 normed=read.normed,
-                view=_view(link.tokens, read.value),
+                view=_view(link.tokens, read.value, read.layout),
                 call=(read.call, found.count(read.module)),
             )
         )
@@ -176,7 +215,7 @@ def _by_sublayer(
         sources=tuple(sources),
         offered=offered_by_addition(sources),
         entrance=first.home[0],
-        facts=facts(model, links[-1].block - 1, tokens_of(first.value)[:, links[0].tokens]),
+        facts=facts(model, links[-1].block - 1, first.tokens[:, links[0].tokens]),
         assumptions=tuple(
             _assumed(
                 readers,
@@ -184,6 +223,7 @@ def _by_sublayer(
                 links,
                 [names[block] for block in aside],
                 [names[read.module] for read in stream_detection.others(found, links)],
+                found.layout,
             )
         ),
     )
@@ -207,7 +247,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
     assert came is not None
     if link.read is None:
         return None
-    if not came.fresh and torch.equal(came.value, tokens_of(link.read.value)[:, link.tokens]):
+    if not came.fresh and torch.equal(came.value, link.read.tokens[:, link.tokens]):
         return None
     at_head = link.read.home is None
     gave = came.passed.gave[came.item]
@@ -220,7 +260,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
             module=came.passed.home[0],
             when="output",
             item=came.item,
-            view=_view(came.tokens, gave),
+            view=_view(came.tokens, gave, found.layout),
             call=found.call_of(came.passed),
         ),
         fresh=came.fresh,
@@ -234,7 +274,7 @@ def _head(found: Trace, link: Link) -> Reader:
             kind="head",
             block=link.block,
             module=link.read.module,
-            view=_view(link.tokens, link.read.value),
+            view=_view(link.tokens, link.read.value, link.read.layout),
             call=(link.read.call, found.count(link.read.module)),
         )
     assert link.came is not None
@@ -246,7 +286,7 @@ def _head(found: Trace, link: Link) -> Reader:
         when="output",
         item=link.came.item,
         normed=False,
-        view=_view(link.came.tokens, link.came.passed.gave[link.came.item]),
+        view=_view(link.came.tokens, link.came.passed.gave[link.came.item], found.layout),
         call=found.call_of(link.came.passed),
     )
 
@@ -273,9 +313,9 @@ def _holds(outer: nn.Module, inner: nn.Module) -> bool:
     return any(module is inner for module in outer.modules())
 
 
-def _view(tokens: slice, value: Tensor) -> View:
-    whole = tokens.start == 0 and tokens.stop == tokens_of(value).shape[1]
-    return View() if whole else View(tokens=tokens)
+def _view(tokens: slice, value: Tensor, layout: Layout) -> View:
+    whole = tokens.start == 0 and tokens.stop == layout.take(value).shape[1]
+    return View(tokens=None if whole else tokens, layout=layout)
 
 
 def _assumed(
@@ -284,8 +324,11 @@ def _assumed(
     links: list[Link],
     aside: list[str],
     others: list[str],
+    how: Layout,
 ) -> list[str]:
     found = []
+    if how != PLAIN:
+        found.append(f"the states between blocks are {how.shown}: N samples, T tokens, D features")
     if others:
         many = "is 1 module" if len(others) == 1 else f"are {len(others)} modules"
         found.append(

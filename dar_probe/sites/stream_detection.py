@@ -6,17 +6,25 @@ whose rows also tell which token became which. Names of modules play no part.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dar_probe.sites.layout import Layout
 from dar_probe.sites.packing import Item
-from dar_probe.sites.subject import View, tokens_of
 from dar_probe.sites.tracing import Passed, Read, Trace
 
 
 class NoStream(Exception):
     """Why what was traced is no pre-norm stack, in half a sentence."""
+
+
+class State(NamedTuple):
+    """A tensor of one sample, and which of its axes are what."""
+
+    value: Tensor
+    layout: Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Exit:
     @property
     def value(self) -> Tensor:
         """The measured tokens (1, T, D)."""
-        return tokens_of(self.passed.gave[self.item])[:, self.tokens]
+        return self.passed.layout.take(self.passed.gave[self.item])[:, self.tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +123,11 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
     ends = [1]  # how many steps each block has, the head's first
     while (came := steps[-1].came) is not None:
         passed, item, place, _ = came
-        own = _block(trace, passed, passed.gave[item], place)
+        own = _block(trace, passed, State(passed.gave[item], trace.layout), place)
         last = steps[-1]
         if not own and last.read is not None:
             # The block may return what it writes, and the model adds it to the stream.
-            if own := _block(trace, passed, last.read.value, last.place):
+            if own := _block(trace, passed, last.read, last.place):
                 steps[-1] = replace(last, added=True)
         if not own:
             name = type(passed.home[0]).__name__
@@ -129,7 +137,7 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
         first = own[0]
         assert first.read is not None
         entered = next(p.entered for p in trace.passed if p.home == first.read.home)
-        own[0] = replace(first, came=_before(trace, first.read.value, first.place, entered))
+        own[0] = replace(first, came=_before(trace, first.read, first.place, entered))
         steps += reversed(own)
         ends.append(len(own))
     steps.reverse()
@@ -152,14 +160,14 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
         link, last = before[-1]
         if link is links[-1]:
             # Nothing is cut behind the head: does the stream come here by another way as well?
-            if depends(read.value, last.value, link.tokens, besides=last.cut):
+            if depends(read.value, last.value, last.layout, link.tokens, besides=last.cut):
                 found.append(read)
             continue
-        (match,) = match_tokens(read.value, [last.value])
+        (match,) = match_tokens(read, [last.value], last.layout)
         if match is not None:  # it may read nothing but other tokens of the same sequence
             if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
                 found.append(read)
-        elif depends(read.value, last.value, link.tokens):
+        elif depends(read.value, last.value, last.layout, link.tokens):
             found.append(read)
     return found
 
@@ -179,8 +187,13 @@ def overwritten(trace: Trace, links: list[Link]) -> nn.Module | None:
 
 def returns_what_is_added(passed: Passed, state: Tensor, following: Tensor) -> bool:
     """Tell whether a block's output is added to the state that it got, outside of the block."""
-    within = (match_tokens(gave, [state])[0] for gave in passed.gave.values())
-    return match_tokens(following, [state])[0] is not None and not any(within)
+    layout = passed.layout
+    within = (
+        match_tokens(State(gave, layout), [state], layout)[0] for gave in passed.gave.values()
+    )
+    return match_tokens(State(following, layout), [state], layout)[0] is not None and not any(
+        within
+    )
 
 
 def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
@@ -189,16 +202,21 @@ def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
     goals, asked = list(passed.gave.values()), [later]
     while asked:
         value = asked.pop()
-        if any(depends(value, goal, slice(None)) for goal in goals):
+        if any(depends(value, goal, trace.layout) for goal in goals):
             return True
-        through = [read for read in between if depends(value, read.cut, slice(None))]
+        through = [read for read in between if depends(value, read.cut, trace.layout)]
         between = [read for read in between if read not in through]
         asked += [read.value for read in through]
     return False
 
 
 def depends(
-    later: Tensor, earlier: Tensor, tokens: slice, *, besides: Tensor | None = None
+    later: Tensor,
+    earlier: Tensor,
+    layout: Layout,
+    tokens: slice = slice(None),
+    *,
+    besides: Tensor | None = None,
 ) -> bool:
     """Tell whether autograd leads from one tensor back to some tokens of an earlier one.
 
@@ -218,7 +236,7 @@ def depends(
         return False
     if besides is not None and by_view is not None:
         slope = slope - by_view
-    return bool(tokens_of(slope)[:, tokens].any())
+    return bool(layout.take(slope)[:, tokens].any())
 
 
 def _link(step: _Step, block: int) -> Link:
@@ -235,15 +253,21 @@ def _head(trace: Trace) -> _Step:
     end = max(trace.passed, key=lambda passed: passed.left)
     assert trace.output is not None
     after = [read for read in trace.reads if read.home is None and read.at >= last]
-    states = [*(read.cut for read in after), *end.gave.values()]
+    layout = trace.layout
+    states = [State(read.cut, read.layout) for read in after]
+    states += [State(gave, layout) for gave in end.gave.values() if layout.fits(gave)]
     # A head that starts from zero hides the states from the output, but not that it reads them.
-    silent = not any(bool(_live(trace.output, state).any()) for state in states)
+    silent = not any(bool(_live(trace.output, *state).any()) for state in states)
     for read in after:
-        live = _live(trace.output, read.cut, silent=silent)
+        live = _live(trace.output, read.cut, read.layout, silent=silent)
         place = _Place(_Frame(live, 0, len(live)), 0)
-        if live.any() and (came := _before(trace, read.value, place, last, strict=True)):
+        if live.any() and (came := _before(trace, read, place, last, strict=True)):
             return _Step(read, place, came)
-    lives = {item: _live(trace.output, value, silent=silent) for item, value in end.gave.items()}
+    lives = {
+        item: _live(trace.output, gave, layout, silent=silent)
+        for item, gave in end.gave.items()
+        if layout.fits(gave)
+    }
     found = [(item, live) for item, live in lives.items() if live.any()]
     if len(found) != 1:
         raise NoStream("the output depends on no state, or on several, of the last block")
@@ -252,14 +276,15 @@ def _head(trace: Trace) -> _Step:
     return _Step(None, place, (end, item, place, False))
 
 
-def _block(trace: Trace, passed: Passed, anchor: Tensor, place: _Place) -> list[_Step]:
+def _block(trace: Trace, passed: Passed, anchor: State | Read, place: _Place) -> list[_Step]:
     """Return the reads within one call of a block that ``anchor`` is the sum of, in order.
 
     ``place`` is that of the anchor: what the block hands on, or what is read after it.
     """
     reads = [read for read in trace.reads if read.home == passed.home]
     steps: list[_Step] = []
-    for read, match in zip(reads, match_tokens(anchor, [r.value for r in reads]), strict=True):
+    matches = match_tokens(anchor, [read.value for read in reads], trace.layout)
+    for read, match in zip(reads, matches, strict=True):
         if match is None or not place.frame.holds(match.here + place.offset, match.count):
             continue
         if any(step.read is not None and step.read.value is read.value for step in steps):
@@ -278,13 +303,13 @@ def _block(trace: Trace, passed: Passed, anchor: Tensor, place: _Place) -> list[
 
 def _holds_what_came(read: Read, before: _Step) -> bool:
     assert before.read is not None
-    return match_tokens(read.value, [before.read.value])[0] is not None
+    return match_tokens(read, [before.read.value], before.read.layout)[0] is not None
 
 
 def _before(
-    trace: Trace, value: Tensor, place: _Place, entered: int, *, strict: bool = False
+    trace: Trace, read: Read, place: _Place, entered: int, *, strict: bool = False
 ) -> tuple[Passed, Item, _Place, bool] | None:
-    """Return what the block before ``value`` was read handed on: call, element, place, fresh.
+    """Return what the block before ``read`` handed on: call, element, place, fresh.
 
     The stream is handed on as it is, or with something added. Where it is rewritten instead, what
     entered the block is taken for the old stream, unless ``strict``.
@@ -292,7 +317,7 @@ def _before(
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
         items = list(passed.gave)
-        matches = match_tokens(value, [passed.gave[item] for item in items])
+        matches = match_tokens(read, [passed.gave[item] for item in items], trace.layout)
         for item, match in zip(items, matches, strict=True):
             if match is None:
                 continue
@@ -307,9 +332,9 @@ def _before(
         for item, gave in passed.gave.items():
             if gave is not given:
                 continue
-            if gave.shape == value.shape:
+            if gave.shape == read.value.shape:
                 return passed, item, place, False
-            tokens = tokens_of(gave).shape[1]
+            tokens = trace.layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
     return None
@@ -324,41 +349,58 @@ class Match:
     count: int
 
 
-def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
+def match_tokens(later: State | Read, earlier: list[Tensor], layout: Layout) -> list[Match | None]:
     """Tell for each of ``earlier`` which tokens went into ``later`` with slope exactly one.
 
-    Tensors are (1, ..., D). None where no token did, or where those that did are no stretch.
+    ``layout`` is that of the earlier ones. None where no token did, or where those that did are no
+    stretch.
     """
+    value = later.value
     usable = [v for v in earlier if v.requires_grad]
-    if not usable or not later.requires_grad:
+    if not usable or not value.requires_grad or not later.layout.fits(value):
         return [None] * len(earlier)
-    probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(later.device, later.dtype)
-    slopes = iter(torch.autograd.grad(later, usable, probe, retain_graph=True, allow_unused=True))
-    rows = tokens_of(probe)[0]
-    return [_match(rows, next(slopes)) if v.requires_grad else None for v in earlier]
+    probe = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(value.device, value.dtype)
+    slopes = iter(torch.autograd.grad(value, usable, probe, retain_graph=True, allow_unused=True))
+    rows = later.layout.take(probe)[0]
+    return [_match(rows, next(slopes), layout) if v.requires_grad else None for v in earlier]
 
 
-def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
+def _match(probe: Tensor, slope: Tensor | None, layout: Layout) -> Match | None:
     """Compare rows of the slope with those of the probe; other rows are tokens of other streams."""
-    if slope is None or slope.shape[0] != 1 or slope.shape[-1] != probe.shape[1]:
+    if slope is None or not layout.fits(slope) or slope.shape[-1] != probe.shape[1]:
         return None
-    slope = tokens_of(slope)
-    same = (slope[0, :, None, 0] == probe[None, :, 0]) & slope[0, :, None, 0].bool()
-    there, here = torch.nonzero(same, as_tuple=True)
-    if not len(there):
-        return None
-    exact = (slope[0, there] == probe[here]).all(-1)
-    there, here, count = there[exact], here[exact], int(exact.sum())
-    steps = torch.arange(count, device=there.device)
-    if not count or not (
+    there, here = _same_rows(layout.take(slope)[0], probe)
+    steps = torch.arange(len(there), device=there.device)
+    if not len(there) or not (
         torch.equal(there, there[0] + steps) and torch.equal(here, here[0] + steps)
     ):
         return None
-    return Match(int(here[0]), int(there[0]), count)
+    return Match(int(here[0]), int(there[0]), len(there))
 
 
-def features_first(state: Tensor, reads: list[Tensor]) -> bool | None:
+def _same_rows(slope: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which rows of (T, D) are which of another tensor, rows of zeros aside."""
+    same = (slope[:, None, 0] == probe[None, :, 0]) & slope[:, None, 0].bool()
+    there, here = torch.nonzero(same, as_tuple=True)
+    exact = (slope[there] == probe[here]).all(-1)
+    return there[exact], here[exact]
+
+
+def reordered(later: Tensor, earlier: Tensor, layout: Layout) -> bool:
+    """Tell whether all tokens of a state became tokens of a later one, at other places."""
+    if not (later.requires_grad and earlier.requires_grad) or later.shape != earlier.shape:
+        return False
+    probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(5))
+    probe = probe.to(later.device, later.dtype)
+    (slope,) = torch.autograd.grad(later, earlier, probe, retain_graph=True, allow_unused=True)
+    if slope is None:
+        return False
+    there, here = _same_rows(layout.take(slope)[0], layout.take(probe)[0])
+    return len(there) == layout.take(probe).shape[1] and not torch.equal(there, here)
+
+
+def features_first(state: Tensor, reads: list[Tensor], layout: Layout) -> bool | None:
     """Tell which axis of a state (1, ...) holds its features, by what norms read of it.
 
     Norms have their features last, and read the state as it is, or with its axes moved.
@@ -366,6 +408,7 @@ def features_first(state: Tensor, reads: list[Tensor]) -> bool | None:
     Args:
         state: what a block takes.
         reads: what the norms in it read, (1, ..., D).
+        layout: of both, but for the features of the state.
 
     Returns:
         True for (1, D, ...), False for (1, ..., D), None where no norm tells, or both.
@@ -379,16 +422,16 @@ def features_first(state: Tensor, reads: list[Tensor]) -> bool | None:
         (slope,) = torch.autograd.grad(read, state, probe, retain_graph=True, allow_unused=True)
         if slope is None:
             continue
-        rows = tokens_of(probe)
+        rows = layout.take(probe)
         for first in (False, True):
-            own = View(channels_first=first).take(slope)
+            own = replace(layout, features=1 if first else -1).take(slope)
             if own.shape == rows.shape and torch.equal(own, rows):
                 found.add(first)
     return found.pop() if len(found) == 1 else None
 
 
-def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
-    """Return which tokens of ``state`` (1, ..., D) the output depends on: (T,) bool.
+def _live(output: Tensor, state: Tensor, layout: Layout, *, silent: bool = False) -> Tensor:
+    """Return which tokens of ``state`` the output depends on: (T,) bool.
 
     With ``silent`` those are all where there is any path, even one that multiplies by zero.
     """
@@ -396,9 +439,9 @@ def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
     (grad,) = torch.autograd.grad(
         output, state, probe.to(output.device, output.dtype), retain_graph=True, allow_unused=True
     )
-    count = tokens_of(state).shape[1]
+    count = layout.take(state).shape[1]
     if grad is None:
         return torch.zeros(count, dtype=torch.bool)
     if silent:
         return torch.ones(count, dtype=torch.bool)
-    return tokens_of(grad)[0].any(-1).cpu()
+    return layout.take(grad)[0].any(-1).cpu()

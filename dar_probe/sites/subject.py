@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.packing import Item
 
 When = Literal["input", "output"]
@@ -19,30 +20,24 @@ class View:
 
     Attributes:
         tokens: of a sequence that holds other tokens too, e.g. text before the image; None: all.
-        channels_first: the tensor is (N, D, T), (N, D, h, w) or (N, D, f, h, w); else its features
-            are last, and all axes between are tokens.
+        layout: which axes of the tensor are what; by default (N, ..., D).
     """
 
     tokens: slice | None = None
-    channels_first: bool = False
+    layout: Layout = PLAIN
 
     def take(self, value: Tensor) -> Tensor:
-        """Return the measured tokens (N, T, D) of a tensor, as a view."""
-        value = value.flatten(2).transpose(1, 2) if self.channels_first else tokens_of(value)
+        """Return the measured tokens (N, T, D) of a tensor; a view where the axes allow it."""
+        value = self.layout.take(value)
         return value if self.tokens is None else value[:, self.tokens]
 
     def put(self, value: Tensor, part: Tensor) -> Tensor:
         """Return ``value`` with its measured tokens replaced by ``part`` (N, T, D)."""
         if self.tokens is not None:
-            whole = View(channels_first=self.channels_first).take(value).clone()
+            whole = self.layout.take(value).clone()
             whole[:, self.tokens] = part
             part = whole
-        return (part.transpose(1, 2) if self.channels_first else part).reshape(value.shape)
-
-
-def tokens_of(value: Tensor) -> Tensor:
-    """Return a tensor (N, ..., D) as tokens (N, T, D), as a view."""
-    return value if value.ndim <= 3 else value.flatten(1, -2)
+        return self.layout.put(value, part)
 
 
 WHOLE = View()

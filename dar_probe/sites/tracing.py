@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.packing import Item, elements
-from dar_probe.sites.subject import tokens_of
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
 
@@ -26,7 +26,8 @@ class Read:
     """A module that may read the stream, and what it got.
 
     Attributes:
-        module, value: the module and its first input, (1, ..., D).
+        module, value: the module and its first input.
+        layout: of the value.
         normed: the module is a norm.
         home: the block it ran in; None outside of all blocks.
         at: position in ``Trace.calls``.
@@ -37,6 +38,7 @@ class Read:
 
     module: nn.Module
     value: Tensor
+    layout: Layout
     normed: bool
     home: Home | None
     at: int
@@ -44,16 +46,22 @@ class Read:
     call: int
     version: int
 
+    @property
+    def tokens(self) -> Tensor:
+        """The value as (1, T, D)."""
+        return self.layout.take(self.value)
+
 
 @dataclass(kw_only=True, eq=False)
 class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
-    ``gave`` has the tensors (1, ..., D) by their position or name; None is the output itself.
-    ``versions`` are theirs, as for a read.
+    ``gave`` has the tensors by their position or name; None is the output itself. ``versions`` and
+    ``layout`` are theirs, as for a read.
     """
 
     home: Home
+    layout: Layout
     entered: int
     left: int = -1
     given: list[Tensor]
@@ -66,6 +74,7 @@ class Trace:
     """What was seen.
 
     Attributes:
+        layout: of whatever blocks return and norms in them read.
         reads: in firing order.
         passed: one entry for each call of a block, in firing order.
         calls: every module that ran, with the block it ran in.
@@ -76,6 +85,7 @@ class Trace:
         output: of the model, its first tensor.
     """
 
+    layout: Layout
     reads: list[Read] = field(default_factory=list)
     passed: list[Passed] = field(default_factory=list)
     calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
@@ -109,14 +119,17 @@ def trace(
     kwargs: dict[str, Any],
     blocks: set[nn.Module],
     wanted: set[nn.Module] | None = None,
+    layout: Layout = PLAIN,
 ) -> Trace:
     """Watch one forward of one sample with every branch cut off.
 
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
+    Features are on the last axis of what they read, whatever else ``layout`` says.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
-    watch = _Watch(blocks, unnormed if wanted is None else wanted, wanted is None, len(expected))
+    begins = unnormed if wanted is None else wanted
+    watch = _Watch(blocks, begins, norms=wanted is None, expected=len(expected), layout=layout.last)
     if not expected:
         return watch.found
     with ExitStack() as stack:
@@ -136,13 +149,20 @@ class _Watch:
         begins: modules that are cut off where they begin.
         norms: whether norms are, too.
         expected: how many calls of blocks there will be.
+        layout: as for ``trace``, features last.
     """
 
     def __init__(
-        self, blocks: set[nn.Module], begins: set[nn.Module], norms: bool, expected: int
+        self,
+        blocks: set[nn.Module],
+        begins: set[nn.Module],
+        *,
+        norms: bool,
+        expected: int,
+        layout: Layout,
     ) -> None:
         self.blocks, self.begins, self.norms, self.expected = blocks, begins, norms, expected
-        self.found = Trace()
+        self.found = Trace(layout=layout)
         self._homes: list[Home] = []
         self._count: Counter[nn.Module] = Counter()
         self._open: list[int] = []  # calls that have not ended
@@ -155,17 +175,23 @@ class _Watch:
         self._count[module] += 1
         if module in self.blocks:
             self._homes.append((module, number))
-            found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
+            self.found.passed.append(
+                Passed(home=self._homes[-1], layout=found.layout, entered=at, given=given)
+            )
         home = self._homes[-1] if self._homes else None
         if home is not None and not torch.is_grad_enabled():
             found.dark.append(module)
         self._open.append(at)
-        if others := [v for v in given if _is_sequence(v) and v is not value]:
+        if others := [v for v in given if self._is_sequence(v) and v is not value]:
             found.crossed[at] = others
         found.calls.append((module, home))
         normed = is_norm(module)
         may = module in self.begins or (self.norms and normed)
-        if not may or value is None or value.ndim < 3 or len(value) != 1:
+        if not may or value is None:
+            return None
+        # Behind the blocks samples are on the first axis again in most models.
+        lies = [layout for layout in (found.layout, PLAIN) if layout.fits(value)]
+        if not lies or (lies[0] != found.layout and home is not None):
             return None
         if value.ndim > 3 and not _features_last(module, value):
             return None
@@ -174,8 +200,8 @@ class _Watch:
         cut = value.view_as(value) if over else value.detach().requires_grad_()
         found.reads.append(
             Read(
-                module=module, value=value, normed=normed, home=home, at=at, cut=cut,
-                call=number, version=value._version,
+                module=module, value=value, layout=lies[0], normed=normed, home=home, at=at,
+                cut=cut, call=number, version=value._version,
             )
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
@@ -186,7 +212,7 @@ class _Watch:
         outputs = tuple(parts.values())
         if isinstance(output, Tensor):
             found.single.add(at)
-        if sum(map(_is_sequence, outputs)) != 1:
+        if sum(map(self._is_sequence, outputs)) != 1:
             found.crossed.pop(at, None)
         if self._homes and (state := self._as_wide(first_tensor(outputs))) is not None:
             found.outputs[at] = state.detach()
@@ -198,19 +224,34 @@ class _Watch:
         passed.gave = {
             item: value
             for item, value in parts.items()
-            if isinstance(value, Tensor) and value.ndim >= 3 and value.requires_grad
+            if isinstance(value, Tensor)
+            and (value.ndim >= 3 or found.layout.fits(value))
+            and value.requires_grad
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
         """Return an output as (1, T, D) if it is as wide as the stream, else None."""
-        width = next((v.shape[-1] for v in self.found.passed[-1].given if v.ndim >= 3), None)
-        if value is not None and value.ndim > 3 and value.shape[-1] == width:
-            value = tokens_of(value)
+        layout = self.found.layout
+        given = self.found.passed[-1].given
+        width = next((v.shape[-1] for v in given if v.ndim >= 3 or layout.fits(v)), None)
+        if value is not None and layout.fits(value) and value.shape[-1] == width:
+            value = layout.take(value)
         if value is not None and value.ndim > 3 and value.shape[1] == width:
             value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
         fits = value is not None and value.ndim == 3 and value.shape[-1] == width
         return value if fits else None
+
+    def _is_sequence(self, value: Any) -> bool:
+        """Tell whether a value is (1, T, D) in the layout, with several tokens and features."""
+        layout = self.found.layout
+        return (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.ndim <= 3
+            and layout.fits(value)
+            and min(layout.take(value).shape[1:]) > 1
+        )
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
@@ -248,15 +289,6 @@ def innermost(output: Any) -> Tensor | None:
     if not isinstance(output, tuple | list):
         return None
     return next((v for v in map(innermost, output) if v is not None), None)
-
-
-def _is_sequence(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.ndim == 3
-        and min(value.shape[1:]) > 1
-    )
 
 
 def _replace(

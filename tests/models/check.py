@@ -85,17 +85,19 @@ def problem(identified, *, samples=3, times=(0.1, 0.5, 0.9), seed=1):
 
 def tokens(value, view):
     """The measured part (N, T, D) of a tensor."""
-    if view.channels_first:
+    if view.layout.features == 1:
         value = value.reshape(*value.shape[:2], -1).permute(0, 2, 1)
     return value if view.tokens is None else value[:, view.tokens]
 
 
 def add(value, part, view):
     """``value`` with (N, T, D) added to its measured part."""
-    whole = torch.zeros_like(tokens(value, type(view)(channels_first=view.channels_first)))
+    whole = torch.zeros_like(tokens(value, type(view)(layout=view.layout)))
     whole[:, slice(None) if view.tokens is None else view.tokens] = 1
     whole = whole.masked_scatter(whole.bool(), part)
-    return value + (whole.permute(0, 2, 1).reshape(value.shape) if view.channels_first else whole)
+    return value + (
+        whole.permute(0, 2, 1).reshape(value.shape) if view.layout.features == 1 else whole
+    )
 
 
 @dataclass

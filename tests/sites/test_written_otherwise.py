@@ -263,27 +263,6 @@ def test_a_last_state_in_a_dict_is_the_head_s(kind):
     assert any("no reader was found behind" in text for text in found.manifest["assumptions"])
 
 
-class Rows(Block):
-    """Samples and tokens on one axis."""
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x).view(-1, T, D)).reshape(-1, D)
-        return x + self.mlp(self.norm2(x))
-
-
-class InRows(Stack):
-    def __init__(self):
-        super().__init__(Rows)
-
-    def run(self, x):
-        return super().run(x.reshape(-1, D)).view(-1, T, D)
-
-
-def test_samples_and_tokens_on_one_axis_are_refused_for_it():
-    with pytest.raises(dp.ProbeError, match="samples and tokens share an axis"):
-        audit(made(InRows))
-
-
 class Grid(Block):
     def forward(self, x):
         x = x + self.attn(self.norm1(x).flatten(1, 2)).view(x.shape)
