@@ -48,9 +48,15 @@ def forward(visitor: Visitor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Values, sites and order are those of the hooks of ``Visitor``; so are the numbers, bit for bit.
 
     Raises:
-        ProbeError: a site's module runs more than once in a forward.
+        ProbeError: a site's module runs more than once in a forward, or a site is no module.
     """
     for reader in visitor.subject.readers:
+        if reader.operation is not None:
+            raise ProbeError(
+                f"{reader.name!r} begins with an operation ({reader.operation.names[0]}), which is "
+                "no module that nnsight could meet",
+                hint="leave --engine out: hooks measure it",
+            )
         if reader.call[1] > 1:
             raise ProbeError(
                 f"the module at {reader.name!r} runs {reader.call[1]} times in one forward, and "

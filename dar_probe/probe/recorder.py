@@ -18,6 +18,7 @@ from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
 from dar_probe.runtime.torch_private import without_checkpointing
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import element, replaced
 from dar_probe.sites.subject import Site, Subject
 
@@ -36,6 +37,7 @@ class Visitor:
         self.subject = subject
         self._hooks = ExitStack()
         self._calls: dict[tuple[nn.Module, str], _Calls] = {}
+        self._operations: dict[Call, list[tuple[Operation, Callable[[Tensor], Tensor]]]] = {}
 
     def read(self, index: int, value: Tensor) -> Tensor:
         """Meet what stands at reader ``index`` (from 0), and return what it gets.
@@ -65,6 +67,8 @@ class Visitor:
         with ExitStack() as stack:
             handles = stack.enter_context(hooked())
             handles.extend(calls.watch() for calls in self._calls.values())
+            if self._operations:
+                stack.enter_context(Visited(self._operations).watching())
             for index, writer in enumerate(subject.writers or ()):
                 handles.append(writer.register_forward_hook(partial(self._on_write, index)))
             if subject.state_site is not None:
@@ -80,9 +84,13 @@ class Visitor:
     ) -> None:
         self._hooks.close()
         # It refers to this visitor: a circle, in which every state would outlive its batch.
-        self._calls = {}
+        self._calls, self._operations = {}, {}
 
     def _stand(self, site: Site, visit: Callable[[Tensor], Tensor]) -> None:
+        if site.operation is not None:
+            call = site.module, site.call[0]
+            self._operations.setdefault(call, []).append((site.operation, visit))
+            return
         key = site.module, site.when
         self._calls.setdefault(key, _Calls(site.module, [])).visits.append((site, visit))
 

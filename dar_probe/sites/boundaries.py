@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dar_probe.errors import ProbeError
+from dar_probe.errors import ProbeError, UsageError
 from dar_probe.sites import stream_detection
 from dar_probe.sites.layout import HINT, PLAIN, Layout
 from dar_probe.sites.subject import Reader, Source, Subject, View
@@ -29,7 +29,7 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
             hint="the probe needs two or more blocks that take, and return, a state (N, T, D)",
         )
     _check_linked(found, passed, why)
-    view, told = (View(layout=stated), []) if stated else _layout(found, passed)
+    view, told = _layout(found, passed, stated)
     for call, following in pairwise(passed):
         if stream_detection.reordered(following.given[0], call.given[0], view.layout):
             raise ProbeError(
@@ -85,32 +85,46 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
     )
 
 
-def _layout(found: Trace, passed: list[Passed]) -> tuple[View, list[str]]:
+def _layout(found: Trace, passed: list[Passed], stated: Layout | None) -> tuple[View, list[str]]:
     """Return which axis of the states holds features, and what had to be assumed for it.
 
     Raises:
         ProbeError: norms in different blocks tell different axes.
+        UsageError: they contradict the layout that the user states.
     """
-    told = set()
-    for call in passed:
-        reads = [read.value for read in found.reads if read.home == call.home and read.normed]
-        told.add(stream_detection.features_first(call.given[0], reads, found.layout))
-    told.discard(None)
+    told = features_first(found, passed)
     if len(told) > 1:
         raise ProbeError("the blocks have their features on different axes", hint=HINT)
-    state = call.given[0]
+    state = passed[-1].given[0]
     if told:
-        first = bool(told.pop())
+        first = told.pop()
+        layout = replace(found.layout, features=1 if first else -1)
         axes = "second" if first else "last"
-        return View(layout=replace(found.layout, features=1 if first else -1)), (
-            [f"features are on the {axes} axis of the states, as the norms have them"]
-            if first or state.ndim > 3 or found.layout != PLAIN
-            else []
-        )
+        if stated is not None and stated != layout:
+            raise UsageError(
+                f"the layout contradicts the norms of the blocks, which read features on the {axes}"
+                " axis of their states",
+                hint="leave --layout out",
+            )
+        said = f"features are on the {axes} axis of the states, as the norms have them"
+        plain = layout == PLAIN and state.ndim == 3
+        return View(layout=layout), [] if plain else [said]
+    if stated is not None:
+        return View(layout=stated), []
     return View(layout=found.layout), [
         f"no norm tells the axis of the features: the last one of {tuple(state.shape)} is taken; "
         "--layout names another"
     ]
+
+
+def features_first(found: Trace, passed: list[Passed]) -> set[bool]:
+    """Return whether states are (1, D, ...), as the norms in the blocks tell; empty: none does."""
+    told = set()
+    for call in passed:
+        reads = [read.value for read in found.reads if read.home == call.home and read.normed]
+        if call.given and found.layout.fits(call.given[0]):
+            told.add(stream_detection.features_first(call.given[0], reads, found.layout))
+    return {first for first in told if first is not None}
 
 
 def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:

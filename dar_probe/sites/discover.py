@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.sites import layout, stream_detection
+from dar_probe.sites import layout, operations, stream_detection
 from dar_probe.sites.block_lists import members, named, repeated
-from dar_probe.sites.boundaries import by_block, facts
+from dar_probe.sites.boundaries import by_block, facts, features_first
 from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.labels import kind_of
 from dar_probe.sites.layout import PLAIN, Inputs, Layout
@@ -77,7 +77,7 @@ def discover(
     elif two is not None and own and not _plain(found):
         how = layout.find(model, own, (args, kwargs), two())
     if how.last != PLAIN:
-        found = trace(model, args, kwargs, own, wanted, how)
+        found = trace(model, args, kwargs, own, wanted, how.last)
     if not own or (len(found.passed) == 1 and not blocks):
         raise ProbeError(
             "no stack of blocks was found in the module",
@@ -96,23 +96,30 @@ def discover(
             "this stack cannot be probed: the stream's first axis is not the batch",
             hint=layout.HINT,
         )
+    stated = None if named_axes is None else how
     try:
-        links = stream_detection.follow(found, live_only=live_only)
-        aside = _aside(found, links)
+        links, aside = _followed(found, live_only)
     except NoStream as error:
         if readers:
             raise ProbeError(
                 f"these readers read no common stream: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from None
-        stated = None if named_axes is None else how
-        return _with_blind(by_block(model, found, str(error), stated), found)
-    if how.features != -1:
-        raise UsageError(
-            f"the layout {named_axes} contradicts the norms of the blocks, which read features on "
-            "the last axis of their states",
-            hint="leave --layout out",
-        )
+        how = stated or _features(found)
+        begun = operations.find(model, args, kwargs, own, set(filter(is_norm, model.modules())))
+        try:
+            second = trace(model, args, kwargs, own, wanted, how, begun) if begun else found
+            links, aside = _followed(second, live_only)
+        except NoStream:
+            return _with_blind(by_block(model, found, str(error), stated), found)
+        found = second
+    else:
+        if how.features != -1:
+            raise UsageError(
+                f"the layout {named_axes} contradicts the norms of the blocks, which read features "
+                "on the last axis of their states",
+                hint="leave --layout out",
+            )
     if (module := stream_detection.overwritten(found, links)) is not None:
         names = {part: plain_name(name) for name, part in model.named_modules()}
         raise ProbeError(
@@ -138,6 +145,18 @@ def _plain(found: Trace) -> bool:
         for state in (*passed.given[:1], *passed.gave.values())
     ]
     return any(map(PLAIN.fits, states)) or not states
+
+
+def _features(found: Trace) -> Layout:
+    """Return the layout of the states, with their features where norms in the blocks read them."""
+    told = features_first(found, found.passed)
+    return replace(found.layout, features=1) if told == {True} else found.layout
+
+
+def _followed(found: Trace, live_only: bool) -> tuple[list[Link], list[nn.Module]]:
+    """Return the reads of the stream, and the blocks that it does not run through."""
+    links = stream_detection.follow(found, live_only=live_only)
+    return links, _aside(found, links)
 
 
 def _with_blind(subject: Subject, found: Trace) -> Subject:
@@ -200,6 +219,8 @@ def _by_sublayer(
                 normed=read.normed,
                 view=_view(link.tokens, read.value, read.layout),
                 call=(read.call, found.count(read.module)),
+                when="input" if read.operation is None else "operation",
+                operation=read.operation,
             )
         )
         sources.append(Source(name=readers[-1].name, kind=kind, block=link.block))

@@ -20,7 +20,10 @@ def describe(subject: Subject) -> list[dict[str, Any]]:
 
     def reader() -> None:
         site = next(readers)
-        rows.append(_row(site.name, site.kind, site.block, site.module, names, site.normed))
+        row = _row(site.name, site.kind, site.block, site.module, names, site.normed)
+        if site.operation is not None:
+            row["module"] += f" {site.operation.names[0]}()"
+        rows.append(row)
 
     for source in subject.sources:
         if source.written:

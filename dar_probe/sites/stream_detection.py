@@ -368,7 +368,7 @@ def match_tokens(later: State | Read, earlier: list[Tensor], layout: Layout) -> 
 
 def _match(probe: Tensor, slope: Tensor | None, layout: Layout) -> Match | None:
     """Compare rows of the slope with those of the probe; other rows are tokens of other streams."""
-    if slope is None or not layout.fits(slope) or slope.shape[-1] != probe.shape[1]:
+    if slope is None or not layout.fits(slope) or slope.shape[layout.features] != probe.shape[1]:
         return None
     there, here = _same_rows(layout.take(slope)[0], probe)
     steps = torch.arange(len(there), device=there.device)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.layout import PLAIN, Layout
+from dar_probe.sites.operations import Operation
 from dar_probe.sites.packing import Item
 
-When = Literal["input", "output"]
+When = Literal["input", "output", "operation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,17 @@ class Site:
     """One place where the stream can be seen in one forward.
 
     Attributes:
-        module, when: the stream is this module's first input, or its output.
+        module, when: the stream is this module's first input, its output, or what an operation of
+            its forward takes.
         item: which element, where that output is packed, see ``packing``.
         view: the measured part of that tensor.
         call: which of how many calls of the module in one forward.
+        operation: which operations of this block these are.
     """
 
     module: nn.Module
     when: When = "input"
+    operation: Operation | None = None
     item: Item = None
     view: View = WHOLE
     call: tuple[int, int] = (0, 1)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.layout import PLAIN, Layout
+from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
@@ -26,7 +28,8 @@ class Read:
     """A module that may read the stream, and what it got.
 
     Attributes:
-        module, value: the module and its first input.
+        module, value: the module and its first input; with ``operation`` a block, and what these
+            operations of its forward take.
         layout: of the value.
         normed: the module is a norm.
         home: the block it ran in; None outside of all blocks.
@@ -45,6 +48,7 @@ class Read:
     cut: Tensor
     call: int
     version: int
+    operation: Operation | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -120,22 +124,30 @@ def trace(
     blocks: set[nn.Module],
     wanted: set[nn.Module] | None = None,
     layout: Layout = PLAIN,
+    operations: dict[Call, list[Operation]] | None = None,
 ) -> Trace:
     """Watch one forward of one sample with every branch cut off.
 
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
-    Features are on the last axis of what they read, whatever else ``layout`` says.
+    Features are on the last axis of what they read, whatever else ``layout`` says. ``operations``
+    are cut off, too.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
     begins = unnormed if wanted is None else wanted
-    watch = _Watch(blocks, begins, norms=wanted is None, expected=len(expected), layout=layout.last)
+    watch = _Watch(blocks, begins, norms=wanted is None, expected=len(expected), layout=layout)
     if not expected:
         return watch.found
     with ExitStack() as stack:
         stack.enter_context(_watched(model, watch.enter, watch.leave))
         for block in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(block))
+        if operations:
+            visits = {
+                call: [(one, partial(watch.take, one)) for one in found]
+                for call, found in operations.items()
+            }
+            stack.enter_context(Visited(visits).watching())
         output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
     watch.found.output = innermost(output)
     return watch.found
@@ -149,7 +161,7 @@ class _Watch:
         begins: modules that are cut off where they begin.
         norms: whether norms are, too.
         expected: how many calls of blocks there will be.
-        layout: as for ``trace``, features last.
+        layout: as for ``trace``.
     """
 
     def __init__(
@@ -190,8 +202,9 @@ class _Watch:
         if not may or value is None:
             return None
         # Behind the blocks samples are on the first axis again in most models.
-        lies = [layout for layout in (found.layout, PLAIN) if layout.fits(value)]
-        if not lies or (lies[0] != found.layout and home is not None):
+        inside = found.layout.last
+        lies = [layout for layout in (inside, PLAIN) if layout.fits(value)]
+        if not lies or (lies[0] != inside and home is not None):
             return None
         if value.ndim > 3 and not _features_last(module, value):
             return None
@@ -205,6 +218,21 @@ class _Watch:
             )
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
+
+    def take(self, operation: Operation, value: Tensor) -> Tensor:
+        """Cut off what operations of a block take."""
+        found, home = self.found, self._homes[-1]
+        if not found.layout.fits(value):
+            return value
+        cut = value.detach().requires_grad_()
+        found.reads.append(
+            Read(
+                module=home[0], value=value, layout=found.layout, normed=operation.normed,
+                home=home, at=len(found.calls), cut=cut, call=home[1], version=value._version,
+                operation=operation,
+            )
+        )  # fmt: skip
+        return cut
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         found, at = self.found, self._open.pop()
@@ -234,9 +262,12 @@ class _Watch:
         """Return an output as (1, T, D) if it is as wide as the stream, else None."""
         layout = self.found.layout
         given = self.found.passed[-1].given
-        width = next((v.shape[-1] for v in given if v.ndim >= 3 or layout.fits(v)), None)
-        if value is not None and layout.fits(value) and value.shape[-1] == width:
-            value = layout.take(value)
+        width = next(
+            (v.shape[layout.features] for v in given if v.ndim >= 3 or layout.fits(v)), None
+        )
+        for lies in (layout, layout.last):
+            if value is not None and lies.fits(value) and value.shape[lies.features] == width:
+                value = lies.take(value)
         if value is not None and value.ndim > 3 and value.shape[1] == width:
             value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
         fits = value is not None and value.ndim == 3 and value.shape[-1] == width
@@ -244,7 +275,7 @@ class _Watch:
 
     def _is_sequence(self, value: Any) -> bool:
         """Tell whether a value is (1, T, D) in the layout, with several tokens and features."""
-        layout = self.found.layout
+        layout = self.found.layout.last
         return (
             isinstance(value, Tensor)
             and value.is_floating_point()

@@ -289,8 +289,8 @@ class Transposed(Block):
 
 
 class ChannelsFirst(Stack):
-    def __init__(self):
-        super().__init__(Transposed)
+    def __init__(self, block=Transposed):
+        super().__init__(block)
 
     def run(self, x):
         return super().run(x.mT).mT
@@ -299,28 +299,38 @@ class ChannelsFirst(Stack):
 STATES = ("rms", "rms_top1", "grad_rms", "cosine", "cosine_centred", "loss")
 
 
+class ParallelTransposed(Block):
+    def forward(self, x):
+        return x + self.attn(self.norm1(x.mT)).mT + self.mlp(self.norm2(x.mT)).mT
+
+
+class ParallelBlock(Block):
+    def forward(self, x):
+        return x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x))
+
+
 def test_states_with_features_before_tokens_are_compared_over_features():
     """A cosine along time looks as plausible as the right one."""
-    plain = made()
-    expected, found = audit(plain).dataset, audit(made(ChannelsFirst, like=plain))
+    plain = made(Stack, ParallelBlock)
+    model = made(ChannelsFirst, ParallelTransposed, like=plain)
+    expected, found = audit(plain).dataset, audit(model)
     assert any("second axis" in text for text in found.manifest["assumptions"])
     same(found.dataset, expected, STATES)
     assert np.isnan(found.dataset["gate"]).all()
 
 
 class Functional(nn.Module):
-    """No norm is a module."""
+    """No norm is a module, and both branches read one state."""
 
     def __init__(self):
         super().__init__()
         self.attn, self.mlp = Attention(), mlp()
 
     def forward(self, x):
-        x = x + self.attn(F.rms_norm(x, (D,)))
-        return x + self.mlp(F.rms_norm(x, (D,)))
+        return x + self.attn(F.rms_norm(x, (D,))) + self.mlp(F.rms_norm(x, (D,)))
 
 
-def test_norms_that_are_functions_leave_the_states_between_blocks():
+def test_without_a_stream_functions_leave_the_states_between_blocks():
     model = made(Stack, Functional)
     found = audit(model)
     assert any("no norm tells the axis" in text for text in found.manifest["assumptions"])
