@@ -172,7 +172,7 @@ def show_sites(sites: list[dict[str, Any]]) -> None:
             label = ""
     console = console_on(sys.stdout)
     console.print(table)
-    console.print(Text("Not so? Name them with --blocks and --readers.", style="dim"))
+    console.print(Text("Not so? Name them with --blocks, --readers and --layout.", style="dim"))
     console.print()
 
 

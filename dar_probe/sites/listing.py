@@ -22,7 +22,7 @@ def describe(subject: Subject) -> list[dict[str, Any]]:
         site = next(readers)
         row = _row(site.name, site.kind, site.block, site.module, names, site.normed)
         if site.operation is not None:
-            row["module"] += f" {site.operation.names[0]}()"
+            row["module"] += f".{site.operation.names[0]}()"
         rows.append(row)
 
     for source in subject.sources:
