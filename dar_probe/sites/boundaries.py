@@ -10,7 +10,7 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.sites import stream_detection
 from dar_probe.sites.layout import HINT, PLAIN, Layout
 from dar_probe.sites.subject import Reader, Source, Subject, View
-from dar_probe.sites.tracing import Passed, Trace
+from dar_probe.sites.tracing import Passed, State, Trace
 
 
 def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = None) -> Subject:
@@ -31,7 +31,9 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
     _check_linked(found, passed, why)
     view, told = _layout(found, passed, stated)
     for call, following in pairwise(passed):
-        if stream_detection.reordered(following.given[0], call.given[0], view.layout):
+        if stream_detection.reordered(
+            State(following.given[0], view.layout), State(call.given[0], view.layout)
+        ):
             raise ProbeError(
                 "nothing can be compared between the blocks: tokens change their places from a "
                 f"{type(call.home[0]).__name__} to the next block",
@@ -143,7 +145,8 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
                 hint="a block's first tensor must be the state; name blocks of one stack with "
                 "--blocks",
             )
-        if stream_detection.returns_what_is_added(call, state, after):
+        layout = found.layout
+        if stream_detection.returns_what_is_added(call, State(state, layout), State(after, layout)):
             raise ProbeError(
                 f"nothing can be measured between the blocks: {why}, and what it returns is added "
                 "to the stream outside of it",

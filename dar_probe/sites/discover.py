@@ -71,13 +71,13 @@ def discover(
     own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
-    how = PLAIN
+    how: tuple[Layout, ...] = (PLAIN,)
     if named_axes is not None and (state := _first_state(found)) is not None:
-        how = named_axes.of(state)
+        how = (named_axes.of(state),)
     elif two is not None and own and not _plain(found):
         how = layout.find(model, own, (args, kwargs), two())
-    if how.last != PLAIN:
-        found = trace(model, args, kwargs, own, wanted, how.last)
+    if how[0].last != PLAIN:
+        found = trace(model, args, kwargs, own, wanted, tuple(one.last for one in how))
     if not own or (len(found.passed) == 1 and not blocks):
         raise ProbeError(
             "no stack of blocks was found in the module",
@@ -91,12 +91,12 @@ def discover(
             "--blocks",
         )
     gave = [value for passed in found.passed for value in passed.gave.values()]
-    if gave and not any(map(found.layout.fits, gave)):
+    if gave and all(found.lies(value) is None for value in gave):
         raise ProbeError(
             "this stack cannot be probed: the stream's first axis is not the batch",
             hint=layout.HINT,
         )
-    stated = None if named_axes is None else how
+    stated = None if named_axes is None else how[0]
     try:
         links, aside = _followed(found, live_only)
     except NoStream as error:
@@ -105,7 +105,7 @@ def discover(
                 f"these readers read no common stream: {error}",
                 hint="leave --readers out to see what is found by itself",
             ) from None
-        how = stated or _features(found)
+        how = (stated,) if stated else _features(found)
         begun = operations.find(model, args, kwargs, own, set(filter(is_norm, model.modules())))
         try:
             second = trace(model, args, kwargs, own, wanted, how, begun) if begun else found
@@ -114,7 +114,7 @@ def discover(
             return _with_blind(by_block(model, found, str(error), stated), found)
         found = second
     else:
-        if how.features != -1:
+        if how[0].features != -1:
             raise UsageError(
                 f"the layout {named_axes} contradicts the norms of the blocks, which read features "
                 "on the last axis of their states",
@@ -147,10 +147,11 @@ def _plain(found: Trace) -> bool:
     return any(map(PLAIN.fits, states)) or not states
 
 
-def _features(found: Trace) -> Layout:
-    """Return the layout of the states, with their features where norms in the blocks read them."""
-    told = features_first(found, found.passed)
-    return replace(found.layout, features=1) if told == {True} else found.layout
+def _features(found: Trace) -> tuple[Layout, ...]:
+    """Return how the states lie, with their features where norms in the blocks read them."""
+    if features_first(found, found.passed) != {True}:
+        return found.layouts
+    return tuple(replace(one, features=1) for one in found.layouts)
 
 
 def _followed(found: Trace, live_only: bool) -> tuple[list[Link], list[nn.Module]]:
@@ -281,7 +282,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
             module=came.passed.home[0],
             when="output",
             item=came.item,
-            view=_view(came.tokens, gave, found.layout),
+            view=_view(came.tokens, gave, came.passed.layouts[came.item]),
             call=found.call_of(came.passed),
         ),
         fresh=came.fresh,
@@ -307,7 +308,11 @@ def _head(found: Trace, link: Link) -> Reader:
         when="output",
         item=link.came.item,
         normed=False,
-        view=_view(link.came.tokens, link.came.passed.gave[link.came.item], found.layout),
+        view=_view(
+            link.came.tokens,
+            link.came.passed.gave[link.came.item],
+            link.came.passed.layouts[link.came.item],
+        ),
         call=found.call_of(link.came.passed),
     )
 

@@ -25,21 +25,31 @@ class Layout:
         features: the axis of the D features; -1 is the last one.
         rows: on that of the samples lie so many tokens of each; None: it holds nothing else.
         inner: neighbours on such a shared axis are samples, not tokens: (T N), not (N T).
+        across: the tokens of the shared axis are counted before those of the others: states
+            (N F) T D have one row for each frame of a video, and those (N T) F D that come after
+            them have one for each place in it; their tokens are the same where these are counted
+            across.
     """
 
     samples: int = 0
     features: int = -1
     rows: int | None = None
     inner: bool = False
+    across: bool = False
 
     def take(self, value: Tensor) -> Tensor:
         """Return a tensor as tokens (N, T, D); a view where the axes allow it."""
         value = self._moved(value)
+        if self.across:
+            value = value.movedim(1, -2)
         return value if value.ndim <= 3 else value.flatten(1, -2)
 
     def put(self, value: Tensor, part: Tensor) -> Tensor:
         """Return ``part`` (N, T, D) in the shape of ``value``."""
-        moved = part.reshape(self._moved(value).shape)
+        moved = self._moved(value)
+        if self.across:
+            part = part.reshape(moved.movedim(1, -2).shape).movedim(-2, 1)
+        moved = part.reshape(moved.shape)
         return moved.movedim((0, -1), self._axes).reshape(value.shape)
 
     def fits(self, value: Tensor) -> bool:
@@ -55,7 +65,7 @@ class Layout:
 
     @property
     def shown(self) -> str:
-        """The order of the axes in letters."""
+        """The order of the axes in letters, for one of the first block."""
         if self.rows is not None:
             return "(T N) ... D" if self.inner else "(N T) ... D"
         return {0: "N ... D", 1: "T N ... D"}.get(self.samples, "... N D")
@@ -139,8 +149,11 @@ def parse(text: str) -> Named:
 
 
 @torch.no_grad()
-def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> Layout:
+def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> tuple[Layout, ...]:
     """Return how the states that blocks take lie, by which axis is twice as long for two samples.
+
+    Those are two layouts where rows of a video are frames for some blocks and places for others;
+    the first is that of the first block.
 
     Args:
         model: in eval mode.
@@ -154,14 +167,25 @@ def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> 
     single, double = _states(model, blocks, one), _states(model, blocks, two)
     if len(single) != len(double):
         raise ProbeError("the module runs other blocks for two samples than for one", hint=HINT)
-    found = {_compared(state, other) for state, other in zip(single, double, strict=True)}
-    if len(found) != 1 or (layout := found.pop()) is None:
+    told = [_compared(state, other) for state, other in zip(single, double, strict=True)]
+    found = list(dict.fromkeys(told))
+    first, second = found[0], found[-1]
+    if first is not None and second is not None and _turn(single[0], first, second, len(found)):
+        return first, replace(second, across=True)
+    if first is None or len(found) > 1:
         sizes = f"{tuple(single[0].shape)} for one sample and {tuple(double[0].shape)} for two"
         raise ProbeError(
             f"no axis of the states between the blocks is known to be the samples': {sizes}",
             hint=HINT,
         )
-    return layout
+    return (first,)
+
+
+def _turn(state: Tensor, first: Layout, second: Layout, count: int) -> bool:
+    """Tell whether rows of one layout are places in those of the other, as in (K, T / K, D)."""
+    rows = first.rows, second.rows
+    plain = first == Layout(rows=rows[0]) and second == Layout(rows=rows[1])
+    return count == 2 and plain and tuple(state.shape[:-1]) == rows
 
 
 def _states(model: nn.Module, blocks: set[nn.Module], inputs: Inputs) -> list[Tensor]:

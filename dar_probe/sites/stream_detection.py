@@ -5,26 +5,19 @@ one, token by token: it is that state plus what was written. Autograd says so wi
 whose rows also tell which token became which. Names of modules play no part.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.layout import Layout
 from dar_probe.sites.packing import Item
-from dar_probe.sites.tracing import Passed, Read, Trace
+from dar_probe.sites.tracing import Passed, Read, State, Trace
 
 
 class NoStream(Exception):
     """Why what was traced is no pre-norm stack, in half a sentence."""
-
-
-class State(NamedTuple):
-    """A tensor of one sample, and which of its axes are what."""
-
-    value: Tensor
-    layout: Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +38,7 @@ class Exit:
     @property
     def value(self) -> Tensor:
         """The measured tokens (1, T, D)."""
-        return self.passed.layout.take(self.passed.gave[self.item])[:, self.tokens]
+        return self.passed.layouts[self.item].take(self.passed.gave[self.item])[:, self.tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +116,7 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
     ends = [1]  # how many steps each block has, the head's first
     while (came := steps[-1].came) is not None:
         passed, item, place, _ = came
-        own = _block(trace, passed, State(passed.gave[item], trace.layout), place)
+        own = _block(trace, passed, passed.states()[item], place)
         last = steps[-1]
         if not own and last.read is not None:
             # The block may return what it writes, and the model adds it to the stream.
@@ -163,7 +156,7 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
             if depends(read.value, last.value, last.layout, link.tokens, besides=last.cut):
                 found.append(read)
             continue
-        (match,) = match_tokens(read, [last.value], last.layout)
+        (match,) = match_tokens(read, [last])
         if match is not None:  # it may read nothing but other tokens of the same sequence
             if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
                 found.append(read)
@@ -185,15 +178,13 @@ def overwritten(trace: Trace, links: list[Link]) -> nn.Module | None:
     return None
 
 
-def returns_what_is_added(passed: Passed, state: Tensor, following: Tensor) -> bool:
+def returns_what_is_added(passed: Passed, state: State, following: State) -> bool:
     """Tell whether a block's output is added to the state that it got, outside of the block."""
-    layout = passed.layout
-    within = (
-        match_tokens(State(gave, layout), [state], layout)[0] for gave in passed.gave.values()
-    )
-    return match_tokens(State(following, layout), [state], layout)[0] is not None and not any(
-        within
-    )
+
+    def holds(later: State) -> bool:
+        return match_tokens(later, [state])[0] is not None
+
+    return holds(following) and not any(map(holds, passed.states().values()))
 
 
 def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
@@ -253,9 +244,7 @@ def _head(trace: Trace) -> _Step:
     end = max(trace.passed, key=lambda passed: passed.left)
     assert trace.output is not None
     after = [read for read in trace.reads if read.home is None and read.at >= last]
-    layout = trace.layout
-    states = [State(read.cut, read.layout) for read in after]
-    states += [State(gave, layout) for gave in end.gave.values() if layout.fits(gave)]
+    states = [*(State(read.cut, read.layout) for read in after), *end.states().values()]
     # A head that starts from zero hides the states from the output, but not that it reads them.
     silent = not any(bool(_live(trace.output, *state).any()) for state in states)
     for read in after:
@@ -265,8 +254,7 @@ def _head(trace: Trace) -> _Step:
             return _Step(read, place, came)
     lives = {
         item: _live(trace.output, gave, layout, silent=silent)
-        for item, gave in end.gave.items()
-        if layout.fits(gave)
+        for item, (gave, layout) in end.states().items()
     }
     found = [(item, live) for item, live in lives.items() if live.any()]
     if len(found) != 1:
@@ -283,8 +271,7 @@ def _block(trace: Trace, passed: Passed, anchor: State | Read, place: _Place) ->
     """
     reads = [read for read in trace.reads if read.home == passed.home]
     steps: list[_Step] = []
-    matches = match_tokens(anchor, [read.value for read in reads], trace.layout)
-    for read, match in zip(reads, matches, strict=True):
+    for read, match in zip(reads, match_tokens(anchor, reads), strict=True):
         if match is None or not place.frame.holds(match.here + place.offset, match.count):
             continue
         if any(step.read is not None and step.read.value is read.value for step in steps):
@@ -303,7 +290,7 @@ def _block(trace: Trace, passed: Passed, anchor: State | Read, place: _Place) ->
 
 def _holds_what_came(read: Read, before: _Step) -> bool:
     assert before.read is not None
-    return match_tokens(read, [before.read.value], before.read.layout)[0] is not None
+    return match_tokens(read, [before.read])[0] is not None
 
 
 def _before(
@@ -316,9 +303,9 @@ def _before(
     """
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
-        items = list(passed.gave)
-        matches = match_tokens(read, [passed.gave[item] for item in items], trace.layout)
-        for item, match in zip(items, matches, strict=True):
+        states = passed.states()
+        matches = match_tokens(read, list(states.values()))
+        for item, match in zip(states, matches, strict=True):
             if match is None:
                 continue
             start = match.here + place.offset
@@ -329,12 +316,12 @@ def _before(
         return None
     given = next((p.given[0] for p in trace.passed if p.entered == entered and p.given), None)
     for passed in earlier:
-        for item, gave in passed.gave.items():
+        for item, (gave, layout) in passed.states().items():
             if gave is not given:
                 continue
             if gave.shape == read.value.shape:
                 return passed, item, place, False
-            tokens = trace.layout.take(gave).shape[1]
+            tokens = layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
     return None
@@ -349,21 +336,23 @@ class Match:
     count: int
 
 
-def match_tokens(later: State | Read, earlier: list[Tensor], layout: Layout) -> list[Match | None]:
+def match_tokens(later: State | Read, earlier: Sequence[State | Read]) -> list[Match | None]:
     """Tell for each of ``earlier`` which tokens went into ``later`` with slope exactly one.
 
-    ``layout`` is that of the earlier ones. None where no token did, or where those that did are no
-    stretch.
+    None where no token did, or where those that did are no stretch.
     """
     value = later.value
-    usable = [v for v in earlier if v.requires_grad]
+    usable = [one.value for one in earlier if one.value.requires_grad]
     if not usable or not value.requires_grad or not later.layout.fits(value):
         return [None] * len(earlier)
     probe = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(value.device, value.dtype)
     slopes = iter(torch.autograd.grad(value, usable, probe, retain_graph=True, allow_unused=True))
     rows = later.layout.take(probe)[0]
-    return [_match(rows, next(slopes), layout) if v.requires_grad else None for v in earlier]
+    return [
+        _match(rows, next(slopes), one.layout) if one.value.requires_grad else None
+        for one in earlier
+    ]
 
 
 def _match(probe: Tensor, slope: Tensor | None, layout: Layout) -> Match | None:
@@ -387,17 +376,19 @@ def _same_rows(slope: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     return there[exact], here[exact]
 
 
-def reordered(later: Tensor, earlier: Tensor, layout: Layout) -> bool:
+def reordered(later: State, earlier: State) -> bool:
     """Tell whether all tokens of a state became tokens of a later one, at other places."""
-    if not (later.requires_grad and earlier.requires_grad) or later.shape != earlier.shape:
+    value, before = later.value, earlier.value
+    if not (value.requires_grad and before.requires_grad) or value.shape != before.shape:
         return False
-    probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(5))
-    probe = probe.to(later.device, later.dtype)
-    (slope,) = torch.autograd.grad(later, earlier, probe, retain_graph=True, allow_unused=True)
+    probe = torch.randn(value.shape, generator=torch.Generator().manual_seed(5))
+    probe = probe.to(value.device, value.dtype)
+    (slope,) = torch.autograd.grad(value, before, probe, retain_graph=True, allow_unused=True)
     if slope is None:
         return False
-    there, here = _same_rows(layout.take(slope)[0], layout.take(probe)[0])
-    return len(there) == layout.take(probe).shape[1] and not torch.equal(there, here)
+    rows = later.layout.take(probe)[0]
+    there, here = _same_rows(earlier.layout.take(slope)[0], rows)
+    return len(there) == len(rows) and not torch.equal(there, here)
 
 
 def features_first(state: Tensor, reads: list[Tensor], layout: Layout) -> bool | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
+
+
+class State(NamedTuple):
+    """A tensor of one sample, and which of its axes are what."""
+
+    value: Tensor
+    layout: Layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,16 +68,20 @@ class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
     ``gave`` has the tensors by their position or name; None is the output itself. ``versions`` and
-    ``layout`` are theirs, as for a read.
+    ``layouts`` are theirs, as for a read.
     """
 
     home: Home
-    layout: Layout
     entered: int
     left: int = -1
     given: list[Tensor]
     gave: dict[Item, Tensor] = field(default_factory=dict)
     versions: dict[Item, int] = field(default_factory=dict)
+    layouts: dict[Item, Layout] = field(default_factory=dict)
+
+    def states(self) -> "dict[Item, State]":
+        """Return what it gave that lies as states do."""
+        return {item: State(self.gave[item], layout) for item, layout in self.layouts.items()}
 
 
 @dataclass(kw_only=True)
@@ -78,7 +89,7 @@ class Trace:
     """What was seen.
 
     Attributes:
-        layout: of whatever blocks return and norms in them read.
+        layouts: of whatever blocks return and norms in them read, the first block's first.
         reads: in firing order.
         passed: one entry for each call of a block, in firing order.
         calls: every module that ran, with the block it ran in.
@@ -89,7 +100,7 @@ class Trace:
         output: of the model, its first tensor.
     """
 
-    layout: Layout
+    layouts: tuple[Layout, ...]
     reads: list[Read] = field(default_factory=list)
     passed: list[Passed] = field(default_factory=list)
     calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
@@ -98,6 +109,15 @@ class Trace:
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
     output: Tensor | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Of what the first block takes."""
+        return self.layouts[0]
+
+    def lies(self, value: Tensor) -> Layout | None:
+        """Return how a state lies, by its shape; None where it is no state."""
+        return next((layout for layout in self.layouts if layout.fits(value)), None)
 
     def count(self, module: nn.Module) -> int:
         """Return how often a module ran."""
@@ -123,19 +143,19 @@ def trace(
     kwargs: dict[str, Any],
     blocks: set[nn.Module],
     wanted: set[nn.Module] | None = None,
-    layout: Layout = PLAIN,
+    layouts: tuple[Layout, ...] = (PLAIN,),
     operations: dict[Call, list[Operation]] | None = None,
 ) -> Trace:
     """Watch one forward of one sample with every branch cut off.
 
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
-    Features are on the last axis of what they read, whatever else ``layout`` says. ``operations``
+    Features are on the last axis of what they read, whatever else ``layouts`` say. ``operations``
     are cut off, too.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
     begins = unnormed if wanted is None else wanted
-    watch = _Watch(blocks, begins, norms=wanted is None, expected=len(expected), layout=layout)
+    watch = _Watch(blocks, begins, norms=wanted is None, expected=len(expected), layouts=layouts)
     if not expected:
         return watch.found
     with ExitStack() as stack:
@@ -161,7 +181,7 @@ class _Watch:
         begins: modules that are cut off where they begin.
         norms: whether norms are, too.
         expected: how many calls of blocks there will be.
-        layout: as for ``trace``.
+        layouts: as for ``trace``.
     """
 
     def __init__(
@@ -171,10 +191,10 @@ class _Watch:
         *,
         norms: bool,
         expected: int,
-        layout: Layout,
+        layouts: tuple[Layout, ...],
     ) -> None:
         self.blocks, self.begins, self.norms, self.expected = blocks, begins, norms, expected
-        self.found = Trace(layout=layout)
+        self.found = Trace(layouts=layouts)
         self._homes: list[Home] = []
         self._count: Counter[nn.Module] = Counter()
         self._open: list[int] = []  # calls that have not ended
@@ -187,9 +207,7 @@ class _Watch:
         self._count[module] += 1
         if module in self.blocks:
             self._homes.append((module, number))
-            self.found.passed.append(
-                Passed(home=self._homes[-1], layout=found.layout, entered=at, given=given)
-            )
+            found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
         home = self._homes[-1] if self._homes else None
         if home is not None and not torch.is_grad_enabled():
             found.dark.append(module)
@@ -202,9 +220,10 @@ class _Watch:
         if not may or value is None:
             return None
         # Behind the blocks samples are on the first axis again in most models.
-        inside = found.layout.last
-        lies = [layout for layout in (inside, PLAIN) if layout.fits(value)]
-        if not lies or (lies[0] != inside and home is not None):
+        inside = [layout.last for layout in found.layouts]
+        lies = [layout for layout in (*inside, PLAIN) if layout.fits(value)]
+        # What is no state is cut off too: a branch may see its tokens in another order.
+        if not lies and value.ndim < 3:
             return None
         if value.ndim > 3 and not _features_last(module, value):
             return None
@@ -213,8 +232,8 @@ class _Watch:
         cut = value.view_as(value) if over else value.detach().requires_grad_()
         found.reads.append(
             Read(
-                module=module, value=value, layout=lies[0], normed=normed, home=home, at=at,
-                cut=cut, call=number, version=value._version,
+                module=module, value=value, layout=lies[0] if lies else PLAIN, normed=normed,
+                home=home, at=at, cut=cut, call=number, version=value._version,
             )
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
@@ -222,12 +241,12 @@ class _Watch:
     def take(self, operation: Operation, value: Tensor) -> Tensor:
         """Cut off what operations of a block take."""
         found, home = self.found, self._homes[-1]
-        if not found.layout.fits(value):
+        if (layout := found.lies(value)) is None:
             return value
         cut = value.detach().requires_grad_()
         found.reads.append(
             Read(
-                module=home[0], value=value, layout=found.layout, normed=operation.normed,
+                module=home[0], value=value, layout=layout, normed=operation.normed,
                 home=home, at=len(found.calls), cut=cut, call=home[1], version=value._version,
                 operation=operation,
             )
@@ -253,25 +272,30 @@ class _Watch:
             item: value
             for item, value in parts.items()
             if isinstance(value, Tensor)
-            and (value.ndim >= 3 or found.layout.fits(value))
+            and (value.ndim >= 3 or found.lies(value) is not None)
             and value.requires_grad
+        }
+        passed.layouts = {
+            item: layout
+            for item, value in passed.gave.items()
+            if (layout := found.lies(value)) is not None
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
         """Return an output as (1, T, D) if it is as wide as the stream, else None."""
-        layout = self.found.layout
-        given = self.found.passed[-1].given
-        width = next(
-            (v.shape[layout.features] for v in given if v.ndim >= 3 or layout.fits(v)), None
-        )
-        for lies in (layout, layout.last):
-            if value is not None and lies.fits(value) and value.shape[lies.features] == width:
-                value = lies.take(value)
-        if value is not None and value.ndim > 3 and value.shape[1] == width:
-            value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
-        fits = value is not None and value.ndim == 3 and value.shape[-1] == width
-        return value if fits else None
+        found = self.found
+        given = found.passed[-1].given
+        lies = ((v, found.lies(v)) for v in given)
+        width = next((v.shape[how.features] for v, how in lies if how is not None), None)
+        if value is None or width is None:
+            return None
+        for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
+            if layout.fits(value) and value.shape[layout.features] == width:
+                return layout.take(value)
+        if value.ndim > 3 and value.shape[1] == width:
+            return value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
+        return None
 
     def _is_sequence(self, value: Any) -> bool:
         """Tell whether a value is (1, T, D) in the layout, with several tokens and features."""

@@ -18,6 +18,7 @@ from tests.sites.test_written_otherwise import (
     T,
     audit,
     batch,
+    drawn,
     loss,
     made,
     mlp,
@@ -213,6 +214,51 @@ def test_tokens_that_change_their_places_between_blocks_are_refused_for_it():
         audit(made(Alternating))
 
 
+PLACES, FRAMES = 3, 4
+
+
+def video(ids, level, /):
+    return (drawn(ids, FRAMES * PLACES, D),), {}
+
+
+class Turned(Stack):
+    """Every other block has one row for each place, and attends along time; as Latte has it."""
+
+    def run(self, x):
+        x = x.reshape(-1, PLACES, D)
+        for k, block in enumerate(self.blocks):
+            if k % 2:
+                x = x.view(-1, FRAMES, PLACES, D).transpose(1, 2).reshape(-1, FRAMES, D)
+            x = block(x)
+            if k % 2:
+                x = x.view(-1, PLACES, FRAMES, D).transpose(1, 2).reshape(-1, PLACES, D)
+        return x.reshape(-1, FRAMES * PLACES, D)
+
+
+class WithinBlock(Block):
+    """The same, its rows made and unmade within the block."""
+
+    along_time = False
+
+    def forward(self, x):
+        rows = self.norm1(x).view(-1, FRAMES, PLACES, D)
+        if self.along_time:
+            rows = rows.transpose(1, 2)
+        written = self.attn(rows.flatten(0, 1)).view(rows.shape)
+        if self.along_time:
+            written = written.transpose(1, 2)
+        x = x + written.reshape(x.shape)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_rows_of_a_video_are_frames_for_one_block_and_places_for_the_next():
+    plain = made(Stack, WithinBlock)
+    for block in plain.blocks[1::2]:
+        block.along_time = True
+    found = audit(made(Turned, like=plain), video).dataset
+    same(found, audit(plain, video).dataset)
+
+
 class Unshared(Stack):
     """The states do not know how many samples there are."""
 
@@ -235,6 +281,7 @@ def test_states_without_an_axis_of_samples_are_refused():
         (Layout(samples=1), (8, 3, 5)),
         (Layout(samples=1, features=0), (5, 3, 8)),
         (Layout(rows=8), (24, 5)),
+        (Layout(rows=4, across=True), (12, 2, 5)),
         (Layout(rows=8, inner=True), (24, 5)),
         (Layout(rows=4, features=1), (12, 5, 2)),
         (Layout(samples=1, rows=4, features=0, inner=True), (5, 12, 2)),
