@@ -452,22 +452,6 @@ def test_norms_inside_the_branches_have_their_own_names_and_kinds():
     assert ds["reader_name"].values.tolist()[:2] == ["block 1 attention", "block 1 mlp"]
 
 
-def test_blocks_that_are_lists_of_modules_are_refused():
-    class Lists(Stack):
-        def __init__(self):
-            super().__init__()
-            self.blocks = nn.ModuleList(nn.ModuleList([TwoNorms(), Block(16)]) for _ in range(3))
-
-        def forward(self, x):
-            x = self.embed(x)
-            for first, second in self.blocks:
-                x = second(first(x))
-            return self.head(self.norm(x))
-
-    with pytest.raises(dp.ProbeError, match="lists of modules"):
-        dp.audit(Lists(), batch=batch, samples=2)
-
-
 def test_buffers_that_a_forward_changes_are_restored():
     class Counting(Stack):
         def __init__(self):

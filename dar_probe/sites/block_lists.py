@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dar_probe.errors import ProbeError, UsageError
+from dar_probe.errors import UsageError
+from dar_probe.sites.homes import uncalled
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.tracing import is_norm
 from dar_probe.sites.unwrap import plain_name
@@ -22,11 +23,8 @@ def members(model: nn.Module) -> list[nn.Module]:
     one class with parts of their own. Empty places of a list do not count.
 
     Returns:
-        Blocks in the order of the model; a single one may run several times; none where there is no
-        such list.
-
-    Raises:
-        ProbeError: blocks are lists of modules themselves.
+        Blocks in the order of the model; a single one may run several times, and one that is a list
+        of modules itself runs as long as these do; none where there is no such list.
     """
     lists = {
         name: list(module.children())
@@ -53,22 +51,18 @@ def members(model: nn.Module) -> list[nn.Module]:
     chosen: dict[str, list[nn.Module]] = {}
     for candidates in (by_norm, alike):
         chosen = chosen or _without_dicts(model, candidates) or candidates
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen if name}
-    if any(
-        type(parent) is nn.ModuleList and not _holds_stages(list(parent.children()))
-        for parent in parents.values()
-    ):
-        raise ProbeError(
-            "this stack cannot be probed: its blocks are lists of modules, which have no output",
-            hint="make each block a module of its own",
-        )
+    for name in list(chosen):
+        home, _, _ = name.rpartition(".")
+        parent = model.get_submodule(home)
+        if type(parent) is nn.ModuleList and not _holds_stages(list(parent.children())):
+            chosen.setdefault(home, list(parent.children()))  # each of its lists is one block
     # A list within a block of another list belongs to that block.
     outer = {
         name: found
         for name, found in chosen.items()
         if not any(name.startswith(f"{other}.") for other in chosen)
     }
-    kinds = {type(member) for found in outer.values() for member in found}
+    kinds = {type(one) for found in outer.values() for one in found if not uncalled(one)}
     homes = {name.rpartition(".")[0] for name in outer}
     single = [
         child

@@ -39,23 +39,24 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
                 f"{type(call.home[0]).__name__} to the next block",
                 hint="let the blocks hand on tokens in one order, and reorder them within",
             )
+    begins = [found.first_of(p) for p in passed]
     readers = [
         Reader(
             name=f"block {k}",
             kind="block",
             block=k,
-            module=p.home[0],
+            module=module,
             normed=False,
             view=view,
-            call=found.call_of(p),
+            call=call,
         )
-        for k, p in enumerate(passed, 1)
+        for k, (module, call) in enumerate(begins, 1)
     ]
     head = Reader(
         name="head",
         kind="head",
         block=len(passed) + 1,
-        module=last.home[0],
+        module=last.module,
         when="output",
         item=item,
         normed=False,
@@ -73,7 +74,7 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
         readers=(*readers, head),
         sources=tuple(sources),
         offered=((),) * (len(readers) + 1),
-        entrance=passed[0].home[0],
+        entrance=begins[0][0],
         facts={
             **facts(model, len(passed), view.take(passed[0].given[0])),
             "routing": "none",

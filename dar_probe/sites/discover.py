@@ -18,6 +18,7 @@ from dar_probe.sites import layout, operations, stream_detection
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts, features_first
 from dar_probe.sites.cross_check import agrees, written_by
+from dar_probe.sites.homes import uncalled
 from dar_probe.sites.labels import kind_of
 from dar_probe.sites.layout import PLAIN, Inputs, Layout
 from dar_probe.sites.stream_detection import Link, NoStream
@@ -106,7 +107,8 @@ def discover(
                 hint="leave --readers out to see what is found by itself",
             ) from None
         how = (stated,) if stated else _features(found)
-        begun = operations.find(model, args, kwargs, own, set(filter(is_norm, model.modules())))
+        called, norms = {b for b in own if not uncalled(b)}, set(filter(is_norm, model.modules()))
+        begun = operations.find(model, args, kwargs, called, norms)
         try:
             second = trace(model, args, kwargs, own, wanted, how, begun) if begun else found
             links, aside = _followed(second, live_only)
@@ -236,7 +238,7 @@ def _by_sublayer(
         readers=tuple(readers),
         sources=tuple(sources),
         offered=offered_by_addition(sources),
-        entrance=first.home[0],
+        entrance=next(found.first_of(p)[0] for p in found.passed if p.home == first.home),
         facts=facts(model, links[-1].block - 1, first.tokens[:, links[0].tokens]),
         assumptions=tuple(
             _assumed(
@@ -279,7 +281,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
         # A fusion before the head is no block's: it is counted to the last one.
         block=before.block if at_head else link.block,
         before=Passage(
-            module=came.passed.home[0],
+            module=came.passed.module,
             when="output",
             item=came.item,
             view=_view(came.tokens, gave, came.passed.layouts[came.item]),
@@ -304,7 +306,7 @@ def _head(found: Trace, link: Link) -> Reader:
         name="head",
         kind="head",
         block=link.block,
-        module=link.came.passed.home[0],
+        module=link.came.passed.module,
         when="output",
         item=link.came.item,
         normed=False,

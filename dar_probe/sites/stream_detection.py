@@ -172,7 +172,7 @@ def overwritten(trace: Trace, links: list[Link]) -> nn.Module | None:
         if came is not None:
             passed = came.passed
             if passed.gave[came.item]._version != passed.versions[came.item]:
-                return passed.home[0]
+                return passed.module
         if link.read is not None and link.read.value._version != link.read.version:
             return link.read.module
     return None

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements
-
-Home = tuple[nn.Module, int]  # a block and which of its calls
 
 
 class State(NamedTuple):
@@ -67,11 +66,16 @@ class Read:
 class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
+    ``module`` is what returned ``gave``, in its ``call``: the block, or the last one in a list of
+    modules.
+
     ``gave`` has the tensors by their position or name; None is the output itself. ``versions`` and
     ``layouts`` are theirs, as for a read.
     """
 
     home: Home
+    module: nn.Module
+    call: int = 0
     entered: int
     left: int = -1
     given: list[Tensor]
@@ -124,9 +128,14 @@ class Trace:
         return sum(ran is module for ran, _ in self.calls)
 
     def call_of(self, passed: Passed) -> tuple[int, int]:
-        """Return which of how many calls of its block one is."""
-        block, number = passed.home
-        return number, self.count(block)
+        """Return which of how many calls of its module one is."""
+        return passed.call, self.count(passed.module)
+
+    def first_of(self, passed: Passed) -> tuple[nn.Module, tuple[int, int]]:
+        """Return with which module one begins, and which of how many calls of it this is."""
+        module, _ = self.calls[passed.entered]
+        number = sum(ran is module for ran, _ in self.calls[: passed.entered])
+        return module, (number, self.count(module))
 
     def main(self) -> type[nn.Module]:
         """Return the kind of block that has the most parameters in all."""
@@ -160,8 +169,8 @@ def trace(
         return watch.found
     with ExitStack() as stack:
         stack.enter_context(_watched(model, watch.enter, watch.leave))
-        for block in set(expected):  # the first ones may run without gradients
-            stack.enter_context(entrance(block))
+        for module in set(expected):  # the first ones may run without gradients
+            stack.enter_context(entrance(module))
         if operations:
             visits = {
                 call: [(one, partial(watch.take, one)) for one in found]
@@ -195,7 +204,7 @@ class _Watch:
     ) -> None:
         self.blocks, self.begins, self.norms, self.expected = blocks, begins, norms, expected
         self.found = Trace(layouts=layouts)
-        self._homes: list[Home] = []
+        self._homes = Homes(blocks)
         self._count: Counter[nn.Module] = Counter()
         self._open: list[int] = []  # calls that have not ended
 
@@ -205,10 +214,10 @@ class _Watch:
         value = given[0] if given else None
         number = self._count[module]
         self._count[module] += 1
-        if module in self.blocks:
-            self._homes.append((module, number))
-            found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
-        home = self._homes[-1] if self._homes else None
+        begins, home = self._homes.enter(module), self._homes.now
+        if begins:
+            assert home is not None
+            found.passed.append(Passed(home=home, module=module, entered=at, given=given))
         if home is not None and not torch.is_grad_enabled():
             found.dark.append(module)
         self._open.append(at)
@@ -240,7 +249,8 @@ class _Watch:
 
     def take(self, operation: Operation, value: Tensor) -> Tensor:
         """Cut off what operations of a block take."""
-        found, home = self.found, self._homes[-1]
+        found, home = self.found, self._homes.now
+        assert home is not None
         if (layout := found.lies(value)) is None:
             return value
         cut = value.detach().requires_grad_()
@@ -261,13 +271,13 @@ class _Watch:
             found.single.add(at)
         if sum(map(self._is_sequence, outputs)) != 1:
             found.crossed.pop(at, None)
-        if self._homes and (state := self._as_wide(first_tensor(outputs))) is not None:
+        if self._homes.now and (state := self._as_wide(first_tensor(outputs))) is not None:
             found.outputs[at] = state.detach()
-        if module not in self.blocks:
+        if (home := self._homes.leave(module)) is None:
             return
-        home = self._homes.pop()
         passed = next(p for p in reversed(found.passed) if p.home == home)
-        passed.left = len(found.calls)
+        passed.left, passed.module = len(found.calls), module
+        passed.call = sum(ran is module for ran, _ in found.calls[:at])
         passed.gave = {
             item: value
             for item, value in parts.items()
@@ -363,8 +373,8 @@ def _look(
     """Return the modules within blocks whose first input no norm inside of them reads; and calls.
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
-    those that hand the stream on as it is, such as dropout, are left alone. The calls are those of
-    blocks, in order.
+    those that hand the stream on as it is, such as dropout, are left alone. The modules are
+    those with which calls of blocks begin, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
     through = {part for part in inside if any(child in blocks for child in part.modules())}
@@ -373,10 +383,11 @@ def _look(
     found: set[nn.Module] = set()
     normed: set[nn.Module] = set()
     calls: list[nn.Module] = []
+    homes = Homes(blocks)
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         value = first_tensor((*args, *kwargs.values()))
-        if module in blocks:
+        if homes.enter(module):
             calls.append(module)
         if is_norm(module):
             normed.update(other for other, held in running if held is value)
@@ -384,6 +395,7 @@ def _look(
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _, value = running.pop()
+        homes.leave(module)
         if module in inside and not is_norm(module) and output is not value:
             found.add(module)
 

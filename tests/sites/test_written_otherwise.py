@@ -388,3 +388,100 @@ def test_names_of_norms_play_no_part():
     law = found.dataset["gate_conservation"].values
     assert np.isnan(law[..., :-1]).all(), "no law holds where the scale is not ignored"
     assert math.isfinite(law[0, 0, -1])
+
+
+class Branched(nn.Module):
+    """A branch with its norm, as a module of its own."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.norm, self.branch = nn.LayerNorm(D), branch
+
+    def forward(self, x):
+        return self.branch(self.norm(x))
+
+
+class Feeding(Branched):
+    pass
+
+
+class InLists(Stack):
+    """Blocks are lists of two branches, which the model adds to the stream itself."""
+
+    def __init__(self):
+        super().__init__()
+        pairs = ([Branched(Attention()), Feeding(mlp())] for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+
+    def run(self, x):
+        for attn, feed in self.blocks:
+            x = x + attn(x)
+            x = x + feed(x)
+        return x
+
+
+class Added(nn.Module):
+    def forward(self, written, x):
+        return written + x
+
+
+class InTriples(Stack):
+    """Lists of a list of norms, the branch and the addition, one for each branch."""
+
+    def __init__(self):
+        super().__init__()
+        branches = (kind() for _ in range(DEPTH) for kind in (Attention, mlp))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([nn.ModuleList([nn.LayerNorm(D), None]), branch, Added()])
+            for branch in branches
+        )
+
+    def run(self, x):
+        for (norm, _), branch, added in self.blocks:
+            x = added(branch(norm(x)), x)
+        return x
+
+
+class LoopedLists(InLists):
+    def run(self, x):
+        x = super().run(x)
+        return super().run(x)
+
+
+@pytest.mark.parametrize("kind", [InLists, InTriples])
+def test_blocks_may_be_lists_of_modules(kind):
+    plain = made()
+    found, expected = audit(made(kind, like=plain)), audit(plain).dataset
+    kinds = list(found.dataset["reader_kind"].values)
+    assert kinds == ["attention", "mlp"] * DEPTH + ["head"]
+    if kind is InLists:
+        same(found.dataset, expected)
+    else:  # each of its lists is a block
+        assert found.dataset.sizes["block"] == 2 * DEPTH + 1
+        same(found.dataset, expected, ("gate", "write_rms", "loss"))
+
+
+def test_lists_of_modules_that_run_twice_are_twice_as_many_blocks():
+    found = audit(made(LoopedLists)).dataset
+    assert found.sizes["block"] == 2 * DEPTH + 1
+    assert np.isfinite(found["gate_conservation"].values[..., 1:]).all()
+
+
+def test_states_between_lists_of_modules():
+    class Post(InLists):
+        def run(self, x):
+            for attn, feed in self.blocks:
+                x = F.layer_norm(x + attn(x), (D,))
+                x = F.layer_norm(x + feed(x), (D,))
+            return x
+
+    model = made(Post)
+    found = audit(model)
+    assert any("no pre-norm stack" in text for text in found.manifest["assumptions"])
+    states = [batch(torch.arange(3), None)[0][0]]
+    for attn, feed in model.blocks:
+        x = F.layer_norm(states[-1] + attn(states[-1]), (D,))
+        states.append(F.layer_norm(x + feed(x), (D,)))
+    expected = [state.detach().square().mean((1, 2)).sqrt() for state in states[:-1]]
+    rms = found.dataset["rms"].values[0, :, :DEPTH]
+    np.testing.assert_allclose(rms, torch.stack(expected, -1), rtol=2e-5)
