@@ -185,8 +185,8 @@ def _start(header: Header, width: int, depth: int, context: int) -> int:
             f"depth {depth}"
         )
     header.assumptions.append(
-        f"the {context} in-context tokens of blocks {start + 1} to {depth} are not measured, the "
-        "image's alone are"
+        f"the {context} in-context tokens of blocks {start + 1} to {depth} are neither measured "
+        "nor ablated, the image's alone are"
     )
     return start
 
