@@ -25,15 +25,15 @@ class Flow(Objective):
     noise - data on the linear path. "noise": the noise. "score": -noise / sigma; its loss is that
     of the noise which it implies, |sigma prediction + noise|^2, as in SiT's code without weighting.
 
-    average: the model takes a second time r and predicts the mean velocity between the two
-    (MeanFlow, arXiv 2505.13447). Its loss is meant at r = t, where that is the velocity at t.
+    two_times: the model takes a second time r and predicts the mean velocity between the two
+    (MeanFlow, arXiv 2505.13447). Its loss here is that at r = t, where it is the velocity at t.
     """
 
     noise_time: float
     scale: float = 1.0
     path: str = "linear"
     prediction: str = "velocity"
-    average: bool = False
+    two_times: bool = False
 
     @property
     def clock(self) -> str:

@@ -39,7 +39,7 @@ def flow(clock: str, path: str = "linear", prediction: str = "velocity") -> Flow
     if clock not in CLOCKS or path not in PATHS or prediction not in known:
         raise _unknown("objective", name)
     return Flow(
-        name, float(clock != "sit"), path=path, prediction=prediction, average=clock == "meanflow"
+        name, float(clock != "sit"), path=path, prediction=prediction, two_times=clock == "meanflow"
     )
 
 

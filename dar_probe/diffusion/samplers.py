@@ -88,14 +88,14 @@ def draw(
     drawn = []
     for start in range(0, len(labels), place.batch_size):
         ids = torch.arange(start, min(start + place.batch_size, len(labels)))
-        x = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
-        x = objective.start(x)
+        noise = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
+        x = objective.start(noise)
         predict = _predictor(model, objective, labels[ids].to(place.device), sampler)
         split = _implied(predict, objective)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)
-        elif sampler.solver == "euler" and averages(objective):
-            x = _averaged(predict, x, sampler.steps)
+        elif sampler.solver == "euler" and has_two_times(objective):
+            x = _by_mean_velocity(predict, x, sampler.steps)
         else:
             x = _stepped(split, objective, x, sampler, ids, seed)
         drawn.append(x.float().cpu())
@@ -104,9 +104,9 @@ def draw(
     return torch.cat(drawn)
 
 
-def averages(objective: Objective) -> bool:
+def has_two_times(objective: Objective) -> bool:
     """Tell whether a model of this objective takes a second time and predicts mean velocities."""
-    return isinstance(objective, Flow) and objective.average
+    return isinstance(objective, Flow) and objective.two_times
 
 
 Predict = Callable[..., Tensor]
@@ -138,7 +138,7 @@ def _implied(predict: Predict, objective: Objective) -> Split:
     return split
 
 
-def _averaged(predict: Predict, x: Tensor, steps: int) -> Tensor:
+def _by_mean_velocity(predict: Predict, x: Tensor, steps: int) -> Tensor:
     """Return x_r = x_t - (t - r) u(x_t, r, t), step by step: arXiv 2505.13447, equation 12."""
     levels = torch.from_numpy(np.linspace(1, 0, steps + 1))
     for here, there in itertools.pairwise(levels):

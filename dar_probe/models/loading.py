@@ -131,8 +131,10 @@ class Loaded:
             seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
-        kind = "steps of its mean velocity" if samplers.averages(self.objective) else "Euler steps"
-        steps = f"{samplers.Sampler.steps} {kind}"
+        mean = samplers.has_two_times(self.objective)
+        steps = (
+            f"{samplers.Sampler.steps} {'steps of its mean velocity' if mean else 'Euler steps'}"
+        )
         return drawn, f"{many} drawn from the model itself ({steps}, labels in turn)"
 
     def refusing(self) -> AbstractContextManager[None]:
@@ -381,7 +383,8 @@ def choose_objective(
     """
     if name is not None:
         chosen = known or objective.get(name)
-        if samplers.averages(chosen) and not samplers.averages(objective.get(usual)):
+        two = samplers.has_two_times
+        if two(chosen) and not two(objective.get(usual)):
             raise UsageError(
                 f"the objective {name!r} is for models with a second time, and this one has none",
                 hint="--objective repa has the same clock and prediction",

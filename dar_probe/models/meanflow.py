@@ -44,12 +44,12 @@ def identify(header: Header, heads: int | None) -> Identified:
         "read as MeanFlow: beside t = s it embeds t - r, and is measured at r = t, where it "
         "predicts the velocity at t; --objective overrides"
     )
-    told = {name: header.told(name) for name in GUIDANCE}
-    if all(value is None for value in told.values()):
+    told = {name: value for name in GUIDANCE if (value := header.told(name)) is not None}
+    if not told:
         header.assumptions.append(
             "nothing tells whether guidance was trained in: if so, the loss is not the trained one"
         )
-    elif told != GUIDANCE:
+    elif any(value != GUIDANCE[name] for name, value in told.items()):
         said = ", ".join(f"{name} {quote(value, 40)}" for name, value in told.items())
         header.assumptions.append(
             f"guidance was trained in ({said}): the loss is that of the velocity without it"

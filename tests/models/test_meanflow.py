@@ -138,6 +138,7 @@ def test_own_samples_are_said_to_go_by_mean_velocities(tmp_path):
     ("changes", "objective", "said"),
     [
         ({}, "meanflow", []),
+        ({"cfg_kappa": None}, "meanflow", []),
         ({"cfg_omega": 1.0, "cfg_kappa": 0.5}, "meanflow",
          ["guidance was trained in (cfg_omega '1.0', cfg_kappa '0.5'): the loss is that of the "
           "velocity without it"]),
