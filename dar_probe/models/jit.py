@@ -197,7 +197,7 @@ def _classes(header: Header, rows: int) -> int:
     classes = told if conventions.is_count(told) else rows - 1
     if classes != rows - 1 or not classes:
         raise header.contradiction(f"{classes} classes, and a label table of {rows} rows")
-    return rows - 1
+    return classes
 
 
 def _objective(header: Header, side: int) -> str:
@@ -212,7 +212,12 @@ def _objective(header: Header, side: int) -> str:
             f"nothing tells the noise scale: {scale:g} for images of {side} pixels; "
             "--objective jit:SCALE overrides"
         )
-    floor = 0.05 if floor is None else floor
+    if floor is None:
+        floor = 0.05
+        header.assumptions.append(
+            "nothing tells the least 1 - t by which the loss divides: 0.05; "
+            "--objective jit:SCALE:LEAST overrides"
+        )
     for value, most in ((scale, objectives.MAX_NOISE), (floor, 1)):
         if not isinstance(value, int | float) or not 0 < value <= most:
             said = f"its noise_scale is {quote(scale, 40)} and its t_eps {quote(floor, 40)}"

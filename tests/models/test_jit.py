@@ -196,6 +196,8 @@ def test_a_file_without_settings(width, depth, heads, start, patch, noise):
         "nor ablated, the image's alone are",
         f"nothing tells the noise scale: {patch // 16} for images of {16 * patch} pixels; "
         "--objective jit:SCALE overrides",
+        "nothing tells the least 1 - t by which the loss divides: 0.05; --objective "
+        "jit:SCALE:LEAST overrides",
     ]
 
 
@@ -203,6 +205,9 @@ def test_settings_name_the_noise_and_the_least_divisor():
     found = check.identify(FAMILY, blank(), args=settings(2, noise_scale=0.5, t_eps=0.01))
     assert found.objective == "jit:0.5:0.01"
     assert objectives.get(found.objective) == objectives.jit(0.5, 0.01)
+    small = check.identify(FAMILY, blank(), args=settings(2, noise_scale=None))
+    assert small.objective == "jit"
+    assert "nothing tells the noise scale: 1 for images of 6 pixels" in small.assumptions[-1]
 
 
 def test_a_start_that_nobody_knows_is_asked_for():
