@@ -136,7 +136,7 @@ def _roots(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _is_average(path: tuple[str, ...]) -> bool:
-    words = [set(re.split(r"[^a-z0-9]+", part.lower())) for part in path]
+    words = [set(re.split(r"[^a-z]+", part.lower())) for part in path]  # "ema2" is an ema
     return any(AVERAGES & one for one in words) and not any(RAW & one for one in words)
 
 

@@ -68,7 +68,7 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
             hint="leave the choice of weights out",
         )
     least = min(len(group.path) for group in pool)
-    nearest = [group for group in pool if len(group.path) == least]
+    nearest = _first([group for group in pool if len(group.path) == least])
     named = [group for group in nearest if group.path and group.path[-1] in USUAL]
     if len(nearest) > 1 and len(named) != 1:
         raise CheckpointError(
@@ -84,6 +84,14 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
     rest = f"; beside it lie {_listed(others)}" if others else ""
     alone = "" if averages else "; the file holds no average"
     return Chosen(label, taken.state, f"the {what} {taken.shown} of the file{rest}{alone}")
+
+
+def _first(found: list[Group]) -> list[Group]:
+    """Return the first of numbered averages alone: JiT samples from ema1 and keeps an ema2."""
+    names = [".".join(group.path) for group in found]
+    firsts = [i for i, name in enumerate(names) if re.search(r"ema1\b", name)]
+    alike = len({re.sub(r"ema\d\b", "ema", name) for name in names}) == 1
+    return [found[firsts[0]]] if alike and len(firsts) == 1 else found
 
 
 def _listed(found: list[Group]) -> str:

@@ -1,4 +1,4 @@
-"""Flows along a path from data to noise: SiT, REPA, SD3, Flux."""
+"""Flows along a path from data to noise: SiT, REPA, MeanFlow, JiT, SD3, Flux."""
 
 import math
 from collections.abc import Callable
@@ -24,12 +24,16 @@ class Flow(Objective):
     prediction "velocity": the derivative of x_s by the clock, over ``scale``; data - noise or
     noise - data on the linear path. "noise": the noise. "score": -noise / sigma; its loss is that
     of the noise which it implies, |sigma prediction + noise|^2, as in SiT's code without weighting.
+
+    two_times: the model takes a second time r and predicts the mean velocity between the two
+    (MeanFlow, arXiv 2505.13447). Its loss here is that at r = t, where it is the velocity at t.
     """
 
     noise_time: float
     scale: float = 1.0
     path: str = "linear"
     prediction: str = "velocity"
+    two_times: bool = False
 
     @property
     def clock(self) -> str:
@@ -80,6 +84,43 @@ class Flow(Objective):
     def _signed(self, slope: Tensor) -> Tensor:
         """Turn a derivative by s into one by the clock, and back."""
         return slope if self.noise_time == 1 else -slope
+
+
+@dataclass(frozen=True)
+class DataFlow(Flow):
+    """A flow whose model predicts the data and is trained on the velocity that follows from them.
+
+    After JiT (arXiv 2511.13720): x_s = (1 - s) x + s noise_scale noise, and the slope of the path
+    is (x_s - prediction) / max(s, floor). The floor keeps both loss and steps of a sampler finite.
+    """
+
+    prediction: str = "data"
+    noise_scale: float = 1.0
+    floor: float = 0.05
+
+    def reached(self, s: Tensor) -> Tensor:
+        return s
+
+    def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - s, self.noise_scale * s
+
+    def start(self, noise: Tensor) -> Tensor:
+        return self.noise_scale * noise
+
+    def target(self, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        return x
+
+    def loss(self, prediction: Tensor, x: Tensor, noise: Tensor, s: Tensor) -> Tensor:
+        found = super().loss(prediction, x, noise, s)
+        return found / self._divisor(s).to(found.dtype).square()
+
+    def split(self, x_s: Tensor, prediction: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (x_s - prediction) / column(self._divisor(s), x_s)
+        at = column(s, x_s)
+        return x_s - at * slope, (x_s + (1 - at) * slope) / self.noise_scale
+
+    def _divisor(self, s: Tensor) -> Tensor:
+        return s.clamp(min=self.floor)
 
 
 def _linear(s: Tensor) -> tuple[Tensor, ...]:

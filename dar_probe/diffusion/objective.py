@@ -49,6 +49,10 @@ class Objective:
         alpha, sigma = self.alpha_sigma(s)
         return column(alpha, x) * x + column(sigma, x) * noise
 
+    def start(self, noise: Tensor) -> Tensor:
+        """Return x_1 (N, C, h, w), where samplers begin, from noise of unit variance."""
+        return noise
+
     def log_snr(self, s: Tensor) -> Tensor:
         """Return log(alpha^2 / sigma^2) (N,); infinite at pure data and at pure noise."""
         alpha, sigma = self.alpha_sigma(s)

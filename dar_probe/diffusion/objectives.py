@@ -10,11 +10,13 @@ from dataclasses import replace
 import torch
 
 from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE, betas, shifted
-from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
+from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, DataFlow, Flow
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError
 
 MAX_STEPS = 100_000
+MAX_NOISE = 1000.0
+CLOCKS = ("sit", "repa", "meanflow")
 
 # The same in the words of a diffusers scheduler config.
 DIFFUSERS_SCHEDULES = {
@@ -26,16 +28,32 @@ DIFFUSERS_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def flow(clock: str, path: str = "linear", prediction: str = "velocity") -> Flow:
-    """Return the flow of a clock ("sit", "repa"), a path and a prediction.
+    """Return the flow of a clock ("sit", "repa", "meanflow"), a path and a prediction.
 
     Raises:
         UsageError: there is none.
     """
     usual = (path, prediction) == ("linear", "velocity")
     name = clock if usual else f"{clock}:{path}:{prediction}"
-    if clock not in ("sit", "repa") or path not in PATHS or prediction not in FLOW_PREDICTIONS:
+    known = ("velocity",) if clock == "meanflow" else FLOW_PREDICTIONS
+    if clock not in CLOCKS or path not in PATHS or prediction not in known:
         raise _unknown("objective", name)
-    return Flow(name, float(clock == "repa"), path=path, prediction=prediction)
+    return Flow(
+        name, float(clock != "sit"), path=path, prediction=prediction, two_times=clock == "meanflow"
+    )
+
+
+def jit(noise_scale: float = 1.0, floor: float = 0.05) -> DataFlow:
+    """Return JiT's objective for a size of the noise, and a least divisor of its velocity.
+
+    Raises:
+        UsageError: one of them makes no sense.
+    """
+    parts = ["jit", *(f"{value!r}".removesuffix(".0") for value in (noise_scale, floor))]
+    name = ":".join(parts[: 3 if floor != 0.05 else 2 if noise_scale != 1 else 1])
+    if not (0 < noise_scale <= MAX_NOISE and 0 < floor <= 1):
+        raise _unknown("objective", name)
+    return DataFlow(name, 0.0, noise_scale=noise_scale, floor=floor)
 
 
 def ddpm(
@@ -84,6 +102,8 @@ _LDM = ddpm("ddpm:scaled-linear", schedule="scaled-linear", beta_start=0.00085, 
 OBJECTIVES: dict[str, Objective] = {
     "sit": flow("sit"),
     "repa": flow("repa"),
+    "meanflow": flow("meanflow"),
+    "jit": jit(),
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),
@@ -101,6 +121,7 @@ def get(name: str) -> Objective:
     """Return the objective called ``name``.
 
     That is one of ``OBJECTIVES``; "sit:PATH:PREDICTION" and "repa:PATH:PREDICTION", see ``Flow``;
+    "meanflow:PATH:velocity"; "jit:NOISE_SCALE" and "jit:NOISE_SCALE:FLOOR", see ``DataFlow``;
     "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and Stable Diffusion's for
     scaled-linear; or "dit:PREDICTION" and "uvit:PREDICTION".
 
@@ -110,8 +131,13 @@ def get(name: str) -> Objective:
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     clock, *rest = name.split(":")
-    if clock in ("sit", "repa") and len(rest) == 2:
+    if clock in CLOCKS and len(rest) == 2:
         return replace(flow(clock, *rest), name=name)
+    if clock == "jit" and len(rest) <= 2:
+        try:
+            return replace(jit(*map(float, rest)), name=name)
+        except ValueError:
+            raise _unknown("objective", name) from None
     steps, _, prediction = name.rpartition(":")
     if steps not in _STEPS or prediction not in PREDICTIONS:
         raise _unknown("objective", name)
@@ -146,5 +172,5 @@ def _unknown(what: str, name: str) -> UsageError:
         hint=f"known: {', '.join(OBJECTIVES)}; ddpm:SCHEDULE:PREDICTION with a schedule of "
         f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}; "
         f"sit:PATH:PREDICTION and repa:PATH:PREDICTION with a path of {', '.join(PATHS)} and a "
-        f"prediction of {', '.join(FLOW_PREDICTIONS)}",
+        f"prediction of {', '.join(FLOW_PREDICTIONS)}; jit:NOISE_SCALE such as jit:2",
     )

@@ -1,5 +1,6 @@
 """Draws samples from a model: steps from pure noise to data, along the ODE or with fresh noise."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.diffusion import data as datasets
+from dar_probe.diffusion.flow import Flow
 from dar_probe.diffusion.objective import Objective, column
 from dar_probe.errors import UsageError
 
@@ -24,7 +26,9 @@ class Sampler:
     Attributes:
         solver: "euler": Euler's method for flows, DDIM (arXiv 2010.02502) for DDPM models. "heun":
             its second-order form (arXiv 2206.00364, algorithm 1; the last step is Euler's). "sde":
-            ancestral steps, DDIM's with eta 1. "dopri5": torchdiffeq's adaptive ODE solver.
+            ancestral steps, DDIM's with eta 1. "dopri5": torchdiffeq's adaptive ODE solver. Of a
+            model of mean velocities (MeanFlow) euler takes its own steps, each by the mean
+            velocity up to its end; one is enough. The other solvers take the velocity at r = t.
         steps: even steps in the noise level; heun calls the model twice in each, dopri5 has none.
         guidance: classifier-free guidance (arXiv 2207.12598): 1 is the conditional model.
         null_class: the label of the unconditional model; None where there is none.
@@ -84,10 +88,14 @@ def draw(
     drawn = []
     for start in range(0, len(labels), place.batch_size):
         ids = torch.arange(start, min(start + place.batch_size, len(labels)))
-        x = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
-        split = _implied(model, objective, labels[ids].to(place.device), sampler)
+        noise = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
+        x = objective.start(noise)
+        predict = _predictor(model, objective, labels[ids].to(place.device), sampler)
+        split = _implied(predict, objective)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)
+        elif sampler.solver == "euler" and has_two_times(objective):
+            x = _by_mean_velocity(predict, x, sampler.steps)
         else:
             x = _stepped(split, objective, x, sampler, ids, seed)
         drawn.append(x.float().cpu())
@@ -96,23 +104,46 @@ def draw(
     return torch.cat(drawn)
 
 
+def has_two_times(objective: Objective) -> bool:
+    """Tell whether a model of this objective takes a second time and predicts mean velocities."""
+    return isinstance(objective, Flow) and objective.two_times
+
+
+Predict = Callable[..., Tensor]
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _implied(model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler) -> Split:
-    """Return a function of x_s and the level s: the data and the noise that the model implies."""
+def _predictor(model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler) -> Predict:
+    """Return a function of x_s and the level s, and for mean velocities of the step's end."""
     null = sampler.null_class if sampler.guidance != 1 else None
 
-    def split(x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        s = level.to(x.device).expand(len(x))
-        time = objective.model_time(s)
-        prediction = model(x, time, y)
+    def predict(x: Tensor, *levels: Tensor) -> Tensor:
+        times = [objective.model_time(level.to(x.device).expand(len(x))) for level in levels]
+        end = {"r": times[1]} if times[1:] else {}
+        prediction: Tensor = model(x, times[0], y, **end)
         if null is not None:
-            free = model(x, time, torch.full_like(y, null))
+            free = model(x, times[0], torch.full_like(y, null), **end)
             prediction = free + sampler.guidance * (prediction - free)
-        return objective.split(x, prediction, s)
+        return prediction
+
+    return predict
+
+
+def _implied(predict: Predict, objective: Objective) -> Split:
+    """Return a function of x_s and the level s: the data and the noise that the model implies."""
+
+    def split(x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        return objective.split(x, predict(x, level), level.to(x.device).expand(len(x)))
 
     return split
+
+
+def _by_mean_velocity(predict: Predict, x: Tensor, steps: int) -> Tensor:
+    """Return x_r = x_t - (t - r) u(x_t, r, t), step by step: arXiv 2505.13447, equation 12."""
+    levels = torch.from_numpy(np.linspace(1, 0, steps + 1))
+    for here, there in itertools.pairwise(levels):
+        x = x + (there - here).to(x) * predict(x, here, there)
+    return x
 
 
 def _stepped(

@@ -194,7 +194,7 @@ def flow(header: Header, clock: str) -> str | None:
 
     Args:
         header: the file's header; what names nothing known is assumed to be SiT's own.
-        clock: "sit" or "repa".
+        clock: "sit", "repa" or "meanflow".
     """
     path, prediction = header.told("path_type"), header.told("prediction")
     if path is None and prediction is None:

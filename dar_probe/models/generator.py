@@ -36,7 +36,8 @@ def load_generator(
             hint="save them as images, and give them to dar-probe evaluate",
         )
     found = loaded.identified
-    null = found.num_classes if found.sizes.get("null_class") else None
+    dropped = found.sizes.get("null_class") or found.sizes.get("rows", 0) > found.num_classes
+    null = found.num_classes if dropped else None
     sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)
     decode = None if sampling.vae is None else vae.load_decoder(Path(sampling.vae), place)

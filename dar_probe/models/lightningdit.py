@@ -81,8 +81,11 @@ class LightningDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict data - noise; of learned variances the first half is returned."""
+        return self.conditioned(x, self.t_embedder(t) + self.y_embedder(y))
+
+    def conditioned(self, x: Tensor, c: Tensor) -> Tensor:
+        """Predict from x (N, C, h, w) and the embedding c (N, D) of times and labels."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
             x = block(x, c, self.feat_rope)
         out = self.final_layer(x, c)  # (N, T, p*p*C)
@@ -162,15 +165,18 @@ class SwiGLU(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Turns neighbouring features as pairs by the angles in its tables, which the file holds."""
+    """Turns neighbouring features as pairs by the angles in its tables (tokens, size).
+
+    They come from the file, or are made by the model that has this part where they are not stored.
+    """
 
     freqs_cos: Tensor
     freqs_sin: Tensor
 
-    def __init__(self, tokens: int, size: int) -> None:
+    def __init__(self, tokens: int, size: int, *, stored: bool = True) -> None:
         super().__init__()
-        self.register_buffer("freqs_cos", torch.empty(tokens, size))
-        self.register_buffer("freqs_sin", torch.empty(tokens, size))
+        self.register_buffer("freqs_cos", torch.empty(tokens, size), persistent=stored)
+        self.register_buffer("freqs_sin", torch.empty(tokens, size), persistent=stored)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, T, D/H) -> (N, H, T, D/H)."""
@@ -208,6 +214,30 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 
 def identify(header: Header, heads: int | None) -> Identified:
     """Read every size and option from one shape each."""
+    sizes = read_sizes(header, heads)
+    classes = conventions.classes(header, sizes["rows"])
+    named = conventions.flow(header, "sit")
+    if not named:
+        header.assumptions.append(
+            "read as LightningDiT: time runs t = 1 - s; --objective overrides"
+        )
+    return Identified(
+        family="lightningdit",
+        sizes=sizes,
+        shape=(sizes["channels"], sizes["side"], sizes["side"]),
+        num_classes=classes,
+        objective=named or "sit",
+        assumptions=header.assumptions,
+    )
+
+
+def read_sizes(header: Header, heads: int | None) -> dict[str, Any]:
+    """Return what ``LightningDiTConfig`` takes.
+
+    Raises:
+        CheckpointError: the file contradicts itself, or does not tell its heads.
+        UsageError: ``heads`` does not fit the file.
+    """
     shapes = header.shapes
     frame = conventions.frame(header)
     width, depth = frame.width, conventions.depth(header)
@@ -217,7 +247,7 @@ def identify(header: Header, heads: int | None) -> Identified:
     if modulation not in (4 * width, 6 * width):
         raise header.misshapen("blocks.0.adaLN_modulation.1.weight")
     shaped = _shaped_heads(header, width)
-    sizes: dict[str, Any] = {
+    return {
         "depth": depth,
         "width": width,
         "heads": conventions.heads(
@@ -235,20 +265,6 @@ def identify(header: Header, heads: int | None) -> Identified:
         "shift": modulation == 6 * width,
         "rope": "feat_rope.freqs_cos" in shapes,
     }
-    classes = conventions.classes(header, frame.rows)
-    named = conventions.flow(header, "sit")
-    if not named:
-        header.assumptions.append(
-            "read as LightningDiT: time runs t = 1 - s; --objective overrides"
-        )
-    return Identified(
-        family="lightningdit",
-        sizes=sizes,
-        shape=frame.shape,
-        num_classes=classes,
-        objective=named or "sit",
-        assumptions=header.assumptions,
-    )
 
 
 def _shaped_heads(header: Header, width: int) -> int | None:

@@ -131,7 +131,10 @@ class Loaded:
             seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
-        steps = f"{samplers.Sampler.steps} Euler steps"
+        mean = samplers.has_two_times(self.objective)
+        steps = (
+            f"{samplers.Sampler.steps} {'steps of its mean velocity' if mean else 'Euler steps'}"
+        )
         return drawn, f"{many} drawn from the model itself ({steps}, labels in turn)"
 
     def refusing(self) -> AbstractContextManager[None]:
@@ -374,7 +377,17 @@ def choose_objective(
     """Return the objective called ``usual``, or the one asked for, and what that assumes.
 
     ``known`` is the one asked for where the name alone does not tell its steps.
+
+    Raises:
+        UsageError: there is no such objective, or it is one of models with a second time.
     """
     if name is not None:
-        return known or objective.get(name), [f"objective {name!r}, as asked for"]
+        chosen = known or objective.get(name)
+        two = samplers.has_two_times
+        if two(chosen) and not two(objective.get(usual)):
+            raise UsageError(
+                f"the objective {name!r} is for models with a second time, and this one has none",
+                hint="--objective repa has the same clock and prediction",
+            )
+        return chosen, [f"objective {name!r}, as asked for"]
     return objective.get(usual), []

@@ -44,6 +44,11 @@ CONTAINERS = {
     ),
     "named dicts": ({"model_state_dict": RAW, "ema_model_state_dict": AVERAGE}, "average"),
     "raw called model": ({"model": RAW, "model_ema": AVERAGE, "opt": {"state": {}}}, "average"),
+    "numbered averages": (
+        {"model": under("net.", RAW), "model_ema2": under("net.", RAW),
+         "model_ema1": under("net.", AVERAGE), "epoch": 3},
+        "average",
+    ),
     "a wrapper that keeps both": (
         {"model": RAW, "ema": {"initted": COUNT > 0, "step": COUNT,
                                **under("ema_model.", AVERAGE), **under("online_model.", RAW)}},
@@ -192,3 +197,10 @@ def test_the_objective_is_the_one_that_the_settings_name(tmp_path, settings, obj
     assert loaded.objective.name == objective
     said = [text for text in loaded.assumptions if "path_type" in text]
     assert len(said) == (objective != "sit" or settings["path_type"] == "spiral")
+
+
+@pytest.mark.parametrize("names", [("ema2", "ema3"), ("ema1", "shadow_ema2"), ("ema_1", "ema_2")])
+def test_averages_that_no_number_tells_apart_are_refused(names):
+    content = {"model": RAW} | dict.fromkeys(names, AVERAGE)
+    with pytest.raises(CheckpointError, match="holds several models"):
+        choose(content, "auto", "'x'")

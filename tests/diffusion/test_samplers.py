@@ -22,7 +22,12 @@ class Exact(torch.nn.Module):
         super().__init__()
         self.objective = objectives.get(name)
 
-    def forward(self, x_s, t, y):
+    def forward(self, x_s, t, y, r=None):
+        if r is not None:  # the mean velocity, on the line that quantiles follow from t to r
+            places = [self.place(time, y, x_s) for time in (t, r)]
+            (mean, spread), (mean_there, spread_there) = places
+            there = mean_there + spread_there / spread * (x_s - mean)
+            return (x_s - there) / column(t - r, x_s)
         o = self.objective
         if isinstance(o, DDPM):
             s = o.sigmas[t - o.first]
@@ -33,6 +38,11 @@ class Exact(torch.nn.Module):
         pull = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
         clean = mean + pull * (x_s - alpha * mean)
         return o.target(clean, (x_s - alpha * clean) / sigma.clamp(min=1e-12), s)
+
+    def place(self, t, y, like):
+        """Mean and spread of x_s at a time of a flow."""
+        alpha, sigma = (column(c, like) for c in self.objective.alpha_sigma(t))
+        return alpha * (MEAN + column(y, like)), (alpha**2 * SPREAD**2 + sigma**2).sqrt()
 
 
 def drawn(name="sit", *, count=6, labels=None, batch_size=16, **settings):
@@ -56,6 +66,36 @@ def test_solvers_have_their_order(name, solver, order):
     ]
     assert errors[1] < (0.03 if order == 1 else 2e-3)
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["meanflow", "meanflow:gvp:velocity"])
+def test_one_step_of_mean_velocities_is_the_flow(name):
+    for steps in (1, 3):
+        torch.testing.assert_close(drawn(name, steps=steps), flow(), rtol=0, atol=1e-6)
+    # Other solvers take the velocity at r = t.
+    error = (drawn(name, solver="heun", steps=64) - flow()).abs().max()
+    assert 1e-6 < float(error) < 3e-3
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_jit_steps_are_those_of_its_formulas(solver):
+    """From 2 times the noise; 1 - t is at least 0.05, and the last step is Euler's."""
+    model, label, steps = Exact("jit:2"), torch.zeros(6, dtype=torch.long), 30
+    z = 2 * data.noise(range(6), SHAPE, seed=3).double()
+
+    def velocity(z, t):
+        time = torch.full((6,), t, dtype=torch.float64)
+        return (model(z, time, label) - z) / max(1 - t, 0.05)
+
+    for k in range(steps):
+        t, after = k / steps, (k + 1) / steps
+        v = velocity(z, t)
+        if solver == "heun" and k + 1 < steps:
+            v = (v + velocity(z + (after - t) * v, after)) / 2
+        z = z + (after - t) * v
+    found = drawn("jit:2", solver=solver, steps=steps).double()
+    torch.testing.assert_close(found, z, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, flow().double(), rtol=0, atol=0.2)
 
 
 @pytest.mark.parametrize("name", ["dit", "dit:v"])

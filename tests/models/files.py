@@ -10,7 +10,15 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import (
+    check,
+    test_jit,
+    test_lightningdit,
+    test_mdt,
+    test_meanflow,
+    test_udit,
+    test_uvit,
+)
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -124,6 +132,16 @@ CASES = {
         {"args": argparse.Namespace(**UDIT)},
         *("udit", "dit", None, (2, 16, 16), 5),
     ),
+    "JiT": (
+        lambda: check.random_state(test_jit.official_shapes(**test_jit.SMALL)),
+        {"args": argparse.Namespace(**test_jit.settings(2))},
+        *("jit", "jit", None, (3, 6, 6), 5),
+    ),
+    "MeanFlow": (
+        lambda: check.random_state(test_meanflow.official_shapes()),
+        {"args": argparse.Namespace(**test_meanflow.PLAIN)},
+        *("meanflow", "meanflow", test_meanflow.HEADS, (3, 6, 6), test_meanflow.CLASSES),
+    ),
 }
 
 
@@ -191,8 +209,17 @@ CLOCKS = {
     "dit": steps(line(1e-4, 2e-2), 0),
     "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
     "vp": vp,
+    "jit": sit,
+    "meanflow": repa,
 }
-TARGETS = {"sit": lambda x, noise: x - noise, "repa": lambda x, noise: noise - x}
+TARGETS = {
+    "sit": lambda x, noise: x - noise,
+    "repa": lambda x, noise: noise - x,
+    "meanflow": lambda x, noise: noise - x,
+    "jit": lambda x, noise: x,
+}
+# What the error is divided by before it is squared, where that is not one.
+DIVISORS = {"jit": lambda s: max(s, 0.05)}
 
 
 def problem(file, s, rows):
@@ -210,4 +237,5 @@ def problem(file, s, rows):
     kind = torch.int64 if isinstance(time, int) else torch.float64
     times = torch.full((rows,), time, dtype=kind)
     inputs = alpha * x + sigma * noise, times, file.labels[:rows]
-    return level, inputs, lambda output: ((output - target) ** 2).reshape(rows, -1).mean(1)
+    size = DIVISORS.get(file.clock, lambda s: 1)(s)
+    return level, inputs, lambda out: (((out - target) / size) ** 2).reshape(rows, -1).mean(1)
