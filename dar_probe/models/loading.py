@@ -174,16 +174,18 @@ def load_checkpoint(
         raise UsageError(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
-    loaded = _load_file(options, dtype)
+    loaded = _load_file(options, dtype, shape)
     said = folders.said_of(place, Path(options.path))
     return replace(loaded, assumptions=[*said, *loaded.assumptions])
 
 
-def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:
+def _load_file(
+    options: CheckpointOptions, dtype: torch.dtype, shape: Sequence[int] | None
+) -> Loaded:
     path, weights = Path(options.path), check_weights(options.weights)
     header = peek.peek(path, weights=weights)
     kind = registry.family_of(header, options.family)
-    found = kind.identify(header, options.heads)
+    found = sized(kind.identify(header, options.heads), shape)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
@@ -317,6 +319,19 @@ def of_weights(header: Peek) -> list[str]:
     if coarse:
         said.append(f"{coarse} of {len(header.dtypes)} weights are stored in 8 bits, as they are")
     return said
+
+
+def sized(found: Identified, shape: Sequence[int] | None = None) -> Identified:
+    """Let a model of any size take samples of the size of the data, else that of its presets."""
+    if found.any_side is None:
+        return found
+    channels, side, _ = found.shape
+    if shape is not None and len(shape) == 3:
+        wanted, height, width = shape
+        if wanted == channels and height == width and not height % found.any_side:
+            return replace(found, shape=tuple(shape))
+    said = f"samples of {channels} x {side} x {side}, as in the presets: the model takes any size"
+    return replace(found, assumptions=[*found.assumptions, said])
 
 
 def blank(header: Header, family: Family, found: Identified) -> nn.Module:

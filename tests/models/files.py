@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import check, test_ddt, test_lightningdit, test_mdt, test_udit, test_uvit
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -123,6 +123,11 @@ CASES = {
         lambda: check.random_state(test_udit.official(depths=[1, 2, 1, 1, 1])),
         {"args": argparse.Namespace(**UDIT)},
         *("udit", "dit", None, (2, 16, 16), 5),
+    ),
+    "DDT": (
+        lambda: check.random_state(test_ddt.official()),
+        {"args": argparse.Namespace(**test_ddt.OPTIONS)},
+        *("ddt", "sit", None, test_ddt.SHAPE, 5),
     ),
 }
 
