@@ -1,6 +1,7 @@
 """Samplers against data whose flow and marginals are known in closed form."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,18 @@ def test_solvers_have_their_order(name, solver, order):
     ]
     assert errors[1] < (0.03 if order == 1 else 2e-3)
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
+
+
+def test_steps_are_those_of_the_objective():
+    """Of 4 numbers over a base of 1: u becomes 2 u / (1 + u)."""
+    seen = []
+    model = Exact("repa")
+    model.register_forward_pre_hook(lambda _, args: seen.append(float(args[1][0])))
+    samplers.draw(
+        model, replace(objectives.get("rae"), base=1), torch.zeros(1, dtype=torch.long), SHAPE,
+        seed=3, sampler=Sampler(steps=4),
+    )  # fmt: skip
+    assert seen == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5])
 
 
 @pytest.mark.parametrize("name", ["dit", "dit:v"])
