@@ -58,12 +58,12 @@ BatchSize = Annotated[
 Objective = Annotated[
     str | None,
     typer.Option(
-        help="What the model was trained on: sit (t=0 is noise), repa (t=1 is noise), dit, uvit, "
-        "vp, or ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
+        help="What the model was trained on: sit (t=0 is noise), repa (t=1 is noise), rae, dit, "
+        "uvit, vp, or ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
         metavar="NAME",
         show_default="as the file tells, else its family's",
         rich_help_panel=panels.MODEL,
-        autocompletion=one_of("sit", "repa", "dit", "uvit", "vp", "ddpm:"),
+        autocompletion=one_of("sit", "repa", "rae", "dit", "uvit", "vp", "ddpm:"),
     ),
 ]
 Heads = Annotated[
@@ -78,13 +78,13 @@ Heads = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, ddt, or "
+        help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, ddt, rae, or "
         "package.module:FAMILY.",
         metavar="NAME",
         show_default="told by the names of its weights",
         rich_help_panel=panels.MODEL,
         callback=_importable,
-        autocompletion=one_of("sit", "uvit", "mdt", "lightningdit", "udit", "ddt"),
+        autocompletion=one_of("sit", "uvit", "mdt", "lightningdit", "udit", "ddt", "rae"),
     ),
 ]
 Weights = Annotated[

@@ -9,7 +9,7 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import ddt, lightningdit, mdt, sit_family, udit, uvit
+from dar_probe.models import ddt, lightningdit, mdt, rae, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -18,7 +18,7 @@ from dar_probe.sites.unwrap import check_forward
 
 DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
 # Compared in this order.
-MARKED = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, ddt.FAMILY, lightningdit.FAMILY)
+MARKED = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, ddt.FAMILY, rae.FAMILY, lightningdit.FAMILY)
 FAMILIES = (*MARKED, DEFAULT)
 
 

@@ -10,7 +10,15 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_ddt, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import (
+    check,
+    test_ddt,
+    test_lightningdit,
+    test_mdt,
+    test_rae,
+    test_udit,
+    test_uvit,
+)
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -129,6 +137,11 @@ CASES = {
         {"args": argparse.Namespace(**test_ddt.OPTIONS)},
         *("ddt", "sit", None, test_ddt.SHAPE, 5),
     ),
+    "DiT-DH": (
+        lambda: test_rae.file("swiglu rmsnorm"),
+        {"epoch": 1, "scheduler": None},
+        *("rae", "rae", None, test_rae.SHAPE, 5),
+    ),
 }
 
 
@@ -193,11 +206,13 @@ def line(low, high, count=1000):
 CLOCKS = {
     "sit": sit,
     "repa": repa,
+    "rae": repa,
     "dit": steps(line(1e-4, 2e-2), 0),
     "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
     "vp": vp,
 }
 TARGETS = {"sit": lambda x, noise: x - noise, "repa": lambda x, noise: noise - x}
+TARGETS["rae"] = TARGETS["repa"]
 
 
 def problem(file, s, rows):

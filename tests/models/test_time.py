@@ -15,6 +15,7 @@ LEVELS = [ENDS[0], 0.2, 0.4, 0.6, 0.8, ENDS[1]]
 CLOCKS = {
     "sit": (ENDS[1], ENDS[0], False),
     "repa": (*ENDS, False),
+    "rae": (*ENDS, False),
     "dit": (0, 999, True),
     "uvit": (1, 1000, True),
     # 999 t, where sigma is nearly sqrt(beta_start t), and where t has reached 1.
