@@ -5,6 +5,7 @@ Shapes: N samples, C channels, T tokens, D width, H heads, p patch size.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -273,6 +274,20 @@ def two_streams(model: Any, identified: Identified, tokens: int) -> Subject:
     return replace(found, assumptions=(*found.assumptions, said))
 
 
+def rivals(model: nn.Module, identified: Identified) -> dict[str, nn.Module]:
+    """Return the model with its encoder one block longer and one shorter, on the same weights.
+
+    A wrong split is the worse the farther it is from the right one, so that neighbours tell.
+    """
+    sizes, found = identified.sizes, {}
+    for encoder in (sizes["encoder"] - 1, sizes["encoder"] + 1):
+        if 0 < encoder < sizes["depth"]:
+            rival: Any = copy(model)
+            rival.encoder = encoder
+            found[f"num_encoder_blocks {encoder}"] = rival
+    return found
+
+
 FAMILY = Family(
     name="ddt",
     title="DDT",
@@ -280,4 +295,5 @@ FAMILY = Family(
     identify=identify,
     build=build,
     subject=subject,
+    rivals=rivals,
 )

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +101,7 @@ class Loaded:
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
         name: what figures and tables call the model; None: as its file.
+        rivals: what the same weights may be as well, see ``Family``.
     """
 
     file: dict[str, Any]
@@ -113,6 +114,7 @@ class Loaded:
     scheduler: dict[str, Any] | None = None
     conditions: str = ""
     name: str | None = None
+    rivals: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how."""
@@ -220,6 +222,7 @@ def _load_file(
             *subject.assumptions,
         ],
         call=ByClass(),
+        rivals=kind.rivals(model, found) if kind.rivals else {},
     )
 
 

@@ -1,5 +1,6 @@
 """The denoising problem of a checkpoint: inputs and loss as functions of (sample id, level)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,33 @@ def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int
         f"The weights contradict the assumed objective {own!r}: its loss is {found[own]:.2f} of "
         f"predicting zero, that of {best!r} is {found[best]:.2f}. Every number below may be "
         f"wrong; run again with --objective {best}."
+    )
+
+
+@torch.no_grad()
+def better_rival(
+    model: nn.Module, rivals: Mapping[str, nn.Module], problem: Denoising, data: Data
+) -> str | None:
+    """Compare the loss with that of what the same weights may be as well; say so if one is better.
+
+    Args:
+        model: as it was assumed to be.
+        rivals: by the setting that makes them so.
+        problem: of ``data``.
+        data: the samples.
+    """
+    if not rivals:
+        return None
+    some = data.take(slice(0, CHECK_SAMPLES))
+    own = _relative_loss(model, problem, some)
+    found = {name: _relative_loss(rival, problem, some) for name, rival in rivals.items()}
+    best = min(found, key=lambda name: found[name])
+    if not found[best] < min(1, own):
+        return None
+    return (
+        f"The weights contradict what was assumed of them: their loss is {own:.2f} of predicting "
+        f"zero, with {best} it is {found[best]:.2f}. Every number below may be wrong; save the "
+        "file with the right setting in its args."
     )
 
 

@@ -50,6 +50,8 @@ class Family:
             state dict has exactly the names and shapes of the file.
         subject: names the sites of such a model.
         fits: tells whether a header with all the marks is of this family; None: it is.
+        rivals: other models that the same weights may be, by the setting that would make them so,
+            for what no weight tells: where data are given, their losses are compared.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Family:
     build: Callable[[Identified], nn.Module]
     subject: Callable[[nn.Module, Identified], Subject]
     fits: Callable[[Header], bool] | None = None
+    rivals: Callable[[nn.Module, Identified], dict[str, nn.Module]] | None = None
 
     def matches(self, header: Header) -> bool:
         """Tell whether every mark is there, and the header fits."""

@@ -290,3 +290,15 @@ def test_errors_name_the_culprit(key, shape, match):
         state[key] = torch.zeros(shape)
     with pytest.raises(CheckpointError, match=match):
         check.load(FAMILY, state, args=OPTIONS)
+
+
+def test_rivals_are_the_same_weights_with_their_encoder_one_block_off():
+    depth, args = 4, {**OPTIONS, "num_encoder_blocks": 3}
+    state = check.random_state(official(depth))
+    subject, identified = check.load(FAMILY, state, args=args, shape=SHAPE)
+    inputs, _ = check.problem(identified)
+    (name, rival), *more = FAMILY.rivals(subject.model, identified).items()
+    assert name == "num_encoder_blocks 2" and not more  # of 4 the decoder would have no block
+    assert check.relative(rival(*inputs), reference(state, depth, 2, *inputs)) < 2e-14
+    assert check.relative(subject.model(*inputs), reference(state, depth, 3, *inputs)) < 2e-14
+    assert rival.blocks is subject.model.blocks
