@@ -84,7 +84,7 @@ _LDM = ddpm("ddpm:scaled-linear", schedule="scaled-linear", beta_start=0.00085, 
 OBJECTIVES: dict[str, Objective] = {
     "sit": flow("sit"),
     "repa": flow("repa"),
-    # 4096 numbers have a sample of SiT's: images of 256 pixels in the latents of Stable Diffusion.
+    # 4096 numbers: 4 x 32 x 32, the latents of SiT and DiT.
     "rae": replace(flow("repa"), name="rae", base=4096),
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),

@@ -171,7 +171,7 @@ def identify(header: Header, heads: int | None) -> Identified:
     if header.shape(norm, 1)[0] % 4:
         raise header.misshapen(norm)
     shaped, depth = conventions.heads_of_size(header, norm, width), conventions.depth(header)
-    encoder = encoder_blocks(header, width, depth)
+    encoder = _encoder(header, width, depth)
     patch, channels = _patch(header, features)
     header.assumptions.append("read as DDT: time runs t = 1 - s; --objective overrides")
     side = patch * max(SHAPE[1] // patch, 1)
@@ -195,7 +195,7 @@ def identify(header: Header, heads: int | None) -> Identified:
     )
 
 
-def encoder_blocks(header: Header, width: int, depth: int) -> int:
+def _encoder(header: Header, width: int, depth: int) -> int:
     """Return how many blocks are the encoder's: by the settings, or the presets.
 
     Raises:

@@ -55,6 +55,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         identify=_guarded(found.identify, name, "identify"),
         build=_guarded(found.build, name, "build"),
         subject=_guarded(found.subject, name, "subject"),
+        rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
     )
 
 

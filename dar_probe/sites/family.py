@@ -21,10 +21,10 @@ class Identified:
             must be there; ``Stack.subject`` reads it.
         shape: of one sample, e.g. (C, h, w).
         num_classes: classes without the row for dropped labels; 0 without labels.
-        any_side: the model takes squares of any multiple of this side, and ``shape`` is that of
-            its presets; None: samples of ``shape`` alone.
         objective: a name of ``dar_probe.diffusion.objectives``, unless the user says otherwise.
         assumptions: one sentence for each thing that the file could not tell.
+        any_side: the model takes squares of any multiple of this side, and ``shape``, (C, h, h), is
+            that of its presets; None: samples of ``shape`` alone.
     """
 
     family: str
