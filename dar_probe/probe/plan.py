@@ -21,7 +21,7 @@ from dar_probe.models.loading import Loaded, load_checkpoint
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, nnsight_engine
 from dar_probe.probe import samples as rows_of
-from dar_probe.probe.denoising import Denoising, better_rival, contradiction
+from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.derivative_check import wrong_derivative
 from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
@@ -313,8 +313,7 @@ def of_rows(
     warning = None
     if doubted:
         with untouched(model):
-            warning = contradiction(model, problem, rows, seed=seed)
-            warning = warning or better_rival(model, loaded.rivals, problem, rows)
+            warning = contradiction(model, problem, rows, seed=seed, rivals=loaded.rivals)
     task = Task(
         subject=subject,
         grid=grid,
