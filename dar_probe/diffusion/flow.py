@@ -1,7 +1,7 @@
 """Flows along a path from data to noise: SiT, REPA, MeanFlow, JiT, SD3, Flux."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,10 @@ class Flow(Objective):
 
     two_times: the model takes a second time r and predicts the mean velocity between the two
     (MeanFlow, arXiv 2505.13447). Its loss here is that at r = t, where it is the velocity at t.
+
+    base: where a sample has more numbers than this, samplers take their steps nearer to noise: with
+    a = sqrt(numbers / base), even steps u become a u / (1 + (a - 1) u) (SD3, arXiv 2403.03206; RAE
+    trains on times shifted alike). None: even steps.
     """
 
     noise_time: float
@@ -34,6 +38,7 @@ class Flow(Objective):
     path: str = "linear"
     prediction: str = "velocity"
     two_times: bool = False
+    base: int | None = None
 
     @property
     def clock(self) -> str:
@@ -45,6 +50,11 @@ class Flow(Objective):
         if self.path == "vp":
             return s.clamp(min=1e-5)
         return s if self.prediction == "velocity" else s.clamp(1e-3, 1 - 1e-3)
+
+    def steps(self, count: int, shape: Sequence[int]) -> Tensor:
+        even = super().steps(count, shape)
+        shift = max(1.0, math.sqrt(math.prod(shape) / self.base)) if self.base else 1.0
+        return shift * even / (1 + (shift - 1) * even)
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, _, _ = PATHS[self.path](s)

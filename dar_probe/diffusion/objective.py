@@ -1,7 +1,9 @@
 """What an objective tells: path, clock, target and loss of a diffusion model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,13 @@ class Objective:
     def reached(self, s: Tensor) -> Tensor:
         """Return the noise level (N,) that the clock can really reach for a wanted ``s`` (N,)."""
         return s
+
+    def steps(self, count: int, shape: Sequence[int]) -> Tensor:
+        """Return the noise levels (count + 1,) of a sampler's steps from noise to data.
+
+        ``shape`` is that of one sample.
+        """
+        return torch.from_numpy(np.linspace(1, 0, count + 1))
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coefficients of data and noise, (N,) each, at reached levels ``s``."""

@@ -104,6 +104,8 @@ OBJECTIVES: dict[str, Objective] = {
     "repa": flow("repa"),
     "meanflow": flow("meanflow"),
     "jit": jit(),
+    # 4096 numbers: 4 x 32 x 32, the latents of SiT and DiT.
+    "rae": replace(flow("repa"), name="rae", base=4096),
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),

@@ -29,7 +29,8 @@ class Sampler:
             ancestral steps, DDIM's with eta 1. "dopri5": torchdiffeq's adaptive ODE solver. Of a
             model of mean velocities (MeanFlow) euler takes its own steps, each by the mean
             velocity up to its end; one is enough. The other solvers take the velocity at r = t.
-        steps: even steps in the noise level; heun calls the model twice in each, dopri5 has none.
+        steps: in the noise level, even but for objectives that say otherwise; heun calls the model
+            twice in each, dopri5 has none.
         guidance: classifier-free guidance (arXiv 2207.12598): 1 is the conditional model.
         null_class: the label of the unconditional model; None where there is none.
     """
@@ -150,7 +151,7 @@ def _stepped(
     split: Split, objective: Objective, x: Tensor, sampler: Sampler, ids: Tensor, seed: int
 ) -> Tensor:
     """Each step mixes the data and the noise that the model sees anew, for the next level."""
-    levels = objective.reached(torch.from_numpy(np.linspace(1, 0, sampler.steps + 1)))
+    levels = objective.reached(objective.steps(sampler.steps, x.shape[1:]))
     alphas, sigmas = objective.alpha_sigma(levels)
     for k in range(sampler.steps):
         clean, noise = split(x, levels[k])

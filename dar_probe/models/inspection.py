@@ -22,6 +22,7 @@ from dar_probe.models.loading import (
     choose_objective,
     of_weights,
     plan,
+    sized,
 )
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.sites.block_lists import members
@@ -77,7 +78,7 @@ def survey(options: CheckpointOptions) -> Survey:
         return _of_folder(home, options.objective)
     header = peek.peek(path, weights=check_weights(options.weights))
     kind = registry.family_of(header, options.family)
-    identified = kind.identify(header, options.heads)
+    identified = sized(kind.identify(header, options.heads))
     model = blank(header, kind, identified)
     check_real(header, model)
     chosen, assumed = choose_objective(identified.objective, options.objective)

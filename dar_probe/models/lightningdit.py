@@ -86,6 +86,7 @@ class LightningDiT(nn.Module):
     def conditioned(self, x: Tensor, c: Tensor) -> Tensor:
         """Predict from x (N, C, h, w) and the embedding c (N, D) of times and labels."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        c = c[:, None]  # (N, 1, D)
         for block in self.blocks:
             x = block(x, c, self.feat_rope)
         out = self.final_layer(x, c)  # (N, T, p*p*C)
@@ -110,8 +111,8 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, c: Tensor, rope: nn.Module | None) -> Tensor:
-        """(N, T, D), (N, D) -> (N, T, D)."""
-        modulation = self.adaLN_modulation(c).unsqueeze(1)  # (N, 1, 6 D or 4 D)
+        """(N, T, D), (N, T or 1, D) -> (N, T, D)."""
+        modulation = self.adaLN_modulation(c)  # (N, T or 1, 6 D or 4 D)
         shift1 = shift2 = None
         if self.shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
@@ -194,8 +195,8 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(N, T, D), (N, D) -> (N, T, p*p*C)."""
-        shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        """(N, T, D), (N, T or 1, D) -> (N, T, p*p*C)."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))  # type: ignore[no-any-return]
 
 
@@ -207,7 +208,7 @@ def norm(width: int, rmsnorm: bool) -> nn.Module:
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """AdaLN: x (N, T, D), shift and scale (N, 1, D)."""
+    """AdaLN: x (N, T, D), shift and scale (N, T or 1, D)."""
     x = x * (1 + scale)
     return x if shift is None else x + shift
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +101,7 @@ class Loaded:
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
         name: what figures and tables call the model; None: as its file.
+        rivals: what the same weights may be as well, see ``Family``.
     """
 
     file: dict[str, Any]
@@ -113,6 +114,7 @@ class Loaded:
     scheduler: dict[str, Any] | None = None
     conditions: str = ""
     name: str | None = None
+    rivals: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how."""
@@ -177,16 +179,18 @@ def load_checkpoint(
         raise UsageError(
             "only models in a diffusers folder take text conditions", hint="leave --text out"
         )
-    loaded = _load_file(options, dtype)
+    loaded = _load_file(options, dtype, shape)
     said = folders.said_of(place, Path(options.path))
     return replace(loaded, assumptions=[*said, *loaded.assumptions])
 
 
-def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:
+def _load_file(
+    options: CheckpointOptions, dtype: torch.dtype, shape: Sequence[int] | None
+) -> Loaded:
     path, weights = Path(options.path), check_weights(options.weights)
     header = peek.peek(path, weights=weights)
     kind = registry.family_of(header, options.family)
-    found = kind.identify(header, options.heads)
+    found = sized(kind.identify(header, options.heads), shape)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
@@ -221,6 +225,7 @@ def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:
             *subject.assumptions,
         ],
         call=ByClass(),
+        rivals=kind.rivals(model, found) if kind.rivals else {},
     )
 
 
@@ -320,6 +325,19 @@ def of_weights(header: Peek) -> list[str]:
     if coarse:
         said.append(f"{coarse} of {len(header.dtypes)} weights are stored in 8 bits, as they are")
     return said
+
+
+def sized(found: Identified, shape: Sequence[int] | None = None) -> Identified:
+    """Let a model of any size take samples of the size of the data, else that of its presets."""
+    if found.any_side is None:
+        return found
+    channels, side, _ = found.shape
+    if shape is not None and len(shape) == 3:
+        wanted, height, width = shape
+        if wanted == channels and height == width and not height % found.any_side:
+            return replace(found, shape=tuple(shape))
+    said = f"samples of {channels} x {side} x {side}, as in the presets: the model takes any size"
+    return replace(found, assumptions=[*found.assumptions, said])
 
 
 def blank(header: Header, family: Family, found: Identified) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import jit, lightningdit, mdt, meanflow, sit_family, udit, uvit
+from dar_probe.models import ddt, jit, lightningdit, mdt, meanflow, rae, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -20,7 +20,8 @@ from dar_probe.sites.unwrap import check_forward
 DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
 # Compared in this order.
 MARKED = (
-    uvit.FAMILY, mdt.FAMILY, udit.FAMILY, jit.FAMILY, meanflow.FAMILY, lightningdit.FAMILY,
+    uvit.FAMILY, mdt.FAMILY, udit.FAMILY, ddt.FAMILY, rae.FAMILY, jit.FAMILY, meanflow.FAMILY,
+    lightningdit.FAMILY,
 )  # fmt: skip
 FAMILIES = (*MARKED, DEFAULT)
 
@@ -58,6 +59,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         identify=_guarded(found.identify, name, "identify"),
         build=_guarded(found.build, name, "build"),
         subject=_guarded(found.subject, name, "subject"),
+        rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
     )
 
 

@@ -240,15 +240,16 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     """Model time to a vector; the sinusoid takes t as it is, cosines first."""
 
-    def __init__(self, width: int, frequencies: int = 256) -> None:
+    def __init__(self, width: int, frequencies: int = 256, max_period: float = 10000.0) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.frequencies = frequencies
+        self.frequencies, self.max_period = frequencies, max_period
 
     def forward(self, t: Tensor) -> Tensor:
         """(N,) -> (N, D)."""
         weight: Any = self.mlp[0].weight
-        return self.mlp(sinusoid(t, self.frequencies).to(weight.dtype))  # type: ignore[no-any-return]
+        wave = sinusoid(t, self.frequencies, self.max_period)
+        return self.mlp(wave.to(weight.dtype))  # type: ignore[no-any-return]
 
 
 class LabelEmbedder(nn.Module):

@@ -143,13 +143,16 @@ class Attention(nn.Module):
         return self.to_out(out.reshape(n, -1, height, width))  # type: ignore[no-any-return]
 
 
-def rotate(x: Tensor, h: int, w: int) -> Tensor:
-    """Turn neighbouring features of x (..., h*w, size) as pairs, by column and row in turn."""
+def rotate(x: Tensor, h: int, w: int, step: float = 1.0) -> Tensor:
+    """Turn neighbouring features of x (..., h*w, size) as pairs, by column and row in turn.
+
+    ``step`` is the distance of neighbouring columns, and of rows.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     size = x.shape[-1]
     steps = torch.arange(0, size, 4, dtype=wide, device=x.device) / size
     place = torch.arange(h * w, device=x.device)
-    both = torch.stack([place % w, place // w], dim=-1).to(wide)  # (T, 2)
+    both = step * torch.stack([place % w, place // w], dim=-1).to(wide)  # (T, 2)
     angles = (both[:, None] * (10000.0**-steps)[:, None]).flatten(1)  # (T, size / 2)
     a, b = x.to(wide)[..., 0::2], x.to(wide)[..., 1::2]
     cos, sin = angles.cos(), angles.sin()

@@ -1,5 +1,6 @@
 """The denoising problem of a checkpoint: inputs and loss as functions of (sample id, level)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,19 @@ class Denoising:
 
 
 @torch.no_grad()
-def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int) -> str | None:
+def contradiction(
+    model: nn.Module,
+    assumed: Denoising,
+    data: Data,
+    *,
+    seed: int,
+    rivals: Mapping[str, nn.Module] | None = None,
+) -> str | None:
     """Compare the losses of the candidates at five levels; say so if another one fits clearly.
 
     A wrong clock gives plausible wrong numbers, and nothing in a file tells which one is right.
     Losses are relative to that of predicting zero, so that targets of different size compare.
+    ``rivals`` are what the same weights may be as well, see ``Family``.
     """
     some = data.take(slice(0, CHECK_SAMPLES))
     found = {
@@ -93,11 +102,26 @@ def contradiction(model: nn.Module, assumed: Denoising, data: Data, *, seed: int
     best = min(found, key=lambda name: found[name])
     # Weights that are worse than predicting zero under every convention favour none of them.
     if best == own or not found[best] < min(1, CONTRADICTION * found[own]):
-        return None
+        return _rivalled(found[own], rivals or {}, assumed, some)
     return (
         f"The weights contradict the assumed objective {own!r}: its loss is {found[own]:.2f} of "
         f"predicting zero, that of {best!r} is {found[best]:.2f}. Every number below may be "
         f"wrong; run again with --objective {best}."
+    )
+
+
+def _rivalled(
+    own: float, rivals: Mapping[str, nn.Module], problem: Denoising, data: Data
+) -> str | None:
+    """Say so if the loss of a rival is less than ``own``, under the same objective."""
+    found = {name: _relative_loss(rival, problem, data) for name, rival in rivals.items()}
+    best = min(found, key=lambda name: found[name], default="")
+    if not best or not found[best] < min(1, own):
+        return None
+    return (
+        f"The weights contradict what was assumed of them: their loss is {own:.2f} of predicting "
+        f"zero, with {best} it is {found[best]:.2f}. Every number below may be wrong; save the "
+        "file with the right setting in its args."
     )
 
 

@@ -160,7 +160,7 @@ def reduce(recorded: Recorded) -> dict[str, Tensor]:
 
 
 def _stage(recorded: Recorded, readers: slice, sources: slice) -> dict[str, Tensor]:
-    """Reduce one stretch of depth over which the stream keeps its shape."""
+    """Reduce one stretch of depth that has one stream of one shape."""
     recorder, subject = recorded.recorder, recorded.recorder.subject
     reads = recorder.reads[readers]
     width = reads[0].shape[-1]

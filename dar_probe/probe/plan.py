@@ -313,7 +313,7 @@ def of_rows(
     warning = None
     if doubted:
         with untouched(model):
-            warning = contradiction(model, problem, rows, seed=seed)
+            warning = contradiction(model, problem, rows, seed=seed, rivals=loaded.rivals)
     task = Task(
         subject=subject,
         grid=grid,

@@ -89,6 +89,8 @@ def _output(branch: Branch, outputs: dict[nn.Module, Tensor]) -> Tensor:
     if branch.gate is None:
         return output
     number, of = branch.chunk
-    gate = outputs[branch.gate].chunk(of, dim=1)[number]
+    gate = outputs[branch.gate].chunk(of, dim=-1)[number]
+    if gate.ndim == 3:  # by token
+        return output * gate
     spatial = output.ndim > 2 and output.shape[1] == gate.shape[1] and output.ndim == 4
     return output * (gate[:, :, None, None] if spatial else gate[:, None])

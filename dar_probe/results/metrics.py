@@ -237,7 +237,7 @@ def decodability(decoded: Array, levels: Array, weights: Array | None = None) ->
 
 
 def staged(ds: xr.Dataset) -> bool:
-    """Whether the stream changes its shape: somewhere two states have no cosine between them."""
+    """Whether a new stream begins on the way: somewhere two states have no cosine between them."""
     known = np.asarray(np.isfinite(ds["cosine"].values).any(axis=(0, 1)))
     there = np.asarray((ds["rms"].values > 0).all(axis=(0, 1)))
     return bool((there[:-1] & there[1:] & ~known[1:]).any())
@@ -281,7 +281,7 @@ def _means(ds: xr.Dataset, weights: Array) -> dict[str, Array]:
     spread = _measured(entropy / np.log(offered[offered >= 2])).mean(axis=1)
     growth = divide(rms[:, block == block.max()], rms[:, block == min(1, block.max())])[:, 0]
     decay = divide(early, np.median(_measured(grad[:, deep]), axis=1))
-    # One block has no growth over depth; nor do states of different shapes compare.
+    # One block has no growth over depth; nor do states of different streams compare.
     comparable = block.max() >= 2 and not staged(ds)
     return {
         "inflation": np.where(comparable, growth, np.nan),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dar_probe.results.intervals import Scale
 
 PAPER = "arXiv 2605.20708, section 3"
-STAGED = "; NaN where the stream changes its shape"
+STAGED = "; NaN where a new stream begins on the way"
 
 
 @dataclass(frozen=True, kw_only=True)

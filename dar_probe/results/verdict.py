@@ -158,7 +158,7 @@ def unmeasured(ds: xr.Dataset, metric: Metric) -> str:
         return "it takes two noise levels and two sources that matter"
     if metric.name == "loss":
         return "no loss was measured"
-    return "the stream changes its shape over depth" if staged(ds) else FEW
+    return "a new stream begins on the way" if staged(ds) else FEW
 
 
 def _symptom(metric: Metric, limits: Thresholds, untrained: bool, unknown: str = FEW) -> Finding:

@@ -23,6 +23,8 @@ class Identified:
         num_classes: classes without the row for dropped labels; 0 without labels.
         objective: a name of ``dar_probe.diffusion.objectives``, unless the user says otherwise.
         assumptions: one sentence for each thing that the file could not tell.
+        any_side: the model takes squares of any multiple of this side, and ``shape``, (C, h, h), is
+            that of its presets; None: samples of ``shape`` alone.
     """
 
     family: str
@@ -31,6 +33,7 @@ class Identified:
     num_classes: int
     objective: str
     assumptions: list[str]
+    any_side: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class Family:
             state dict has exactly the names and shapes of the file.
         subject: names the sites of such a model.
         fits: tells whether a header with all the marks is of this family; None: it is.
+        rivals: other models that the same weights may be, by the setting that would make them so,
+            for what no weight tells: where data are given, their losses are compared.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Family:
     build: Callable[[Identified], nn.Module]
     subject: Callable[[nn.Module, Identified], Subject]
     fits: Callable[[Header], bool] | None = None
+    rivals: Callable[[nn.Module, Identified], dict[str, nn.Module]] | None = None
 
     def matches(self, header: Header) -> bool:
         """Tell whether every mark is there, and the header fits."""

@@ -51,7 +51,8 @@ class Stack:
             kind: "attention", "mlp", ...
             norm: whose first input is what the sublayer reads.
             output: whose output, times the gate, is what it writes.
-            gate: whose output is modulation (N, chunks * D); None where there is no gate.
+            gate: whose output is modulation (N, chunks * D), or (N, T, chunks * D) by token; None
+                where there is no gate.
             chunk: which of how many equal chunks of it is the gate.
             number: of the sublayer among those of its kind in the block, where there are several.
         """
@@ -79,7 +80,7 @@ class Stack:
             block: 1..B.
             module: whose input is the stream before the step.
             after: it is the output of ``module`` instead.
-            fresh: the shape of the stream changes.
+            fresh: a new stream begins, of another shape or with an embedding of its own.
             name: left out, "block 5 fusion".
         """
         before = Passage(module=module, when="output" if after else "input", view=self.view)
@@ -124,8 +125,8 @@ class Stack:
         starts = [str(source.block) for source in self.sources if source.fresh]
         if starts:
             yield (
-                f"the stream changes its shape before blocks {', '.join(starts)}: cosines and "
-                "importances end there, and sizes before and after do not compare"
+                f"a new stream begins before block{'s' * (len(starts) > 1)} {', '.join(starts)}: "
+                "cosines and importances end there, and sizes before and after do not compare"
             )
 
 

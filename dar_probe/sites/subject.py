@@ -76,7 +76,8 @@ class Branch:
 
     Attributes:
         output: its output is shaped like what the reader reads.
-        gate: its output is modulation (N, chunks * D); None where the branch has no gate.
+        gate: its output is modulation (N, chunks * D), or (N, T, chunks * D) by token; None where
+            the branch has no gate.
         chunk: which of how many equal chunks of the modulation is the gate.
         scale: a learned factor (D,) besides.
     """
@@ -116,8 +117,8 @@ class Source:
         name, block: as for readers; block 0 is the embedding's.
         kind: embedding, fusion, or the kind of the sublayer that writes it.
         before: of a fusion, where the stream is seen as it was before it.
-        fresh: the fusion changes the shape of the stream: the source is the whole new stream,
-            where otherwise it is the new stream minus the old one.
+        fresh: a new stream begins, of another shape or with an embedding of its own: the source
+            is the whole of it, where otherwise it is the new stream minus the old one.
     """
 
     name: str
@@ -196,7 +197,7 @@ class Subject:
 
     @cached_property
     def stages(self) -> list[tuple[slice, slice]]:
-        """Readers and sources of every stretch of depth over which the stream keeps its shape."""
+        """Readers and sources of every stretch of depth that has one stream of one shape."""
         starts = [i for i, source in enumerate(self.sources) if source.begins]
         found, reader = [], 0
         for start, stop in zip(starts, [*starts[1:], len(self.sources)], strict=True):

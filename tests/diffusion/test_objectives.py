@@ -60,6 +60,18 @@ def test_time_runs_both_ways():
     assert torch.equal(dit.target(X, NOISE, level(0.3)), NOISE)
 
 
+def test_rae_draws_with_steps_shifted_by_the_size_of_a_sample():
+    """The published formula, of 768 x 16 x 16 numbers over 4096: a = sqrt(48)."""
+    rae, a = objectives.get("rae"), math.sqrt(48)
+    found = rae.steps(4, (768, 16, 16)).tolist()
+    assert found == pytest.approx([a * u / (1 + (a - 1) * u) for u in (1, 0.75, 0.5, 0.25, 0)])
+    assert rae.steps(4, (4, 32, 32)).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert rae.steps(4, (4, 8, 8)).tolist() == [1, 0.75, 0.5, 0.25, 0]  # never nearer to the data
+    assert objectives.get("repa").steps(4, (768, 16, 16)).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert torch.equal(rae.target(X, NOISE, level(0.3)), NOISE - X)
+    assert torch.equal(rae.model_time(level(0.3)), level(0.3))  # only steps are shifted, no clock
+
+
 FLOWS = {
     "sit": objectives.get("sit"),
     "repa": objectives.get("repa"),

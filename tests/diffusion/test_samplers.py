@@ -1,6 +1,7 @@
 """Samplers against data whose flow and marginals are known in closed form."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_jit_steps_are_those_of_its_formulas(solver):
     found = drawn("jit:2", solver=solver, steps=steps).double()
     torch.testing.assert_close(found, z, rtol=0, atol=1e-6)
     torch.testing.assert_close(found, flow().double(), rtol=0, atol=0.2)
+
+
+def test_steps_are_those_of_the_objective():
+    """Of 4 numbers over a base of 1: u becomes 2 u / (1 + u)."""
+    seen = []
+    model = Exact("repa")
+    model.register_forward_pre_hook(lambda _, args: seen.append(float(args[1][0])))
+    samplers.draw(
+        model, replace(objectives.get("rae"), base=1), torch.zeros(1, dtype=torch.long), SHAPE,
+        seed=3, sampler=Sampler(steps=4),
+    )  # fmt: skip
+    assert seen == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5])
 
 
 @pytest.mark.parametrize("name", ["dit", "dit:v"])

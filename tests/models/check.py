@@ -54,12 +54,16 @@ def identify(family, state, *, args=None, heads=None):
     return identified
 
 
-def load(family, state, *, args=None, heads=None):
-    """Return (subject, identified) of a file of ``state`` by the way that every file takes."""
+def load(family, state, *, args=None, heads=None, shape=None):
+    """Return (subject, identified) of a file of ``state`` by the way that every file takes.
+
+    ``shape`` is that of one sample of the data, for models that take any size.
+    """
     assert registry.family_of(header(state, args)) is family
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / "model.pt", state, args)
-        loaded = loading.load_checkpoint(CheckpointOptions(path=path, heads=heads, dtype="float64"))
+        options = CheckpointOptions(path=path, heads=heads, dtype="float64")
+        loaded = loading.load_checkpoint(options, shape=shape)
     tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
     assert not any(tensor.is_meta for tensor in tensors)
     loaded.model.requires_grad_(False)
@@ -188,7 +192,8 @@ def _written(reader, outputs):
         if branch.gate is not None:
             number, chunks = branch.chunk
             width = outputs[branch.gate].shape[-1] // chunks
-            part = part * outputs[branch.gate][:, None, number * width : (number + 1) * width]
+            gate = outputs[branch.gate][..., number * width : (number + 1) * width]
+            part = part * (gate if gate.ndim == 3 else gate[:, None])  # by token, or by sample
         total = total + part
     return total
 
@@ -238,6 +243,7 @@ def reference(subject, inputs, loss):
         **of_blocks(
             [tokens(states[row].detach(), view) for row, view in zip(rows, views, strict=True)],
             [tokens(grad, view) for grad, view in zip(grads, views, strict=True)],
+            begun={source.block - 1 for source in subject.sources if source.fresh},
         ),
         "gate": gate.masked_fill(~offered, math.nan),
         "loss": losses.detach(),
@@ -258,11 +264,14 @@ def probed(subject, inputs, loss):
         )
 
 
-def of_blocks(states, grads):
-    """Return rms, grad_rms and cosine (N, B+1) of z_0..z_B and their gradients (N, T, D) each."""
+def of_blocks(states, grads, begun=()):
+    """Return rms, grad_rms and cosine (N, B+1) of z_0..z_B and their gradients (N, T, D) each.
+
+    With the states ``begun`` another stream begins, which has no cosine with the one before.
+    """
     cosines = [torch.full_like(states[0][:, 0, 0], torch.nan)]
-    for old, new in zip(states, states[1:], strict=False):
-        if old.shape != new.shape:  # another stage
+    for k, (old, new) in enumerate(zip(states, states[1:], strict=False), 1):
+        if old.shape != new.shape or k in begun:
             cosines.append(cosines[0])
             continue
         norms = torch.sqrt((old**2).sum(-1) * (new**2).sum(-1))

@@ -12,10 +12,12 @@ import torch
 from tests.hostile import builders
 from tests.models import (
     check,
+    test_ddt,
     test_jit,
     test_lightningdit,
     test_mdt,
     test_meanflow,
+    test_rae,
     test_udit,
     test_uvit,
 )
@@ -142,6 +144,16 @@ CASES = {
         {"args": argparse.Namespace(**test_meanflow.PLAIN)},
         *("meanflow", "meanflow", test_meanflow.HEADS, (3, 6, 6), test_meanflow.CLASSES),
     ),
+    "DDT": (
+        lambda: check.random_state(test_ddt.official()),
+        {"args": argparse.Namespace(**test_ddt.OPTIONS)},
+        *("ddt", "sit", None, test_ddt.SHAPE, 5),
+    ),
+    "DiT-DH": (
+        lambda: test_rae.file("swiglu rmsnorm"),
+        {"epoch": 1, "scheduler": None},
+        *("rae", "rae", None, test_rae.SHAPE, 5),
+    ),
 }
 
 
@@ -206,6 +218,7 @@ def line(low, high, count=1000):
 CLOCKS = {
     "sit": sit,
     "repa": repa,
+    "rae": repa,
     "dit": steps(line(1e-4, 2e-2), 0),
     "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
     "vp": vp,
@@ -215,6 +228,7 @@ CLOCKS = {
 TARGETS = {
     "sit": lambda x, noise: x - noise,
     "repa": lambda x, noise: noise - x,
+    "rae": lambda x, noise: noise - x,
     "meanflow": lambda x, noise: noise - x,
     "jit": lambda x, noise: x,
 }

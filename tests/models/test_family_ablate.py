@@ -12,12 +12,14 @@ from tests.models import check, files
 
 LEVELS = [0.2, 0.7]
 ROWS = 2
-# Reader and source by name: a skip, positions, a new stage, an embedding behind fusions.
+# Reader and source by name: a skip, positions, a new stage or stream, an embedding behind fusions.
 GATES = {
     "U-ViT latent": [("block 5 attention", "block 5 fusion"), ("head", "embedding")],
     "MDTv2": [("block 6 mlp", "decoder position fusion"), ("head", "block 1 attention")],
     "U-DiT": [("block 3 attention 1", "block 2 fusion"), ("head", "block 6 mlp 2"),
               ("block 1 mlp 2", "embedding")],
+    "DDT": [("block 3 mlp", "decoder embedding"), ("head", "block 3 attention"),
+            ("block 2 attention", "embedding")],
 }  # fmt: skip
 
 

@@ -69,8 +69,8 @@ def test_stages_are_said_and_not_compared(analysed):
     assert summary["metrics"]["inflation"]["value"] is None
     assert summary["metrics"]["gradient_decay"]["value"] is None
     assert summary["metrics"]["redundancy"]["value"] is not None
-    (sentence,) = (s for s in summary["assumptions"] if "changes its shape" in s)
-    assert sentence.startswith("the stream changes its shape before blocks 2, 4, 5, 6: cosines")
+    (sentence,) = (s for s in summary["assumptions"] if "a new stream begins" in s)
+    assert sentence.startswith("a new stream begins before blocks 2, 4, 5, 6: cosines")
     assert "n/a" in printed.stdout
     assert "one sample" not in printed.stdout  # of what is not measurable there is no interval
     analysis = open_analysis(folder)

@@ -17,6 +17,7 @@ CLOCKS = {
     "repa": (*ENDS, False),
     "jit": (ENDS[1], ENDS[0], False),
     "meanflow": (*ENDS, False),
+    "rae": (*ENDS, False),
     "dit": (0, 999, True),
     "uvit": (1, 1000, True),
     # 999 t, where sigma is nearly sqrt(beta_start t), and where t has reached 1.

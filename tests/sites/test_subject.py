@@ -9,7 +9,7 @@ from tests.helpers import tiny
 
 
 def sources(kinds):
-    """Return sources of the kinds; "new" is a fusion with which the stream changes its shape."""
+    """Return sources of the kinds; "new" is a fusion with which a new stream begins."""
     return [
         Source(name=f"{at}", kind="fusion" if kind == "new" else kind, block=1, fresh=kind == "new")
         for at, kind in enumerate(kinds)
