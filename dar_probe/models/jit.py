@@ -87,7 +87,7 @@ class JiT(nn.Module):
         """Predict the data at model time ``t`` (the model's own clock) for labels ``y``."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         label = self.y_embedder(y)
-        c = self.t_embedder(t) + label  # (N, D)
+        c = (self.t_embedder(t) + label)[:, None]  # (N, 1, D)
         for k, block in enumerate(self.blocks):
             if self.context and k == self.start:
                 x = torch.cat([label[:, None] + self.in_context_posemb, x], 1)  # (N, K + T, D)
