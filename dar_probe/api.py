@@ -118,7 +118,7 @@ def analyze(
         device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
         dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
         objective: what the model was trained on, where the file cannot tell: "sit", "repa",
-            "dit", "uvit", "vp", or "ddpm:SCHEDULE:PREDICTION" such as "ddpm:cosine:v".
+            "dit", "uvit", "vp", "edm", or "ddpm:SCHEDULE:PREDICTION" such as "ddpm:cosine:v".
         heads: number of attention heads, where the file cannot tell.
         weights: "auto" prefers the averaged weights; "ema" or "model" insists. Default: "auto".
         family: name of the checkpoint's family, where the names of its weights mislead; or

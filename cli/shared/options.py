@@ -59,11 +59,11 @@ Objective = Annotated[
     str | None,
     typer.Option(
         help="What the model was trained on: sit (t=0 is noise), repa (t=1 is noise), dit, uvit, "
-        "vp, or ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
+        "vp, edm, or ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
         metavar="NAME",
         show_default="as the file tells, else its family's",
         rich_help_panel=panels.MODEL,
-        autocompletion=one_of("sit", "repa", "dit", "uvit", "vp", "ddpm:"),
+        autocompletion=one_of("sit", "repa", "dit", "uvit", "vp", "edm", "ddpm:"),
     ),
 ]
 Heads = Annotated[

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE, betas, shifted
+from dar_probe.diffusion.edm import EDM
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError
@@ -87,6 +88,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),
+    "edm": EDM("edm"),
 }
 # To be named together with a prediction.
 _STEPS = {

@@ -90,7 +90,7 @@ def draw(
             x = _adaptive(split, objective, x)
         else:
             x = _stepped(split, objective, x, sampler, ids, seed)
-        drawn.append(x.float().cpu())
+        drawn.append((objective.spread * x).float().cpu())
         if on_samples:
             on_samples(int(ids[-1]) + 1)
     return torch.cat(drawn)

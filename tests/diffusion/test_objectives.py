@@ -7,6 +7,7 @@ import torch
 
 from dar_probe.diffusion import objectives, samplers
 from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE
+from dar_probe.diffusion.edm import EDM
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
 from dar_probe.diffusion.objective import column, per_sample_loss
 from dar_probe.errors import UsageError
@@ -444,6 +445,9 @@ class Oracle(torch.nn.Module):
         if isinstance(self.objective, VPSDE):
             t = t.double() / 999
             return torch.sqrt(-torch.expm1(-(0.1 * t + 19.9 * t**2 / 2)))
+        if isinstance(self.objective, EDM):
+            sigma = torch.exp(4 * t.double())
+            return sigma / torch.sqrt(sigma**2 + 0.25)
         return self.objective.model_time(t)  # its own inverse
 
     def forward(self, x_s, t, y):
@@ -463,11 +467,12 @@ def test_euler_steps_reach_the_data(name):
     torch.testing.assert_close(drawn, x.expand(2, -1, -1, -1), rtol=0, atol=1e-3 + 4 * left)
 
 
-ASSUMED = ["repa:gvp:noise", "sit:vp:score", "sit", "repa", "dit", "uvit", "vp", "ddpm:cosine:v"]
+ASSUMED = ["repa:gvp:noise", "sit:vp:score", "sit", "repa", "dit", "uvit", "vp", "edm",
+           "ddpm:cosine:v"]  # fmt: skip
 WRONG = [
     *((true, assumed) for true in ("sit", "repa", "dit") for assumed in ASSUMED),
     ("dit:v", "dit"), ("dit:x0", "dit"), ("dit:eps", "dit:v"), ("uvit:v", "uvit"),
-    ("sit:gvp:noise", "repa:gvp:noise"), ("sit:vp:velocity", "sit:vp:score"),
+    ("edm", "edm"), ("sit:gvp:noise", "repa:gvp:noise"), ("sit:vp:velocity", "sit:vp:score"),
     ("ddpm:cosine:eps", "ddpm:cosine:v"), ("ddpm:cosine:v", "ddpm:cosine:x0"),
 ]  # fmt: skip
 
