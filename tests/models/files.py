@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import check, test_lightningdit, test_maskdit, test_mdt, test_udit, test_uvit
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -124,6 +124,11 @@ CASES = {
         {"args": argparse.Namespace(**UDIT)},
         *("udit", "dit", None, (2, 16, 16), 5),
     ),
+    "MaskDiT": (
+        lambda: test_maskdit.file(**test_maskdit.FULL),
+        {"args": argparse.Namespace(config="imagenet256-latent.yaml")},
+        *("maskdit", "edm", test_maskdit.HEADS, (3, 8, 8), 7),
+    ),
 }
 
 
@@ -181,6 +186,20 @@ def vp(s):
     return s, math.sqrt(1 - s * s), s, 999 * low
 
 
+def edm(s):
+    """The coefficients of data and noise in c_in (x + size noise), and ln(size) / 4."""
+    size = s / math.sqrt(1 - s * s) / 2
+    size = min(max(size, 0.002), 80)
+    total = math.hypot(size, 0.5)
+    return size / total, 1 / total, size / total, math.log(size) / 4
+
+
+def edm_target(x, noise, alpha, sigma):
+    size = sigma / alpha
+    kept = 0.25 / (size**2 + 0.25)
+    return (x - kept * (x + size * noise)) / (size / 2 / math.hypot(size, 0.5))
+
+
 def line(low, high, count=1000):
     return [low + (high - low) * k / (count - 1) for k in range(count)]
 
@@ -191,8 +210,13 @@ CLOCKS = {
     "dit": steps(line(1e-4, 2e-2), 0),
     "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
     "vp": vp,
+    "edm": edm,
 }
-TARGETS = {"sit": lambda x, noise: x - noise, "repa": lambda x, noise: noise - x}
+TARGETS = {
+    "sit": lambda x, noise, *_: x - noise,
+    "repa": lambda x, noise, *_: noise - x,
+    "edm": edm_target,
+}
 
 
 def problem(file, s, rows):
@@ -206,7 +230,7 @@ def problem(file, s, rows):
         torch.from_numpy(np.random.default_rng([0, i]).standard_normal(shape, dtype=np.float32))
         for i in range(rows)
     ]).double()  # fmt: skip
-    target = TARGETS.get(file.clock, lambda x, noise: noise)(x, noise)
+    target = TARGETS.get(file.clock, lambda x, noise, *_: noise)(x, noise, alpha, sigma)
     kind = torch.int64 if isinstance(time, int) else torch.float64
     times = torch.full((rows,), time, dtype=kind)
     inputs = alpha * x + sigma * noise, times, file.labels[:rows]

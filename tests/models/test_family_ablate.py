@@ -18,6 +18,7 @@ GATES = {
     "MDTv2": [("block 6 mlp", "decoder position fusion"), ("head", "block 1 attention")],
     "U-DiT": [("block 3 attention 1", "block 2 fusion"), ("head", "block 6 mlp 2"),
               ("block 1 mlp 2", "embedding")],
+    "MaskDiT": [("block 3 mlp", "decoder fusion"), ("head", "block 3 mlp")],
 }  # fmt: skip
 
 
