@@ -9,7 +9,7 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import lightningdit, maskdit, mdt, sit_family, udit, uvit
+from dar_probe.models import ditmoe, lightningdit, maskdit, mdt, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -17,13 +17,15 @@ from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
 DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
+# Compared in this order.
 MARKED = (
     uvit.FAMILY,
     mdt.FAMILY,
     udit.FAMILY,
     lightningdit.FAMILY,
     maskdit.FAMILY,
-)  # compared in this order
+    ditmoe.FAMILY,
+)
 FAMILIES = (*MARKED, DEFAULT)
 
 

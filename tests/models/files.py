@@ -10,7 +10,15 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_lightningdit, test_maskdit, test_mdt, test_udit, test_uvit
+from tests.models import (
+    check,
+    test_ditmoe,
+    test_lightningdit,
+    test_maskdit,
+    test_mdt,
+    test_udit,
+    test_uvit,
+)
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -128,6 +136,11 @@ CASES = {
         lambda: test_maskdit.file(**test_maskdit.FULL),
         {"args": argparse.Namespace(config="imagenet256-latent.yaml")},
         *("maskdit", "edm", test_maskdit.HEADS, (3, 8, 8), 7),
+    ),
+    "DiT-MoE": (
+        lambda: test_ditmoe.file(**test_ditmoe.NORMED),
+        {"args": argparse.Namespace(rf=True, num_experts_per_tok=3, num_classes=5)},
+        *("ditmoe", "repa", None, (3, 6, 6), 5),
     ),
 }
 
