@@ -61,6 +61,7 @@ LANES = {
     "routing/test_kernels.py": "slow subprocess extras",
     "diffusion/test_evaluation.py": "slow",
     "diffusion/test_samplers.py::test_fresh_noise": "slow",
+    "diffusion/test_edm.py::test_fresh_noise": "slow",
     "probe/test_memory.py": "slow",
     "checkpoints/test_sizes.py": "slow subprocess",
     "checkpoints/test_peek.py::test_reading_costs": "slow subprocess",

@@ -231,24 +231,27 @@ def identify(header: Header, heads: int | None) -> Identified:
 def _per_token(header: Header, experts: int) -> int:
     """Return how many experts a token goes through, which no shape tells."""
     told: Any = header.told("num_experts_per_tok")
-    if told is None:
-        if experts > PER_TOKEN:
-            header.assumptions.append(
-                f"every token goes through {PER_TOKEN} of {experts} experts, as in the released "
-                "models; num_experts_per_tok in the file's args overrides"
-            )
-        return min(PER_TOKEN, experts)
-    if not conventions.is_count(told) or told > experts:
+    if told is not None and (not conventions.is_count(told) or told > experts):
         raise header.contradiction(
             f"its settings name {quote(told, 40)} experts a token, its blocks have {experts}"
         )
-    return int(told)
+    found: int = told or min(PER_TOKEN, experts)
+    if found < experts:
+        if told is None:
+            header.assumptions.append(
+                f"every token goes through {found} of {experts} experts, as in the released "
+                "models; num_experts_per_tok in the file's args overrides"
+            )
+        header.assumptions.append(
+            "gates and gradients hold fixed which experts a token goes through"
+        )
+    return found
 
 
 def _objective(header: Header, qk_norm: bool) -> str:
     """Return the objective: rectified flow or DiT's steps, as the settings or the release says."""
     told = header.told("rf")
-    if told is None:
+    if not isinstance(told, bool):
         header.assumptions.append(
             "read as a rectified flow, t = s, as the released models with normalised queries are; "
             "--objective overrides"

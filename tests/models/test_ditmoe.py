@@ -187,14 +187,15 @@ FLOW = ("read as a rectified flow, t = s, as the released models with normalised
         "--objective overrides")  # fmt: skip
 TWO = ("every token goes through 2 of {} experts, as in the released models; num_experts_per_tok "
        "in the file's args overrides")  # fmt: skip
+FIXED = "gates and gradients hold fixed which experts a token goes through"
 DROPPED = "the last of 6 rows in the label table is taken for the dropped labels"
 
 
 def test_what_no_file_tells_is_as_released():
     plain = check.identify(FAMILY, file(**PLAIN), heads=H)
-    assert (plain.objective, plain.assumptions) == ("dit", [TWO.format(4), DROPPED, STEPS])
+    assert (plain.objective, plain.assumptions) == ("dit", [TWO.format(4), FIXED, DROPPED, STEPS])
     normed = check.identify(FAMILY, file(experts=5, qk_norm=True))
-    assert (normed.objective, normed.assumptions) == ("repa", [TWO.format(5), DROPPED, FLOW])
+    assert (normed.objective, normed.assumptions) == ("repa", [TWO.format(5), FIXED, DROPPED, FLOW])
     dense = check.identify(FAMILY, file(experts=1), heads=H)
     assert dense.sizes["per_token"] == 1 and dense.assumptions == [DROPPED, STEPS]
 
@@ -205,7 +206,7 @@ def test_settings_of_the_trainer_leave_nothing_to_assume(rf, tmp_path):
     path = check.save(tmp_path / "0050000.pt", file(**PLAIN), {"model": "DiT-S/2", **settings})
     loaded = load_checkpoint(CheckpointOptions(path=path, heads=H))
     assert loaded.objective.name == ("repa" if rf else "dit")
-    assert loaded.assumptions == [] and loaded.identified.sizes["per_token"] == 3
+    assert loaded.assumptions == [FIXED] and loaded.identified.sizes["per_token"] == 3
 
 
 def test_flops_are_those_of_the_chosen_experts(tmp_path):
