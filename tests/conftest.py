@@ -140,6 +140,7 @@ LANES = {
     "probe/test_inferred_inputs.py": "extras",
     "checkpoints/test_hub.py": "extras",
     "diffusion/test_samplers.py::test_dopri5": "extras",
+    "diffusion/test_edm.py::test_dopri5": "extras",
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",
     "models/diffusers": "extras",

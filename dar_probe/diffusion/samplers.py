@@ -168,7 +168,9 @@ def _adaptive(split: Split, objective: Objective, x: Tensor) -> Tensor:
 
     _slopes(objective, torch.tensor(0.5))  # refuses before the model is called
     ends = objective.reached(torch.tensor([1.0, 0.0], device=x.device))  # as far as it is finite
-    solved: Any = odeint(slope, x, ends, method="dopri5", **TOLERANCE)
+    # A step over the last end would ask for levels that no clock has.
+    options = {"step_t": ends[1:]}
+    solved: Any = odeint(slope, x, ends, method="dopri5", options=options, **TOLERANCE)
     return solved[-1]  # type: ignore[no-any-return]
 
 
