@@ -123,12 +123,15 @@ def get(name: str) -> Objective:
 def candidates(assumed: Objective) -> dict[str, Objective]:
     """Return the conventions, by name, that a model assumed to follow ``assumed`` may really have.
 
+    EDM is among them unless a scheduler or the user named the noise schedule.
     Where that is a DDPM, its other predictions on the same steps are among them; where it is a flow
     with a clock in other units, the same with time running the other way; where it is a flow with a
     path and a prediction of its own, all predictions on that path in both directions of time.
     """
     found = {name: OBJECTIVES[name] for name in ("sit", "repa", "dit")}
     found[assumed.name] = assumed
+    if assumed.name.partition(":")[0] in OBJECTIVES:
+        found["edm"] = OBJECTIVES["edm"]
     if isinstance(assumed, Flow) and assumed.scale != 1:
         name = f"{assumed.name}:reversed"
         found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)
