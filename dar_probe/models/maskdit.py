@@ -37,7 +37,7 @@ class MaskDiTConfig:
         depth, width, heads, hidden: blocks of the encoder, D, heads, width of the MLPs.
         decoder: the same four of the decoder; None without one.
         patch: side of a patch.
-        classes: number of classes.
+        classes: number of classes; 0 without labels.
         mask_token: there is a token for what was masked in training.
         null_class: label ``classes`` stands for dropped labels.
     """
@@ -51,12 +51,13 @@ class MaskDiTConfig:
     patch: int
     classes: int
     mask_token: bool
-    null_class: bool = True
+    null_class: bool
 
 
 class MaskDiT(nn.Module):
     """MaskDiT without masks, as it is sampled: forward(x (N, C, h, w), t (N,), y (N,)) -> like x.
 
+    Labels y are ignored by a model that has none.
     It is the network inside EDM's factors, see ``diffusion.edm.EDM``: t is ln(sigma) / 4.
     ``mask_token`` works in masked training alone: it holds weights and is never read.
     """
@@ -68,7 +69,7 @@ class MaskDiT(nn.Module):
         self.patch = patch
         self.x_embedder = PatchEmbed(channels, width, patch)
         self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = ClassEmbedder(config.classes, width)
+        self.y_embedder = ClassEmbedder(config.classes, width) if config.classes else None
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.blocks = nn.ModuleList(
             Block(width, width, config.heads, config.hidden) for _ in range(config.depth)
@@ -88,7 +89,9 @@ class MaskDiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict EDM's target at model time ``t`` for labels ``y``."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
+        c = self.t_embedder(t)  # (N, D)
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(y)
         for block in self.blocks:
             x = block(x, c)
         if self.decoder_layer is not None:
@@ -162,25 +165,26 @@ def identify(header: Header, heads: int | None) -> Identified:
                 f"it has {key!r}",
                 hint="dar-probe audit measures a model of any layout in Python",
             )
-    frame = conventions.frame(header)
-    _, classes = header.shape(TABLE, 2)
+    width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
+    classes = header.shape(TABLE, 2)[1] if TABLE in header.shapes else 0
+    side = patch * conventions.side(header)
     hidden, _ = header.shape("blocks.0.mlp.fc1.weight", 2)
     depth = conventions.depth(header)
     sizes = {
         "depth": depth,
-        "width": frame.width,
-        "heads": conventions.heads(header, heads, width=frame.width, depth=depth, presets=HEADS),
+        "width": width,
+        "heads": conventions.heads(header, heads, width=width, depth=depth, presets=HEADS),
         "hidden": hidden,
         "decoder": _decoder(header),
-        "patch": frame.patch,
+        "patch": patch,
         "classes": classes,
         "mask_token": "mask_token" in header.shapes,
-        "null_class": True,
+        "null_class": classes > 0,
     }
     return Identified(
         family="maskdit",
         sizes=sizes,
-        shape=frame.shape,
+        shape=(channels, side, side),
         num_classes=classes,
         objective="edm",
         assumptions=header.assumptions,
@@ -194,7 +198,11 @@ def _decoder(header: Header) -> list[int] | None:
     *_, width = header.shape(DECODER, 3)
     hidden, _ = header.shape("decoder_blocks.0.mlp.fc1.weight", 2)
     if width % DECODER_HEADS:
-        raise header.misshapen(DECODER)
+        raise CheckpointError(
+            f"{header.shown} does not tell the heads of its decoder, and {DECODER_HEADS}, as in "
+            f"the official code, do not divide its width {width}",
+            hint="dar-probe audit measures a model of any layout in Python",
+        )
     header.assumptions.append(
         f"the decoder has {DECODER_HEADS} heads, as every decoder in the official code"
     )
