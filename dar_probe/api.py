@@ -120,8 +120,8 @@ def analyze(
         device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
         dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
         objective: what the model was trained on, where the file cannot tell: "sit", "repa",
-            "rae", "dit", "uvit", "vp", "jit", "meanflow", or "ddpm:SCHEDULE:PREDICTION" such as
-            "ddpm:cosine:v".
+            "rae", "dit", "uvit", "vp", "edm", "jit", "meanflow", or "ddpm:SCHEDULE:PREDICTION"
+            such as "ddpm:cosine:v".
         heads: number of attention heads, where the file cannot tell.
         weights: "auto" prefers the averaged weights; "ema" or "model" insists. Default: "auto".
         family: name of the checkpoint's family, where the names of its weights mislead; or

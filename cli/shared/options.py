@@ -59,13 +59,13 @@ Objective = Annotated[
     str | None,
     typer.Option(
         help="What the model was trained on: sit (t=0 is noise), repa (t=1 is noise), rae, dit, "
-        "uvit, vp, jit (jit:2 where the noise is doubled), meanflow, or "
+        "uvit, vp, edm, jit (jit:2 where the noise is doubled), meanflow, or "
         "ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
         metavar="NAME",
         show_default="as the file tells, else its family's",
         rich_help_panel=panels.MODEL,
         autocompletion=one_of(
-            "sit", "repa", "rae", "dit", "uvit", "vp", "jit", "meanflow", "ddpm:"
+            "sit", "repa", "rae", "dit", "uvit", "vp", "edm", "jit", "meanflow", "ddpm:"
         ),
     ),
 ]
@@ -82,14 +82,24 @@ Family = Annotated[
     str | None,
     typer.Option(
         help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, ddt, rae, "
-        "jit, meanflow, or package.module:FAMILY.",
+        "jit, meanflow, maskdit, ditmoe, or package.module:FAMILY.",
         metavar="NAME",
         show_default="told by the names of its weights",
         rich_help_panel=panels.MODEL,
         callback=_importable,
         autocompletion=one_of(
-            "sit", "uvit", "mdt", "lightningdit", "udit", "ddt", "rae", "jit", "meanflow"
-        ),
+            "sit",
+            "uvit",
+            "mdt",
+            "lightningdit",
+            "udit",
+            "ddt",
+            "rae",
+            "jit",
+            "meanflow",
+            "maskdit",
+            "ditmoe",
+        ),  # fmt: skip
     ),
 ]
 Weights = Annotated[

@@ -141,7 +141,8 @@ def _key(key: Any) -> str:
 def plain_names(found: dict[Any, Any], shown: str) -> dict[str, Any]:
     """Return the values under their names in the bare model.
 
-    REPA's first releases kept the blocks after the aligned depth in a second list.
+    REPA's first releases kept the blocks after the aligned depth in a second list, which in
+    MaskDiT is a decoder of its own.
 
     Raises:
         CheckpointError: a key is no name, or two become one.
@@ -163,7 +164,7 @@ def plain_names(found: dict[Any, Any], shown: str) -> dict[str, Any]:
         state[name] = value
     first = re.compile(r"blocks\.([0-9]{1,4})\.")
     later = re.compile(r"decoder_blocks\.([0-9]{1,4})\.")
-    if not any(later.match(key) for key in state):
+    if "decoder_pos_embed" in state or not any(later.match(key) for key in state):
         return state
     offset = 1 + max((int(m[1]) for m in map(first.match, state) if m), default=-1)
     return {

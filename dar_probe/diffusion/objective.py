@@ -14,6 +14,11 @@ class Objective:
 
     name: str
 
+    @property
+    def spread(self) -> float:
+        """What data are divided by on the path: x_s at pure data, times this, are the data."""
+        return 1.0
+
     def reached(self, s: Tensor) -> Tensor:
         """Return the noise level (N,) that the clock can really reach for a wanted ``s`` (N,)."""
         return s

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE, betas, shifted
+from dar_probe.diffusion.edm import EDM
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, DataFlow, Flow
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError
@@ -109,6 +110,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),
+    "edm": EDM("edm"),
 }
 # To be named together with a prediction.
 _STEPS = {
@@ -149,12 +151,15 @@ def get(name: str) -> Objective:
 def candidates(assumed: Objective) -> dict[str, Objective]:
     """Return the conventions, by name, that a model assumed to follow ``assumed`` may really have.
 
+    EDM is among them unless a scheduler or the user named the noise schedule.
     Where that is a DDPM, its other predictions on the same steps are among them; where it is a flow
     with a clock in other units, the same with time running the other way; where it is a flow with a
     path and a prediction of its own, all predictions on that path in both directions of time.
     """
     found = {name: OBJECTIVES[name] for name in ("sit", "repa", "dit")}
     found[assumed.name] = assumed
+    if assumed.name.partition(":")[0] in OBJECTIVES:
+        found["edm"] = OBJECTIVES["edm"]
     if isinstance(assumed, Flow) and assumed.scale != 1:
         name = f"{assumed.name}:reversed"
         found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)

@@ -99,7 +99,7 @@ def draw(
             x = _by_mean_velocity(predict, x, sampler.steps)
         else:
             x = _stepped(split, objective, x, sampler, ids, seed)
-        drawn.append(x.float().cpu())
+        drawn.append((objective.spread * x).float().cpu())
         if on_samples:
             on_samples(int(ids[-1]) + 1)
     return torch.cat(drawn)
@@ -200,7 +200,9 @@ def _adaptive(split: Split, objective: Objective, x: Tensor) -> Tensor:
 
     _slopes(objective, torch.tensor(0.5))  # refuses before the model is called
     ends = objective.reached(torch.tensor([1.0, 0.0], device=x.device))  # as far as it is finite
-    solved: Any = odeint(slope, x, ends, method="dopri5", **TOLERANCE)
+    # A step over the last end would ask for levels that no clock has.
+    options = {"step_t": ends[1:]}
+    solved: Any = odeint(slope, x, ends, method="dopri5", options=options, **TOLERANCE)
     return solved[-1]  # type: ignore[no-any-return]
 
 

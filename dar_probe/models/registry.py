@@ -9,7 +9,19 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import ddt, jit, lightningdit, mdt, meanflow, rae, sit_family, udit, uvit
+from dar_probe.models import (
+    ddt,
+    ditmoe,
+    jit,
+    lightningdit,
+    maskdit,
+    mdt,
+    meanflow,
+    rae,
+    sit_family,
+    udit,
+    uvit,
+)
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -20,9 +32,17 @@ from dar_probe.sites.unwrap import check_forward
 DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
 # Compared in this order.
 MARKED = (
-    uvit.FAMILY, mdt.FAMILY, udit.FAMILY, ddt.FAMILY, rae.FAMILY, jit.FAMILY, meanflow.FAMILY,
+    uvit.FAMILY,
+    mdt.FAMILY,
+    udit.FAMILY,
+    ddt.FAMILY,
+    rae.FAMILY,
+    jit.FAMILY,
+    meanflow.FAMILY,
     lightningdit.FAMILY,
-)  # fmt: skip
+    maskdit.FAMILY,
+    ditmoe.FAMILY,
+)
 FAMILIES = (*MARKED, DEFAULT)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from dar_probe.diffusion import objectives, samplers
 from dar_probe.diffusion.ddpm import DDPM, PREDICTIONS, SCHEDULES, VPSDE
+from dar_probe.diffusion.edm import EDM
 from dar_probe.diffusion.flow import FLOW_PREDICTIONS, PATHS, Flow
 from dar_probe.diffusion.objective import column, per_sample_loss
 from dar_probe.errors import UsageError
@@ -464,7 +465,8 @@ def test_every_candidate_can_be_asked_for(name):
     found = objectives.candidates(assumed)
     assert {"sit", "repa", "dit", name} <= set(found)
     others = 5 * (name in EVERY_FLOW) + 2 * (name in EVERY_DDPM) + 6 * (name == EVERY[-1])
-    assert len(found) == len({"sit", "repa", "dit", name}) + others
+    edm = {"edm"} if not name.startswith("ddpm") else set()
+    assert len(found) == len({"sit", "repa", "dit", name} | edm) + others
     for other, o in found.items():
         assert o.name == other and objectives.get(other) == o
         if isinstance(o, DDPM):
@@ -487,6 +489,9 @@ class Oracle(torch.nn.Module):
         if isinstance(self.objective, VPSDE):
             t = t.double() / 999
             return torch.sqrt(-torch.expm1(-(0.1 * t + 19.9 * t**2 / 2)))
+        if isinstance(self.objective, EDM):
+            sigma = torch.exp(4 * t.double())
+            return sigma / torch.sqrt(sigma**2 + 0.25)
         return self.objective.model_time(t)  # its own inverse
 
     def forward(self, x_s, t, y, r=None):
@@ -511,9 +516,11 @@ def test_euler_steps_reach_the_data(name):
     torch.testing.assert_close(drawn, x.expand(2, -1, -1, -1), rtol=0, atol=1e-3 + 4 * left)
 
 
-ASSUMED = ["repa:gvp:noise", "sit:vp:score", "sit", "repa", "dit", "uvit", "vp", "ddpm:cosine:v"]
+ASSUMED = ["repa:gvp:noise", "sit:vp:score", "sit", "repa", "dit", "uvit", "vp", "edm",
+           "ddpm:cosine:v"]  # fmt: skip
 WRONG = [
     *((true, assumed) for true in ("sit", "repa", "dit") for assumed in ASSUMED),
+    *(("edm", assumed) for assumed in ASSUMED if assumed != "ddpm:cosine:v"),
     ("dit:v", "dit"), ("dit:x0", "dit"), ("dit:eps", "dit:v"), ("uvit:v", "uvit"),
     ("sit:gvp:noise", "repa:gvp:noise"), ("sit:vp:velocity", "sit:vp:score"),
     ("ddpm:cosine:eps", "ddpm:cosine:v"), ("ddpm:cosine:v", "ddpm:cosine:x0"),

@@ -13,8 +13,10 @@ from tests.hostile import builders
 from tests.models import (
     check,
     test_ddt,
+    test_ditmoe,
     test_jit,
     test_lightningdit,
+    test_maskdit,
     test_mdt,
     test_meanflow,
     test_rae,
@@ -154,6 +156,16 @@ CASES = {
         {"epoch": 1, "scheduler": None},
         *("rae", "rae", None, test_rae.SHAPE, 5),
     ),
+    "MaskDiT": (
+        lambda: test_maskdit.file(**test_maskdit.FULL),
+        {"args": argparse.Namespace(config="imagenet256-latent.yaml")},
+        *("maskdit", "edm", test_maskdit.HEADS, (3, 8, 8), 7),
+    ),
+    "DiT-MoE": (
+        lambda: test_ditmoe.file(**test_ditmoe.NORMED),
+        {"args": argparse.Namespace(rf=True, num_experts_per_tok=3, num_classes=5)},
+        *("ditmoe", "repa", None, (3, 6, 6), 5),
+    ),
 }
 
 
@@ -211,6 +223,20 @@ def vp(s):
     return s, math.sqrt(1 - s * s), s, 999 * low
 
 
+def edm(s):
+    """The coefficients of data and noise in c_in (x + size noise), and ln(size) / 4."""
+    size = s / math.sqrt(1 - s * s) / 2
+    size = min(max(size, 0.002), 80)
+    total = math.hypot(size, 0.5)
+    return size / total, 1 / total, size / total, math.log(size) / 4
+
+
+def edm_target(x, noise, alpha, sigma):
+    size = sigma / alpha
+    kept = 0.25 / (size**2 + 0.25)
+    return (x - kept * (x + size * noise)) / (size / 2 / math.hypot(size, 0.5))
+
+
 def line(low, high, count=1000):
     return [low + (high - low) * k / (count - 1) for k in range(count)]
 
@@ -224,13 +250,15 @@ CLOCKS = {
     "vp": vp,
     "jit": sit,
     "meanflow": repa,
+    "edm": edm,
 }
 TARGETS = {
-    "sit": lambda x, noise: x - noise,
-    "repa": lambda x, noise: noise - x,
-    "rae": lambda x, noise: noise - x,
-    "meanflow": lambda x, noise: noise - x,
-    "jit": lambda x, noise: x,
+    "sit": lambda x, noise, *_: x - noise,
+    "repa": lambda x, noise, *_: noise - x,
+    "rae": lambda x, noise, *_: noise - x,
+    "meanflow": lambda x, noise, *_: noise - x,
+    "jit": lambda x, noise, *_: x,
+    "edm": edm_target,
 }
 # What the error is divided by before it is squared, where that is not one.
 DIVISORS = {"jit": lambda s: max(s, 0.05)}
@@ -247,7 +275,7 @@ def problem(file, s, rows):
         torch.from_numpy(np.random.default_rng([0, i]).standard_normal(shape, dtype=np.float32))
         for i in range(rows)
     ]).double()  # fmt: skip
-    target = TARGETS.get(file.clock, lambda x, noise: noise)(x, noise)
+    target = TARGETS.get(file.clock, lambda x, noise, *_: noise)(x, noise, alpha, sigma)
     kind = torch.int64 if isinstance(time, int) else torch.float64
     times = torch.full((rows,), time, dtype=kind)
     inputs = alpha * x + sigma * noise, times, file.labels[:rows]

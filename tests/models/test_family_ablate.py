@@ -20,6 +20,7 @@ GATES = {
               ("block 1 mlp 2", "embedding")],
     "DDT": [("block 3 mlp", "decoder embedding"), ("head", "block 3 attention"),
             ("block 2 attention", "embedding")],
+    "MaskDiT": [("block 3 mlp", "decoder fusion"), ("head", "block 3 mlp")],
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The time axis of every family: noise rises, and the model's own clock runs its own way."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,10 @@ CLOCKS = {
     "uvit": (1, 1000, True),
     # 999 t, where sigma is nearly sqrt(beta_start t), and where t has reached 1.
     "vp": (999 * ENDS[0] ** 2 / 0.1, 999, False),
+    # ln(sigma) / 4, from 0.002 to 80.
+    "edm": (math.log(0.002) / 4, math.log(80) / 4, False),
 }
+SPREAD = {"edm": 0.5}  # of what the data are divided by
 
 
 @pytest.mark.parametrize("case", files.CASES)
@@ -56,7 +61,7 @@ def test_noise_rises_and_the_clock_runs_the_family_s_own_way(case, tmp_path):
         assert torch.equal(y, file.labels)
     noise = [np.random.default_rng([0, i]).standard_normal(file.latents.shape[1:], np.float32)
              for i in range(files.SAMPLES)]  # fmt: skip
-    clean, noisy = inputs[0][0].numpy(), inputs[-1][0].numpy()
+    clean, noisy = SPREAD.get(file.clock, 1) * inputs[0][0].numpy(), inputs[-1][0].numpy()
     # Measured: at most 0.03 and 0.07, of the discrete steps of U-ViT; the others lie far apart.
     assert rms(clean - file.latents.numpy()) < 0.1 < 1 < rms(clean - np.stack(noise))
     assert rms(noisy - np.stack(noise)) < 0.1 < 1 < rms(noisy - file.latents.numpy())
