@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dar_probe.checkpoints import shards
 from dar_probe.files import kinds
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ def read(path: str | Path, *, weights: Literal["auto", "ema", "model"] = "auto")
     Raises:
         CheckpointError: the file is refused, or holds no state dict.
     """
-    with kinds.open_file(Path(path)) as file:
-        kinds.check(file, Path(path))
+    for part in shards.files(Path(path)):
+        with kinds.open_file(part) as file:
+            kinds.check(file, part)
     from dar_probe.checkpoints import reader
 
     return reader.read(path, weights=weights)

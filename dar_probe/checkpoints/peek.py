@@ -1,7 +1,6 @@
 """What a file says before its weights are read: a first look that costs almost no memory."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from dar_probe.checkpoints.folders import settings_beside
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import Weights, choose
-from dar_probe.files import kinds
 from dar_probe.files.text import quote
 
 
@@ -21,7 +19,7 @@ class Peek(Header):
     """A header, and what memory its weights will need.
 
     Attributes:
-        bytes: size of the file.
+        bytes: size of the file or of all shards.
         dtypes: of every tensor, by its plain name.
     """
 
@@ -44,10 +42,7 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
     """
     path = Path(path)
-    with kinds.open_file(path) as file:
-        kind = kinds.check(file, path)
-        size = os.fstat(file.fileno()).st_size
-        content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
+    content, size = reader.outline_of(path)
     label, found, note = choose(content, weights, quote(path))
     state = reader.plain_tensors(found, size, quote(path), device="meta")
     args = settings(content, label, quote(path))

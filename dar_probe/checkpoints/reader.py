@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from dar_probe.checkpoints import shards
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
-from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain_names
+from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.safetensors_header import Stored, stored
@@ -44,12 +45,12 @@ DTYPES = EIGHT_BITS | frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was read from one file.
+    """What was read from one file, or from the shards of one index.
 
     Attributes:
         path: where it was read from.
-        sha256: of the whole file, in hex.
-        bytes: size of the file.
+        sha256: of the whole file, or of the names and contents of the shards, in hex.
+        bytes: size of the file or of all shards.
         weights: the state dict taken: "ema", "model", or "flat" where the file is one state dict.
         state: parameters by their plain names, without the prefixes of wrappers; on the CPU.
         args: the settings stored beside the weights as plain data, {} where there are none.
@@ -74,7 +75,7 @@ class Checkpoint:
 
 
 def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
-    """Read a .pt or .safetensors file that nobody vouches for.
+    """Read a .pt or .safetensors file, or the index of several, that nobody vouches for.
 
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
     checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
@@ -85,6 +86,24 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
     """
     path = Path(path)
+    if shards.is_index(path):
+        content, digest, size = _read_shards(path)
+    else:
+        content, digest, size = _read_file(path, weights)
+    label, found, _ = choose(content, weights, quote(path))
+    state = plain_tensors(found, size, quote(path))
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        bytes=size,
+        weights=label,
+        state=state,
+        args=settings(content, label, quote(path)),
+    )
+
+
+def _read_file(path: Path, weights: Weights | None) -> tuple[Any, str, int]:
+    """Return a file's content, its hash in hex and its size; ``weights`` None: all of it."""
     with kinds.open_file(path) as file:
         kind = kinds.check(file, path)
         before = os.fstat(file.fileno())
@@ -93,16 +112,53 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after):
         raise _changed(path)
-    label, found, _ = choose(content, weights, quote(path))
-    state = plain_tensors(found, before.st_size, quote(path))
-    return Checkpoint(
-        path=path,
-        sha256=digest,
-        bytes=before.st_size,
-        weights=label,
-        state=state,
-        args=settings(content, label, quote(path)),
-    )
+    return content, digest, before.st_size
+
+
+def _read_shards(path: Path) -> tuple[dict[str, Any], str, int]:
+    """Return what is in the shards of an index, a hash over names and contents, and the size."""
+    index = shards.read(path)
+    content: dict[str, Any] = {}
+    digest, size = hashlib.sha256(), 0
+    for file in index.files:
+        found, own, bytes_ = _read_file(file, None)
+        size += bytes_
+        digest.update(f"{file.name}:{own}\n".encode())
+        _add(content, found, index, file)
+    index.check_whole(content)
+    return content, digest.hexdigest(), size
+
+
+def outline_of(path: Path) -> tuple[Any, int]:
+    """Return the content of a file or of an index's shards, tensors on "meta", and the size.
+
+    Checksums are not compared, and nothing says that the weights can be read.
+
+    Raises:
+        CheckpointError: a file is refused or damaged.
+    """
+    if not shards.is_index(path):
+        with kinds.open_file(path) as file:
+            kind = kinds.check(file, path)
+            size = os.fstat(file.fileno()).st_size
+            return (outline if kind == "zip" else safetensors_outline)(file, path), size
+    index = shards.read(path)
+    content: dict[str, Any] = {}
+    whole = 0
+    for shard in index.files:
+        found, size = outline_of(shard)
+        whole += size
+        _add(content, found, index, shard)
+    index.check_whole(content)
+    return content, whole
+
+
+def _add(content: dict[str, Any], found: Any, index: shards.Index, file: Path) -> None:
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{quote(file)} holds a {type(found).__name__}, no shard", hint=SAVE)
+    found = plain(found)
+    index.check(file, found, content)
+    content |= found
 
 
 def plain_tensors(
@@ -145,15 +201,17 @@ def check_finite(state: dict[str, Tensor]) -> None:
             )
 
 
-def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
+def _load_zip(file: BufferedReader, path: Path, weights: Weights | None) -> Any:
     """Return the content of a file of torch.save, with memory behind the chosen weights alone.
+
+    ``weights`` None chooses all of them.
 
     Which storages these are is known when all of the pickle was read, so it is read twice; both
     times torch meets the storages in the same order.
     """
     kinds.verify_checksums(file, path)
-    label = choose(outline(file, path), weights, quote(path)).label
-    if label == "flat":
+    content = outline(file, path)
+    if weights is None or choose(content, weights, quote(path)).label == "flat":
         return _unpickle(file, path, "cpu")
     blanks: list[torch.UntypedStorage] = []
     dropped = 0
