@@ -5,7 +5,7 @@ Nothing here imports torch or diffusers, and no weight is read except to hash it
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ MAX_SIZE = 2**24  # of one integer in config.json, else a short file could fill 
 MAX_SAMPLE_SIZE = 4_096  # position tables grow with its square
 MAX_AXES = 2**14  # of positions and of channels for them, all axes together
 
+CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model"
 # Released DiT and PixArt folders name the class that once held both.
 _RENAMED = {
@@ -129,40 +130,69 @@ def read(path: str | Path) -> Folder:
                 "the pipeline has two transformers, one for each end of the noise; "
                 "this is the first one (high noise), also at the levels it was not trained for"
             )
-    if not os.path.isfile(home / "config.json"):
+    if not os.path.isfile(home / CONFIG):
         raise CheckpointError(
-            f"{shown} has neither model_index.json nor config.json",
+            f"{shown} has neither model_index.json nor {CONFIG}",
             hint="give the folder of a diffusers pipeline, or its transformer folder",
         )
-    config = read_object(home / "config.json", MAX_CONFIG)
-    scheduler_file = beside / "scheduler_config.json"
-    # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
-    inside = _transformer(home).name == "transformer"
-    with_scheduler = os.path.isfile(scheduler_file) and inside
-    scheduler = read_object(scheduler_file, MAX_CONFIG) if with_scheduler else None
     weights, variant, index = _weights(home, shown)
     if variant is not None:
         assumptions.append(f"the weights are those of the variant {quote(variant)}")
     shapes, dtype = _headers(weights, index, shown)
-    settings = (home / "config.json", *([scheduler_file] if with_scheduler else []))
-    return Folder(
-        path=home,
-        shown=shown,
-        class_name=_class_name(config, len(shapes), shown),
-        config=config,
-        scheduler=scheduler,
+    found = read_settings(home, shown, scheduler=beside, tensors=len(shapes))
+    return replace(
+        found,
         weights=weights,
         variant=variant,
         bytes=sum(os.path.getsize(file) for file in weights),
-        settings=settings,
         shapes=shapes,
         dtype=dtype,
         assumptions=tuple(assumptions),
     )
 
 
-def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
-    """Return the class's name of settings that are small enough to build it from."""
+def read_settings(
+    home: Path, shown: str = "", *, scheduler: Path | None = None, tensors: int = MAX_SIZE
+) -> Folder:
+    """Read what a transformer's folder says beside its weights, of which it may have none.
+
+    Args:
+        home: the folder with config.json.
+        shown: what messages call it; empty: by its path.
+        scheduler: the folder that may hold its scheduler; None: beside it.
+        tensors: of its weights.
+
+    Raises:
+        CheckpointError: settings are damaged, or larger than the weights allow.
+    """
+    shown = shown or quote(home)
+    config = read_object(home / CONFIG, MAX_CONFIG)
+    scheduler_file = (scheduler or _transformer(home).parent / "scheduler") / SCHEDULER
+    # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
+    inside = _transformer(home).name == "transformer"
+    with_scheduler = os.path.isfile(scheduler_file) and inside
+    return Folder(
+        path=home,
+        shown=shown,
+        class_name=check_settings(config, tensors, shown),
+        config=config,
+        scheduler=read_object(scheduler_file, MAX_CONFIG) if with_scheduler else None,
+        weights=(),
+        variant=None,
+        bytes=0,
+        settings=(home / CONFIG, *([scheduler_file] if with_scheduler else [])),
+        shapes={},
+        dtype="",
+        assumptions=(),
+    )
+
+
+def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
+    """Return the class's name of settings that are small enough to build it from.
+
+    Raises:
+        CheckpointError: they name none, or are larger than so many ``tensors`` allow.
+    """
     name = config.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(

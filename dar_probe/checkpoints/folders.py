@@ -64,7 +64,7 @@ def model_file(path: str | Path) -> Path:
             hint=DCP.format(shlex.quote(str(path))),
         )
     if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
-        base = _settings(path / "adapter_config.json").get("base_model_name_or_path")
+        base = settings(path / "adapter_config.json").get("base_model_name_or_path")
         of = f" of {quote(base, 80)}" if isinstance(base, str) else ""
         raise CheckpointError(f"{shown} is a LoRA adapter{of}, no model", hint=MERGE)
     _refuse_partitions(path, names, shown)
@@ -101,7 +101,7 @@ def settings_beside(file: Path) -> dict[str, Any]:
     """Return the settings that a Hub mixin keeps in config.json beside its weights."""
     if file.name not in OWN:
         return {}
-    found = _settings(file.parent / CONFIG)
+    found = settings(file.parent / CONFIG)
     return {} if "_class_name" in found or "architectures" in found else found
 
 
@@ -111,12 +111,13 @@ def _is_of_a_library(path: Path) -> bool:
         return True
     if not os.path.isfile(path / CONFIG):
         return False
-    found = _settings(path / CONFIG)
+    found = settings(path / CONFIG)
     own = any(os.path.isfile(path / name) for name in OWN)
     return "_class_name" in found or "architectures" in found or not own
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Any]:
+    """Return what a file of settings says; nothing where it is damaged or not there."""
     try:
         return read_object(path, LARGEST)
     except CheckpointError:
