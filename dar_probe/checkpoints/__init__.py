@@ -7,10 +7,17 @@ from dar_probe.checkpoints import shards
 from dar_probe.files import kinds
 
 if TYPE_CHECKING:
+    import torch
+
     from dar_probe.checkpoints.reader import Checkpoint
 
 
-def read(path: str | Path, *, weights: Literal["auto", "ema", "model"] = "auto") -> "Checkpoint":
+def read(
+    path: str | Path,
+    *,
+    weights: Literal["auto", "ema", "model"] = "auto",
+    dtype: "torch.dtype | None" = None,
+) -> "Checkpoint":
     """Return what ``reader.read`` returns; a file refused by its first bytes costs no torch.
 
     Raises:
@@ -21,4 +28,4 @@ def read(path: str | Path, *, weights: Literal["auto", "ema", "model"] = "auto")
             kinds.check(file, part)
     from dar_probe.checkpoints import reader
 
-    return reader.read(path, weights=weights)
+    return reader.read(path, weights=weights, dtype=dtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dar_probe.checkpoints import shards
+from dar_probe.checkpoints.folders import settings
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
 from dar_probe.files.json_file import AGAIN, read_object
@@ -80,7 +81,8 @@ def is_folder(path: str | Path) -> bool:
 def home_of(path: str | Path) -> Path | None:
     """Return the diffusers folder that a path is, or whose weights it is; None for other files."""
     path = Path(path)
-    own = path.name.startswith(_WEIGHTS) and path.suffix == ".safetensors"
+    ours = path.suffix == ".safetensors" or shards.is_index(path)
+    own = path.name.startswith(_WEIGHTS) and ours
     home = path.parent if own else path
     return home if is_folder(home) else None
 
@@ -199,9 +201,12 @@ def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
             f"{shown} names no class in its config.json",
             hint="diffusers writes _class_name there; transformers' folders are not read",
         )
-    if config.get("quantization_config") is not None:
+    told = config.get("quantization_config")
+    if told is not None and not _is_read(told):
+        method = told.get("quant_method") if isinstance(told, dict) else None
+        by = f" by {quote(method, 40)}" if isinstance(method, str) else ""
         raise CheckpointError(
-            f"{shown} holds quantised weights, which have no gradients to measure",
+            f"{shown} holds weights quantised{by}, which are not read",
             hint="give the folder in bfloat16 or float32",
         )
     for key, value in config.items():
@@ -218,6 +223,24 @@ def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
             )
     norm_type = config.get("norm_type")
     return _RENAMED.get((name, norm_type), name) if isinstance(norm_type, str) else name
+
+
+def _is_read(told: Any) -> bool:
+    """Tell whether the weights are packed in a way that is dequantised: that of bitsandbytes."""
+    return isinstance(told, dict) and told.get("quant_method") == "bitsandbytes"
+
+
+def packed(path: Path) -> Path | None:
+    """Return the file, or the index, of a folder's packed weights; None for other folders.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    home = path / "transformer" if os.path.isfile(path / "model_index.json") else path
+    if not _is_read(settings(home / CONFIG).get("quantization_config")):
+        return None
+    files, _, index = _weights(home, quote(path))
+    return index.path if index else files[0]
 
 
 def _numbers(value: Any) -> list[int]:
@@ -272,7 +295,7 @@ def _headers(
         with kinds.open_file(path) as file:
             if kinds.check(file, path) != "safetensors":
                 raise CheckpointError(
-                    f"{quote(path)} is a pickle under another name, which is never opened",
+                    f"{quote(path)} is of another kind under that name, which is never opened",
                     hint=AGAIN,
                 )
             try:

@@ -17,7 +17,7 @@ from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
 AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
-SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
 # What trainers write beside the weights.
 OTHERS = re.compile(
     r"optim|scheduler|random_states|rng_state|training_args|scaler|sampler|custom_checkpoint"

@@ -25,11 +25,13 @@ class Index:
     """What an index says.
 
     Attributes:
+        path: of the index.
         shown: the index, or the folder it lies in, quoted for messages.
         files: the shards, sorted by name; all of them are there.
         listed: the name of the file of every tensor.
     """
 
+    path: Path
     shown: str
     files: tuple[Path, ...]
     listed: dict[str, str]
@@ -137,7 +139,7 @@ def read(path: Path, shown: str | None = None, *, start: str = "") -> Index:
         raise CheckpointError(f"{shown} has over {MAX_SHARDS} shards", hint=AGAIN)
     for name in names:
         _check_name(path.parent, name, shown, start=start, suffix=suffix)
-    return Index(shown, tuple(path.parent / name for name in names), listed)
+    return Index(path, shown, tuple(path.parent / name for name in names), listed)
 
 
 def _check_name(home: Path, name: str, shown: str, *, start: str, suffix: str) -> None:

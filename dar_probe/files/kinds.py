@@ -22,7 +22,7 @@ from typing import Any, Literal
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
-Kind = Literal["zip", "safetensors"]
+Kind = Literal["zip", "safetensors", "gguf"]
 
 MAX_ENTRIES, MAX_DIRECTORY = 16_384, 2**22  # SiT-XL/2 in training: about 1,500, and 0.1 MB
 MAX_PICKLE, MAX_STEPS = 2**20, 150_000  # SiT-XL/2 in training: 0.1 MB, and 37,000
@@ -61,7 +61,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, *_DAMAGE)
 
 
 def check(file: BufferedReader, path: Path) -> Kind:
-    """Say which of the two supported formats an open file has, and leave it rewound.
+    """Say which of the three supported formats an open file has, and leave it rewound.
 
     A zip archive has also passed every check that can be made without torch.
 
@@ -140,6 +140,8 @@ def verify_checksums(file: BufferedReader, path: Path) -> None:
 
 def _kind(head: bytes, shown: str) -> Kind:
     """Name the format from the first bytes, or refuse with a sentence of its own."""
+    if head.startswith(b"GGUF"):  # as a length of a safetensors header, over a gigabyte
+        return "gguf"
     # Before the signatures: the header's length may look like any of them.
     if head[8:9] == b"{" and not _is_text(head[:8]):
         return "safetensors"
@@ -162,8 +164,8 @@ def _foreign(head: bytes) -> tuple[str, str]:
         return "a web page, not a checkpoint", "log in there first, or use the direct link"
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a bare pickle, which is never opened", "save the state dict with torch.save"
-    what = "a text file" if _is_text(head) else "neither torch's zip format nor safetensors"
-    return f"{what}, not a checkpoint", "give a .pt or .safetensors file"
+    what = "a text file" if _is_text(head) else "neither torch's zip format, safetensors nor GGUF"
+    return f"{what}, not a checkpoint", "give a .pt, .safetensors or .gguf file"
 
 
 def _is_text(data: bytes) -> bool:

@@ -20,6 +20,7 @@ from dar_probe.models.loading import (
     check_real,
     check_weights,
     choose_objective,
+    file_name,
     is_of_diffusers,
     of_weights,
     plan,
@@ -75,14 +76,15 @@ def survey(options: CheckpointOptions) -> Survey:
     place = hub.local(options.path)
     path = folders.model_file(place)
     if (home := diffusers_folder.home_of(path)) is not None:
-        read = diffusers_folder.read(home)
-        return _of_diffusers(read, options.objective)
+        if (file := diffusers_folder.packed(home)) is None:
+            return _of_diffusers(diffusers_folder.read(home), options.objective)
+        path = file
     header = peek.peek(path, weights=check_weights(options.weights))
     kind = registry.family_of(header, options.family)
     if is_of_diffusers(header, kind, options):
         read = single_file.read(header, path)
         found = _of_diffusers(read, options.objective, header)
-        said = [*folders.said_of(place, path), *of_weights(header)]
+        said = [*(folders.said_of(place, path) if home is None else ()), *of_weights(header)]
         return replace(found, assumptions=[*said, *found.assumptions])
     identified = kind.identify(header, options.heads)
     model = blank(header, kind, identified)
@@ -132,7 +134,7 @@ def _of_diffusers(
     flops, unknown = count_flops(model, args, kwargs)
     return Survey(
         file={
-            "name": read.path.name if header else diffusers_folder.name_of(read.path),
+            "name": file_name(read.path),
             "bytes": read.bytes,
             "weights": header.weights if header else read.variant or "folder",
             "dtype": read.dtype,

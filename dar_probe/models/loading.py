@@ -14,7 +14,8 @@ from dar_probe import checkpoints
 from dar_probe.checkpoints import diffusers_folder, folders, hub, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
-from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
+from dar_probe.checkpoints.quantised import EIGHT_BITS
+from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
@@ -169,8 +170,10 @@ def load_checkpoint(
                 raise UsageError(
                     f"--{name} is not for a diffusers folder", hint="its config.json says it all"
                 )
-        read = diffusers_folder.read(home)
-        return _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
+        if (file := diffusers_folder.packed(home)) is None:
+            read = diffusers_folder.read(home)
+            return _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
+        options = replace(options, path=file)
     path = Path(options.path)
     header = peek.peek(path, weights=check_weights(options.weights))
     kind = registry.family_of(header, options.family)
@@ -181,7 +184,7 @@ def load_checkpoint(
         raise UsageError("only models of diffusers take text conditions", hint="leave --text out")
     else:
         loaded = _load_file(options, header, kind, dtype)
-    said = folders.said_of(place, path)
+    said = folders.said_of(place, path) if home is None else []
     return replace(loaded, assumptions=[*said, *loaded.assumptions])
 
 
@@ -211,9 +214,8 @@ def _load_file(
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
-    converted = {k: shape for k, shape in header.shapes.items() if header.dtypes[k] != dtype}
-    memory_check.require(header.stored + memory_check.needed(converted, dtype))
-    checkpoint = checkpoints.read(path, weights=check_weights(options.weights))
+    memory_check.require(header.stored + memory_check.needed(header.converted(dtype), dtype))
+    checkpoint = checkpoints.read(path, weights=check_weights(options.weights), dtype=dtype)
     checkpoint.header.compare(header.shapes)
     check_finite(checkpoint.state)
     state = {
@@ -295,16 +297,22 @@ def _of_folder(
     }
 
 
+def file_name(path: Path) -> str:
+    """Return the name of a file, or of the folder of diffusers whose weights it holds."""
+    home = diffusers_folder.home_of(path)
+    return path.name if home is None else diffusers_folder.name_of(home)
+
+
 def _of_file(
     read: diffusers_folder.Folder, header: Peek, options: CheckpointOptions
 ) -> tuple[nn.Module, dict[str, Any]]:
     single_file.blank(read)  # settings that the weights do not fit must not cost memory
     dtype = find_dtype(options.dtype)
     memory_check.require(header.stored + memory_check.needed(read.shapes, dtype))
-    checkpoint = checkpoints.read(read.path, weights=check_weights(options.weights))
+    checkpoint = checkpoints.read(read.path, weights=check_weights(options.weights), dtype=dtype)
     checkpoint.header.compare(header.shapes)
     return single_file.build(read, checkpoint.state, dtype=dtype), {
-        "name": read.path.name,
+        "name": file_name(read.path),
         "sha256": checkpoint.sha256,
         "bytes": checkpoint.bytes,
         "weights": checkpoint.weights,

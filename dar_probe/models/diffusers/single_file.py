@@ -18,7 +18,8 @@ from dar_probe.checkpoints import diffusers_folder, folders
 from dar_probe.checkpoints.diffusers_folder import Folder
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
-from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
+from dar_probe.checkpoints.quantised import EIGHT_BITS
+from dar_probe.checkpoints.reader import check_finite
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.text import quote
 from dar_probe.models.diffusers import model as hub_model
@@ -167,6 +168,13 @@ def read(header: Peek, path: Path) -> Folder:
         UsageError: diffusers is not installed.
         CheckpointError: the shapes do not tell the settings, or the file is not of its class.
     """
+    packed = next((k for k, dtype in header.dtypes.items() if not dtype.is_floating_point), None)
+    if packed is not None:
+        kind = str(header.dtypes[packed]).removeprefix("torch.")
+        raise CheckpointError(
+            f"{header.shown} holds quantised weights that are not read: {quote(packed)} is {kind}",
+            hint="give the file in bfloat16 or float32",
+        )
     name = class_of(header)
     beside = _beside(path, name)
     if beside is not None:
@@ -185,7 +193,10 @@ def read(header: Peek, path: Path) -> Folder:
         found,
         path=path,
         shown=header.shown,
-        config={"_class_name": found.class_name, **config},
+        config={
+            "_class_name": found.class_name,
+            **{key: value for key, value in config.items() if key != "quantization_config"},
+        },
         weights=(path,),
         bytes=header.bytes,
         dtype=max(sorted(set(kinds)), key=kinds.count),

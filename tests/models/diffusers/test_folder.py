@@ -163,7 +163,7 @@ def test_pickled_weights(copy):
 
 def test_a_pickle_that_calls_itself_safetensors(copy):
     torch.save({"a": torch.ones(1)}, copy / "transformer" / WEIGHTS)
-    refused(copy, "pickle under another name")
+    refused(copy, "of another kind under that name")
 
 
 def test_no_weights(copy):

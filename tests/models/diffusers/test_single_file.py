@@ -11,6 +11,7 @@ from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
 from dar_probe.models.options import CheckpointOptions
+from tests.checkpoints import packed
 from tests.hostile.builders import official_state
 from tests.models.diffusers import originals, tiny
 
@@ -268,6 +269,92 @@ def test_without_diffusers_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="needs diffusers") as caught:
         load(path)
     assert "pip install" in caught.value.hint
+
+
+# --- packed weights
+
+
+def test_comfyui_s_scaled_eight_bits(tmp_path):
+    model, state = build("flux")
+    made, expected = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}, {}
+    for name, value in state.items():
+        made[PREFIX + name] = expected[name] = value
+        if value.ndim == 2 and "blocks" in name:
+            scale = value.abs().max() / 448
+            made[PREFIX + name] = (value / scale).to(torch.float8_e4m3fn)
+            made[PREFIX + name.removesuffix("weight") + "scale_weight"] = scale
+            expected[name] = made[PREFIX + name].float() * scale
+    loaded = load(save(tmp_path / "x.safetensors", made))
+    plain = load(save(tmp_path / "y.safetensors", expected))
+    same(loaded.model, plain.model)
+    assert any("dequantised from float8_e4m3fn" in one for one in loaded.assumptions)
+    name = "transformer_blocks.0.ff.net.0.proj.weight"
+    error = (loaded.model.state_dict()[name] - model.state_dict()[name]).abs().max()
+    assert 0 < error < 0.07 * model.state_dict()[name].abs().max()
+
+
+def test_gguf_of_comfyui(tmp_path):
+    pytest.importorskip("gguf")
+    _, state = build("sd3 without norms")
+    tensors, values = packed.as_gguf(state)
+    path = packed.gguf(tmp_path / "x.gguf", tensors)
+    loaded = load(path)
+    exact = load(save(tmp_path / "y.safetensors", {k: v.float() for k, v in values.items()}))
+    for name, value in loaded.model.state_dict().items():
+        torch.testing.assert_close(value, exact.model.state_dict()[name], rtol=1e-6, atol=1e-9)
+    said = survey(CheckpointOptions(path=path)).assumptions
+    assert any("dequantised from Q8_0 by gguf" in one for one in said)
+    assert set(said) - set(loaded.assumptions) == {one for one in said if "discovery" in one}
+
+
+@pytest.mark.parametrize("given", ["", "transformer", "transformer/index", "transformer/file"])
+def test_a_folder_that_bitsandbytes_packed(saved, tmp_path, given):
+    home = shutil.copytree(saved("sd3"), tmp_path / "sd3")
+    inner = home / "transformer"
+    plain = inner / "diffusion_pytorch_model.safetensors"
+    state, expected = safetensors.torch.load_file(plain), {}
+    for name in sorted(state):
+        if name.endswith("proj.weight") and state[name].ndim == 2:
+            parts, values = packed.four_bits(tuple(state.pop(name).shape), nested=3)
+            state |= {f"{name}{end}": part for end, part in parts.items()}
+            expected[name] = values.float()
+    save(plain, state)
+    if given == "transformer/index":
+        part = plain.rename(inner / "diffusion_pytorch_model-00001-of-00001.safetensors")
+        plain = inner / "diffusion_pytorch_model.safetensors.index.json"
+        plain.write_text(json.dumps({"weight_map": dict.fromkeys(state, part.name)}))
+    config = json.loads((inner / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (inner / "config.json").write_text(json.dumps(config))
+    path = plain if given in ("transformer/index", "transformer/file") else home / given
+    loaded = load(path)
+    assert loaded.file["name"] == survey(CheckpointOptions(path=path)).file["name"] == "sd3"
+    assert loaded.objective.name == "flow:t=1000s" and loaded.scheduler["shift"] == 3.0
+    assert any("dequantised from nf4" in one for one in loaded.assumptions)
+    for name, value in tiny.build("sd3").state_dict().items():
+        wanted = expected.get(name, value)
+        torch.testing.assert_close(
+            loaded.model.state_dict()[name], wanted, rtol=1e-6, atol=1e-7 * (name in expected)
+        )
+    assert len(expected) > 3
+
+
+@pytest.mark.parametrize("told", [{"quant_method": "torchao"}, {"quant_method": "gguf"}, {}, 3])
+def test_a_folder_that_another_program_packed_is_refused(saved, tmp_path, told):
+    home = shutil.copytree(saved("sd3"), tmp_path / "sd3")
+    config = json.loads((home / "transformer" / "config.json").read_text())
+    config["quantization_config"] = told
+    (home / "transformer" / "config.json").write_text(json.dumps(config))
+    by = " by 'torchao'" if told == {"quant_method": "torchao"} else ""
+    with pytest.raises(CheckpointError, match=f"holds weights quantised{by}"):
+        load(home)
+
+
+def test_integers_are_no_weights(tmp_path):
+    _, state = build("sd3 with two attentions")
+    state["context_embedder.weight"] = state["context_embedder.weight"].to(torch.int8)
+    with pytest.raises(CheckpointError, match="'context_embedder.weight' is int8"):
+        load(save(tmp_path / "x.safetensors", state))
 
 
 def test_it_is_analyzed_from_end_to_end(tmp_path):
