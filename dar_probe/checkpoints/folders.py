@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dar_probe.checkpoints import shards
+from dar_probe.checkpoints import adapters, shards
 from dar_probe.errors import CheckpointError
 from dar_probe.files.json_file import read_object
 from dar_probe.files.text import quote
@@ -33,10 +33,6 @@ DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its weights
 LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
-MERGE = (
-    "merge it into its model (peft: model.merge_and_unload(); diffusers: pipeline.fuse_lora()) and "
-    "save that"
-)
 
 
 def model_file(path: str | Path) -> Path:
@@ -63,10 +59,7 @@ def model_file(path: str | Path) -> Path:
             f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
             hint=DCP.format(shlex.quote(str(path))),
         )
-    if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
-        base = settings(path / "adapter_config.json").get("base_model_name_or_path")
-        of = f" of {quote(base, 80)}" if isinstance(base, str) else ""
-        raise CheckpointError(f"{shown} is a LoRA adapter{of}, no model", hint=MERGE)
+    adapters.refuse_folder(path, names, shown)
     _refuse_partitions(path, names, shown)
     found = [
         name

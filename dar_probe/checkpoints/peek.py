@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dar_probe.checkpoints import reader
+from dar_probe.checkpoints import adapters, reader
 from dar_probe.checkpoints.folders import settings_beside
 from dar_probe.checkpoints.header import Header, Shapes
 from dar_probe.checkpoints.quantised import dequantised
@@ -54,6 +54,7 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
     packed = reader.plain_tensors(found, size, quote(path), device="meta")
     stored = sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
     state, made, packing = dequantised(packed, quote(path.name))
+    adapters.refuse({key: tuple(value.shape) for key, value in state.items()}, quote(path), path)
     args = settings(content, label, quote(path))
     beside = {} if args else settings({"args": settings_beside(path)}, "model", quote(path))
     if beside:

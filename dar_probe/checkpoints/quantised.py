@@ -81,6 +81,15 @@ def dequantised(state: dict[str, Tensor], shown: str, dtype: torch.dtype | None 
                 f"{shown} holds weights packed by {kind}, which are not read: it has {quote(name)}",
                 hint=f"load it with {library}, and save plain weights in bfloat16",
             )
+    for name, value in state.items():
+        small = is_settings(name, value.numel() * value.element_size())
+        if small and value.device.type == "meta":
+            raise CheckpointError(
+                f"{shown} holds packed weights in a pickle, and these are read from safetensors "
+                f"alone: it has {quote(name)}",
+                hint="safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW) "
+                "converts a state dict",
+            )
     ways: Counter[str] = Counter()
     made: dict[str, Tensor] = {}
     for key in list(state):

@@ -7,6 +7,7 @@ would crash or exhaust the process before any rule of torch is asked.
 """
 
 import codecs
+import itertools
 import os
 import pickletools
 import stat
@@ -42,6 +43,13 @@ ALLOWED_GLOBALS = frozenset(
     + ["torch._utils._rebuild_tensor_v3", _UNTYPED]
     + [f"torch.{name}" for name in (*_DTYPES, *_EIGHT_BITS)]
     + [f"torch.{name}Storage" for name in _STORAGES]
+)
+
+# Libraries whose packed weights are tensors of their own classes.
+_PACKERS = {"torchao", "bitsandbytes", "optimum", "quanto", "modelopt", "hqq"}
+_DEQUANTISE = (
+    "save plain weights: torch.save({k: v if type(v) is torch.Tensor else v.dequantize() "
+    "for k, v in model.state_dict().items()}, 'plain.pt')"
 )
 
 _UNPACK = "unpack it first"
@@ -274,6 +282,7 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
                     hint="save the weights alone: torch.save(ema.state_dict(), FILE)",
                 )
             if name == "GLOBAL" and (what := arg.replace(" ", ".", 1)) not in ALLOWED_GLOBALS:
+                _refuse_packed(pickled, shown)
                 raise CheckpointError(
                     f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain "
                     "containers and argparse.Namespace are read",
@@ -311,6 +320,21 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
         raise
     except (ValueError, IndexError, KeyError, Warning) as error:  # Warning: a bad escape
         raise _broken(shown, "its pickle cannot be read") from error
+
+
+def _refuse_packed(pickled: bytes, shown: str) -> None:
+    """Refuse a pickle that asks for the classes of a library of packed weights.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for op, arg, _ in itertools.islice(pickletools.genops(pickled), MAX_STEPS):
+        library = str(arg).partition(".")[0].partition(" ")[0] if op.name == "GLOBAL" else ""
+        if library in _PACKERS:
+            raise CheckpointError(
+                f"{shown} holds weights quantised by {library}, whose classes are not run",
+                hint=_DEQUANTISE,
+            )
 
 
 def _broken(shown: str, reason: object) -> CheckpointError:

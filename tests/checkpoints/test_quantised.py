@@ -270,6 +270,17 @@ def test_eight_bits_in_the_order_of_another_device_are_refused(tmp_path):
 # --- what is not read
 
 
+def test_packed_weights_in_a_pickle_are_refused_with_the_line_that_converts_them(tmp_path):
+    state, _ = packed_state()
+    torch.save(state, tmp_path / "OLD")
+    with pytest.raises(CheckpointError, match="read from safetensors alone") as caught:
+        load_checkpoint(CheckpointOptions(path=tmp_path / "OLD", heads=2))
+    line = caught.value.hint.partition(" converts")[0]
+    names = {"OLD": tmp_path / "OLD", "NEW": tmp_path / "NEW"}
+    exec(f"import safetensors.torch, torch\n{line}", names)
+    assert peek(tmp_path / "NEW").shapes.keys() == STATE.keys()
+
+
 @pytest.mark.parametrize(
     ("end", "kind"),
     [("qweight", "GPTQ, AWQ"), ("weight._data", "quanto"), ("_weight_qdata", "torchao"),
