@@ -230,17 +230,24 @@ def _is_read(told: Any) -> bool:
     return isinstance(told, dict) and told.get("quant_method") == "bitsandbytes"
 
 
-def packed(path: Path) -> Path | None:
-    """Return the file, or the index, of a folder's packed weights; None for other folders.
+def is_packed(path: Path) -> bool:
+    """Tell whether a folder's weights are packed in a way that is dequantised."""
+    return _is_read(settings(_inner(path) / CONFIG).get("quantization_config"))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of a folder's weights, or the index of several.
 
     Raises:
-        CheckpointError: there is none, or more than one.
+        CheckpointError: there is none.
     """
-    home = path / "transformer" if os.path.isfile(path / "model_index.json") else path
-    if not _is_read(settings(home / CONFIG).get("quantization_config")):
-        return None
-    files, _, index = _weights(home, quote(path))
+    files, _, index = _weights(_inner(path), quote(path))
     return index.path if index else files[0]
+
+
+def _inner(path: Path) -> Path:
+    """Return the transformer's folder of a pipeline, or the transformer's own."""
+    return path / "transformer" if os.path.isfile(path / "model_index.json") else path
 
 
 def _numbers(value: Any) -> list[int]:

@@ -76,7 +76,7 @@ def survey(options: CheckpointOptions) -> Survey:
     place = hub.local(options.path)
     path = folders.model_file(place)
     if (home := diffusers_folder.home_of(path)) is not None:
-        if (file := diffusers_folder.packed(home)) is None:
+        if (file := single_file.file_of(home)) is None:
             return _of_diffusers(diffusers_folder.read(home), options.objective)
         path = file
     header = peek.peek(path, weights=check_weights(options.weights))

@@ -170,7 +170,7 @@ def load_checkpoint(
                 raise UsageError(
                     f"--{name} is not for a diffusers folder", hint="its config.json says it all"
                 )
-        if (file := diffusers_folder.packed(home)) is None:
+        if (file := single_file.file_of(home)) is None:
             read = diffusers_folder.read(home)
             return _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
         options = replace(options, path=file)

@@ -133,13 +133,22 @@ def transformer_class(name: str) -> Any:
         UsageError: diffusers is not installed.
         CheckpointError: it exports none.
     """
-    kind = _exported(name, _HOME)
-    if kind is None or not issubclass(kind, nn.Module) or not hasattr(kind, "from_pretrained"):
+    if not has_transformer(name):
         raise CheckpointError(
             f"{quote(name)} is no transformer of the installed diffusers",
             hint="pip install -U diffusers; classes from elsewhere are never run",
         )
-    return kind
+    return _exported(name, _HOME)
+
+
+def has_transformer(name: str) -> bool:
+    """Tell whether diffusers itself exports a transformer of that name.
+
+    Raises:
+        UsageError: diffusers is not installed.
+    """
+    kind = _exported(name, _HOME)
+    return kind is not None and issubclass(kind, nn.Module) and hasattr(kind, "from_pretrained")
 
 
 def scheduler_class(name: str) -> Any:

@@ -68,48 +68,80 @@ def sd3(state):
 
 def flux(state):
     """Names of Black Forest Labs' flux.model."""
+    renamed = {
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "final_layer.linear": "proj_out",
+    }
+    for mine, theirs in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance")):
+        for at, layer in (("in", 1), ("out", 2)):
+            renamed[f"{mine}_in.{at}_layer"] = f"time_text_embed.{theirs}_embedder.linear_{layer}"
+    joined = {}
+    for k in _blocks(state, "transformer_blocks"):
+        old, new = f"transformer_blocks.{k}", f"double_blocks.{k}"
+        for mine, norm, to, out, ff, added in (
+            ("img", "norm1", "to_{}", "to_out.0", "ff", "norm"),
+            ("txt", "norm1_context", "add_{}_proj", "to_add_out", "ff_context", "norm_added"),
+        ):
+            renamed |= {
+                f"{new}.{mine}_mod.lin": f"{old}.{norm}.linear",
+                f"{new}.{mine}_attn.proj": f"{old}.attn.{out}",
+                f"{new}.{mine}_attn.norm.query_norm": f"{old}.attn.{added}_q",
+                f"{new}.{mine}_attn.norm.key_norm": f"{old}.attn.{added}_k",
+                f"{new}.{mine}_mlp.0": f"{old}.{ff}.net.0.proj",
+                f"{new}.{mine}_mlp.2": f"{old}.{ff}.net.2",
+            }
+            joined[f"{new}.{mine}_attn.qkv"] = [f"{old}.attn.{to.format(one)}" for one in "qkv"]
+    for k in _blocks(state, "single_transformer_blocks"):
+        old, new = f"single_transformer_blocks.{k}", f"single_blocks.{k}"
+        renamed |= {
+            f"{new}.modulation.lin": f"{old}.norm.linear",
+            f"{new}.linear2": f"{old}.proj_out",
+            f"{new}.norm.query_norm": f"{old}.attn.norm_q",
+            f"{new}.norm.key_norm": f"{old}.attn.norm_k",
+        }
+        parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        joined[f"{new}.linear1"] = [f"{old}.{part}" for part in parts]
     made = {}
     for end in ("weight", "bias"):
-        made |= {
-            f"img_in.{end}": state[f"x_embedder.{end}"],
-            f"txt_in.{end}": state[f"context_embedder.{end}"],
-            f"final_layer.linear.{end}": state[f"proj_out.{end}"],
-            f"final_layer.adaLN_modulation.1.{end}": _swapped(state[f"norm_out.linear.{end}"]),
-        }
-        for mine, theirs in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance")):
-            for at, layer in (("in", 1), ("out", 2)):
-                old = f"time_text_embed.{theirs}_embedder.linear_{layer}.{end}"
-                if old in state:
-                    made[f"{mine}_in.{at}_layer.{end}"] = state[old]
-        for k in _blocks(state, "transformer_blocks"):
-            old, new = f"transformer_blocks.{k}", f"double_blocks.{k}"
-            for mine, norm, to, out, ff in (
-                ("img", "norm1", "to_{}", "to_out.0", "ff"),
-                ("txt", "norm1_context", "add_{}_proj", "to_add_out", "ff_context"),
-            ):
-                made |= {
-                    f"{new}.{mine}_mod.lin.{end}": state[f"{old}.{norm}.linear.{end}"],
-                    f"{new}.{mine}_attn.qkv.{end}": _joined(state, f"{old}.attn.{to}.{end}", "qkv"),
-                    f"{new}.{mine}_attn.proj.{end}": state[f"{old}.attn.{out}.{end}"],
-                    f"{new}.{mine}_mlp.0.{end}": state[f"{old}.{ff}.net.0.proj.{end}"],
-                    f"{new}.{mine}_mlp.2.{end}": state[f"{old}.{ff}.net.2.{end}"],
-                }
-            for one, name in (("q", "query"), ("k", "key")):
-                if end == "weight":
-                    norms = f"{new}.{{}}_attn.norm.{name}_norm.scale"
-                    made[norms.format("img")] = state[f"{old}.attn.norm_{one}.weight"]
-                    made[norms.format("txt")] = state[f"{old}.attn.norm_added_{one}.weight"]
-        for k in _blocks(state, "single_transformer_blocks"):
-            old, new = f"single_transformer_blocks.{k}", f"single_blocks.{k}"
-            parts = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]
-            made |= {
-                f"{new}.modulation.lin.{end}": state[f"{old}.norm.linear.{end}"],
-                f"{new}.linear1.{end}": _joined(state, f"{old}.{{}}.{end}", parts),
-                f"{new}.linear2.{end}": state[f"{old}.proj_out.{end}"],
-            }
-            if end == "weight":
-                made[f"{new}.norm.query_norm.scale"] = state[f"{old}.attn.norm_q.weight"]
-                made[f"{new}.norm.key_norm.scale"] = state[f"{old}.attn.norm_k.weight"]
+        for new, old in renamed.items():
+            if f"{old}.{end}" in state:
+                own = "scale" if new.endswith(("query_norm", "key_norm")) else end
+                made[f"{new}.{own}"] = state[f"{old}.{end}"]
+        for new, old in joined.items():
+            made[f"{new}.{end}"] = torch.cat([state[f"{one}.{end}"] for one in old])
+        if f"norm_out.linear.{end}" in state:
+            made[f"final_layer.adaLN_modulation.1.{end}"] = _swapped(
+                state[f"norm_out.linear.{end}"]
+            )
+    return made
+
+
+def chroma(state):
+    """Names of lodestones' Chroma: Flux without modulations, which one part makes for all."""
+    made = flux(state)
+    guidance = "distilled_guidance_layer."
+    for name, value in state.items():
+        if name.startswith(guidance):
+            name = name.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
+            made[name.replace("weight", "scale") if ".norms." in name else name] = value
+    return made
+
+
+def z_image(state):
+    """Names of Tongyi-MAI's Z-Image in ComfyUI's repackaging, with one matrix for q, k and v."""
+    renamed = (
+        ("all_x_embedder.2-1.", "x_embedder."), ("all_final_layer.2-1.", "final_layer."),
+        (".to_out.0.", ".out."), (".norm_q.", ".q_norm."), (".norm_k.", ".k_norm."),
+    )  # fmt: skip
+    made = {}
+    for name, value in state.items():
+        for old, new in renamed:
+            name = name.replace(old, new)
+        if ".to_q." in name:
+            made[name.replace("to_q", "qkv")] = _joined(state, name.replace("to_q", "to_{}"), "qkv")
+        elif ".to_k." not in name and ".to_v." not in name:
+            made[name] = value
     return made
 
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.diffusers.model import quiet
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
 from dar_probe.models.options import CheckpointOptions
@@ -39,6 +40,25 @@ MODELS = {
         {**FLUX, "guidance_embeds": False, "in_channels": 24, "out_channels": 16},
         originals.flux,
     ),
+    "chroma": (
+        "ChromaTransformer2DModel",
+        dict(in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=128,
+             num_attention_heads=1, joint_attention_dim=12, approximator_num_channels=64,
+             approximator_hidden_dim=20, approximator_layers=2),
+        originals.chroma,
+    ),
+    "z-image": (
+        "ZImageTransformer2DModel",
+        dict(in_channels=4, dim=128, n_layers=2, n_refiner_layers=1, n_heads=1, n_kv_heads=1,
+             cap_feat_dim=12),
+        originals.z_image,
+    ),
+    "qwen-image": (
+        "QwenImageTransformer2DModel",
+        dict(in_channels=16, out_channels=4, num_layers=2, attention_head_dim=128,
+             num_attention_heads=1, joint_attention_dim=12),
+        dict,  # its authors use diffusers' names
+    ),
     "wan": (
         "WanTransformer3DModel",
         dict(num_attention_heads=1, attention_head_dim=128, in_channels=4, out_channels=4,
@@ -51,22 +71,21 @@ MODELS = {
 @pytest.fixture(autouse=True)
 def narrow_flux(monkeypatch):
     """Let diffusers' conversion of Flux, which has the width of the released model, take 128."""
-    entry = dict(single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"])
-    convert = entry["checkpoint_mapping_fn"]
-    constants = convert.__code__.co_consts
-    assert constants.count(3072) == 1
-    narrow = tuple(128 if value == 3072 else value for value in constants)
-    entry["checkpoint_mapping_fn"] = type(convert)(
-        convert.__code__.replace(co_consts=narrow), convert.__globals__
-    )
-    monkeypatch.setitem(
-        single_file_model.SINGLE_FILE_LOADABLE_CLASSES, "FluxTransformer2DModel", entry
-    )
+    for name in ("FluxTransformer2DModel", "ChromaTransformer2DModel"):
+        entry = dict(single_file_model.SINGLE_FILE_LOADABLE_CLASSES[name])
+        convert = entry["checkpoint_mapping_fn"]
+        constants = convert.__code__.co_consts
+        assert constants.count(3072) == 1
+        narrow = tuple(128 if value == 3072 else value for value in constants)
+        entry["checkpoint_mapping_fn"] = type(convert)(
+            convert.__code__.replace(co_consts=narrow), convert.__globals__
+        )
+        monkeypatch.setitem(single_file_model.SINGLE_FILE_LOADABLE_CLASSES, name, entry)
 
 
 def build(name):
     kind, settings, convert = MODELS[name]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         model = tiny.randomise(getattr(diffusers, kind)(**settings)).eval()
     return model, convert(model.state_dict())
@@ -96,7 +115,7 @@ def outputs(loaded, model):
         x, torch.tensor([0.3, 0.7]), torch.arange(2), torch.zeros(2, dtype=torch.long)
     )
     with torch.no_grad():
-        return tuple(one(*args, **kwargs)[0] for one in (loaded.model, model))
+        return tuple(loaded.call.prediction(one(*args, **kwargs)) for one in (loaded.model, model))
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX], ids=["bare", "ComfyUI"])
@@ -269,6 +288,30 @@ def test_without_diffusers_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="needs diffusers") as caught:
         load(path)
     assert "pip install" in caught.value.hint
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_folder_of_authors_with_a_class_of_their_own(tmp_path, shards):
+    model, state = build("wan")
+    names, name = list(state), "diffusion_pytorch_model.safetensors"
+    home = tmp_path / "Wan"
+    if shards:
+        listed = {}
+        for at, part in enumerate((names[:9], names[9:]), 1):
+            file = f"diffusion_pytorch_model-0000{at}-of-00002.safetensors"
+            save(home / file, {key: state[key] for key in part})
+            listed |= dict.fromkeys(part, file)
+        (home / f"{name}.index.json").write_text(json.dumps({"weight_map": listed}))
+    else:
+        save(home / name, state)
+    (home / "config.json").write_text('{"_class_name": "WanModel", "dim": 128, "num_layers": 2}')
+    loaded = load(home)
+    same(loaded.model, model)
+    assert loaded.identified.family == "WanTransformer3DModel"
+    assert loaded.file["name"] == survey(CheckpointOptions(path=home)).file["name"] == "Wan"
+    (home / "config.json").write_text('{"_class_name": "WanModel", "quantization_config": {}}')
+    with pytest.raises(CheckpointError, match="holds weights quantised"):
+        load(home)
 
 
 # --- packed weights
