@@ -64,6 +64,8 @@ LANES = {
     "diffusion/test_edm.py::test_fresh_noise": "slow",
     "probe/test_memory.py": "slow",
     "checkpoints/test_sizes.py": "slow subprocess",
+    "checkpoints/test_adapters.py::test_the_line": "slow subprocess extras",
+    "models/diffusers/test_single_file.py::test_it_is": "slow",
     "checkpoints/test_peek.py::test_reading_costs": "slow subprocess",
     "hostile/test_publishing.py": "slow",
     "hostile/test_fuzz.py": "slow",

@@ -30,8 +30,8 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
-        "Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
+        help="A .pt, .safetensors or .gguf file, a diffusers folder, or the id of one on the "
+        "Hugging Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
         metavar="CHECKPOINT",
         show_default=False,
     ),
@@ -271,15 +271,15 @@ def check_first(path: Path) -> Path:
     Raises:
         CheckpointError: it is none, or no checkpoint.
     """
-    from dar_probe.checkpoints import folders, hub
+    from dar_probe.checkpoints import folders, hub, shards
     from dar_probe.checkpoints.diffusers_folder import is_folder
     from dar_probe.files import kinds
 
     path = hub.local(path, on_download=_say_download)
     model = folders.model_file(path)
-    if not is_folder(model):
-        with kinds.open_file(model) as file:
-            kinds.check(file, model)
+    for part in () if is_folder(model) else shards.files(model):
+        with kinds.open_file(part) as file:
+            kinds.check(file, part)
     return path
 
 

@@ -4,27 +4,27 @@ Nothing here imports torch or diffusers, and no weight is read except to hash it
 """
 
 import hashlib
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dar_probe.checkpoints import shards
+from dar_probe.checkpoints.folders import settings
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
+from dar_probe.files.json_file import AGAIN, read_object
 from dar_probe.files.safetensors_header import stored
 from dar_probe.files.text import quote
 
 MAX_CONFIG = 2**20  # bytes; the largest config.json of a transformer has 3 kB
-MAX_INDEX = 2**20  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB
-MAX_SHARDS = 1_000
 MAX_SIZE = 2**24  # of one integer in config.json, else a short file could fill the memory
 MAX_SAMPLE_SIZE = 4_096  # position tables grow with its square
 MAX_AXES = 2**14  # of positions and of channels for them, all axes together
 
+CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model"
-_AGAIN = "download the folder again"
 # Released DiT and PixArt folders name the class that once held both.
 _RENAMED = {
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
@@ -81,7 +81,8 @@ def is_folder(path: str | Path) -> bool:
 def home_of(path: str | Path) -> Path | None:
     """Return the diffusers folder that a path is, or whose weights it is; None for other files."""
     path = Path(path)
-    own = path.name.startswith(_WEIGHTS) and path.suffix == ".safetensors"
+    ours = path.suffix == ".safetensors" or shards.is_index(path)
+    own = path.name.startswith(_WEIGHTS) and ours
     home = path.parent if own else path
     return home if is_folder(home) else None
 
@@ -120,75 +121,92 @@ def read(path: str | Path) -> Folder:
     home, beside = path, _transformer(path).parent / "scheduler"
     if os.path.isfile(path / "model_index.json"):
         home, beside = path / "transformer", path / "scheduler"
-        index = _json(path / "model_index.json", MAX_CONFIG)
-        if "transformer" not in index or not os.path.isdir(home):
+        parts = read_object(path / "model_index.json", MAX_CONFIG)
+        if "transformer" not in parts or not os.path.isdir(home):
             raise CheckpointError(
                 f"{shown} is a pipeline without a transformer folder",
                 hint="dar-probe probes transformers; U-Nets are not among them",
             )
-        if isinstance(index.get("transformer_2"), list) and index["transformer_2"][:1] != [None]:
+        if isinstance(parts.get("transformer_2"), list) and parts["transformer_2"][:1] != [None]:
             assumptions.append(
                 "the pipeline has two transformers, one for each end of the noise; "
                 "this is the first one (high noise), also at the levels it was not trained for"
             )
-    if not os.path.isfile(home / "config.json"):
+    if not os.path.isfile(home / CONFIG):
         raise CheckpointError(
-            f"{shown} has neither model_index.json nor config.json",
+            f"{shown} has neither model_index.json nor {CONFIG}",
             hint="give the folder of a diffusers pipeline, or its transformer folder",
         )
-    config = _json(home / "config.json", MAX_CONFIG)
-    scheduler_file = beside / "scheduler_config.json"
-    # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
-    inside = _transformer(home).name == "transformer"
-    with_scheduler = os.path.isfile(scheduler_file) and inside
-    scheduler = _json(scheduler_file, MAX_CONFIG) if with_scheduler else None
-    weights, variant, listed = _weights(home, shown)
+    weights, variant, index = _weights(home, shown)
     if variant is not None:
         assumptions.append(f"the weights are those of the variant {quote(variant)}")
-    shapes, dtype = _headers(weights, listed, shown)
-    settings = (home / "config.json", *([scheduler_file] if with_scheduler else []))
-    return Folder(
-        path=home,
-        shown=shown,
-        class_name=_class_name(config, len(shapes), shown),
-        config=config,
-        scheduler=scheduler,
-        weights=tuple(weights),
+    shapes, dtype = _headers(weights, index, shown)
+    found = read_settings(home, shown, scheduler=beside, tensors=len(shapes))
+    return replace(
+        found,
+        weights=weights,
         variant=variant,
         bytes=sum(os.path.getsize(file) for file in weights),
-        settings=settings,
         shapes=shapes,
         dtype=dtype,
         assumptions=tuple(assumptions),
     )
 
 
-def _json(path: Path, limit: int) -> dict[str, Any]:
-    """Return the object in a file of at most ``limit`` bytes."""
-    with kinds.open_file(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise CheckpointError(f"{quote(path)} has over {limit} bytes", hint=_AGAIN)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or no text
-        raise CheckpointError(f"{quote(path)} is not readable JSON", hint=_AGAIN) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{quote(path)} holds no settings", hint=_AGAIN)
-    return value
+def read_settings(
+    home: Path, shown: str = "", *, scheduler: Path | None = None, tensors: int = MAX_SIZE
+) -> Folder:
+    """Read what a transformer's folder says beside its weights, of which it may have none.
+
+    Args:
+        home: the folder with config.json.
+        shown: what messages call it; empty: by its path.
+        scheduler: the folder that may hold its scheduler; None: beside it.
+        tensors: of its weights.
+
+    Raises:
+        CheckpointError: settings are damaged, or larger than the weights allow.
+    """
+    shown = shown or quote(home)
+    config = read_object(home / CONFIG, MAX_CONFIG)
+    scheduler_file = (scheduler or _transformer(home).parent / "scheduler") / SCHEDULER
+    # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
+    inside = _transformer(home).name == "transformer"
+    with_scheduler = os.path.isfile(scheduler_file) and inside
+    return Folder(
+        path=home,
+        shown=shown,
+        class_name=check_settings(config, tensors, shown),
+        config=config,
+        scheduler=read_object(scheduler_file, MAX_CONFIG) if with_scheduler else None,
+        weights=(),
+        variant=None,
+        bytes=0,
+        settings=(home / CONFIG, *([scheduler_file] if with_scheduler else [])),
+        shapes={},
+        dtype="",
+        assumptions=(),
+    )
 
 
-def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
-    """Return the class's name of settings that are small enough to build it from."""
+def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
+    """Return the class's name of settings that are small enough to build it from.
+
+    Raises:
+        CheckpointError: they name none, or are larger than so many ``tensors`` allow.
+    """
     name = config.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(
             f"{shown} names no class in its config.json",
             hint="diffusers writes _class_name there; transformers' folders are not read",
         )
-    if config.get("quantization_config") is not None:
+    told = config.get("quantization_config")
+    if told is not None and not _is_read(told):
+        method = told.get("quant_method") if isinstance(told, dict) else None
+        by = f" by {quote(method, 40)}" if isinstance(method, str) else ""
         raise CheckpointError(
-            f"{shown} holds quantised weights, which have no gradients to measure",
+            f"{shown} holds weights quantised{by}, which are not read",
             hint="give the folder in bfloat16 or float32",
         )
     for key, value in config.items():
@@ -201,10 +219,35 @@ def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
         if any(number > limit for number in numbers):
             raise CheckpointError(
                 f"{shown} is refused: its {quote(key)} is larger than its weights allow",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
     norm_type = config.get("norm_type")
     return _RENAMED.get((name, norm_type), name) if isinstance(norm_type, str) else name
+
+
+def _is_read(told: Any) -> bool:
+    """Tell whether the weights are packed in a way that is dequantised: that of bitsandbytes."""
+    return isinstance(told, dict) and told.get("quant_method") == "bitsandbytes"
+
+
+def is_packed(path: Path) -> bool:
+    """Tell whether a folder's weights are packed in a way that is dequantised."""
+    return _is_read(settings(_inner(path) / CONFIG).get("quantization_config"))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of a folder's weights, or the index of several.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    files, _, index = _weights(_inner(path), quote(path))
+    return index.path if index else files[0]
+
+
+def _inner(path: Path) -> Path:
+    """Return the transformer's folder of a pipeline, or the transformer's own."""
+    return path / "transformer" if os.path.isfile(path / "model_index.json") else path
 
 
 def _numbers(value: Any) -> list[int]:
@@ -219,22 +262,24 @@ def _numbers(value: Any) -> list[int]:
     return found
 
 
-def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, str] | None]:
-    """Return the files, their variant, and which tensor an index promises in which file."""
+def _weights(home: Path, shown: str) -> tuple[tuple[Path, ...], str | None, shards.Index | None]:
+    """Return the files, their variant, and their index."""
     names = sorted(entry for entry in os.listdir(home) if entry.startswith(_WEIGHTS))
     plain, index = f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json"
     if index in names:
-        return _shards(home, index, shown, None)
+        found = shards.read(home / index, shown, start=_WEIGHTS)
+        return found.files, None, found
     if plain in names:
-        return [home / plain], None, None
+        return (home / plain,), None, None
     for name in names:
         start, _, end = name.partition(".safetensors.index.")
         if start == _WEIGHTS and end.count(".") == 1 and end.endswith(".json"):
-            return _shards(home, name, shown, end.removesuffix(".json"))
+            found = shards.read(home / name, shown, start=_WEIGHTS)
+            return found.files, end.removesuffix(".json"), found
     for name in names:
         parts = name.split(".")
         if len(parts) == 3 and parts[2] == "safetensors" and "-of-" not in name:
-            return [home / name], parts[1], None
+            return (home / name,), parts[1], None
     if any(name.endswith(".bin") for name in names):
         raise CheckpointError(
             f"{shown} has its weights in pickles, which are never opened",
@@ -242,38 +287,13 @@ def _weights(home: Path, shown: str) -> tuple[list[Path], str | None, dict[str, 
         )
     if names:
         raise CheckpointError(
-            f"{shown} has shards of weights without their index {index}", hint=_AGAIN
+            f"{shown} has shards of weights without their index {index}", hint=AGAIN
         )
-    raise CheckpointError(f"{shown} has no weights: {plain} is missing", hint=_AGAIN)
-
-
-def _shards(
-    home: Path, index: str, shown: str, variant: str | None
-) -> tuple[list[Path], str | None, dict[str, str]]:
-    listed = _json(home / index, MAX_INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"{quote(home / index)} lists no weights", hint=_AGAIN)
-    names = sorted({str(name) for name in listed.values()})
-    if len(names) > MAX_SHARDS:
-        raise CheckpointError(f"{shown} has over {MAX_SHARDS} shards", hint=_AGAIN)
-    for name in names:
-        if not name.startswith(_WEIGHTS) or not name.endswith(".safetensors") or "\\" in name:
-            raise CheckpointError(
-                f"{shown} is refused: its index names {quote(name)}, which is no shard",
-                hint=_AGAIN,
-            )
-        if Path(name).name != name:
-            raise CheckpointError(
-                f"{shown} is refused: its index names {quote(name)}, outside the folder",
-                hint=_AGAIN,
-            )
-        if not os.path.isfile(home / name):
-            raise CheckpointError(f"{shown} lacks the shard {quote(name)}", hint=_AGAIN)
-    return [home / name for name in names], variant, listed
+    raise CheckpointError(f"{shown} has no weights: {plain} is missing", hint=AGAIN)
 
 
 def _headers(
-    weights: list[Path], listed: dict[str, str] | None, shown: str
+    weights: tuple[Path, ...], index: shards.Index | None, shown: str
 ) -> tuple[dict[str, tuple[int, ...]], str]:
     """Return every tensor's shape and the most frequent type, from the files' headers alone."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -282,34 +302,25 @@ def _headers(
         with kinds.open_file(path) as file:
             if kinds.check(file, path) != "safetensors":
                 raise CheckpointError(
-                    f"{quote(path)} is a pickle under another name, which is never opened",
-                    hint=_AGAIN,
+                    f"{quote(path)} is of another kind under that name, which is never opened",
+                    hint=AGAIN,
                 )
             try:
                 tensors = stored(file)
             except ValueError as error:
                 raise CheckpointError(
-                    f"{quote(path)} cannot be read: {quote(error)}", hint=_AGAIN
+                    f"{quote(path)} cannot be read: {quote(error)}", hint=AGAIN
                 ) from error
+        if index is not None:
+            index.check(path, tensors, shapes)  # before the next one is read
         for key, entry in tensors.items():
-            if key in shapes:
-                raise CheckpointError(f"{shown} has {quote(key)} in two of its files", hint=_AGAIN)
-            if listed is not None and listed.get(key) != path.name:  # before the next one is read
-                raise _disagreement(shown, key)
             shapes[key] = entry.shape
             dtypes.append(entry.dtype)
     if not shapes:
-        raise CheckpointError(f"{shown} holds no tensors", hint=_AGAIN)
-    if listed is not None and (left := listed.keys() - shapes.keys()):
-        raise _disagreement(shown, min(left))
+        raise CheckpointError(f"{shown} holds no tensors", hint=AGAIN)
+    if index is not None:
+        index.check_whole(shapes)
     return shapes, max(sorted(set(dtypes)), key=dtypes.count)
-
-
-def _disagreement(shown: str, key: str) -> CheckpointError:
-    return CheckpointError(
-        f"{shown} contradicts itself: its index and its shards disagree on {quote(key)}",
-        hint=_AGAIN,
-    )
 
 
 def _sha256(path: Path) -> str:

@@ -4,20 +4,20 @@ No torch: the command line looks here before it loads anything.
 """
 
 import glob
-import json
 import os
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+from dar_probe.checkpoints import adapters, shards
 from dar_probe.errors import CheckpointError
-from dar_probe.files import kinds
+from dar_probe.files.json_file import read_object
 from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
 AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
-SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
 # What trainers write beside the weights.
 OTHERS = re.compile(
     r"optim|scheduler|random_states|rng_state|training_args|scaler|sampler|custom_checkpoint"
@@ -25,27 +25,32 @@ OTHERS = re.compile(
 )
 SHARD = re.compile(r"\d+-of-\d+")
 CONFIG = "config.json"
+OWN = (
+    "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its weights
 LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
-MERGE = (
-    "merge it into its model (peft: model.merge_and_unload(); diffusers: pipeline.fuse_lora()) and "
-    "save that"
-)
 
 
 def model_file(path: str | Path) -> Path:
-    """Return the file that holds the model of a trainer's folder; other paths as they are.
+    """Return the file, or the index of files, that holds the model of a trainer's folder.
 
-    Folders of diffusers are not entered: they are read as wholes. An average is preferred, by its
-    name.
+    Other paths are returned as they are. Folders of diffusers are not entered: they are read as
+    wholes. An average is preferred, by its name.
 
     Raises:
         CheckpointError: the folder holds adapters, partitions of processes, several models, or
-            none; the hint says how to make a file of it.
+            none, or the file is one shard of several; the hint says what to give instead.
     """
     path = Path(path)
-    if not os.path.isdir(path) or _is_of_a_library(path):
+    if not os.path.isdir(path):
+        if not path.name.startswith(DIFFUSERS):
+            shards.refuse_single(path)
+        return path
+    if _is_of_a_library(path):
         return path
     names = sorted(os.listdir(path))
     shown = quote(path)
@@ -54,21 +59,22 @@ def model_file(path: str | Path) -> Path:
             f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
             hint=DCP.format(shlex.quote(str(path))),
         )
-    if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
-        base = _settings(path / "adapter_config.json").get("base_model_name_or_path")
-        of = f" of {quote(base, 80)}" if isinstance(base, str) else ""
-        raise CheckpointError(f"{shown} is a LoRA adapter{of}, no model", hint=MERGE)
+    adapters.refuse_folder(path, names, shown)
     _refuse_partitions(path, names, shown)
-    found = [name for name in names if Path(name).suffix in SUFFIXES and not OTHERS.search(name)]
+    found = [
+        name
+        for name in shards.without_shards(names)
+        if (Path(name).suffix in SUFFIXES or shards.is_index(name)) and not OTHERS.search(name)
+    ]
     averages = [name for name in found if AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower()))]
     taken = averages or found
     if len(taken) > 1:
-        shards = all(SHARD.search(name) for name in taken)
+        parts = all(SHARD.search(name) for name in taken)
         raise CheckpointError(
             f"{shown} is a folder with {len(taken)} files of weights, such as {quote(taken[0])} "
             f"and {quote(taken[1])}",
             hint=f"these shards are joined by: {_joined(path, taken)}"
-            if shards
+            if parts
             else "give one of them",
         )
     if not taken:
@@ -85,10 +91,10 @@ def said_of(path: Path, file: Path) -> list[str]:
 
 
 def settings_beside(file: Path) -> dict[str, Any]:
-    """Return the settings that a Hub mixin keeps in config.json beside model.safetensors."""
-    if file.name not in ("model.safetensors", "pytorch_model.bin"):
+    """Return the settings that a Hub mixin keeps in config.json beside its weights."""
+    if file.name not in OWN:
         return {}
-    found = _settings(file.parent / CONFIG)
+    found = settings(file.parent / CONFIG)
     return {} if "_class_name" in found or "architectures" in found else found
 
 
@@ -98,18 +104,17 @@ def _is_of_a_library(path: Path) -> bool:
         return True
     if not os.path.isfile(path / CONFIG):
         return False
-    found = _settings(path / CONFIG)
-    own = any(os.path.isfile(path / name) for name in ("model.safetensors", "pytorch_model.bin"))
+    found = settings(path / CONFIG)
+    own = any(os.path.isfile(path / name) for name in OWN)
     return "_class_name" in found or "architectures" in found or not own
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Any]:
+    """Return what a file of settings says; nothing where it is damaged or not there."""
     try:
-        with kinds.open_file(path) as file:
-            found = json.loads(file.read(LARGEST))
-    except (CheckpointError, ValueError, RecursionError):
+        return read_object(path, LARGEST)
+    except CheckpointError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _refuse_partitions(path: Path, names: list[str], shown: str) -> None:

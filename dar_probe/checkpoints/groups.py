@@ -13,7 +13,10 @@ from dar_probe.files.text import quote
 
 DEEP = 8  # dicts within dicts, beyond which nobody looks
 # Lists of blocks of the families that are read; other models may lie in the same file.
-FAMILIAR = frozenset({"blocks", "in_blocks", "en_inblocks", "encoder_level_1"})
+FAMILIAR = frozenset(
+    {"blocks", "in_blocks", "en_inblocks", "encoder_level_1"}
+    | {"double_blocks", "joint_blocks", "double_layers", "noise_refiner", "double_stream_blocks"}
+)
 RAW = frozenset({"online", "raw", "current"})
 COUNTED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside its weights
 FIXED = ("pos_embed", "freqs", "relative_position_index")  # tables that may not be trained

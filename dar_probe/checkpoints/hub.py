@@ -13,7 +13,7 @@ from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".nc", ".toml")
+FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".npz", ".npy", ".nc", ".toml")
 # Of a pipeline the transformer and its scheduler; or the files of a transformer's own folder.
 WANTED = (
     "model_index.json", "config.json", "diffusion_pytorch_model*.json",

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from dar_probe.checkpoints import diffusers_folder
+from dar_probe.checkpoints.shards import stem_of
 
 # Words that trainers name every checkpoint, and the folders of checkpoints, by.
 _EVERYBODYS = re.compile(
@@ -26,7 +27,7 @@ def display_name(path: str | Path) -> str:
     if diffusers_folder.home_of(path) is not None:
         return diffusers_folder.name_of(path)
     run = _run_of(path)
-    return f"{run}/{path.stem}" if run else path.name
+    return f"{run}/{stem_of(path)}" if run else path.name
 
 
 def folder_name(path: str | Path) -> str:
@@ -34,12 +35,12 @@ def folder_name(path: str | Path) -> str:
     path = Path(path)
     if diffusers_folder.home_of(path) is not None or not (run := _run_of(path)):
         return diffusers_folder.name_of(path)
-    return f"{run}-{path.stem}"
+    return f"{run}-{stem_of(path)}"
 
 
 def _run_of(path: Path) -> str:
     """Return the name of the run that a checkpoint with everybody's name is of; else nothing."""
-    if not _is_everybodys(path.stem):
+    if not _is_everybodys(stem_of(path)):
         return ""
     for parent in Path(os.path.abspath(path)).parents:
         if parent.name and not _is_everybodys(parent.name):

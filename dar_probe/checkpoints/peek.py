@@ -1,18 +1,16 @@
 """What a file says before its weights are read: a first look that costs almost no memory."""
 
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dar_probe.checkpoints import reader
+from dar_probe.checkpoints import adapters, reader
 from dar_probe.checkpoints.folders import settings_beside
-from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.header import Header, Shapes
+from dar_probe.checkpoints.quantised import dequantised
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import Weights, choose
-from dar_probe.files import kinds
 from dar_probe.files.text import quote
 
 
@@ -21,18 +19,24 @@ class Peek(Header):
     """A header, and what memory its weights will need.
 
     Attributes:
-        bytes: size of the file.
+        bytes: size of the file or of all shards.
         dtypes: of every tensor, by its plain name.
+        stored: bytes of the tensors that would be read.
+        dequantised: which of them are packed in the file; shape and type are those of the weight.
     """
 
     bytes: int
     dtypes: dict[str, torch.dtype]
+    stored: int
+    dequantised: frozenset[str]
 
-    @property
-    def stored(self) -> int:
-        """Bytes of the tensors that would be read."""
-        sizes = (math.prod(shape) * self.dtypes[key].itemsize for key, shape in self.shapes.items())
-        return sum(sizes)
+    def converted(self, dtype: torch.dtype) -> Shapes:
+        """Return the shapes of what takes memory of its own beside ``stored`` in ``dtype``."""
+        return {
+            key: shape
+            for key, shape in self.shapes.items()
+            if key in self.dequantised or self.dtypes[key] != dtype
+        }
 
 
 def peek(path: str | Path, weights: Weights = "auto") -> Peek:
@@ -42,14 +46,15 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
 
     Raises:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
+        UsageError: a package is needed for it.
     """
     path = Path(path)
-    with kinds.open_file(path) as file:
-        kind = kinds.check(file, path)
-        size = os.fstat(file.fileno()).st_size
-        content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
+    content, size = reader.outline_of(path)
     label, found, note = choose(content, weights, quote(path))
-    state = reader.plain_tensors(found, size, quote(path), device="meta")
+    packed = reader.plain_tensors(found, size, quote(path), device="meta")
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
+    state, made, packing = dequantised(packed, quote(path.name))
+    adapters.refuse({key: tuple(value.shape) for key, value in state.items()}, quote(path), path)
     args = settings(content, label, quote(path))
     beside = {} if args else settings({"args": settings_beside(path)}, "model", quote(path))
     if beside:
@@ -59,7 +64,9 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         args=args or beside,
         weights=label,
-        assumptions=[note] if note else [],
+        assumptions=[*filter(None, (note,)), *packing],
         bytes=size,
         dtypes={key: tensor.dtype for key, tensor in state.items()},
+        stored=stored,
+        dequantised=made,
     )

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from dar_probe.checkpoints import gguf_blocks, shards
 from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.quantised import EIGHT_BITS, dequantised, is_settings
 from dar_probe.checkpoints.settings import settings
-from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain_names
+from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.safetensors_header import Stored, stored
@@ -35,7 +37,6 @@ if TorchVersion(torch.__version__) < "2.10":
 
 MAX_DIMS = 16
 TRIM_EVERY = 16 * 2**20  # bytes
-EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 DTYPES = EIGHT_BITS | frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -44,12 +45,12 @@ DTYPES = EIGHT_BITS | frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was read from one file.
+    """What was read from one file, or from the shards of one index.
 
     Attributes:
         path: where it was read from.
-        sha256: of the whole file, in hex.
-        bytes: size of the file.
+        sha256: of the whole file, or of the names and contents of the shards, in hex.
+        bytes: size of the file or of all shards.
         weights: the state dict taken: "ema", "model", or "flat" where the file is one state dict.
         state: parameters by their plain names, without the prefixes of wrappers; on the CPU.
         args: the settings stored beside the weights as plain data, {} where there are none.
@@ -73,8 +74,10 @@ class Checkpoint:
         )
 
 
-def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
-    """Read a .pt or .safetensors file that nobody vouches for.
+def read(
+    path: str | Path, *, weights: Weights = "auto", dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Read a .pt, .safetensors or .gguf file, or the index of several, that nobody vouches for.
 
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
     checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
@@ -85,24 +88,89 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
     """
     path = Path(path)
+    if shards.is_index(path):
+        content, digest, size = _read_shards(path)
+    else:
+        content, digest, size = _read_file(path, weights)
+    label, found, _ = choose(content, weights, quote(path))
+    args = settings(content, label, quote(path))
+    packed = plain_tensors(found, size, quote(path))
+    del content, found  # else what is packed stays until all is not
+    state = dequantised(packed, quote(path.name), dtype).state
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        bytes=size,
+        weights=label,
+        state=state,
+        args=args,
+    )
+
+
+def _read_file(path: Path, weights: Weights | None) -> tuple[Any, str, int]:
+    """Return a file's content, its hash in hex and its size; ``weights`` None: all of it."""
     with kinds.open_file(path) as file:
         kind = kinds.check(file, path)
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        content = _load_zip(file, path, weights) if kind == "zip" else _load_safetensors(file, path)
+        if kind == "gguf":
+            content = _load_gguf(file, path)
+        elif kind == "zip":
+            content = _load_zip(file, path, weights)
+        else:
+            content = _load_safetensors(file, path)
         after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after):
         raise _changed(path)
-    label, found, _ = choose(content, weights, quote(path))
-    state = plain_tensors(found, before.st_size, quote(path))
-    return Checkpoint(
-        path=path,
-        sha256=digest,
-        bytes=before.st_size,
-        weights=label,
-        state=state,
-        args=settings(content, label, quote(path)),
-    )
+    return content, digest, before.st_size
+
+
+def _read_shards(path: Path) -> tuple[dict[str, Any], str, int]:
+    """Return what is in the shards of an index, a hash over names and contents, and the size."""
+    index = shards.read(path)
+    content: dict[str, Any] = {}
+    digest, size = hashlib.sha256(), 0
+    for file in index.files:
+        found, own, bytes_ = _read_file(file, None)
+        size += bytes_
+        digest.update(f"{file.name}:{own}\n".encode())
+        _add(content, found, index, file)
+    index.check_whole(content)
+    return content, digest.hexdigest(), size
+
+
+def outline_of(path: Path) -> tuple[Any, int]:
+    """Return the content of a file or of an index's shards, tensors on "meta", and the size.
+
+    Checksums are not compared, and nothing says that the weights can be read.
+
+    Raises:
+        CheckpointError: a file is refused or damaged.
+    """
+    if not shards.is_index(path):
+        with kinds.open_file(path) as file:
+            kind = kinds.check(file, path)
+            size = os.fstat(file.fileno()).st_size
+            if kind == "gguf":
+                return _load_gguf(file, path, device="meta"), size
+            return (outline if kind == "zip" else safetensors_outline)(file, path), size
+    index = shards.read(path)
+    content: dict[str, Any] = {}
+    whole = 0
+    for shard in index.files:
+        found, size = outline_of(shard)
+        whole += size
+        _add(content, found, index, shard)
+    index.check_whole(content)
+    return content, whole
+
+
+def _add(content: dict[str, Any], found: Any, index: shards.Index, file: Path) -> None:
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{quote(file)} holds a {type(found).__name__}, no shard", hint=SAVE)
+    found = plain(found)
+    index.check(file, found, content)
+    content |= found
 
 
 def plain_tensors(
@@ -145,15 +213,17 @@ def check_finite(state: dict[str, Tensor]) -> None:
             )
 
 
-def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:
+def _load_zip(file: BufferedReader, path: Path, weights: Weights | None) -> Any:
     """Return the content of a file of torch.save, with memory behind the chosen weights alone.
+
+    ``weights`` None chooses all of them.
 
     Which storages these are is known when all of the pickle was read, so it is read twice; both
     times torch meets the storages in the same order.
     """
     kinds.verify_checksums(file, path)
-    label = choose(outline(file, path), weights, quote(path)).label
-    if label == "flat":
+    content = outline(file, path)
+    if weights is None or choose(content, weights, quote(path)).label == "flat":
         return _unpickle(file, path, "cpu")
     blanks: list[torch.UntypedStorage] = []
     dropped = 0
@@ -224,26 +294,40 @@ def _unpickle(file: BufferedReader, path: Path, location: str | Callable[[Any, s
 
 
 def safetensors_outline(file: BufferedReader, path: Path) -> dict[str, Tensor]:
-    """Return the content of a safetensors file, its tensors on "meta", from its header alone.
+    """Return the content of a safetensors file, its tensors on "meta", from its header.
+
+    Of its tensors only those are read that say how a weight is packed.
 
     Raises:
         CheckpointError: the header breaks the format.
     """
     return {
-        name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
+        name: _tensor(file, path, entry)
+        if is_settings(name, entry.bytes)
+        else torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
         for name, entry in _stored(file, path).items()
     }
 
 
 def _load_safetensors(file: BufferedReader, path: Path) -> dict[str, Tensor]:
-    state = {}
-    for name, entry in _stored(file, path).items():
-        raw = torch.empty(entry.bytes, dtype=torch.uint8)
-        file.seek(entry.start)
-        if file.readinto(raw.numpy().data) != entry.bytes:
-            raise _changed(path)
-        state[name] = raw.view(getattr(torch, entry.dtype)).reshape(entry.shape)
-    return state
+    return {name: _tensor(file, path, entry) for name, entry in _stored(file, path).items()}
+
+
+def _tensor(file: BufferedReader, path: Path, entry: Stored) -> Tensor:
+    raw = torch.empty(entry.bytes, dtype=torch.uint8)
+    file.seek(entry.start)
+    if file.readinto(raw.numpy().data) != entry.bytes:
+        raise _changed(path)
+    return raw.view(getattr(torch, entry.dtype)).reshape(entry.shape)
+
+
+def _load_gguf(file: BufferedReader, path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
+    try:
+        return gguf_blocks.load(file, device=device)
+    except EOFError:
+        raise _changed(path) from None
+    except ValueError as error:
+        raise _unreadable(path, error) from error
 
 
 def _stored(file: BufferedReader, path: Path) -> dict[str, Stored]:
@@ -275,9 +359,10 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 def _checked(key: str, value: Any, shown: str, device: str = "cpu") -> Tensor:
     """Return a plain tensor that owns what it claims, without hooks, attributes or gradient."""
     wrong = ""
+    places = (device, "cpu")  # what says how weights are packed is always read
     if type(value) not in (Tensor, torch.nn.Parameter):
         wrong = f"of type {type(value).__name__}, not a tensor"
-    elif value.layout is not torch.strided or value.device.type != device or value.is_neg():
+    elif value.layout is not torch.strided or value.device.type not in places or value.is_neg():
         wrong = f"a tensor without plain memory ({value.layout})"
     elif value.dtype not in DTYPES:
         wrong = f"of type {value.dtype}, which no model here has"

@@ -7,6 +7,7 @@ would crash or exhaust the process before any rule of torch is asked.
 """
 
 import codecs
+import itertools
 import os
 import pickletools
 import stat
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
-Kind = Literal["zip", "safetensors"]
+Kind = Literal["zip", "safetensors", "gguf"]
 
 MAX_ENTRIES, MAX_DIRECTORY = 16_384, 2**22  # SiT-XL/2 in training: about 1,500, and 0.1 MB
 MAX_PICKLE, MAX_STEPS = 2**20, 150_000  # SiT-XL/2 in training: 0.1 MB, and 37,000
@@ -44,6 +45,13 @@ ALLOWED_GLOBALS = frozenset(
     + [f"torch.{name}Storage" for name in _STORAGES]
 )
 
+# Libraries whose packed weights are tensors of their own classes.
+_PACKERS = {"torchao", "bitsandbytes", "optimum", "quanto", "modelopt", "hqq"}
+_DEQUANTISE = (
+    "save plain weights: torch.save({k: v if type(v) is torch.Tensor else v.dequantize() "
+    "for k, v in model.state_dict().items()}, 'plain.pt')"
+)
+
 _UNPACK = "unpack it first"
 _CONVERT = "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW) converts it"
 _SIGNATURES = (
@@ -61,7 +69,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, *_DAMAGE)
 
 
 def check(file: BufferedReader, path: Path) -> Kind:
-    """Say which of the two supported formats an open file has, and leave it rewound.
+    """Say which of the three supported formats an open file has, and leave it rewound.
 
     A zip archive has also passed every check that can be made without torch.
 
@@ -140,6 +148,8 @@ def verify_checksums(file: BufferedReader, path: Path) -> None:
 
 def _kind(head: bytes, shown: str) -> Kind:
     """Name the format from the first bytes, or refuse with a sentence of its own."""
+    if head.startswith(b"GGUF"):  # as a length of a safetensors header, over a gigabyte
+        return "gguf"
     # Before the signatures: the header's length may look like any of them.
     if head[8:9] == b"{" and not _is_text(head[:8]):
         return "safetensors"
@@ -162,8 +172,8 @@ def _foreign(head: bytes) -> tuple[str, str]:
         return "a web page, not a checkpoint", "log in there first, or use the direct link"
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a bare pickle, which is never opened", "save the state dict with torch.save"
-    what = "a text file" if _is_text(head) else "neither torch's zip format nor safetensors"
-    return f"{what}, not a checkpoint", "give a .pt or .safetensors file"
+    what = "a text file" if _is_text(head) else "neither torch's zip format, safetensors nor GGUF"
+    return f"{what}, not a checkpoint", "give a .pt, .safetensors or .gguf file"
 
 
 def _is_text(data: bytes) -> bool:
@@ -272,6 +282,7 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
                     hint="save the weights alone: torch.save(ema.state_dict(), FILE)",
                 )
             if name == "GLOBAL" and (what := arg.replace(" ", ".", 1)) not in ALLOWED_GLOBALS:
+                _refuse_packed(pickled, shown)
                 raise CheckpointError(
                     f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain "
                     "containers and argparse.Namespace are read",
@@ -309,6 +320,21 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
         raise
     except (ValueError, IndexError, KeyError, Warning) as error:  # Warning: a bad escape
         raise _broken(shown, "its pickle cannot be read") from error
+
+
+def _refuse_packed(pickled: bytes, shown: str) -> None:
+    """Refuse a pickle that asks for the classes of a library of packed weights.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for op, arg, _ in itertools.islice(pickletools.genops(pickled), MAX_STEPS):
+        library = str(arg).partition(".")[0].partition(" ")[0] if op.name == "GLOBAL" else ""
+        if library in _PACKERS:
+            raise CheckpointError(
+                f"{shown} holds weights quantised by {library}, whose classes are not run",
+                hint=_DEQUANTISE,
+            )
 
 
 def _broken(shown: str, reason: object) -> CheckpointError:

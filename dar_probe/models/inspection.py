@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +14,14 @@ from dar_probe.checkpoints import diffusers_folder, folders, hub, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.models import registry
 from dar_probe.models.diffusers import model as hub_model
+from dar_probe.models.diffusers import single_file
 from dar_probe.models.loading import (
     blank,
     check_real,
     check_weights,
     choose_objective,
+    file_name,
+    is_of_diffusers,
     of_weights,
     plan,
     sized,
@@ -75,9 +77,16 @@ def survey(options: CheckpointOptions) -> Survey:
     place = hub.local(options.path)
     path = folders.model_file(place)
     if (home := diffusers_folder.home_of(path)) is not None:
-        return _of_folder(home, options.objective)
+        if (file := single_file.file_of(home)) is None:
+            return _of_diffusers(diffusers_folder.read(home), options.objective)
+        path = file
     header = peek.peek(path, weights=check_weights(options.weights))
     kind = registry.family_of(header, options.family)
+    if is_of_diffusers(header, kind, options):
+        read = single_file.read(header, path)
+        found = _of_diffusers(read, options.objective, header)
+        said = [*(folders.said_of(place, path) if home is None else ()), *of_weights(header)]
+        return replace(found, assumptions=[*said, *found.assumptions])
     identified = sized(kind.identify(header, options.heads))
     model = blank(header, kind, identified)
     check_real(header, model)
@@ -113,22 +122,26 @@ def survey(options: CheckpointOptions) -> Survey:
     )
 
 
-def _of_folder(path: Path, objective_name: str | None) -> Survey:
-    read = diffusers_folder.read(path)
+def _of_diffusers(
+    read: diffusers_folder.Folder,
+    objective_name: str | None,
+    header: peek.Peek | None = None,
+) -> Survey:
+    """Say what a folder is, or the single file whose ``header`` is given."""
     call, chosen, assumed = plan(read, objective_name)
-    model = hub_model.blank(read)
+    model = single_file.blank(read) if header else hub_model.blank(read)
     x = torch.zeros(1, *call.shape, device="meta")
     args, kwargs = call.inputs(x, torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long))
     flops, unknown = count_flops(model, args, kwargs)
     return Survey(
         file={
-            "name": diffusers_folder.name_of(path),
+            "name": file_name(read.path),
             "bytes": read.bytes,
-            "weights": read.variant or "folder",
+            "weights": header.weights if header else read.variant or "folder",
             "dtype": read.dtype,
         },
         family=read.class_name,
-        why="the _class_name of its config.json",
+        why="the names of its authors" if header else "the _class_name of its config.json",
         objective=chosen.name,
         sizes={k: v for k, v in read.config.items() if not k.startswith("_")},
         shape=call.shape,

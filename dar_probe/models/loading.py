@@ -14,7 +14,8 @@ from dar_probe import checkpoints
 from dar_probe.checkpoints import diffusers_folder, folders, hub, memory_check, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
-from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
+from dar_probe.checkpoints.quantised import EIGHT_BITS
+from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
@@ -23,7 +24,7 @@ from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
 from dar_probe.models import registry
 from dar_probe.models.blank import without_weights
-from dar_probe.models.diffusers import conditioning, inputs, sampling
+from dar_probe.models.diffusers import conditioning, inputs, sampling, single_file
 from dar_probe.models.diffusers import model as hub_model
 from dar_probe.models.diffusers import scheduler as clock
 from dar_probe.models.options import CheckpointOptions
@@ -174,29 +175,56 @@ def load_checkpoint(
                 raise UsageError(
                     f"--{name} is not for a diffusers folder", hint="its config.json says it all"
                 )
-        return _load_folder(home, options, dtype=dtype, shape=shape, seed=seed)
-    if options.text is not None:
-        raise UsageError(
-            "only models in a diffusers folder take text conditions", hint="leave --text out"
-        )
-    loaded = _load_file(options, dtype, shape)
-    said = folders.said_of(place, Path(options.path))
+        if (file := single_file.file_of(home)) is None:
+            read = diffusers_folder.read(home)
+            return _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
+        options = replace(options, path=file)
+    path = Path(options.path)
+    header = peek.peek(path, weights=check_weights(options.weights))
+    kind = registry.family_of(header, options.family)
+    if is_of_diffusers(header, kind, options):
+        read = single_file.read(header, path)
+        loaded = _load_diffusers(read, options, header, dtype=dtype, shape=shape, seed=seed)
+    elif options.text is not None:
+        raise UsageError("only models of diffusers take text conditions", hint="leave --text out")
+    else:
+        loaded = _load_file(options, header, kind, dtype, shape)
+    said = folders.said_of(place, path) if home is None else []
     return replace(loaded, assumptions=[*said, *loaded.assumptions])
 
 
+def is_of_diffusers(header: Peek, kind: Family, options: CheckpointOptions) -> bool:
+    """Tell whether a file without a family's marks is of a transformer of diffusers.
+
+    Raises:
+        UsageError: it is, and an option is not for it.
+    """
+    if options.family or kind is not registry.DEFAULT or kind.matches(header):
+        return False
+    if not single_file.matches(header, Path(options.path)):
+        return False
+    if options.heads is not None:
+        raise UsageError(
+            "--heads is not for a model of diffusers",
+            hint="its shapes or its config.json tell them",
+        )
+    return True
+
+
 def _load_file(
-    options: CheckpointOptions, dtype: torch.dtype, shape: Sequence[int] | None
+    options: CheckpointOptions,
+    header: Peek,
+    kind: Family,
+    dtype: torch.dtype,
+    shape: Sequence[int] | None,
 ) -> Loaded:
-    path, weights = Path(options.path), check_weights(options.weights)
-    header = peek.peek(path, weights=weights)
-    kind = registry.family_of(header, options.family)
+    path = Path(options.path)
     found = sized(kind.identify(header, options.heads), shape)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
-    converted = {k: shape for k, shape in header.shapes.items() if header.dtypes[k] != dtype}
-    memory_check.require(header.stored + memory_check.needed(converted, dtype))
-    checkpoint = checkpoints.read(path, weights=weights)
+    memory_check.require(header.stored + memory_check.needed(header.converted(dtype), dtype))
+    checkpoint = checkpoints.read(path, weights=check_weights(options.weights), dtype=dtype)
     checkpoint.header.compare(header.shapes)
     check_finite(checkpoint.state)
     state = {
@@ -229,26 +257,21 @@ def _load_file(
     )
 
 
-def _load_folder(
-    path: Path,
+def _load_diffusers(
+    read: diffusers_folder.Folder,
     options: CheckpointOptions,
+    header: Peek | None = None,
     *,
     dtype: torch.dtype,
     shape: Sequence[int] | None,
     seed: int,
 ) -> Loaded:
-    read = diffusers_folder.read(path)
+    """Build the transformer of a folder, or of the single file whose ``header`` is given."""
     given = conditioning.read_conditions(options.text) if options.text is not None else None
     call, chosen, assumed = plan(read, options.objective, shape=shape, given=given, seed=seed)
-    memory_check.require(memory_check.needed(read.shapes, dtype))
-    model = hub_model.build(read, dtype=dtype)
+    model, file = _of_folder(read, dtype) if header is None else _of_file(read, header, options)
     return Loaded(
-        file={
-            "name": diffusers_folder.name_of(path),
-            "sha256": read.sha256,
-            "bytes": read.bytes,
-            "weights": read.variant or "folder",
-        },
+        file=file,
         identified=Identified(
             family=read.class_name,
             sizes=read.config,
@@ -260,11 +283,50 @@ def _load_folder(
         model=model,
         subject=None,
         objective=chosen,
-        assumptions=[*read.assumptions, *assumed, *call.assumptions],
+        assumptions=[
+            *(of_weights(header) if header else ()),
+            *read.assumptions,
+            *assumed,
+            *call.assumptions,
+        ],
         call=BySignature(call, hub_model.dtype_of(model)),
         scheduler=read.scheduler,
         conditions=f"{_digest(given) if given else seed}-{dtype}",
     )
+
+
+def _of_folder(
+    read: diffusers_folder.Folder, dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    memory_check.require(memory_check.needed(read.shapes, dtype))
+    return hub_model.build(read, dtype=dtype), {
+        "name": diffusers_folder.name_of(read.path),
+        "sha256": read.sha256,
+        "bytes": read.bytes,
+        "weights": read.variant or "folder",
+    }
+
+
+def file_name(path: Path) -> str:
+    """Return the name of a file, or of the folder of diffusers whose weights it holds."""
+    home = diffusers_folder.home_of(path)
+    return path.name if home is None else diffusers_folder.name_of(home)
+
+
+def _of_file(
+    read: diffusers_folder.Folder, header: Peek, options: CheckpointOptions
+) -> tuple[nn.Module, dict[str, Any]]:
+    single_file.blank(read)  # settings that the weights do not fit must not cost memory
+    dtype = find_dtype(options.dtype)
+    memory_check.require(header.stored + memory_check.needed(read.shapes, dtype))
+    checkpoint = checkpoints.read(read.path, weights=check_weights(options.weights), dtype=dtype)
+    checkpoint.header.compare(header.shapes)
+    return single_file.build(read, checkpoint.state, dtype=dtype), {
+        "name": file_name(read.path),
+        "sha256": checkpoint.sha256,
+        "bytes": checkpoint.bytes,
+        "weights": checkpoint.weights,
+    }
 
 
 def plan(

@@ -85,13 +85,6 @@ def test_a_command_keeps_the_folder_whose_name_tells_the_step(tmp_path):
         check_first(home)
 
 
-def test_an_adapter_names_its_model(tmp_path):
-    home = folder(tmp_path, "adapter_config.json")
-    (home / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
-    with pytest.raises(CheckpointError, match="a LoRA adapter of 'some/model'"):
-        model_file(home)
-
-
 def test_the_command_that_joins_shards_does(tmp_path):
     home = tmp_path / "it's [my] run; $(touch ran)"
     home.mkdir()

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from dar_probe.checkpoints.header import Header
 from dar_probe.models import loading, sit_family
 from dar_probe.models.sit_layout import Sizes, read_sizes
+from tests.checkpoints import packed
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -281,6 +283,14 @@ def _tensors(*args: object, **options: object) -> Callable[[Path], None]:
     return lambda path: safetensors(path, *args, **options)  # type: ignore[arg-type]
 
 
+def _gguf(
+    settings: bytes = b"", pairs: int = 0, shapes: Any = None, **tensors: Any
+) -> Callable[[Path], None]:
+    return lambda path: (
+        packed.gguf(path, tensors, settings=settings, pairs=pairs, shapes=shapes) and None
+    )
+
+
 # name -> (how it is built, words that the sentence must have)
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda path: None, "there is no file"),
@@ -307,6 +317,36 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "noise": (_raw(bytes(range(128, 256)) * 8), "neither"),
     "one byte": (_raw(b"\x80"), "neither"),
     "netcdf": (_raw(b"\x89HDF\r\n\x1a\n" + bytes(100)), "netCDF"),
+    "gguf cut short": (_raw(b"GGUF\3\0\0\0"), "header is cut short"),
+    "gguf of the other byte order": (_raw(b"GGUF\0\0\0\3" + bytes(16)), "byte order"),
+    "gguf of many tensors": (
+        _raw(b"GGUF\3\0\0\0" + b"\xff" * 7 + bytes(9)),
+        "claims 72057594037927935 tensors",
+    ),
+    "gguf of endless texts": (
+        _gguf(settings=packed.text("a") + struct.pack("<IIQ", 9, 8, 2**60) + bytes(2**22), pairs=1),
+        "header is cut short or too large",
+    ),
+    "gguf of a long list": (
+        _gguf(settings=packed.text("a") + struct.pack("<IIQ", 9, 4, 2**62), pairs=1),
+        "cut short",
+    ),
+    "gguf of a list of lists": (
+        _gguf(settings=packed.text("a") + struct.pack("<IIQ", 9, 9, 1), pairs=1),
+        "the type 9",
+    ),
+    "gguf of no alignment": (
+        _gguf(settings=packed.text("general.alignment") + struct.pack("<II", 4, 0), pairs=1),
+        "its alignment is 0",
+    ),
+    "gguf of an unknown type": (_gguf(w=(99, (32,), bytes(34))), "the unknown type 99"),
+    "gguf of a broken block": (_gguf(w=(8, (2, 33), bytes(68))), "is no Q8_0"),
+    "gguf of no weights": (_gguf(w=(0, (0,), b"")), "is no F32"),
+    "gguf beyond its end": (_gguf(w=(0, (2**40,), bytes(64))), "ends at byte"),
+    "gguf of absurd sizes": (_gguf(w=(0, (2**62, 2**62), bytes(64))), "is no F32"),
+    "gguf with a tail": (_gguf(w=(0, (2,), bytes(300))), "its tensors end at byte"),
+    "gguf of two shapes": (_gguf(w=(0, (4,), bytes(16)), shapes={"w": (2**20, 2**20)}), "shape"),
+    "gguf of a shape of nothing": (_gguf(w=(0, (4,), bytes(16)), shapes={"w": (-4, -1)}), "none"),
     "legacy": (_legacy, "format of before 1.6"),
     "bare pickle": (_raw(pickle.dumps({"a": 1})), "bare pickle"),
     "empty zip": (_raw(b"PK\x05\x06" + bytes(18)), "empty zip"),

@@ -44,6 +44,7 @@ from dar_probe.errors import CheckpointError, DarProbeError, UsageError  # noqa:
 from dar_probe.files.analysis_folder import OutputFolder  # noqa: E402
 from dar_probe.models.diffusers import conditioning  # noqa: E402
 from dar_probe.results import store  # noqa: E402
+from tests.checkpoints import packed  # noqa: E402
 from tests.helpers.synthetic import dataset  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
 
@@ -100,6 +101,27 @@ def _shards(path: Path) -> None:
     path.write_text(json.dumps({"metadata": {"total_size": 128}, "weight_map": listed}))
 
 
+def _index(path: Path) -> None:
+    """The file that is mutated: the index of two shards of our own family."""
+    state, listed = official_state(), {}
+    for k in (1, 2):
+        name = f"model-0000{k}-of-00002.safetensors"
+        part = dict(list(state.items())[k - 1 :: 2])
+        safetensors.torch.save_file(part, path.with_name(name))
+        listed |= dict.fromkeys(part, name)
+    path.write_text(json.dumps({"metadata": {"total_size": 128}, "weight_map": listed}))
+
+
+def _four_bits(path: Path) -> None:
+    """A weight that bitsandbytes packed, and one of ComfyUI with a scale."""
+    parts, _ = packed.four_bits((8, 16), nested=3)
+    state = {f"blocks.0.weight{end}": part for end, part in parts.items()}
+    state["blocks.1.weight"] = torch.ones(4, 4).to(torch.float8_e4m3fn)
+    state["blocks.1.scale_weight"] = torch.ones(())
+    state["blocks.1.comfy_quant"] = packed.settings({"format": "float8_e4m3fn"})
+    safetensors.torch.save_file(state, path)
+
+
 def _arrays() -> dict[str, np.ndarray]:
     return {"latents": np.zeros((3, 4, 8, 8), np.float32), "labels": np.arange(3)}
 
@@ -139,6 +161,11 @@ KINDS = {
     "peeked.safetensors": Kind(
         lambda path: safetensors.torch.save_file(official_state(), path), peek, Peek
     ),
+    "q8.gguf": Kind(
+        lambda path: packed.gguf(path, packed.as_gguf(official_state(width=32))[0]),
+        checkpoints.read, Checkpoint, DarProbeError,  # without the package gguf all are refused
+    ),
+    "nf4.safetensors": Kind(_four_bits, checkpoints.read, Checkpoint),
     "config.json": Kind(_folder, lambda path: hub.read(path.parent), hub.Folder),
     "analysis.nc": Kind(
         lambda path: store.write(dataset(blocks=2, samples=2, levels=2), path),
@@ -165,6 +192,7 @@ KINDS = {
     "diffusion_pytorch_model.safetensors.index.json": Kind(
         _shards, lambda path: hub.read(path.parent), hub.Folder
     ),
+    "model.safetensors.index.json": Kind(_index, checkpoints.read, Checkpoint),
 }  # fmt: skip
 
 

@@ -50,8 +50,11 @@ CORE = {
         "subject stack stream_detection tracing boundaries block_lists cross_check labels packing "
         "freshness"
     ),
-    "files": "kinds safetensors_header atomic analysis_folder arrays",
-    "checkpoints": "state_dict groups folders reader header memory_check",
+    "files": "kinds safetensors_header gguf_header json_file atomic analysis_folder arrays",
+    "checkpoints": (
+        "state_dict groups folders shards adapters reader quantised four_bits gguf_blocks header "
+        "memory_check"
+    ),
     "models": "sit sit_family",
     "training": "loop ema repa",
 }  # fmt: skip

@@ -64,13 +64,24 @@ def blank(folder: Folder) -> nn.Module:
         CheckpointError: it has no such transformer, cannot build it from these settings, or the
             weights are not that class's.
     """
+    built = empty(folder)
+    _compare(folder, built)
+    return built
+
+
+def empty(folder: Folder) -> nn.Module:
+    """Return what ``blank`` returns, whatever weights the folder has.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it has no such transformer, or cannot build it from these settings.
+    """
     kind = transformer_class(folder.class_name)
     with quiet(), without_weights():
         try:
             built: nn.Module = kind.from_config(folder.config).eval()
         except Exception as error:  # a constructor may raise anything on settings that do not fit
             raise _misfit(folder, f" that diffusers can build: {quote(error)}") from error
-    _compare(folder, built)
     return built
 
 
@@ -88,6 +99,11 @@ def _compare(folder: Folder, model: nn.Module) -> None:
         else:
             what = "unexpected"
         raise _misfit(folder, f": {quote(name)} is {what}")
+
+
+def kept_in_float32(kind: type) -> list[str]:
+    """Return the modules that diffusers keeps in float32 where the rest is in float16."""
+    return list(getattr(kind, "_keep_in_fp32_modules", None) or [])
 
 
 def left_over(kind: type) -> list[str]:
@@ -117,13 +133,22 @@ def transformer_class(name: str) -> Any:
         UsageError: diffusers is not installed.
         CheckpointError: it exports none.
     """
-    kind = _exported(name, _HOME)
-    if kind is None or not issubclass(kind, nn.Module) or not hasattr(kind, "from_pretrained"):
+    if not has_transformer(name):
         raise CheckpointError(
             f"{quote(name)} is no transformer of the installed diffusers",
             hint="pip install -U diffusers; classes from elsewhere are never run",
         )
-    return kind
+    return _exported(name, _HOME)
+
+
+def has_transformer(name: str) -> bool:
+    """Tell whether diffusers itself exports a transformer of that name.
+
+    Raises:
+        UsageError: diffusers is not installed.
+    """
+    kind = _exported(name, _HOME)
+    return kind is not None and issubclass(kind, nn.Module) and hasattr(kind, "from_pretrained")
 
 
 def scheduler_class(name: str) -> Any:

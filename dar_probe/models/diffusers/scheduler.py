@@ -116,7 +116,7 @@ def choose(
     """
     if scheduler is None:
         found, assumed = of_class(class_name, config)
-        said = f"the folder has no scheduler: the objective is {found.name!r}"
+        said = f"there is no scheduler: the objective is {found.name!r}"
         return found, [said, *assumed] if assumed else [f"{said}, usual for {class_name}"]
     name = str(scheduler.get("_class_name"))
     prediction = scheduler.get("prediction_type")

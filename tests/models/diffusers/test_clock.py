@@ -52,13 +52,12 @@ def test_what_is_assumed_is_said():
     found, assumed = clock.choose("DiTTransformer2DModel", {}, None)
     assert found.name == "ddpm:linear:eps"
     assert assumed == [
-        "the folder has no scheduler: the objective is 'ddpm:linear:eps', usual for "
-        "DiTTransformer2DModel"
+        "there is no scheduler: the objective is 'ddpm:linear:eps', usual for DiTTransformer2DModel"
     ]
     unknown = "the clock of Any is not known: 0 for data, 1,000 for noise is assumed"
     found, assumed = clock.choose("Any", {}, None)
     assert assumed == [
-        "the folder has no scheduler: the objective is 'flow:t=1000s'", unknown,
+        "there is no scheduler: the objective is 'flow:t=1000s'", unknown,
     ]  # fmt: skip
     assert clock.choose("Any", {}, {"_class_name": tiny.FLOW})[1] == [unknown]
     assert clock.choose("SD3Transformer2DModel", {}, {"_class_name": tiny.FLOW})[1] == []

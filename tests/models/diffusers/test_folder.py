@@ -137,7 +137,7 @@ def test_settings_of_a_megabyte(copy):
         ({"_class_name": "DiTPipeline"}, "no transformer of the installed diffusers"),
         ({"_class_name": "__version__"}, "no transformer of the installed diffusers"),
         ({"_class_name": "os.system"}, "no transformer of the installed diffusers"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "quantised by .torchao"),
         ({"num_layers": 10**9}, "'num_layers' is larger than its weights allow"),
         ({"sample_size": [8, 10**6]}, "'sample_size' is larger"),
         ({"joint_attention_dim": 13}, r"is of shape \(16, 12\), where \(16, 13\) fits"),
@@ -163,7 +163,7 @@ def test_pickled_weights(copy):
 
 def test_a_pickle_that_calls_itself_safetensors(copy):
     torch.save({"a": torch.ones(1)}, copy / "transformer" / WEIGHTS)
-    refused(copy, "pickle under another name")
+    refused(copy, "of another kind under that name")
 
 
 def test_no_weights(copy):

@@ -1,0 +1,121 @@
+"""LoRA adapters: what they are of, and the line that makes a model of them. No torch."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dar_probe.checkpoints.header import Shapes
+from dar_probe.errors import CheckpointError
+from dar_probe.files import kinds
+from dar_probe.files.json_file import read_object
+from dar_probe.files.safetensors_header import stored
+from dar_probe.files.text import quote
+
+CONFIG = "adapter_config.json"  # of peft
+WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+FOLDER = {CONFIG, WEIGHTS[1]}  # one of these names makes a folder that of an adapter
+LARGEST = 2**20  # bytes of settings
+# Low-rank factors, by peft, by diffusers and by kohya's scripts; the first one's rows are the rank.
+FIRST = re.compile(r"(^|[._])lora([._](A|down)|_linear_layer\.down)(\.[^.]+)?\.weight$")
+PART = re.compile(
+    r"(^|[._])(lora([._](A|B|down|up|mid|magnitude)|_linear_layer)|lokr_|hada_|oft_|dora_scale)"
+)
+MERGED = "'merged.pt'"
+# The module is the caller's own, so that this is a line of a script and no command.
+PEFT = "torch.save(peft.PeftModel.from_pretrained(model, {!r}).merge_and_unload().state_dict(), {})"
+DIFFUSERS = (
+    "import diffusers; m = diffusers.AutoModel.from_pretrained({base!r}, subfolder='transformer'); "
+    "m.load_lora_adapter({home!r}, weight_name={name!r}, prefix='transformer'); m.fuse_lora(); "
+    "m.unload_lora(); m.save_pretrained('merged')"
+)
+
+
+def refuse_folder(path: Path, names: list[str], shown: str) -> None:
+    """Refuse a folder of an adapter, with the line that merges it into its model.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if not FOLDER & set(names):
+        return
+    told = _settings(path / CONFIG) if CONFIG in names else {}
+    file = next((name for name in WEIGHTS if name in names), None)
+    rank = told.get("r")
+    shapes = _shapes(path / file) if file else {}
+    ranks = {rank} if type(rank) is int else _ranks(shapes)
+    base = told.get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{shown} is a LoRA adapter{_of_rank(ranks)}{_of(base)}, no model",
+        hint=_merging(path, file or WEIGHTS[0], base, shapes),
+    )
+
+
+def refuse(shapes: Shapes, shown: str, path: Path) -> None:
+    """Refuse a file with the names of an adapter, alone or beside those of its model.
+
+    Raises:
+        CheckpointError: it has some.
+    """
+    parts = [name for name in shapes if PART.search(name)]
+    if not parts:
+        return
+    ranks = _of_rank(_ranks(shapes))
+    if all(PART.search(name) or name.endswith(("alpha", "base_layer")) for name in shapes):
+        told = _settings(path.parent / CONFIG)
+        base = told.get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{shown} is a LoRA adapter{ranks}{_of(base)}, no model: it has {quote(parts[0])}",
+            hint=_merging(path.parent, path.name, base, shapes),
+        )
+    raise CheckpointError(
+        f"{shown} holds a LoRA adapter{ranks} beside its model, not merged into it: it has "
+        f"{quote(parts[0])}",
+        hint=f"of a model of peft: torch.save(model.merge_and_unload().state_dict(), {MERGED})",
+    )
+
+
+def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:
+    """Return how an adapter is merged: peft wraps a model of anybody's, diffusers its own."""
+    if any(key.startswith("base_model.") for key in shapes) or name == WEIGHTS[0]:
+        return "merge it into its model, here called model, and give that file: " + PEFT.format(
+            str(home), MERGED
+        )
+    base = base if isinstance(base, str) else "BASE"
+    code = DIFFUSERS.format(base=base, home=str(home), name=name)
+    return (
+        f"give the folder that this makes of it and its model BASE: python -c {shlex.quote(code)}"
+    )
+
+
+def _ranks(shapes: Shapes) -> set[int]:
+    return {shape[0] for name, shape in shapes.items() if FIRST.search(name) and len(shape) > 1}
+
+
+def _of_rank(ranks: set[int]) -> str:
+    if not ranks:
+        return ""
+    low, high = min(ranks), max(ranks)
+    return f" of rank {low}" if low == high else f" of ranks {low} to {high}"
+
+
+def _of(base: Any) -> str:
+    return f" for {quote(base, 80)}" if isinstance(base, str) and base else ""
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        return read_object(path, LARGEST)
+    except CheckpointError:
+        return {}
+
+
+def _shapes(path: Path) -> Shapes:
+    """Return the shapes of a safetensors file; nothing where it is damaged."""
+    try:
+        with kinds.open_file(path) as file:
+            kinds.check(file, path)
+            return {name: entry.shape for name, entry in stored(file).items()}
+    except ValueError:  # CheckpointError is one, too
+        return {}
