@@ -36,6 +36,12 @@ def load_generator(
             hint="save them as images, and give them to dar-probe evaluate",
         )
     found = loaded.identified
+    if len(found.shape) != 3:
+        shape = "x".join(map(str, found.shape))
+        raise UsageError(
+            f"{found.family} has samples of {shape}, which are no images",
+            hint="draw them with their authors' code; dar-probe analyze needs no samples",
+        )
     null = found.num_classes if found.sizes.get("null_class") else None
     sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)

@@ -9,7 +9,7 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import lightningdit, mdt, sit_family, udit, uvit
+from dar_probe.models import latte, lightningdit, mdt, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -17,7 +17,13 @@ from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
 DEFAULT = sit_family.FAMILY  # takes every file that has no mark of another family
-MARKED = (uvit.FAMILY, mdt.FAMILY, udit.FAMILY, lightningdit.FAMILY)  # compared in this order
+MARKED = (
+    uvit.FAMILY,
+    mdt.FAMILY,
+    udit.FAMILY,
+    latte.FAMILY,
+    lightningdit.FAMILY,
+)  # compared in this order
 FAMILIES = (*MARKED, DEFAULT)
 
 

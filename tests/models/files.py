@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import check, test_latte, test_lightningdit, test_mdt, test_udit, test_uvit
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -118,6 +118,11 @@ CASES = {
         lambda: lightningdit("wo_shift"),
         {"config": settings(wo_shift=True)},
         *("lightningdit", "sit", HEADS, (3, 6, 6), 5),
+    ),
+    "Latte": (
+        lambda: test_latte.official_state(test_latte.SMALL),
+        {},
+        *("latte", "dit", test_latte.HEADS, (3, 4, 4, 4), 10),
     ),
     "U-DiT": (
         lambda: check.random_state(test_udit.official(depths=[1, 2, 1, 1, 1])),
