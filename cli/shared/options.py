@@ -78,13 +78,13 @@ Heads = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, latte, or "
-        "package.module:FAMILY.",
+        help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, latte, fit, "
+        "or package.module:FAMILY.",
         metavar="NAME",
         show_default="told by the names of its weights",
         rich_help_panel=panels.MODEL,
         callback=_importable,
-        autocompletion=one_of("sit", "uvit", "mdt", "lightningdit", "udit", "latte"),
+        autocompletion=one_of("sit", "uvit", "mdt", "lightningdit", "udit", "latte", "fit"),
     ),
 ]
 Weights = Annotated[

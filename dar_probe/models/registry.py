@@ -9,7 +9,7 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
-from dar_probe.models import latte, lightningdit, mdt, sit_family, udit, uvit
+from dar_probe.models import fit, latte, lightningdit, mdt, sit_family, udit, uvit
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
@@ -22,6 +22,7 @@ MARKED = (
     mdt.FAMILY,
     udit.FAMILY,
     latte.FAMILY,
+    fit.FAMILY,
     lightningdit.FAMILY,
 )  # compared in this order
 FAMILIES = (*MARKED, DEFAULT)

@@ -10,7 +10,15 @@ import safetensors.torch
 import torch
 
 from tests.hostile import builders
-from tests.models import check, test_latte, test_lightningdit, test_mdt, test_udit, test_uvit
+from tests.models import (
+    check,
+    test_fit,
+    test_latte,
+    test_lightningdit,
+    test_mdt,
+    test_udit,
+    test_uvit,
+)
 
 SAMPLES = 4
 SMALL = {"depth": 3, "width": 16, "size": 8, "rows": 11}
@@ -123,6 +131,16 @@ CASES = {
         lambda: test_latte.official_state(test_latte.SMALL),
         {},
         *("latte", "dit", test_latte.HEADS, (3, 4, 4, 4), 10),
+    ),
+    "FiT": (
+        lambda: test_fit.official_state(test_fit.FIRST),
+        None,
+        *("fit", "dit", test_fit.HEADS, (4, 32, 32), 10),
+    ),
+    "FiTv2": (
+        lambda: test_fit.official_state(test_fit.SECOND),
+        None,
+        *("fit", "sit", test_fit.HEADS, (3, 32, 32), 10),
     ),
     "U-DiT": (
         lambda: check.random_state(test_udit.official(depths=[1, 2, 1, 1, 1])),
