@@ -144,10 +144,15 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     lists, and the norms of more heads.
     """
     own = [link.read for link in links if link.read is not None]
+    taken = next(p.given[0] for p in trace.passed if p.home == own[0].home)
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
-        if any(read is r for r in own) or not before:
+        if any(read is r for r in own):
+            continue
+        if not before:  # what the first block does before the stream is first read as it is
+            if read.home == own[0].home and depends(read.value, taken, slice(None)):
+                found.append(read)
             continue
         link, last = before[-1]
         if link is links[-1]:

@@ -26,7 +26,8 @@ class Read:
     """A module that may read the stream, and what it got.
 
     Attributes:
-        module, value: the module and its first input, (1, ..., D).
+        module, value: the module and its first input, (1, ..., D); in attention along one axis
+            alone the other one is folded into the first, (K, T / K, D), which is no stream.
         normed: the module is a norm.
         home: the block it ran in; None outside of all blocks.
         at: position in ``Trace.calls``.
@@ -165,7 +166,7 @@ class _Watch:
         found.calls.append((module, home))
         normed = is_norm(module)
         may = module in self.begins or (self.norms and normed)
-        if not may or value is None or value.ndim < 3 or len(value) != 1:
+        if not may or value is None or value.ndim < 3:
             return None
         if value.ndim > 3 and not _features_last(module, value):
             return None
