@@ -137,6 +137,12 @@ def read(path: str | Path) -> Folder:
             hint="give the folder of a diffusers pipeline, or its transformer folder",
         )
     config = _json(home / "config.json", MAX_CONFIG)
+    if not isinstance(config.get("_class_name"), str):  # before files of its own are missed
+        raise CheckpointError(
+            f"{shown} names no class in its config.json",
+            hint="diffusers writes _class_name there; folders of transformers are not read, but "
+            "dar-probe audit measures a model of any layout in Python",
+        )
     scheduler_file = beside / "scheduler_config.json"
     # A transformer's own folder lies beside its scheduler's as long as nobody moved it.
     inside = _transformer(home).name == "transformer"
@@ -180,12 +186,6 @@ def _json(path: Path, limit: int) -> dict[str, Any]:
 
 def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
     """Return the class's name of settings that are small enough to build it from."""
-    name = config.get("_class_name")
-    if not isinstance(name, str):
-        raise CheckpointError(
-            f"{shown} names no class in its config.json",
-            hint="diffusers writes _class_name there; transformers' folders are not read",
-        )
     if config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{shown} holds quantised weights, which have no gradients to measure",
@@ -204,6 +204,7 @@ def _class_name(config: dict[str, Any], tensors: int, shown: str) -> str:
                 hint=_AGAIN,
             )
     norm_type = config.get("norm_type")
+    name: str = config["_class_name"]
     return _RENAMED.get((name, norm_type), name) if isinstance(norm_type, str) else name
 
 
