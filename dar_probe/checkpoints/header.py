@@ -58,11 +58,7 @@ class Header:
 
     def unknown(self, culprit: str, what: str) -> CheckpointError:
         """Name the layout that the names resemble, or else the first culprit."""
-        return self._other() or CheckpointError(
-            f"{self.shown} is no known layout: {quote(culprit)} is {what}",
-            hint="see the README for the layouts that are read; --family package.module:FAMILY "
-            "adds one of your own, and dar-probe audit measures any module in Python",
-        )
+        return self._other() or self._unread(f"{quote(culprit)} is {what}")
 
     def contradiction(self, why: str) -> CheckpointError:
         """Say that two things in the file exclude each other."""
@@ -72,11 +68,20 @@ class Header:
         )
 
     def misshapen(self, key: str, fit: tuple[int, ...] | None = None) -> CheckpointError:
-        """Name the layout that the names resemble, or else the misfit, and the shape that fits."""
+        """Name the layout that the names resemble, or else the misfit, and the shape ``fit``."""
+        has = f"{quote(key)} has shape {self.shapes[key]}"
         if other := self._other():
             return other
-        why = f"where {fit} fits the rest" if fit else "which fits no known model"
-        return self.contradiction(f"{quote(key)} has shape {self.shapes[key]}, {why}")
+        if fit:
+            return self.contradiction(f"{has}, where {fit} fits the rest")
+        return self._unread(f"{has}, which fits no known model")
+
+    def _unread(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.shown} is no known layout: {why}",
+            hint="see the README for the layouts that are read; --family package.module:FAMILY "
+            "adds one of your own, and dar-probe audit measures any module in Python",
+        )
 
     def _other(self) -> CheckpointError | None:
         if self.args.get("format") == "dar-probe":

@@ -27,8 +27,12 @@ def test_an_absurd_shape_is_refused_by_name(shape):
 
 
 def test_another_number_of_sizes_is_refused():
-    with pytest.raises(CheckpointError, match="which fits no known model"):
+    with pytest.raises(CheckpointError, match="no known layout: .* fits no known model") as error:
         header(weight=(3, 4)).shape("weight", 3)
+    assert "edited" not in error.value.hint and "--family" in error.value.hint
+    with pytest.raises(CheckpointError, match="contradicts itself.*where .4, 4. fits") as error:
+        header(weight=(3, 4)).compare({"weight": (4, 4)})
+    assert "edited" in error.value.hint
 
 
 def test_what_is_not_there_is_missing():
