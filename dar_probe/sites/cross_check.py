@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.stream_detection import Link
-from dar_probe.sites.subject import tokens_of
 from dar_probe.sites.tracing import Trace
 
 AGREES = 1e-3  # relative error up to which a write counts as its branch's own output
@@ -63,12 +62,12 @@ def written_by(
 def _write(link: Link, following: Link) -> Tensor | None:
     """Return what entered the stream between two reads (T, D); None where its shape changed."""
     assert link.read is not None
-    before = tokens_of(link.read.value)[:, link.tokens]
+    before = link.read.stream[:, link.tokens]
     if following.read is None or (following.came is not None and following.block != link.block):
         assert following.came is not None
         after = following.came.value
     else:
-        after = tokens_of(following.read.value)[:, following.tokens]
+        after = following.read.stream[:, following.tokens]
     if before.shape != after.shape:
         return None
     return (after - before).detach()[0].double()

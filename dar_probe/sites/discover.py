@@ -26,7 +26,6 @@ from dar_probe.sites.subject import (
     Subject,
     View,
     offered_by_addition,
-    tokens_of,
 )
 from dar_probe.sites.tracing import Read, Trace, is_norm, trace
 from dar_probe.sites.unwrap import plain_name
@@ -77,7 +76,7 @@ def discover(
             "--blocks",
         )
     gave = [value for passed in found.passed for value in passed.gave.values()]
-    if gave and all(len(value) != 1 for value in gave):
+    if gave and not found.rows and all(len(value) != 1 for value in gave):
         raise ProbeError(
             "this stack cannot be probed: the stream's first axis is not the batch",
             hint="the probe needs (N, T, D), one row a sample",
@@ -159,7 +158,7 @@ def _by_sublayer(
                 module=read.module,
                 output=written_by(found, link, following, called),
                 normed=read.normed,
-                view=_view(link.tokens, read.value),
+                view=_view(link.tokens, read.view, read.value),
                 call=(read.call, found.count(read.module)),
             )
         )
@@ -176,7 +175,7 @@ def _by_sublayer(
         sources=tuple(sources),
         offered=offered_by_addition(sources),
         entrance=first.home[0],
-        facts=facts(model, links[-1].block - 1, tokens_of(first.value)[:, links[0].tokens]),
+        facts=facts(model, links[-1].block - 1, first.stream[:, links[0].tokens]),
         assumptions=tuple(
             _assumed(
                 readers,
@@ -207,7 +206,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
     assert came is not None
     if link.read is None:
         return None
-    if not came.fresh and torch.equal(came.value, tokens_of(link.read.value)[:, link.tokens]):
+    if not came.fresh and torch.equal(came.value, link.read.stream[:, link.tokens]):
         return None
     at_head = link.read.home is None
     gave = came.passed.gave[came.item]
@@ -220,7 +219,7 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
             module=came.passed.home[0],
             when="output",
             item=came.item,
-            view=_view(came.tokens, gave),
+            view=_view(came.tokens, came.passed.views[came.item], gave),
             call=found.call_of(came.passed),
         ),
         fresh=came.fresh,
@@ -234,7 +233,7 @@ def _head(found: Trace, link: Link) -> Reader:
             kind="head",
             block=link.block,
             module=link.read.module,
-            view=_view(link.tokens, link.read.value),
+            view=_view(link.tokens, link.read.view, link.read.value),
             call=(link.read.call, found.count(link.read.module)),
         )
     assert link.came is not None
@@ -246,7 +245,11 @@ def _head(found: Trace, link: Link) -> Reader:
         when="output",
         item=link.came.item,
         normed=False,
-        view=_view(link.came.tokens, link.came.passed.gave[link.came.item]),
+        view=_view(
+            link.came.tokens,
+            link.came.passed.views[link.came.item],
+            link.came.passed.gave[link.came.item],
+        ),
         call=found.call_of(link.came.passed),
     )
 
@@ -273,9 +276,9 @@ def _holds(outer: nn.Module, inner: nn.Module) -> bool:
     return any(module is inner for module in outer.modules())
 
 
-def _view(tokens: slice, value: Tensor) -> View:
-    whole = tokens.start == 0 and tokens.stop == tokens_of(value).shape[1]
-    return View() if whole else View(tokens=tokens)
+def _view(tokens: slice, view: View, value: Tensor) -> View:
+    whole = tokens.start == 0 and tokens.stop == view.take(value).shape[1]
+    return view if whole else replace(view, tokens=tokens)
 
 
 def _assumed(

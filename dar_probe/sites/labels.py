@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.stream_detection import Link, depends
-from dar_probe.sites.subject import tokens_of
 from dar_probe.sites.tracing import Trace
 
 BESIDE = ("norm", "drop", "layernorm", "ln_", "scale", "gate")  # what serves an attention
@@ -68,26 +67,26 @@ def _mixes(found: Trace, link: Link, following: Link) -> bool:
         assert following.came is not None
         after: Tensor = following.came.value
     else:
-        after = tokens_of(following.read.value)[:, following.tokens]
+        after = following.read.stream[:, following.tokens]
     last = after[:, -1]
     if not last.requires_grad:
         return False
     # A branch is cut off wherever one of its modules begins: the way back leads over all of them.
     stop = following.read.at if following.read is not None else len(found.calls)
     cuts = [one for one in found.reads if one.home == read.home and read.at <= one.at < stop]
-    whole = tokens_of(read.value).shape[1]
+    whole = read.stream.shape[1]
     asked, met = [last], {id(one): torch.zeros(whole, dtype=torch.bool) for one in cuts}
     for value in asked:
         slopes = torch.autograd.grad(
             value, [one.cut for one in cuts], _probe(value), retain_graph=True, allow_unused=True
         )
         for one, slope in zip(cuts, slopes, strict=True):
-            if slope is None or tokens_of(slope).shape[1] != whole:
+            if slope is None or one.view.take(slope).shape[1] != whole:
                 continue
-            new = tokens_of(slope)[0].any(-1).cpu() & ~met[id(one)]
+            new = one.view.take(slope)[0].any(-1).cpu() & ~met[id(one)]
             met[id(one)] |= new
             if new.any() and one.value.requires_grad and one is not read:
-                asked.append(tokens_of(one.value)[:, new])
+                asked.append(one.stream[:, new])
     reached = torch.stack(list(met.values())).any(0)[link.tokens]
     return len(reached) > 2 and int(reached[:-1].sum()) > (len(reached) - 1) / 2
 

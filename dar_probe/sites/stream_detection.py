@@ -5,13 +5,14 @@ one, token by token: it is that state plus what was written. Autograd says so wi
 whose rows also tell which token became which. Names of modules play no part.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.packing import Item
-from dar_probe.sites.subject import View, tokens_of
+from dar_probe.sites.subject import WHOLE, View, tokens_of
 from dar_probe.sites.tracing import Passed, Read, Trace
 
 
@@ -37,7 +38,7 @@ class Exit:
     @property
     def value(self) -> Tensor:
         """The measured tokens (1, T, D)."""
-        return tokens_of(self.passed.gave[self.item])[:, self.tokens]
+        return self.passed.views[self.item].take(self.passed.gave[self.item])[:, self.tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +145,15 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     lists, and the norms of more heads.
     """
     own = [link.read for link in links if link.read is not None]
-    taken = next(p.given[0] for p in trace.passed if p.home == own[0].home)
+    taken = next(p.given[:1] for p in trace.passed if p.home == own[0].home)
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
         if any(read is r for r in own):
             continue
         if not before:  # what the first block does before the stream is first read as it is
-            if read.home == own[0].home and depends(read.value, taken, slice(None)):
-                found.append(read)
+            if read.home == own[0].home:
+                found += [read for value in taken if depends(read.value, value, slice(None))]
             continue
         link, last = before[-1]
         if link is links[-1]:
@@ -160,7 +161,7 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
             if depends(read.value, last.value, link.tokens, besides=last.cut):
                 found.append(read)
             continue
-        (match,) = match_tokens(read.value, [last.value])
+        (match,) = match_tokens(read.value, [last.value], trace.view_of)
         if match is not None:  # it may read nothing but other tokens of the same sequence
             if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
                 found.append(read)
@@ -242,13 +243,16 @@ def _head(trace: Trace) -> _Step:
     after = [read for read in trace.reads if read.home is None and read.at >= last]
     states = [*(read.cut for read in after), *end.gave.values()]
     # A head that starts from zero hides the states from the output, but not that it reads them.
-    silent = not any(bool(_live(trace.output, state).any()) for state in states)
+    silent = not any(bool(_live(trace.output, s, trace.view_of(s)).any()) for s in states)
     for read in after:
-        live = _live(trace.output, read.cut, silent=silent)
+        live = _live(trace.output, read.cut, read.view, silent=silent)
         place = _Place(_Frame(live, 0, len(live)), 0)
         if live.any() and (came := _before(trace, read.value, place, last, strict=True)):
             return _Step(read, place, came)
-    lives = {item: _live(trace.output, value, silent=silent) for item, value in end.gave.items()}
+    lives = {
+        item: _live(trace.output, value, end.views[item], silent=silent)
+        for item, value in end.gave.items()
+    }
     found = [(item, live) for item, live in lives.items() if live.any()]
     if len(found) != 1:
         raise NoStream("the output depends on no state, or on several, of the last block")
@@ -264,14 +268,15 @@ def _block(trace: Trace, passed: Passed, anchor: Tensor, place: _Place) -> list[
     """
     reads = [read for read in trace.reads if read.home == passed.home]
     steps: list[_Step] = []
-    for read, match in zip(reads, match_tokens(anchor, [r.value for r in reads]), strict=True):
+    matches = match_tokens(anchor, [r.value for r in reads], trace.view_of)
+    for read, match in zip(reads, matches, strict=True):
         if match is None or not place.frame.holds(match.here + place.offset, match.count):
             continue
         if any(step.read is not None and step.read.value is read.value for step in steps):
             raise NoStream(
                 "two modules read the same state (parallel branches, each with its own norm)"
             )
-        if steps and not _holds_what_came(read, steps[-1]):
+        if steps and not _holds_what_came(trace, read, steps[-1]):
             raise NoStream(
                 "a module reads a state without what was written last (parallel branches)"
             )
@@ -281,9 +286,9 @@ def _block(trace: Trace, passed: Passed, anchor: Tensor, place: _Place) -> list[
     return steps
 
 
-def _holds_what_came(read: Read, before: _Step) -> bool:
+def _holds_what_came(trace: Trace, read: Read, before: _Step) -> bool:
     assert before.read is not None
-    return match_tokens(read.value, [before.read.value])[0] is not None
+    return match_tokens(read.value, [before.read.value], trace.view_of)[0] is not None
 
 
 def _before(
@@ -297,7 +302,7 @@ def _before(
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
         items = list(passed.gave)
-        matches = match_tokens(value, [passed.gave[item] for item in items])
+        matches = match_tokens(value, [passed.gave[item] for item in items], trace.view_of)
         for item, match in zip(items, matches, strict=True):
             if match is None:
                 continue
@@ -314,7 +319,7 @@ def _before(
                 continue
             if gave.shape == value.shape:
                 return passed, item, place, False
-            tokens = tokens_of(gave).shape[1]
+            tokens = passed.views[item].take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
     return None
@@ -329,10 +334,13 @@ class Match:
     count: int
 
 
-def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
+def match_tokens(
+    later: Tensor, earlier: list[Tensor], view_of: Callable[[Tensor], View] = lambda value: WHOLE
+) -> list[Match | None]:
     """Tell for each of ``earlier`` which tokens went into ``later`` with slope exactly one.
 
-    Tensors are (1, ..., D). None where no token did, or where those that did are no stretch.
+    Tensors are (1, ..., D), or such of which ``view_of`` tells the tokens. None where no token
+    did, or where those that did are no stretch.
     """
     usable = [v for v in earlier if v.requires_grad]
     if not usable or not later.requires_grad:
@@ -340,15 +348,17 @@ def match_tokens(later: Tensor, earlier: list[Tensor]) -> list[Match | None]:
     probe = torch.randn(later.shape, generator=torch.Generator().manual_seed(0))
     probe = probe.to(later.device, later.dtype)
     slopes = iter(torch.autograd.grad(later, usable, probe, retain_graph=True, allow_unused=True))
-    rows = tokens_of(probe)[0]
-    return [_match(rows, next(slopes)) if v.requires_grad else None for v in earlier]
+    rows = view_of(probe).take(probe)[0]
+    return [_match(rows, next(slopes), view_of(v)) if v.requires_grad else None for v in earlier]
 
 
-def _match(probe: Tensor, slope: Tensor | None) -> Match | None:
+def _match(probe: Tensor, slope: Tensor | None, view: View) -> Match | None:
     """Compare rows of the slope with those of the probe; other rows are tokens of other streams."""
-    if slope is None or slope.shape[0] != 1 or slope.shape[-1] != probe.shape[1]:
+    if slope is None or slope.shape[-1] != probe.shape[1]:
         return None
-    slope = tokens_of(slope)
+    slope = view.take(slope)
+    if len(slope) != 1:
+        return None
     same = (slope[0, :, None, 0] == probe[None, :, 0]) & slope[0, :, None, 0].bool()
     there, here = torch.nonzero(same, as_tuple=True)
     if not len(there):
@@ -392,8 +402,8 @@ def features_first(state: Tensor, reads: list[Tensor]) -> bool | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
-    """Return which tokens of ``state`` (1, ..., D) the output depends on: (T,) bool.
+def _live(output: Tensor, state: Tensor, view: View, *, silent: bool = False) -> Tensor:
+    """Return which tokens of ``state``, as ``view`` takes them, the output depends on: (T,) bool.
 
     With ``silent`` those are all where there is any path, even one that multiplies by zero.
     """
@@ -401,9 +411,9 @@ def _live(output: Tensor, state: Tensor, *, silent: bool = False) -> Tensor:
     (grad,) = torch.autograd.grad(
         output, state, probe.to(output.device, output.dtype), retain_graph=True, allow_unused=True
     )
-    count = tokens_of(state).shape[1]
+    count = view.take(state).shape[1]
     if grad is None:
         return torch.zeros(count, dtype=torch.bool)
     if silent:
         return torch.ones(count, dtype=torch.bool)
-    return tokens_of(grad)[0].any(-1).cpu()
+    return view.take(grad)[0].any(-1).cpu()

@@ -1,7 +1,7 @@
 """A model under the probe and the names of its sites."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,22 +21,32 @@ class View:
         tokens: of a sequence that holds other tokens too, e.g. text before the image; None: all.
         channels_first: the tensor is (N, D, T), (N, D, h, w) or (N, D, f, h, w); else its features
             are last, and all axes between are tokens.
+        rows: how many rows of the tensor are one sample: it is (N * rows, T / rows, D), such as
+            one row for each frame of a video, or for each place in it.
+        across: tokens are counted across these rows: first the first of each.
     """
 
     tokens: slice | None = None
     channels_first: bool = False
+    rows: int = 1
+    across: bool = False
 
     def take(self, value: Tensor) -> Tensor:
-        """Return the measured tokens (N, T, D) of a tensor, as a view."""
+        """Return the measured tokens (N, T, D) of a tensor, as a view unless counted across."""
         value = value.flatten(2).transpose(1, 2) if self.channels_first else tokens_of(value)
+        if self.rows > 1:
+            value = value.reshape(-1, self.rows, *value.shape[1:])
+            value = (value.transpose(1, 2) if self.across else value).flatten(1, 2)
         return value if self.tokens is None else value[:, self.tokens]
 
     def put(self, value: Tensor, part: Tensor) -> Tensor:
         """Return ``value`` with its measured tokens replaced by ``part`` (N, T, D)."""
         if self.tokens is not None:
-            whole = View(channels_first=self.channels_first).take(value).clone()
+            whole = replace(self, tokens=None).take(value).clone()
             whole[:, self.tokens] = part
             part = whole
+        if self.across:
+            part = part.reshape(len(part), -1, self.rows, part.shape[-1]).transpose(1, 2)
         return (part.transpose(1, 2) if self.channels_first else part).reshape(value.shape)
 
 

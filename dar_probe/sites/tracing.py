@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dar_probe.sites.autograd_entry import entrance, with_grad
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.packing import Item, elements
-from dar_probe.sites.subject import tokens_of
+from dar_probe.sites.subject import WHOLE, View, tokens_of
 
 Home = tuple[nn.Module, int]  # a block and which of its calls
 
@@ -26,8 +26,9 @@ class Read:
     """A module that may read the stream, and what it got.
 
     Attributes:
-        module, value: the module and its first input, (1, ..., D); in attention along one axis
-            alone the other one is folded into the first, (K, T / K, D), which is no stream.
+        module, value: the module and its first input, (1, ..., D); where frames or places of a
+            video are rows of their own, (K, T / K, D).
+        view: which tokens these are.
         normed: the module is a norm.
         home: the block it ran in; None outside of all blocks.
         at: position in ``Trace.calls``.
@@ -38,6 +39,7 @@ class Read:
 
     module: nn.Module
     value: Tensor
+    view: View
     normed: bool
     home: Home | None
     at: int
@@ -45,13 +47,18 @@ class Read:
     call: int
     version: int
 
+    @property
+    def stream(self) -> Tensor:
+        """The value as tokens (1, T, D)."""
+        return self.view.take(self.value)
+
 
 @dataclass(kw_only=True, eq=False)
 class Passed:
     """One call of a block: from where to where in ``Trace.calls``, and what went in and out.
 
     ``gave`` has the tensors (1, ..., D) by their position or name; None is the output itself.
-    ``versions`` are theirs, as for a read.
+    ``versions`` and ``views`` are theirs, as for a read.
     """
 
     home: Home
@@ -60,6 +67,7 @@ class Passed:
     given: list[Tensor]
     gave: dict[Item, Tensor] = field(default_factory=dict)
     versions: dict[Item, int] = field(default_factory=dict)
+    views: dict[Item, View] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -75,6 +83,8 @@ class Trace:
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
         output: of the model, its first tensor.
+        rows: frames and places, where the first block gets one row for each frame of a video or
+            the other way round, (K, T / K, D); None where it gets one for each sample.
     """
 
     reads: list[Read] = field(default_factory=list)
@@ -85,6 +95,14 @@ class Trace:
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
     output: Tensor | None = None
+    rows: tuple[int, int] | None = None
+
+    def view_of(self, value: Tensor) -> View:
+        """Return which tokens of the stream a tensor (K, ..., D) holds, to judge by its shape."""
+        shape = tuple(tokens_of(value).shape[:2])
+        if self.rows is None or shape not in (self.rows, self.rows[::-1]):
+            return WHOLE
+        return View(rows=shape[0], across=shape != self.rows)
 
     def count(self, module: nn.Module) -> int:
         """Return how often a module ran."""
@@ -156,6 +174,8 @@ class _Watch:
         self._count[module] += 1
         if module in self.blocks:
             self._homes.append((module, number))
+            if not found.passed and value is not None and value.ndim == 3:
+                found.rows = _rows(value)
             found.passed.append(Passed(home=self._homes[-1], entered=at, given=given))
         home = self._homes[-1] if self._homes else None
         if home is not None and not torch.is_grad_enabled():
@@ -175,8 +195,8 @@ class _Watch:
         cut = value.view_as(value) if over else value.detach().requires_grad_()
         found.reads.append(
             Read(
-                module=module, value=value, normed=normed, home=home, at=at, cut=cut,
-                call=number, version=value._version,
+                module=module, value=value, view=found.view_of(value), normed=normed, home=home,
+                at=at, cut=cut, call=number, version=value._version,
             )
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
@@ -202,6 +222,7 @@ class _Watch:
             if isinstance(value, Tensor) and value.ndim >= 3 and value.requires_grad
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}
+        passed.views = {item: found.view_of(value) for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
         """Return an output as (1, T, D) if it is as wide as the stream, else None."""
@@ -210,8 +231,19 @@ class _Watch:
             value = tokens_of(value)
         if value is not None and value.ndim > 3 and value.shape[1] == width:
             value = value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
-        fits = value is not None and value.ndim == 3 and value.shape[-1] == width
-        return value if fits else None
+        if value is None or value.ndim != 3 or value.shape[-1] != width:
+            return None
+        return self.found.view_of(value).take(value)
+
+
+def _rows(value: Tensor) -> tuple[int, int] | None:
+    """Return the sizes (K, T / K) of one sample's tensor that has several rows.
+
+    Of as many rows as tokens in each nobody could tell which are which, and (T, 1, D) has its
+    tokens first.
+    """
+    rows, tokens, _ = value.shape
+    return (rows, tokens) if min(rows, tokens) > 1 and rows != tokens else None
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
