@@ -121,6 +121,7 @@ def record(
         )
     losses = loss(output, sample_ids, noise_level)
     _check_finite(losses, recorder, subject, sample_ids, noise_level)
+    _check_rows(losses, recorder)
     rows = subject.block_readers
     blocks = [recorder.values[row] for row in rows]
     wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
@@ -138,6 +139,27 @@ def record(
         by_block=[views[row].take(grad) for row, grad in by_block],
         by_write=list(found[states:]),
     )
+
+
+def _check_rows(losses: Tensor, recorder: Recorder) -> None:
+    """Refuse frames or places of a video that are not folded behind their sample.
+
+    One sample, on which sites are found, does not tell. Where a view has rows the loss of the
+    first sample must depend on its own alone, which the last of its readers says.
+
+    Raises:
+        ProbeError: it depends on others.
+    """
+    folded = [(r.view, v) for r, v in zip(recorder.subject.readers, recorder.values, strict=True)]
+    last = {(view.rows, view.across): (view, value) for view, value in folded if view.rows > 1}
+    for view, value in last.values() if len(losses) > 1 else ():
+        (slope,) = torch.autograd.grad(losses[0], value, retain_graph=True, allow_unused=True)
+        if slope is not None and bool(view.take(slope)[1:].any()):
+            raise ProbeError(
+                "the stream's rows do not come sample by sample: the loss of the first depends on "
+                f"rows of others, of {view.rows} each",
+                hint="frames belong behind their sample, so that rows are N * F and not F * N",
+            )
 
 
 def reduce(recorded: Recorded) -> dict[str, Tensor]:

@@ -79,7 +79,8 @@ def discover(
     if gave and not found.rows and all(len(value) != 1 for value in gave):
         raise ProbeError(
             "this stack cannot be probed: the stream's first axis is not the batch",
-            hint="the probe needs (N, T, D), one row a sample",
+            hint="the probe needs (N, T, D), one row a sample; or, of videos, (N * F, T / F, D) "
+            "with other numbers of rows and of tokens in each",
         )
     try:
         links = stream_detection.follow(found, live_only=live_only)
