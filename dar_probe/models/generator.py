@@ -42,7 +42,9 @@ def load_generator(
             f"{found.family} has samples of {shape}, which are no images",
             hint="draw them with their authors' code; dar-probe analyze needs no samples",
         )
-    null = found.num_classes if found.sizes.get("null_class") else None
+    # The row of the label table behind the classes stands for dropped labels.
+    dropped = found.sizes.get("null_class") or found.sizes.get("rows", 0) > found.num_classes
+    null = found.num_classes if dropped else None
     sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)
     decode = None if sampling.vae is None else vae.load_decoder(Path(sampling.vae), place)

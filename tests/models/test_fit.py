@@ -7,6 +7,8 @@ import torch
 
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.models.fit import FAMILY
+from dar_probe.models.generator import load_generator
+from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.models.registry import family_of
 from tests.helpers import reference
 from tests.models import check, transcript
@@ -238,3 +240,13 @@ def test_heads_that_rotations_do_not_split():
         check.identify(FAMILY, empty(official_shapes(**FIRST)), heads=8)
     with pytest.raises(CheckpointError, match="no preset has width 16 and depth 2"):
         check.identify(FAMILY, empty(official_shapes(**FIRST)))
+
+
+def test_dropped_labels_are_there_to_guide_by(tmp_path):
+    path = check.save(tmp_path / "fit.pt", official_state(SECOND))
+    found = load_generator(CheckpointOptions(path=path, heads=HEADS), SamplingOptions(guidance=2))
+    assert found.sampler.null_class == 10
+    args = {"num_classes": 11, "class_dropout_prob": 0}
+    path = check.save(tmp_path / "all.pt", official_state(SECOND), args)
+    with pytest.raises(UsageError, match="guidance needs a model that was trained with dropped"):
+        load_generator(CheckpointOptions(path=path, heads=HEADS), SamplingOptions(guidance=2))
