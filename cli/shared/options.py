@@ -82,7 +82,7 @@ Family = Annotated[
     str | None,
     typer.Option(
         help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, ddt, rae, "
-        "jit, meanflow, maskdit, ditmoe, or package.module:FAMILY.",
+        "jit, meanflow, maskdit, ditmoe, latte, fit, or package.module:FAMILY.",
         metavar="NAME",
         show_default="told by the names of its weights",
         rich_help_panel=panels.MODEL,
@@ -99,7 +99,9 @@ Family = Annotated[
             "meanflow",
             "maskdit",
             "ditmoe",
-        ),  # fmt: skip
+            "latte",
+            "fit",
+        ),
     ),
 ]
 Weights = Annotated[

@@ -137,6 +137,7 @@ def read(path: str | Path) -> Folder:
             f"{shown} has neither model_index.json nor {CONFIG}",
             hint="give the folder of a diffusers pipeline, or its transformer folder",
         )
+    _named(read_object(home / CONFIG, MAX_CONFIG), shown)  # before files of its own are missed
     weights, variant, index = _weights(home, shown)
     if variant is not None:
         assumptions.append(f"the weights are those of the variant {quote(variant)}")
@@ -189,18 +190,24 @@ def read_settings(
     )
 
 
+def _named(config: dict[str, Any], shown: str) -> str:
+    name = config.get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{shown} names no class in its config.json",
+            hint="diffusers writes _class_name there; folders of transformers are not read, but "
+            "dar-probe audit measures a model of any layout in Python",
+        )
+    return name
+
+
 def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
     """Return the class's name of settings that are small enough to build it from.
 
     Raises:
         CheckpointError: they name none, or are larger than so many ``tensors`` allow.
     """
-    name = config.get("_class_name")
-    if not isinstance(name, str):
-        raise CheckpointError(
-            f"{shown} names no class in its config.json",
-            hint="diffusers writes _class_name there; transformers' folders are not read",
-        )
+    name = _named(config, shown)
     told = config.get("quantization_config")
     if told is not None and not _is_read(told):
         method = told.get("quant_method") if isinstance(told, dict) else None

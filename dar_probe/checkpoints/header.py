@@ -17,6 +17,7 @@ OTHERS = {
     "transformer_blocks.": "a diffusers layout",
     "double_blocks.": "a Flux layout",
     "input_blocks.": "a U-Net layout",
+    "y_embedder.y_proj.": "a layout that reads text, such as PixArt's and Open-Sora's",
     "stream.": "a routed dar-probe model without its settings",
 }
 
@@ -57,18 +58,7 @@ class Header:
 
     def unknown(self, culprit: str, what: str) -> CheckpointError:
         """Name the layout that the names resemble, or else the first culprit."""
-        for mark, layout in OTHERS.items():
-            for key in self.shapes:
-                if f".{mark}" in f".{key}":
-                    return CheckpointError(
-                        f"{self.shown} looks like {layout}, not supported yet: it has {quote(key)}",
-                        hint="dar-probe audit measures a model of any layout in Python",
-                    )
-        return CheckpointError(
-            f"{self.shown} is no known layout: {quote(culprit)} is {what}",
-            hint="see the README for the layouts that are read; --family package.module:FAMILY "
-            "adds one of your own, and dar-probe audit measures any module in Python",
-        )
+        return self._other() or self._unread(f"{quote(culprit)} is {what}")
 
     def contradiction(self, why: str) -> CheckpointError:
         """Say that two things in the file exclude each other."""
@@ -78,9 +68,32 @@ class Header:
         )
 
     def misshapen(self, key: str, fit: tuple[int, ...] | None = None) -> CheckpointError:
-        """Say that the shape of ``key`` fits nothing, or that ``fit`` would."""
-        why = f"where {fit} fits the rest" if fit else "which fits no known model"
-        return self.contradiction(f"{quote(key)} has shape {self.shapes[key]}, {why}")
+        """Name the layout that the names resemble, or else the misfit, and the shape ``fit``."""
+        has = f"{quote(key)} has shape {self.shapes[key]}"
+        if other := self._other():
+            return other
+        if fit:
+            return self.contradiction(f"{has}, where {fit} fits the rest")
+        return self._unread(f"{has}, which fits no known model")
+
+    def _unread(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.shown} is no known layout: {why}",
+            hint="see the README for the layouts that are read; --family package.module:FAMILY "
+            "adds one of your own, and dar-probe audit measures any module in Python",
+        )
+
+    def _other(self) -> CheckpointError | None:
+        if self.args.get("format") == "dar-probe":
+            return None
+        for mark, layout in OTHERS.items():
+            for key in self.shapes:
+                if f".{mark}" in f".{key}":
+                    return CheckpointError(
+                        f"{self.shown} looks like {layout}, not supported yet: it has {quote(key)}",
+                        hint="dar-probe audit measures a model of any layout in Python",
+                    )
+        return None
 
     def compare(self, expected: Shapes) -> None:
         """Require exactly the names and shapes of ``expected``."""

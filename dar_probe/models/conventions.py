@@ -44,7 +44,7 @@ class Frame:
 
     Attributes:
         width, channels, patch: D, C and the side of a patch.
-        rows: of the label table.
+        rows: of the label table; 0 without labels.
         side: of the square input.
         learn_sigma: the head has variances beside its outputs.
     """
@@ -62,14 +62,18 @@ class Frame:
         return self.channels, self.side, self.side
 
 
-def frame(header: Header) -> Frame:
+def frame(header: Header, *, labelled: bool = True) -> Frame:
     """Read the sizes around the blocks of a model in DiT's names, from one shape each.
+
+    Args:
+        header: the file's header.
+        labelled: there is a label table; without one ``rows`` is 0.
 
     Raises:
         CheckpointError: a name is missing or misshapen, or the tokens are no square grid.
     """
     width, channels, patch, _ = header.shape("x_embedder.proj.weight", 4)
-    rows, _ = header.shape("y_embedder.embedding_table.weight", 2)
+    rows = header.shape("y_embedder.embedding_table.weight", 2)[0] if labelled else 0
     outputs = patch * patch * channels
     return Frame(
         width=width,

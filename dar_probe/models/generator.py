@@ -36,6 +36,12 @@ def load_generator(
             hint="save them as images, and give them to dar-probe evaluate",
         )
     found = loaded.identified
+    if len(found.shape) != 3:
+        shape = "x".join(map(str, found.shape))
+        raise UsageError(
+            f"{found.family} has samples of {shape}, which are no images",
+            hint="draw them with their authors' code; dar-probe analyze needs no samples",
+        )
     dropped = found.sizes.get("null_class") or found.sizes.get("rows", 0) > found.num_classes
     null = found.num_classes if dropped else None
     sampler = _sampler(sampling, null_class=null)

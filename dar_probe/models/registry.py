@@ -12,7 +12,9 @@ from dar_probe.errors import UsageError, blamed
 from dar_probe.models import (
     ddt,
     ditmoe,
+    fit,
     jit,
+    latte,
     lightningdit,
     maskdit,
     mdt,
@@ -39,6 +41,8 @@ MARKED = (
     rae.FAMILY,
     jit.FAMILY,
     meanflow.FAMILY,
+    latte.FAMILY,
+    fit.FAMILY,
     lightningdit.FAMILY,
     maskdit.FAMILY,
     ditmoe.FAMILY,

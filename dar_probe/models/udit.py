@@ -153,8 +153,12 @@ def rotate(x: Tensor, h: int, w: int, step: float = 1.0) -> Tensor:
     steps = torch.arange(0, size, 4, dtype=wide, device=x.device) / size
     place = torch.arange(h * w, device=x.device)
     both = step * torch.stack([place % w, place // w], dim=-1).to(wide)  # (T, 2)
-    angles = (both[:, None] * (10000.0**-steps)[:, None]).flatten(1)  # (T, size / 2)
-    a, b = x.to(wide)[..., 0::2], x.to(wide)[..., 1::2]
+    return turn(x, (both[:, None] * (10000.0**-steps)[:, None]).flatten(1))
+
+
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn neighbouring features of x (..., T, size) as pairs by angles (T, size / 2)."""
+    a, b = x.to(angles.dtype)[..., 0::2], x.to(angles.dtype)[..., 1::2]
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 

@@ -37,6 +37,7 @@ from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
 from dar_probe.sites.freshness import freshness
+from dar_probe.sites.layout import Inputs
 from dar_probe.sites.listing import describe
 from dar_probe.sites.subject import Subject
 
@@ -292,18 +293,18 @@ def of_rows(
         objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
     )
     with untouched(model):
-        one = problem.batch(rows.ids[:1], reached[len(reached) // 2].reshape(1))
+        level = reached[len(reached) // 2].reshape(1)
+        one = problem.batch(rows.ids[:1], level)
         subject = loaded.subject
         found: tuple[str, ...] = ()
         if subject is None:
-            subject = _discover(loaded, one)
+            subject = _discover(loaded, one, lambda: problem.batch(rows.ids[:2], level.repeat(2)))
             found = subject.assumptions
         found += prove(subject, *one, shown=quote(loaded.file["name"]))
         warnings: list[str] = []
         if loaded.subject is None:
-            level = float(reached[len(reached) // 2])
             subject, warnings = with_derivatives_checked(
-                subject, problem.batch, problem.loss, rows.ids[:1].tolist(), level
+                subject, problem.batch, problem.loss, rows.ids[:1].tolist(), float(level)
             )
     grid = Grid(
         levels=tuple(reached.tolist()),
@@ -340,9 +341,9 @@ def of_rows(
     return task.called(loaded.name)
 
 
-def _discover(loaded: Loaded, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Subject:
+def _discover(loaded: Loaded, inputs: Inputs, two: Callable[[], Inputs]) -> Subject:
     """Find the sites of a model that no family's file describes, on the tokens of its samples."""
-    found = registry.find(loaded.model, *inputs, live_only=True)
+    found = registry.find(loaded.model, *inputs, live_only=True, two=two)
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {
         **found.facts,

@@ -184,8 +184,8 @@ def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> 
 def _turn(state: Tensor, first: Layout, second: Layout, count: int) -> bool:
     """Tell whether rows of one layout are places in those of the other, as in (K, T / K, D)."""
     rows = first.rows, second.rows
-    plain = first == Layout(rows=rows[0]) and second == Layout(rows=rows[1])
-    return count == 2 and plain and tuple(state.shape[:-1]) == rows
+    alike = all(one == Layout(rows=one.rows, inner=one.inner) for one in (first, second))
+    return count == 2 and alike and tuple(state.shape[:-1]) == rows
 
 
 def _states(model: nn.Module, blocks: set[nn.Module], inputs: Inputs) -> list[Tensor]:

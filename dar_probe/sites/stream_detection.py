@@ -145,10 +145,15 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     lists, and the norms of more heads.
     """
     own = [link.read for link in links if link.read is not None]
+    taken = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
-        if any(read is r for r in own) or not before:
+        if any(read is r for r in own):
+            continue
+        if not before:  # what the first block does before the stream is first read as it is
+            first = read.home == own[0].home
+            found += [read for value in taken if first and depends(read.value, value, read.layout)]
             continue
         link, last = before[-1]
         if link is links[-1]:

@@ -27,8 +27,12 @@ def test_an_absurd_shape_is_refused_by_name(shape):
 
 
 def test_another_number_of_sizes_is_refused():
-    with pytest.raises(CheckpointError, match="which fits no known model"):
+    with pytest.raises(CheckpointError, match="no known layout: .* fits no known model") as error:
         header(weight=(3, 4)).shape("weight", 3)
+    assert "edited" not in error.value.hint and "--family" in error.value.hint
+    with pytest.raises(CheckpointError, match="contradicts itself.*where .4, 4. fits") as error:
+        header(weight=(3, 4)).compare({"weight": (4, 4)})
+    assert "edited" in error.value.hint
 
 
 def test_what_is_not_there_is_missing():
@@ -42,3 +46,29 @@ def test_a_setting_is_found_at_the_top_or_one_section_below():
     assert found.told("none") == 3
     assert found.told("b", "a") == 0
     assert found.told("b") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [
+        ("transformer_blocks.0.ff.weight", "a diffusers layout"),
+        (
+            "y_embedder.y_proj.fc1.weight",
+            "a layout that reads text, such as PixArt's and Open-Sora",
+        ),
+    ],
+)
+def test_another_layout_is_named_before_what_does_not_fit_this_one(key, layout):
+    found = header(weight=(3, 4), **{key: (5,)})
+    for refuse in (lambda: found.shape("weight", 3), lambda: found.shape("bias", 1)):
+        with pytest.raises(
+            CheckpointError, match=f"looks like {layout}.*: it has '{key}'"
+        ) as error:
+            refuse()
+        assert error.value.hint == "dar-probe audit measures a model of any layout in Python"
+
+
+def test_a_file_of_our_own_is_no_other_layout():
+    own = Header(shown="", shapes={"stream.norm": (3,)}, args={"format": "dar-probe"})
+    with pytest.raises(CheckpointError, match="'stream.norm' has shape"):
+        own.shape("stream.norm", 2)

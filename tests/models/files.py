@@ -14,7 +14,9 @@ from tests.models import (
     check,
     test_ddt,
     test_ditmoe,
+    test_fit,
     test_jit,
+    test_latte,
     test_lightningdit,
     test_maskdit,
     test_mdt,
@@ -130,6 +132,21 @@ CASES = {
         lambda: lightningdit("wo_shift"),
         {"config": settings(wo_shift=True)},
         *("lightningdit", "sit", HEADS, (3, 6, 6), 5),
+    ),
+    "Latte": (
+        lambda: test_latte.official_state(test_latte.SMALL),
+        {},
+        *("latte", "dit", test_latte.HEADS, (3, 4, 4, 4), 10),
+    ),
+    "FiT": (
+        lambda: test_fit.official_state(test_fit.FIRST),
+        None,
+        *("fit", "dit", test_fit.HEADS, (4, 32, 32), 10),
+    ),
+    "FiTv2": (
+        lambda: test_fit.official_state(test_fit.SECOND),
+        None,
+        *("fit", "sit", test_fit.HEADS, (3, 32, 32), 10),
     ),
     "U-DiT": (
         lambda: check.random_state(test_udit.official(depths=[1, 2, 1, 1, 1])),

@@ -16,6 +16,7 @@ ROWS = 2
 GATES = {
     "U-ViT latent": [("block 5 attention", "block 5 fusion"), ("head", "embedding")],
     "MDTv2": [("block 6 mlp", "decoder position fusion"), ("head", "block 1 attention")],
+    "Latte": [("block 3 attention", "temporal position fusion"), ("head", "block 1 attention")],
     "U-DiT": [("block 3 attention 1", "block 2 fusion"), ("head", "block 6 mlp 2"),
               ("block 1 mlp 2", "embedding")],
     "DDT": [("block 3 mlp", "decoder embedding"), ("head", "block 3 attention"),

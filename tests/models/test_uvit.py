@@ -155,19 +155,9 @@ def test_reads_are_sums_and_branches_are_writes(case):
 def test_everything_against_the_transcription(case):
     config, p, _, subject, args, loss = case
     options = {name: config[name] for name in ("blocks", "patch", "rows")}
-    expected, output, stream = transcript.transcribed(
-        lambda gates: transcription(p, *args, **options, gates=gates),
-        len(subject.readers), len(subject.sources), len(TIMES), loss,
-    )  # fmt: skip
-    seen = check.observe(subject, args)
-    assert check.relative(seen.output, output) < 1e-13
-    for found, read in zip(seen.reads, stream.reads, strict=True):
-        assert check.relative(found, read.detach()) < 1e-13
-    for found, value in zip(seen.values, stream.sources, strict=True):
-        assert check.relative(found, value.detach()) < 1e-13
-    for found in (check.reference(subject, args, loss), check.probed(subject, args, loss)):
-        for name, value in expected.items():
-            assert check.relative(found[name], value) < 1e-13, name
+    transcript.agrees(
+        lambda gates: transcription(p, *args, **options, gates=gates), subject, args, loss
+    )
 
 
 def test_gates_of_a_normed_reader_sum_to_zero(case):

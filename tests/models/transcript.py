@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.models.check import of_blocks
+from tests.models import check
 
 
 class Stream:
@@ -53,5 +53,24 @@ def transcribed(forward, readers, sources, n, loss):
     unused = torch.ones(readers, sources, dtype=torch.bool)
     for row, count in enumerate(stream.offered):
         unused[row, :count] = False
-    arrays = of_blocks([z.detach() for z in stream.states], grads)
+    arrays = check.of_blocks([z.detach() for z in stream.states], grads)
     return {**arrays, "gate": gate.masked_fill(unused, torch.nan)}, output.detach(), stream
+
+
+def agrees(forward, subject, args, loss, *, values=1e-13):
+    """Hold what hooks, autograd and the probe see of a model to ``forward(gates)``.
+
+    ``values`` is the tolerance of what sources add, which is known as a difference.
+    """
+    expected, output, stream = transcribed(
+        forward, len(subject.readers), len(subject.sources), len(args[0]), loss
+    )
+    seen = check.observe(subject, args)
+    assert check.relative(seen.output, output) < 1e-13
+    for found, read in zip(seen.reads, stream.reads, strict=True):
+        assert check.relative(found, read.detach()) < 1e-13
+    for found, value in zip(seen.values, stream.sources, strict=True):
+        assert check.relative(found, value.detach()) < values
+    for found in (check.reference(subject, args, loss), check.probed(subject, args, loss)):
+        for name, value in expected.items():
+            assert check.relative(found[name], value) < 1e-13, name

@@ -124,7 +124,7 @@ class More(Stack):
     [
         (lambda: of_blocks(lambda: Copied(16)), "blocks.0.norm2"),
         (lambda: of_blocks(lambda: Functional(16)), "blocks.0.mlp"),
-        (lambda: of_blocks(lambda: Scaled(16)), "blocks.1.norm1"),
+        (lambda: of_blocks(lambda: Scaled(16)), "blocks.0.norm1"),
         (lambda: More("within"), "more.sublayer.norm"),
         (lambda: More("behind"), "norm"),
         (lambda: More("head"), "more.sublayer.norm"),
@@ -134,6 +134,39 @@ class More(Stack):
 def test_what_reads_the_stream_and_is_no_reader_is_said(model, name):
     (sentence,) = said(audited(model()), "left out")
     assert f"such as {name!r}," in sentence
+
+
+class Factorised(Block):
+    """Then the frames of each place attend to each other: rows of another tensor, and no norm."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.temporal = Branch(width)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        frames = x.unflatten(1, (3, -1)).transpose(1, 2)  # (N, places, frames, D)
+        written = self.temporal(frames.flatten(0, 1)).reshape(frames.shape)
+        x = x + written.transpose(1, 2).flatten(1, 2)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_a_branch_along_another_axis_is_part_of_the_write_before():
+    def videos(ids, level):  # 3 frames of 2 places
+        return (torch.cat([batch(ids + shift, level)[0][0] for shift in (0, 99)], 1),), {}
+
+    model = of_blocks(lambda: Factorised(16))
+    analysis = audited(model, batch=videos)
+    (sentence,) = said(analysis, "left out")
+    assert sentence.startswith("left out are 4 modules, such as 'blocks.0.temporal', that read")
+    ds, states = analysis.dataset, []
+    for module in (*model.blocks, model.norm):
+        module.register_forward_pre_hook(lambda module, args: states.append(args[0]))
+    model(*videos(torch.arange(2), None)[0])
+    expected = torch.stack([z.square().mean((1, 2)).sqrt() for z in states], -1)
+    np.testing.assert_allclose(ds["rms"][0], expected.detach(), rtol=1e-6)
+    names = [f"block {k} {kind}" for k in range(1, 5) for kind in ("attention", "mlp")]
+    assert ds["reader_name"].values.tolist() == [*names, "head"]
 
 
 def test_what_reads_no_stream_is_not_left_out():

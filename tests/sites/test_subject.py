@@ -1,9 +1,13 @@
 """Which sources a reader is offered where the stream adds, and where it begins anew."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from dar_probe.models import sit_family
 from dar_probe.sites import subject
+from dar_probe.sites.layout import Layout
 from dar_probe.sites.subject import Source
 from tests.helpers import tiny
 
@@ -44,3 +48,21 @@ def test_the_sites_of_the_bundled_model():
         assert reader.module is (block.norm1, block.norm2)[l % 2]
         assert reader.branches[0].output is (block.attn, block.mlp)[l % 2]
     assert found.facts["tokens"] == 16 and type(found.facts["tokens"]) is int
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_rows_of_a_sample_are_its_tokens(across):
+    value = torch.arange(2 * 3 * 4 * 5).reshape(2 * 3, 4, 5)  # 2 samples of 3 rows of 4 tokens
+    order = [(row, token) for row in range(3) for token in range(4)]
+    order = [(row, token) for token in range(4) for row in range(3)] if across else order
+    view = subject.View(layout=Layout(rows=3, across=across))
+    expected = torch.stack([
+        torch.stack([value[3 * sample + row, token] for row, token in order]) for sample in (0, 1)
+    ])  # fmt: skip
+    assert torch.equal(view.take(value), expected)
+    assert torch.equal(view.put(torch.zeros_like(value), expected), value)
+    part = dataclasses.replace(view, tokens=slice(2, 5))
+    assert torch.equal(part.take(value), expected[:, 2:5])
+    put = part.put(value, torch.zeros_like(expected[:, 2:5]))
+    assert torch.equal(view.take(put)[:, 2:5], torch.zeros_like(expected[:, 2:5]))
+    assert torch.equal(view.take(put)[:, 5:], expected[:, 5:])

@@ -171,6 +171,13 @@ def test_no_weights(copy):
     refused(copy, "no weights")
 
 
+def test_a_folder_of_transformers_is_refused_before_weights_are_missed(copy):
+    home = copy / "transformer"
+    (home / WEIGHTS).rename(home / "model.safetensors")
+    edit(home / "config.json", _class_name=None, architectures=["STDiT3"], model_type="STDiT3")
+    refused(copy, "names no class")
+
+
 def test_weights_cut_short(copy):
     path = copy / "transformer" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-8])
