@@ -23,6 +23,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
 SCALED = 0.2, 3.0  # standard deviations of latents that nobody wonders about
 STATS = "latents_stats.pt"
+AS_THEY_ARE = ", used as they are"
 Split = Literal["train", "held-out", "all"]
 
 
@@ -248,8 +249,8 @@ def latents(file: Path) -> Data:
         )
     return Data(
         name=f"latents:{file}",
-        description=f"{len(labels)} latents of {file.name}{'' if labelled else ' without labels'}, "
-        "used as they are",
+        description=f"{len(labels)} latents of {file.name}{'' if labelled else ' without labels'}"
+        f"{AS_THEY_ARE}",
         latents=torch.from_numpy(values),
         labels=torch.from_numpy(labels.astype(np.int64)),
         ids=torch.arange(len(labels)),

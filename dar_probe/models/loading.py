@@ -18,6 +18,7 @@ from dar_probe.checkpoints.reader import EIGHT_BITS, check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
+from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
@@ -101,6 +102,7 @@ class Loaded:
         scheduler: settings with which a diffusers model draws samples, None for others.
         conditions: what the model's own samples depend on beside its file.
         name: what figures and tables call the model; None: as its file.
+        norm: how its training normalised the data it was given; None: it did not.
     """
 
     file: dict[str, Any]
@@ -113,9 +115,13 @@ class Loaded:
     scheduler: dict[str, Any] | None = None
     conditions: str = ""
     name: str | None = None
+    norm: LatentNorm | None = None
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
-        """Return samples (count, *shape) of the model itself, labels in turn, and how."""
+        """Return samples (count, *shape) of the model itself, labels in turn, and how.
+
+        They are in the space that the model was trained in, behind its ``norm``.
+        """
         with self.refusing():
             return self._draw(count, seed=seed)
 
@@ -218,6 +224,7 @@ def _load_file(options: CheckpointOptions, dtype: torch.dtype) -> Loaded:
             *subject.assumptions,
         ],
         call=ByClass(),
+        norm=kind.norm and kind.norm(checkpoint.state),
     )
 
 

@@ -54,6 +54,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         identify=_guarded(found.identify, name, "identify"),
         build=_guarded(found.build, name, "build"),
         subject=_guarded(found.subject, name, "subject"),
+        norm=found.norm and _guarded(found.norm, name, "norm"),
     )
 
 

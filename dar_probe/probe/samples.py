@@ -37,6 +37,9 @@ def choose(
 ) -> tuple[Data, list[str]]:
     """Return the samples, and what had to be assumed about them.
 
+    Data that are given are normalised where the model's training normalised them; samples that
+    the model draws are so already.
+
     Args:
         loaded: the model that must take them.
         wanted: rows that are read already; or "digits" (the held-out rows), "images:DIR" or
@@ -68,7 +71,9 @@ def choose(
             num_classes=found.num_classes or None,
             most=asked or default,
         )
-    return rows.first(asked or min(default, len(rows))), [*assumed, *rows.changes]
+    rows = rows.first(asked or min(default, len(rows)))
+    rows = loaded.norm.apply(rows) if loaded.norm else rows
+    return rows, [*assumed, *rows.changes]
 
 
 def own(loaded: Loaded, count: int, *, seed: int) -> Data:

@@ -1,13 +1,14 @@
 """What one file in this folder says about one family of checkpoints."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.sites.subject import Subject
 
 
@@ -47,6 +48,7 @@ class Family:
             state dict has exactly the names and shapes of the file.
         subject: names the sites of such a model.
         fits: tells whether a header with all the marks is of this family; None: it is.
+        norm: the weights as they are stored to how training normalised its data, or None.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Family:
     build: Callable[[Identified], nn.Module]
     subject: Callable[[nn.Module, Identified], Subject]
     fits: Callable[[Header], bool] | None = None
+    norm: Callable[[Mapping[str, Tensor]], LatentNorm | None] | None = None
 
     def matches(self, header: Header) -> bool:
         """Tell whether every mark is there, and the header fits."""
