@@ -39,7 +39,7 @@ Checkpoint = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, images:DIR or latents:FILE.",
+        help="digits, images:DIR or latents:PATH.",
         metavar="DATA",
         show_default="what fits the model",
         rich_help_panel=panels.GRID,

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.torch_version import TorchVersion
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
-from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain_names
+from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.safetensors_header import Stored, stored
@@ -103,6 +103,25 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         state=state,
         args=settings(content, label, quote(path)),
     )
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return those tensors of a .pt file of data that are called ``names``.
+
+    One that stands alone has the first of the names. What is not there is left out.
+
+    Raises:
+        CheckpointError: the file is refused, is damaged, or one of them is no tensor.
+    """
+    with kinds.open_file(path) as file:
+        if kinds.check(file, path) != "zip":
+            raise CheckpointError(f"{quote(path)} is no file of torch.save")
+        kinds.verify_checksums(file, path)
+        outline(file, path)
+        content = _unpickle(file, path, "cpu")
+        size = os.fstat(file.fileno()).st_size
+    found = plain(content) if isinstance(content, dict) else {names[0]: content}
+    return plain_tensors({k: found[k] for k in names if k in found}, size, quote(path))
 
 
 def plain_tensors(

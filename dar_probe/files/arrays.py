@@ -27,10 +27,10 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
     Raises:
         UsageError: it is neither, is damaged, or its arrays claim more than there can be.
     """
-    with _reading(path) as file:
+    with reading(path), kinds.open_file(path) as file:
         if path.suffix == ".safetensors":
             tensors = {k: v for k, v in stored(file).items() if names is None or k in names}
-            _require_room(sum(entry.bytes for entry in tensors.values()), path)
+            require_room(sum(entry.bytes for entry in tensors.values()), path)
             return {name: _tensor(file, entry) for name, entry in tensors.items()}
         kinds.check_directory(file, os.fstat(file.fileno()).st_size, quote(path.name))
         with zipfile.ZipFile(file) as archive:
@@ -50,23 +50,43 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         UsageError: it is none, or is damaged.
     """
-    with _reading(path) as file:
-        _require_room(os.fstat(file.fileno()).st_size, path)
+    with reading(path), kinds.open_file(path) as file:
+        require_room(os.fstat(file.fileno()).st_size, path)
         return _native(np.lib.format.read_array(file, allow_pickle=False))
 
 
+def read_rows(path: Path, names: Collection[str], most: int | None) -> dict[str, np.ndarray]:
+    """Return the first ``most`` rows of arrays of a .safetensors file, without reading the others.
+
+    Types that NumPy lacks become float32. Names that are not there are left out.
+
+    Raises:
+        UsageError: it is no such file, is damaged, or its arrays claim more than there can be.
+    """
+    with reading(path), kinds.open_file(path) as file:
+        found = {k: v for k, v in stored(file).items() if k in names and v.shape}
+        if most is not None:
+            found = {name: _head(entry, most) for name, entry in found.items()}
+        require_room(sum(entry.bytes for entry in found.values()), path)
+        return {name: _tensor(file, entry) for name, entry in found.items()}
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[BufferedReader]:
+def reading(
+    path: Path, hint: str = "save it again with numpy.savez, numpy.save or safetensors"
+) -> Iterator[None]:
+    """Refuse a file of data for whatever fails inside, with a ``hint`` of how it should be.
+
+    Raises:
+        UsageError: something failed.
+    """
     try:
-        with kinds.open_file(path) as file:
-            yield file
+        yield
     except UsageError:
         raise
     except Exception as error:  # zipfile and NumPy have no common error for damage
-        raise UsageError(
-            f"{quote(path.name)} cannot be read: {quote(str(error) or type(error).__name__)}",
-            hint="save it again with numpy.savez, numpy.save or safetensors",
-        ) from error
+        why = quote(str(error) or type(error).__name__)
+        raise UsageError(f"{quote(path.name)} cannot be read: {why}", hint=hint) from error
 
 
 def _check_entries(
@@ -81,11 +101,15 @@ def _check_entries(
                 f"its entry {quote(entry.filename, 60)} claims {entry.file_size} bytes, "
                 f"packed in {entry.compress_size}"
             )
-    _require_room(sum(entry.file_size for entry in wanted), path)
+    require_room(sum(entry.file_size for entry in wanted), path)
 
 
-def _require_room(claimed: int, path: Path) -> None:
-    """Require memory for ``claimed`` bytes, and for them once more in another type."""
+def require_room(claimed: int, path: Path) -> None:
+    """Require memory for ``claimed`` bytes, and for them once more in another type.
+
+    Raises:
+        UsageError: there is less.
+    """
     if claimed <= SMALL:
         return
     if 2 * claimed > (have := memory.available()):
@@ -99,6 +123,12 @@ def _require_room(claimed: int, path: Path) -> None:
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as part:
         return _native(np.lib.format.read_array(part, allow_pickle=False))
+
+
+def _head(entry: Stored, most: int) -> Stored:
+    rows = min(most, entry.shape[0])
+    size = entry.bytes // entry.shape[0] * rows if entry.shape[0] else 0
+    return Stored(entry.dtype, (rows, *entry.shape[1:]), entry.start, size)
 
 
 def _tensor(file: BufferedReader, entry: Stored) -> np.ndarray:

@@ -52,7 +52,7 @@ _SIGNATURES = (
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"PK\x05\x06", "an empty zip archive", "download or save the checkpoint again"),
-    (b"\x93NUMPY", "a NumPy array, not a checkpoint", "latents go to --data latents:FILE"),
+    (b"\x93NUMPY", "a NumPy array, not a checkpoint", "latents go to --data latents:PATH"),
     (b"\x89HDF", "a netCDF or HDF5 file, not a checkpoint", "dar-probe report opens analyses"),
 )
 # RuntimeError: an encrypted entry, or a feature that Python's zipfile lacks.

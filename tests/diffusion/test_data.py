@@ -170,7 +170,7 @@ def write(path, **arrays):
         (lambda d: f"images:{d / 'nowhere'}", "no folder"),
         (lambda d: f"images:{d}", "no images"),
         (lambda d: f"latents:{d / 'nowhere.npz'}", "no file"),
-        (lambda d: f"latents:{d}", "no file"),
+        (lambda d: f"latents:{d}", "holds no latents"),
         (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "no labels"),
         (
             lambda d: (

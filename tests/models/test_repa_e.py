@@ -17,7 +17,7 @@ from dar_probe.models.options import CheckpointOptions, SamplingOptions
 from dar_probe.probe import samples
 from tests.models import check, files
 
-SAID = "the data were normalised per channel by the batch norm in the file (bn), as in its training"
+SAID = "the data were normalised by the batch norm in the model's file (bn), as in training"
 READ = "a batch norm of latents is there (bn): read as REPA-E"
 
 
@@ -54,7 +54,7 @@ def test_data_are_normalised_as_torchs_batch_norm_does(loaded):
     found, said = samples.choose(loaded, rows(latents), asked=None, default=64, seed=0)
     assert torch.equal(found.latents, expected) and found.doubts == ()
     assert said == [SAID]
-    assert found.description == "some, normalised by the model's own batch norm"
+    assert found.description == "some, normalised by the batch norm in the model's file (bn)"
 
 
 def test_statistics_are_those_of_the_weights_that_are_taken(tmp_path, loaded):
@@ -126,7 +126,7 @@ def test_the_command_says_it(tmp_path):
     )
     said = analysis.manifest["assumptions"]
     assert any(READ in one for one in said) and SAID in said
-    assert "normalised by the model's own batch norm" in analysis.manifest["data"]["description"]
+    assert "normalised by the batch norm in the model" in analysis.manifest["data"]["description"]
     assert any(READ in one for one in survey(options(tmp_path)).assumptions)
 
 
