@@ -17,8 +17,8 @@ def bench(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
-            "Face Hub.",
+            help="A .pt, .safetensors or .npz file, a diffusers folder, or the id of one on the "
+            "Hugging Face Hub.",
             metavar="CHECKPOINT",
             show_default=False,
         ),

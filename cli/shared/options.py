@@ -30,8 +30,8 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="A .pt or .safetensors file, a diffusers folder, or the id of one on the Hugging "
-        "Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
+        help="A .pt, .safetensors or .npz file, a diffusers folder, or the id of one on the "
+        "Hugging Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
         metavar="CHECKPOINT",
         show_default=False,
     ),

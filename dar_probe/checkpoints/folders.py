@@ -28,6 +28,7 @@ CONFIG = "config.json"
 LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
+ORBAX = frozenset({"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"})
 MERGE = (
     "merge it into its model (peft: model.merge_and_unload(); diffusers: pipeline.fuse_lora()) and "
     "save that"
@@ -53,6 +54,12 @@ def model_file(path: str | Path) -> Path:
         raise CheckpointError(
             f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
             hint=DCP.format(shlex.quote(str(path))),
+        )
+    if ORBAX & set(names):
+        read = f"orbax.checkpoint.StandardCheckpointer().restore({str(path.resolve())!r})"
+        raise CheckpointError(
+            f"{shown} is a folder of orbax, as JAX trainers write checkpoints",
+            hint=f"import orbax.checkpoint; params = {read}; {kinds.SAVE_JAX}",
         )
     if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
         base = _settings(path / "adapter_config.json").get("base_model_name_or_path")

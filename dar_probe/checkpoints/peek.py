@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dar_probe.checkpoints import reader
+from dar_probe.checkpoints import jax_model, reader
 from dar_probe.checkpoints.folders import settings_beside
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
@@ -47,10 +47,13 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
     with kinds.open_file(path) as file:
         kind = kinds.check(file, path)
         size = os.fstat(file.fileno()).st_size
-        content = (reader.outline if kind == "zip" else reader.safetensors_outline)(file, path)
+        jax = jax_model.outline(file, path) if kind == "npz" else None
+        outline = reader.outline if kind == "zip" else reader.safetensors_outline
+        content = jax.state if jax else outline(file, path)
     label, found, note = choose(content, weights, quote(path))
-    state = reader.plain_tensors(found, size, quote(path), device="meta")
-    args = settings(content, label, quote(path))
+    state = reader.plain_tensors(found, jax.bytes if jax else size, quote(path), device="meta")
+    args = jax.settings if jax else settings(content, label, quote(path))
+    note = "; ".join(filter(None, (jax.note, note))) if jax else note
     beside = {} if args else settings({"args": settings_beside(path)}, "model", quote(path))
     if beside:
         note = "; ".join(filter(None, (note, "settings are those of config.json beside the file")))

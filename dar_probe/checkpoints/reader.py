@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from dar_probe.checkpoints import jax_model
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain, plain_names
@@ -74,7 +75,7 @@ class Checkpoint:
 
 
 def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
-    """Read a .pt or .safetensors file that nobody vouches for.
+    """Read a .pt, .safetensors or .npz file that nobody vouches for.
 
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
     checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
@@ -89,19 +90,20 @@ def read(path: str | Path, *, weights: Weights = "auto") -> Checkpoint:
         kind = kinds.check(file, path)
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        content = _load_zip(file, path, weights) if kind == "zip" else _load_safetensors(file, path)
+        jax = jax_model.load(file, path) if kind == "npz" else None
+        content = jax.state if jax else _load(kind, file, path, weights)
         after = os.fstat(file.fileno())
     if _stamp(before) != _stamp(after):
         raise _changed(path)
     label, found, _ = choose(content, weights, quote(path))
-    state = plain_tensors(found, before.st_size, quote(path))
+    state = plain_tensors(found, jax.bytes if jax else before.st_size, quote(path))
     return Checkpoint(
         path=path,
         sha256=digest,
         bytes=before.st_size,
         weights=label,
         state=state,
-        args=settings(content, label, quote(path)),
+        args=jax.settings if jax else settings(content, label, quote(path)),
     )
 
 
@@ -162,6 +164,10 @@ def check_finite(state: dict[str, Tensor]) -> None:
                 f"{quote(key)} has {bad} of {tensor.numel()} weights that are NaN or infinite",
                 hint="the training run diverged: use an earlier checkpoint",
             )
+
+
+def _load(kind: kinds.Kind, file: BufferedReader, path: Path, weights: Weights) -> Any:
+    return _load_zip(file, path, weights) if kind == "zip" else _load_safetensors(file, path)
 
 
 def _load_zip(file: BufferedReader, path: Path, weights: Weights) -> Any:

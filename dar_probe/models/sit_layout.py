@@ -5,12 +5,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.jax_model import PORT
 from dar_probe.diffusion.latent_norm import MEAN
 from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.routing.stream import options_of
 
 Family = Literal["sit", "dit", "repa", "dar-probe"]
+
+# Ports to JAX, known by their names: the objective, and what is assumed with it.
+PORTS = {
+    "diffuse_nnx": ("repa", "its names are those of diffuse_nnx: time runs t = s"),
+    "kvfrans": (
+        "jax-flow",
+        "its names are those of jax-flow, time runs t = 10000 (1 - s), and as well of "
+        "jax-diffusion-transformer, for which --objective jax-dit is right",
+    ),
+}
 
 # (width, depth) -> heads of S, B, L and XL in DiT, SiT and REPA.
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
@@ -118,6 +129,10 @@ def _family(header: Header, repa: bool) -> tuple[Family, str]:
             "mean and variance normalise whatever --data gives; --objective overrides"
         )
         return "repa", named or "repa"
+    if header.args.get(PORT) in PORTS:
+        objective, why = PORTS[header.args[PORT]]
+        header.assumptions.append(f"{why}; --objective overrides")
+        return "sit", named or objective
     if repa:
         header.assumptions.append(
             "projectors are there: read as REPA, time runs t = s; --objective overrides"

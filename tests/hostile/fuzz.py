@@ -44,6 +44,7 @@ from dar_probe.errors import CheckpointError, DarProbeError, UsageError  # noqa:
 from dar_probe.files.analysis_folder import OutputFolder  # noqa: E402
 from dar_probe.models.diffusers import conditioning  # noqa: E402
 from dar_probe.results import store  # noqa: E402
+from tests.helpers import jax_trees  # noqa: E402
 from tests.helpers.synthetic import dataset  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
 
@@ -100,6 +101,10 @@ def _shards(path: Path) -> None:
     path.write_text(json.dumps({"metadata": {"total_size": 128}, "weight_map": listed}))
 
 
+def _jax(path: Path) -> None:
+    np.savez(path, **jax_trees.arrays(official_state()))
+
+
 def _arrays() -> dict[str, np.ndarray]:
     return {"latents": np.zeros((3, 4, 8, 8), np.float32), "labels": np.arange(3)}
 
@@ -139,6 +144,8 @@ KINDS = {
     "peeked.safetensors": Kind(
         lambda path: safetensors.torch.save_file(official_state(), path), peek, Peek
     ),
+    "jax.npz": Kind(_jax, checkpoints.read, Checkpoint),
+    "peeked.npz": Kind(_jax, peek, Peek),
     "config.json": Kind(_folder, lambda path: hub.read(path.parent), hub.Folder),
     "analysis.nc": Kind(
         lambda path: store.write(dataset(blocks=2, samples=2, levels=2), path),
