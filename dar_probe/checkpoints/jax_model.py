@@ -72,7 +72,7 @@ class Content(NamedTuple):
     Attributes:
         state: tensors by name.
         settings: what the arrays tell beside: the heads, and the port by the style of its names.
-        note: what is assumed of such a file.
+        note: what is assumed of such a file; empty where its arrays lie as torch has them.
         bytes: that the arrays take.
     """
 
@@ -101,13 +101,13 @@ def outline(file: BufferedReader, path: Path) -> Content:
 def load(file: BufferedReader, path: Path) -> Content:
     """Return the content of an open .npz; see ``outline``."""
     with blamed(lambda why: _unreadable(path, why)):
-        found = {name: torch.from_numpy(array) for name, array in arrays.load(file).items()}
-        return _content(found, path)
+        found = arrays.load(file, lambda name: not _is_beside(name))
+        return _content({name: torch.from_numpy(a) for name, a in found.items()}, path)
 
 
 def place(name: str) -> Place | None:
     """Return where the array of this path goes; None: nowhere."""
-    parts = [part for part in re.split(r"[/.\[\]'\"]+", name) if part]
+    parts = _parts(name)
     if len(parts) > 1 and parts[-1] in ("value", "raw_value"):  # what NNX wraps arrays in
         del parts[-1]
     found: list[str] = []
@@ -125,15 +125,24 @@ def place(name: str) -> Place | None:
     return None
 
 
+def _parts(name: str) -> list[str]:
+    """Return the parts of a path, which are apart by / or . or in brackets."""
+    return [part for part in re.split(r"[/.\[\]'\"]+", name) if part]
+
+
+def _is_beside(name: str) -> bool:
+    return not BESIDE.isdisjoint(_parts(name))
+
+
 def _content(tensors: dict[str, Tensor], path: Path) -> Content:
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     placed: dict[Place, str] = {}
     left: list[str] = []
     heads = set()
     for name, tensor in tensors.items():
-        where = place(name)
-        if BESIDE & set(re.split(r"[/.\[\]'\"]+", name)):
+        if _is_beside(name):
             continue
+        where = place(name)
         if where is None or where in placed:
             left.append(name)
             continue
@@ -145,7 +154,8 @@ def _content(tensors: dict[str, Tensor], path: Path) -> Content:
     settings: dict[str, Any] = {PORT: _port(placed.values())}
     if len(heads) == 1:
         settings["heads"] = heads.pop()
-    return Content(state, settings, SAID, claimed)
+    note = SAID if any(where.leaf == "kernel" for where in placed) else ""
+    return Content(state, settings, note, claimed)
 
 
 def _joined(

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dar_probe.diffusion import latents_folder
-from dar_probe.diffusion.latent_norm import LatentNorm
+from dar_probe.diffusion.latent_norm import SCALED, LatentNorm
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays, kinds
 from dar_probe.files.text import quote
@@ -23,7 +23,6 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Of one image; a pixel takes up to 12 bytes on its way, and on disk a thousandth of one at least.
 MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
-SCALED = 0.2, 3.0  # standard deviations of latents that nobody wonders about
 AS_THEY_ARE = ", used as they are"
 Split = Literal["train", "held-out", "all"]
 
@@ -82,14 +81,12 @@ class Data:
         if norm is None:
             return self
         values = norm.apply(self.latents)
-        doubt = norm.doubt(values)
-        doubts = [doubt] if norm.centred and doubt else [] if norm.centred else _spread(values)
         return replace(
             self,
             latents=values,
             description=f"{self.description.removesuffix(AS_THEY_ARE)}, {norm.said}",
             changes=(*self.changes, f"the data were {norm.said}, as in training"),
-            doubts=tuple(doubts),
+            doubts=tuple(filter(None, [norm.doubt(values)])),
             pending=None,
         )
 

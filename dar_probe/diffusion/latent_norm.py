@@ -12,7 +12,8 @@ MEAN, VARIANCE = "bn.running_mean", "bn.running_var"
 EPS = 1e-4  # REPA-E's (arXiv 2504.10483; models/sit.py); added to the variance
 FACTOR = 0.18215  # of Stable Diffusion's VAE, in DiT, SiT and REPA
 CHANNELS = 4  # of that VAE
-USUAL, FAR = (0.5, 2.0), 1.0  # of normalised channels: usual spreads, and how far a mean may be
+# What nobody wonders about: spreads of normalised and of scaled channels, and means of the former.
+USUAL, SCALED, FAR = (0.5, 2.0), (0.2, 3.0), 1.0
 ROWS = 64  # that are widened at once
 
 
@@ -54,7 +55,8 @@ class LatentNorm:
         channels = latents[:1000].double().transpose(0, 1).flatten(1)
         spread = float(channels.std(1, correction=0).median())
         offset = float(channels.mean(1).square().mean().sqrt())
-        if not self.centred or (USUAL[0] <= spread <= USUAL[1] and offset <= FAR):
+        low, high = USUAL if self.centred else SCALED
+        if low <= spread <= high and (offset <= FAR or not self.centred):
             return None
         return (
             f"{self.said[0].upper()}{self.said[1:]}, a channel of the latents has a standard "

@@ -139,7 +139,8 @@ def read_pt(path: Path, names: Sequence[str] = ("latents", "labels")) -> dict[st
 def _stats(path: Path, channels: int) -> LatentNorm:
     found = read_pt(path, ("mean", "std"))
     mean, std = (found.get(name, np.zeros(0)).ravel() for name in ("mean", "std"))
-    if not mean.size == std.size == channels or not (std > 0).all() or not np.isfinite(mean).all():
+    sound = (std > 0).all() and np.isfinite([*mean, *std]).all()
+    if not mean.size == std.size == channels or not sound:
         raise UsageError(
             f"{quote(path.name)} is no mean and std of {channels} channels",
             hint="take it away to use the latents as they are, or let LightningDiT write it anew",
@@ -155,13 +156,13 @@ def _names(folder: Path, before: str, deep: int) -> Iterator[str]:
     """Yield the .npy files below a folder, by their paths from the top, in the order of these."""
     with os.scandir(folder) as found:
         entries = sorted(
-            (e.name + "/" * e.is_dir(follow_symlinks=False), e.path)
+            e.name + "/" * e.is_dir(follow_symlinks=False)
             for e in found
             if not e.name.startswith(".")
         )
-    for name, path in entries:
+    for name in entries:
         if name.endswith("/") and deep:
-            yield from _names(Path(path), before + name, deep - 1)
+            yield from _names(folder / name, before + name, deep - 1)
         elif name.endswith(".npy"):
             yield before + name
 
@@ -185,7 +186,8 @@ def _read_rows(folder: Path, names: list[str]) -> Rows:
                 f"{quote(name)} has a second half with values below 0, which is no deviation",
                 hint=f"{MOMENTS}*.npy hold mean and standard deviation, each (C, h, w)",
             )
-        values[row] = part[: values.shape[1]]
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+            values[row] = part[: values.shape[1]]
     labels = _labels(folder / LABELS, names)
     if not moments:
         return Rows(values, labels)

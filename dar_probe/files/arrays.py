@@ -3,7 +3,7 @@
 import math
 import os
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -68,15 +68,16 @@ def outline(file: BufferedReader) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
-def load(file: BufferedReader) -> dict[str, np.ndarray]:
-    """Return every array of an open .npz whose ``outline`` is sound: NumPy trusts headers.
+def load(file: BufferedReader, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Return the wanted arrays of an open .npz whose ``outline`` is sound: NumPy trusts headers.
 
     Raises:
         ValueError: as ``outline``.
     """
     outline(file)
     with zipfile.ZipFile(file) as archive:
-        return {name: _entry(archive, e) for name, e in _entries(archive, None).items()}
+        found = _entries(archive, None)
+        return {name: _entry(archive, entry) for name, entry in found.items() if wanted(name)}
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -126,6 +126,16 @@ def test_an_average_is_preferred_and_what_lies_beside_is_no_model(tmp_path):
     assert torch.equal(checkpoints.read(path, weights="model").state["pos_embed"], raw["pos_embed"])
 
 
+def test_a_state_dict_of_torch_in_numpys_arrays_is_taken_as_it_is(tmp_path):
+    state = official()
+    found = peek(write(tmp_path / "x.npz", {name: value.numpy() for name, value in state.items()}))
+    assert found.assumptions == []
+    assert torch.equal(
+        checkpoints.read(tmp_path / "x.npz").state["blocks.0.attn.proj.weight"],
+        state["blocks.0.attn.proj.weight"],
+    )
+
+
 def test_qk_norm_and_projectors_have_places():
     places = {
         "blocks_1/attn/q_norm/scale": ("blocks.1.attn.q_norm", "scale"),

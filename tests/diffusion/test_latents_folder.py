@@ -89,6 +89,14 @@ def test_lightningdits_shards_are_normalised_by_their_statistics(tmp_path):
     assert shard.changes == (said,)
 
 
+def test_moments_that_were_scaled_before_are_doubted(tmp_path):
+    repa(tmp_path)
+    for path in tmp_path.rglob("*.npy"):
+        np.save(path, 0.18215 * np.load(path))
+    (doubt,) = datasets.load_data(f"latents:{tmp_path}").doubts
+    assert doubt.startswith("Scaled by 0.18215") and "instead of about 1" in doubt
+
+
 def test_shards_of_narrow_numbers_and_without_statistics(tmp_path):
     expected, _ = lightningdit(tmp_path, dtype=torch.bfloat16)
     torch.testing.assert_close(datasets.load_data(f"latents:{tmp_path}").latents, expected)
@@ -224,6 +232,12 @@ HOSTILE = {
     ),
     "no statistics": (lambda d: stats(d, {"mean": ONES}), "no mean and std of 2 channels"),
     "no spread": (lambda d: stats(d, {"mean": ONES, "std": 0 * ONES}), "no mean and std of 2"),
+    "endless spread": (lambda d: stats(d, {"mean": ONES, "std": np.inf * ONES}), "no mean and std"),
+    "beyond float32": (
+        lambda d: (repa(d), np.save(
+            d / "00000" / "img-mean-std-00000001.npy", np.full((8, 6, 6), 1e300))),
+        "NaN or Inf",
+    ),
     "other channels": (
         lambda d: stats(d, {"mean": torch.ones(3), "std": torch.ones(3)}), "no mean and std of 2",
     ),
