@@ -411,6 +411,12 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             found["labels"] = arrays.read_array(beside)
     elif file.suffix == ".pt":
         found = latents_folder.read_pt(file)
+    elif file.suffix in (".h5", ".hdf5"):
+        raise UsageError(
+            f"{file.name!r} is an HDF5 file, as REPA-E caches latents, and is not read",
+            hint="save rows of it as a .npz: latents, of each array the first half of its channels "
+            "(the rest is the deviation), and labels, which are in its dataset.json",
+        )
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",

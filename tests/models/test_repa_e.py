@@ -136,6 +136,16 @@ def test_without_projectors_the_clock_is_repas_too():
     assert (found.family, found.objective) == ("repa", "repa")
 
 
+def test_latents_of_other_vaes_and_normalised_queries():
+    """SiT-XL/1 on 32 channels, with --qk-norm: all of it is in the shapes."""
+    state = files.plain(channels=32, patch=1, size=4, head=8, projectors=(5,))
+    state |= {f"bn.running_{name}": torch.ones(32) for name in ("mean", "var")}
+    state["bn.num_batches_tracked"] = torch.tensor(0)
+    found = check.identify(sit_family.FAMILY, state, args={"prediction": "v", "cfg_prob": 0.1})
+    assert found.shape == (32, 4, 4) and found.objective == "repa"
+    assert found.sizes["qk_norm"] and found.sizes["heads"] == 2 and found.sizes["patch"] == 1
+
+
 def test_hostile_statistics_are_refused(tmp_path):
     state = files.repa_e()
     state["bn.running_var"][1] = -0.5
