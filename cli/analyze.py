@@ -14,8 +14,8 @@ def analyze(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            help="A .pt, .safetensors or .gguf file, a diffusers folder; or several checkpoints of "
-            "one training run, told apart by the last number in their names.",
+            help="A .pt, .safetensors, .gguf or .npz file, or a diffusers folder; or several "
+            "checkpoints of one training run, told apart by the last number in their names.",
             metavar="CHECKPOINT...",
             show_default=False,
         ),

@@ -17,7 +17,7 @@ def bench(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A .pt, .safetensors or .gguf file, a diffusers folder, or the id of one on the "
+            help="A .pt, .safetensors, .gguf or .npz file, a diffusers folder, or the id of one on "
             "Hugging Face Hub.",
             metavar="CHECKPOINT",
             show_default=False,

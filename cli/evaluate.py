@@ -29,7 +29,7 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="The real samples: digits, images:DIR or latents:FILE.",
+            help="The real samples: digits, images:DIR or latents:PATH.",
             metavar="DATA",
             rich_help_panel=panels.GRID,
         ),

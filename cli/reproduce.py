@@ -57,7 +57,7 @@ def reproduce(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, images:DIR or latents:FILE.",
+            help="digits, images:DIR or latents:PATH.",
             metavar="DATA",
             show_default="the scale's own",
             rich_help_panel=panels.GRID,

@@ -74,7 +74,7 @@ SETTINGS = {
         str, "Start from the weights of this checkpoint, whatever its routing.", "CHECKPOINT",
         panels.MODEL, "random weights",
     ),
-    "data": Setting(str, "digits, images:DIR or latents:FILE.", "DATA", panels.GRID),
+    "data": Setting(str, "digits, images:DIR or latents:PATH.", "DATA", panels.GRID),
     "batch_size": Setting(int, "Samples in a step.", "N", panels.GRID),
     "seed": Setting(int, "Random seed for weights, batches, noise and labels.", "N", panels.GRID),
     "steps": Setting(int, "Optimiser steps.", "N"),

@@ -108,7 +108,7 @@ def analyze(
         layout: of a module, as for ``audit``.
         name: what figures and tables call the model. Default: the checkpoint's file and, where
             that tells nothing but a step, its run; of a module the name of its class.
-        data: "digits", "images:DIR" or "latents:FILE". Default: the digits' held-out rows where
+        data: "digits", "images:DIR" or "latents:PATH". Default: the digits' held-out rows where
             they fit the model, else samples that the model draws.
         noise_levels: a count (evenly from 0.01 to 0.99), or the levels themselves, 0 = data and
             1 = noise. Default: 10, or 5 for large models on a CPU.
@@ -353,7 +353,7 @@ def evaluate(
     Args:
         path: a checkpoint, or a .npz of images as ``dar-probe sample`` and the ADM suite's writers
             make them.
-        data: the real samples: "digits", "images:DIR" or "latents:FILE"; their training rows are
+        data: the real samples: "digits", "images:DIR" or "latents:PATH"; their training rows are
             the reference.
         space: of the features: "digits", or a local folder of an image model of transformers.
         samples: drawn per seed; Fréchet distances compare only between equal numbers.

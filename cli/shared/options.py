@@ -30,7 +30,7 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="A .pt, .safetensors or .gguf file, a diffusers folder, or the id of one on the "
+        help="A .pt, .safetensors, .gguf or .npz file, a diffusers folder, or the id of one on "
         "Hugging Face Hub, e.g. black-forest-labs/FLUX.1-dev.",
         metavar="CHECKPOINT",
         show_default=False,
@@ -39,7 +39,7 @@ Checkpoint = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, images:DIR or latents:FILE.",
+        help="digits, images:DIR or latents:PATH.",
         metavar="DATA",
         show_default="what fits the model",
         rich_help_panel=panels.GRID,

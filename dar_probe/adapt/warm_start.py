@@ -93,6 +93,12 @@ def original(path: str | Path) -> Original:
     """
     found = checkpoints.read(path)
     identified = sit_family.identify(found.header)
+    if identified.sizes["latent_norm"]:
+        raise UsageError(
+            f"{found.path.name!r} normalises its latents by a batch norm of its own (REPA-E), and "
+            "a run here takes data as they are",
+            hint="leave --init-from out, or save the file without bn and give normalised latents",
+        )
     model = sit_family.build(identified)
     found.header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
     model.load_state_dict(found.state)

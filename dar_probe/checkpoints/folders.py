@@ -12,6 +12,7 @@ from typing import Any
 
 from dar_probe.checkpoints import adapters, shards
 from dar_probe.errors import CheckpointError
+from dar_probe.files import kinds
 from dar_probe.files.json_file import read_object
 from dar_probe.files.text import quote
 
@@ -33,6 +34,7 @@ DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its weights
 LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
+ORBAX = frozenset({"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"})
 
 
 def model_file(path: str | Path) -> Path:
@@ -58,6 +60,12 @@ def model_file(path: str | Path) -> Path:
         raise CheckpointError(
             f"{shown} is a folder of torch.distributed.checkpoint, whose index is a pickle",
             hint=DCP.format(shlex.quote(str(path))),
+        )
+    if ORBAX & set(names):
+        read = f"orbax.checkpoint.StandardCheckpointer().restore({str(path.resolve())!r})"
+        raise CheckpointError(
+            f"{shown} is a folder of orbax, as JAX trainers write checkpoints",
+            hint=f"import orbax.checkpoint; params = {read}; {kinds.SAVE_JAX}",
         )
     adapters.refuse_folder(path, names, shown)
     _refuse_partitions(path, names, shown)

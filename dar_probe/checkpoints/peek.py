@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dar_probe.checkpoints import adapters, reader
+from dar_probe.checkpoints import adapters, jax_model, reader
 from dar_probe.checkpoints.folders import settings_beside
 from dar_probe.checkpoints.header import Header, Shapes
 from dar_probe.checkpoints.quantised import dequantised
@@ -49,13 +49,16 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         UsageError: a package is needed for it.
     """
     path = Path(path)
-    content, size = reader.outline_of(path)
+    stored_as, size = reader.outline_of(path)
+    jax = stored_as if isinstance(stored_as, jax_model.Content) else None
+    content = jax.state if jax else stored_as
     label, found, note = choose(content, weights, quote(path))
-    packed = reader.plain_tensors(found, size, quote(path), device="meta")
+    packed = reader.plain_tensors(found, jax.bytes if jax else size, quote(path), device="meta")
     stored = sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
     state, made, packing = dequantised(packed, quote(path.name))
     adapters.refuse({key: tuple(value.shape) for key, value in state.items()}, quote(path), path)
-    args = settings(content, label, quote(path))
+    args = jax.settings if jax else settings(content, label, quote(path))
+    note = "; ".join(filter(None, (jax.note, note))) if jax else note
     beside = {} if args else settings({"args": settings_beside(path)}, "model", quote(path))
     if beside:
         note = "; ".join(filter(None, (note, "settings are those of config.json beside the file")))

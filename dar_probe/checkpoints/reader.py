@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from dar_probe.checkpoints import gguf_blocks, shards
+from dar_probe.checkpoints import gguf_blocks, jax_model, shards
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.quantised import EIGHT_BITS, dequantised, is_settings
 from dar_probe.checkpoints.settings import settings
@@ -77,7 +77,7 @@ class Checkpoint:
 def read(
     path: str | Path, *, weights: Weights = "auto", dtype: torch.dtype | None = None
 ) -> Checkpoint:
-    """Read a .pt, .safetensors or .gguf file, or the index of several, that nobody vouches for.
+    """Read a .pt, .safetensors, .gguf or .npz file, or the index of several, of an unknown origin.
 
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
     checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
@@ -92,10 +92,12 @@ def read(
         content, digest, size = _read_shards(path)
     else:
         content, digest, size = _read_file(path, weights)
+    jax = content if isinstance(content, jax_model.Content) else None
+    content = jax.state if jax else content
     label, found, _ = choose(content, weights, quote(path))
-    args = settings(content, label, quote(path))
-    packed = plain_tensors(found, size, quote(path))
-    del content, found  # else what is packed stays until all is not
+    args = jax.settings if jax else settings(content, label, quote(path))
+    packed = plain_tensors(found, jax.bytes if jax else size, quote(path))
+    del content, found, jax  # else what is packed stays until all is not
     state = dequantised(packed, quote(path.name), dtype).state
     return Checkpoint(
         path=path,
@@ -113,8 +115,11 @@ def _read_file(path: Path, weights: Weights | None) -> tuple[Any, str, int]:
         kind = kinds.check(file, path)
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content: Any
         if kind == "gguf":
             content = _load_gguf(file, path)
+        elif kind == "npz":
+            content = jax_model.load(file, path)
         elif kind == "zip":
             content = _load_zip(file, path, weights)
         else:
@@ -153,6 +158,8 @@ def outline_of(path: Path) -> tuple[Any, int]:
             size = os.fstat(file.fileno()).st_size
             if kind == "gguf":
                 return _load_gguf(file, path, device="meta"), size
+            if kind == "npz":
+                return jax_model.outline(file, path), size
             return (outline if kind == "zip" else safetensors_outline)(file, path), size
     index = shards.read(path)
     content: dict[str, Any] = {}
@@ -171,6 +178,25 @@ def _add(content: dict[str, Any], found: Any, index: shards.Index, file: Path) -
     found = plain(found)
     index.check(file, found, content)
     content |= found
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return those tensors of a .pt file of data that are called ``names``.
+
+    One that stands alone has the first of the names. What is not there is left out.
+
+    Raises:
+        CheckpointError: the file is refused, is damaged, or one of them is no tensor.
+    """
+    with kinds.open_file(path) as file:
+        if kinds.check(file, path) != "zip":
+            raise CheckpointError(f"{quote(path)} is no file of torch.save")
+        kinds.verify_checksums(file, path)
+        outline(file, path)
+        content = _unpickle(file, path, "cpu")
+        size = os.fstat(file.fileno()).st_size
+    found = plain(content) if isinstance(content, dict) else {names[0]: content}
+    return plain_tensors({k: found[k] for k in names if k in found}, size, quote(path))
 
 
 def plain_tensors(

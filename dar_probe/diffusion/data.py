@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dar_probe.diffusion import latents_folder
+from dar_probe.diffusion.latent_norm import SCALED, LatentNorm
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays, kinds
 from dar_probe.files.text import quote
@@ -21,8 +23,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Of one image; a pixel takes up to 12 bytes on its way, and on disk a thousandth of one at least.
 MAX_PIXELS, SMALL_PIXELS = 2**26, 2**22
-SCALED = 0.2, 3.0  # standard deviations of latents that nobody wonders about
-STATS = "latents_stats.pt"
+AS_THEY_ARE = ", used as they are"
 Split = Literal["train", "held-out", "all"]
 
 
@@ -39,6 +40,7 @@ class Data:
         changes: one sentence for each thing that was done to what the user gave.
         doubts: one sentence for each thing about them that is probably wrong.
         ids: (M,) int64, the row numbers; noise is a function of (seed, id).
+        pending: what the latents of a VAE still lack to be as models take them; None: nothing.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Data:
     labelled: bool = True
     changes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    pending: LatentNorm | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +75,21 @@ class Data:
             self, latents=self.latents[rows], labels=self.labels[rows], ids=self.ids[rows]
         )
 
+    def normalised(self, own: LatentNorm | None = None) -> "Data":
+        """Return the latents as a model takes them, behind what is pending or its ``own`` norm."""
+        norm = own or self.pending
+        if norm is None:
+            return self
+        values = norm.apply(self.latents)
+        return replace(
+            self,
+            latents=values,
+            description=f"{self.description.removesuffix(AS_THEY_ARE)}, {norm.said}",
+            changes=(*self.changes, f"the data were {norm.said}, as in training"),
+            doubts=tuple(filter(None, [norm.doubt(values)])),
+            pending=None,
+        )
+
     def split(self, which: Split) -> "Data":
         """Return the rows with id % 7 == 3 ("held-out"), the others ("train"), or all."""
         if which == "all":
@@ -87,8 +105,9 @@ def load_data(
     shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
     most: int | None = None,
+    raw: bool = False,
 ) -> Data:
-    """Load "digits", "images:DIR" or "latents:FILE".
+    """Load "digits", "images:DIR" or "latents:PATH".
 
     Args:
         spec: where the samples come from.
@@ -96,7 +115,8 @@ def load_data(
         shape: of a sample that the model takes, as a rule (C, h, w); images are converted to C
             channels where they can be, cropped to a square and resized.
         num_classes: labels must lie below it, and be there; None: the model takes none.
-        most: how many rows are needed; of a folder of images no more are read.
+        most: how many rows are needed; of a folder no more are read.
+        raw: leave latents of a VAE as they are, with what is pending.
 
     Raises:
         UsageError: the path is wrong or empty, or a shape or a label does not fit the model.
@@ -110,11 +130,12 @@ def load_data(
             labels_matter=num_classes is not None,
         )  # fmt: skip
     elif kind == "latents" and where:
-        data = latents(Path(where))
+        data = latents(Path(where), most=most if split == "all" else None)
     else:
         raise UsageError(
-            f"unknown data {spec!r}", hint="--data takes digits, images:DIR or latents:FILE"
+            f"unknown data {spec!r}", hint="--data takes digits, images:DIR or latents:PATH"
         )
+    data = data if raw else data.normalised()
     check_fit(data, shape, num_classes)
     data = data.split(split)
     if not len(data):
@@ -128,7 +149,7 @@ def check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None
     if shape is not None and own != shape:
         raise UsageError(
             f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
-            hint="pass data of that shape with --data latents:FILE or images:DIR",
+            hint="pass data of that shape with --data latents:PATH or images:DIR",
         )
     if num_classes is not None and not data.labelled:
         raise UsageError(
@@ -189,7 +210,7 @@ def images(
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise UsageError(
             f"the model takes samples of shape {shape}, images have 1 or 3 channels and are square",
-            hint="encode the images first and pass --data latents:FILE",
+            hint="encode the images first and pass --data latents:PATH",
         )
     channels, size, _ = shape
     classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
@@ -212,20 +233,19 @@ def images(
     )
 
 
-def latents(file: Path) -> Data:
-    """Return ``latents`` and ``labels`` (M,) of a .npz, .safetensors or .npy file.
+def latents(file: Path, *, most: int | None = None) -> Data:
+    """Return ``latents`` and ``labels`` (M,) of a .npz, .safetensors, .npy or .pt file or a folder.
 
     Latents are (M, C, h, w) for most models. Labels may be missing: not every model takes them.
+    Of a folder, see ``latents_folder``, the first ``most`` rows are read; None: all.
 
     Raises:
         UsageError: no such file, unknown suffix, missing or misshapen arrays, NaN or Inf.
     """
-    if not file.is_file():
-        raise UsageError(f"there is no file {str(file)!r}", hint="--data latents:FILE")
-    found = _read_arrays(file)
-    values, labelled = found["latents"], "labels" in found
-    labels = found.get("labels", np.zeros(values.shape[:1], dtype=np.int64))
-    labels, changes = _of_one_hot(labels)
+    rows = _rows(file, most)
+    values, labelled = rows.latents, rows.labels is not None
+    labels = np.zeros(values.shape[:1], np.int64) if rows.labels is None else rows.labels
+    labels, hot = _of_one_hot(labels)
     if values.ndim < 2 or labels.shape != values.shape[:1] or not len(labels):
         raise UsageError(
             f"{file.name!r}: latents {values.shape} and labels {labels.shape} do not fit",
@@ -248,14 +268,15 @@ def latents(file: Path) -> Data:
         )
     return Data(
         name=f"latents:{file}",
-        description=f"{len(labels)} latents of {file.name}{'' if labelled else ' without labels'}, "
-        "used as they are",
+        description=f"{len(labels)} latents of {file.name or file}"
+        f"{'' if labelled else ' without labels'}{'' if rows.pending else AS_THEY_ARE}",
         latents=torch.from_numpy(values),
         labels=torch.from_numpy(labels.astype(np.int64)),
         ids=torch.arange(len(labels)),
         labelled=labelled,
-        changes=changes,
-        doubts=tuple(_doubts(values, file)),
+        changes=(*rows.changes, *hot),
+        doubts=(*([] if rows.pending else _spread(torch.from_numpy(values))), *rows.doubts),
+        pending=rows.pending,
     )
 
 
@@ -266,20 +287,16 @@ def _of_one_hot(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return labels.argmax(1), (f"labels are one-hot rows of {labels.shape[1]} classes",)
 
 
-def _doubts(values: np.ndarray, file: Path) -> Iterator[str]:
+def _spread(values: Tensor) -> list[str]:
     """Say where latents are hardly those that a model was trained on."""
-    spread = float(values[:1000].std(dtype=np.float64))
-    if not SCALED[0] <= spread <= SCALED[1]:
-        yield (
-            f"The latents have a standard deviation of {spread:.3g}, where models take them scaled "
-            "to about 1 (those of Stable Diffusion's VAE: times 0.18215). They are used as they "
-            "are: if they are not scaled, every number below is wrong."
-        )
-    if (file.parent / STATS).exists():
-        yield (
-            f"Beside the latents lies {STATS}, by whose mean and spread LightningDiT normalises "
-            "them. It is not applied: save the latents normalised."
-        )
+    spread = float(values[:1000].double().std(correction=0))
+    if SCALED[0] <= spread <= SCALED[1]:
+        return []
+    return [
+        f"The latents have a standard deviation of {spread:.3g}, where models take them scaled "
+        "to about 1 (those of Stable Diffusion's VAE: times 0.18215). They are used as they "
+        "are: if they are not scaled, every number below is wrong."
+    ]
 
 
 def noise(ids: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int) -> Tensor:
@@ -364,6 +381,25 @@ def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1), found
 
 
+def _rows(path: Path, most: int | None) -> latents_folder.Rows:
+    """Return the rows of a file or folder, as they lie there."""
+    if path.is_dir():
+        return latents_folder.read(path, most)
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}", hint="--data latents:PATH")
+    beside = (path.parent / latents_folder.STATS).exists()
+    if beside and latents_folder.SHARD.fullmatch(path.name):
+        return latents_folder.read_shards([path], most)
+    found = _read_arrays(path)
+    doubt = (
+        f"Beside the latents lies {latents_folder.STATS}, by whose mean and spread LightningDiT "
+        "normalises them. It is not applied to this file: save the latents normalised, or give "
+        "the folder."
+    )
+    labels, doubts = found.get("labels"), (doubt,) if beside else ()
+    return latents_folder.Rows(found["latents"], labels, doubts=doubts)
+
+
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     names = ("latents", "labels")
     if file.suffix in (".npz", ".safetensors"):
@@ -373,10 +409,19 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         found = {"latents": arrays.read_array(file)}
         if beside.is_file():
             found["labels"] = arrays.read_array(beside)
+    elif file.suffix == ".pt":
+        found = latents_folder.read_pt(file)
+    elif file.suffix in (".h5", ".hdf5"):
+        raise UsageError(
+            f"{file.name!r} is an HDF5 file, as REPA-E caches latents, and is not read",
+            hint="save rows of it as a .npz: latents, of each array the first half of its channels "
+            "(the rest is the deviation), and labels, which are in its dataset.json",
+        )
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",
-            hint="use .npz, .safetensors, or .npy with NAME_labels.npy",
+            hint="use .npz, .safetensors, .pt, or .npy with NAME_labels.npy; or a folder of REPA "
+            "or LightningDiT",
         )
     if "latents" not in found:
         raise UsageError(

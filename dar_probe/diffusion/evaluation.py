@@ -49,7 +49,7 @@ class Judge:
     """Real rows and their features, to hold samples against.
 
     Args:
-        data: digits, images:DIR or latents:FILE; the rows of its training split are the reference.
+        data: digits, images:DIR or latents:PATH; the rows of its training split are the reference.
         space: as for ``features.extractor``.
         shape: of the samples that will come.
         device: where features are computed.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dar_probe.diffusion import samplers as drawing
 from dar_probe.diffusion.data import Data
+from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.diffusion.objective import Objective
 from dar_probe.diffusion.samplers import Sampler
 from dar_probe.errors import ProbeError, UsageError
@@ -54,6 +55,10 @@ class Drawable(Protocol):
         """Name and the rest of what was read."""
 
     @property
+    def norm(self) -> LatentNorm | None:
+        """How its training normalised latents; what is drawn is turned back."""
+
+    @property
     def assumptions(self) -> list[str]:
         """One sentence for each thing that could not be told."""
 
@@ -81,6 +86,8 @@ class Generator:
     ) -> Data:
         """Return one sample for each of ``labels`` (N,); sample i is a function of (seed, i).
 
+        Latents are those of the VAE, as ``--data latents:`` takes them.
+
         Raises:
             ProbeError: a sample is NaN or infinite.
         """
@@ -101,6 +108,8 @@ class Generator:
                 f"samples of {quote(loaded.file['name'])} are NaN or infinite",
                 hint="try another --objective or --solver, or more --steps",
             )
+        if loaded.norm is not None:
+            drawn = loaded.norm.undo(drawn)
         if self.decode is not None:
             drawn = self.decode(drawn)
         return Data(
@@ -125,7 +134,8 @@ class Generator:
         """Return how samples are drawn, in a few words."""
         solver, guidance = self.sampler.solver, self.sampler.guidance
         steps = "adaptive steps" if solver == "dopri5" else f"{self.sampler.steps} steps"
-        return f"{count} samples, {steps} of {solver}, guidance {guidance:g}"
+        space = ", the model's batch norm of latents undone" if self.loaded.norm else ""
+        return f"{count} samples, {steps} of {solver}, guidance {guidance:g}{space}"
 
 
 def pixels(data: Data) -> np.ndarray:

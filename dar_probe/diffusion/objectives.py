@@ -112,9 +112,14 @@ OBJECTIVES: dict[str, Objective] = {
     "vp": VPSDE("vp", prediction="eps"),
     "edm": EDM("edm"),
 }
+# Of ports to JAX: kvfrans's jax-flow and jax-diffusion-transformer.
+PORTS: dict[str, Objective] = {
+    "jax-flow": replace(flow("sit"), name="jax-flow", scale=10_000.0),
+    "jax-dit": ddpm("jax-dit", beta_start=2e-4, beta_end=4e-2, steps=500),
+}
 # To be named together with a prediction.
 _STEPS = {
-    **{name: o for name, o in OBJECTIVES.items() if isinstance(o, DDPM)},
+    **{name: o for name, o in (OBJECTIVES | PORTS).items() if isinstance(o, DDPM)},
     "ddpm:linear": ddpm("ddpm:linear"),
     "ddpm:scaled-linear": _LDM,
     "ddpm:cosine": ddpm("ddpm:cosine", schedule="cosine"),
@@ -124,16 +129,16 @@ _STEPS = {
 def get(name: str) -> Objective:
     """Return the objective called ``name``.
 
-    That is one of ``OBJECTIVES``; "sit:PATH:PREDICTION" and "repa:PATH:PREDICTION", see ``Flow``;
-    "meanflow:PATH:velocity"; "jit:NOISE_SCALE" and "jit:NOISE_SCALE:FLOOR", see ``DataFlow``;
-    "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and Stable Diffusion's for
+    That is one of ``OBJECTIVES`` or ``PORTS``; "sit:PATH:PREDICTION" and "repa:PATH:PREDICTION",
+    see ``Flow``; "meanflow:PATH:velocity"; "jit:NOISE_SCALE" and "jit:NOISE_SCALE:FLOOR", see
+    ``DataFlow``; "ddpm:SCHEDULE:PREDICTION", with DiT's betas for linear and Stable Diffusion's for
     scaled-linear; or "dit:PREDICTION" and "uvit:PREDICTION".
 
     Raises:
         UsageError: there is none.
     """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
+    if name in OBJECTIVES or name in PORTS:
+        return (OBJECTIVES | PORTS)[name]
     clock, *rest = name.split(":")
     if clock in CLOCKS and len(rest) == 2:
         return replace(flow(clock, *rest), name=name)
@@ -160,7 +165,9 @@ def candidates(assumed: Objective) -> dict[str, Objective]:
     found[assumed.name] = assumed
     if assumed.name.partition(":")[0] in OBJECTIVES:
         found["edm"] = OBJECTIVES["edm"]
-    if isinstance(assumed, Flow) and assumed.scale != 1:
+    if assumed.name in PORTS:  # their files look alike
+        found |= PORTS
+    elif isinstance(assumed, Flow) and assumed.scale != 1:
         name = f"{assumed.name}:reversed"
         found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)
     if isinstance(assumed, Flow) and assumed.name.count(":") == 2:
@@ -176,7 +183,7 @@ def candidates(assumed: Objective) -> dict[str, Objective]:
 def _unknown(what: str, name: str) -> UsageError:
     return UsageError(
         f"unknown {what} {name!r}",
-        hint=f"known: {', '.join(OBJECTIVES)}; ddpm:SCHEDULE:PREDICTION with a schedule of "
+        hint=f"known: {', '.join(OBJECTIVES | PORTS)}; ddpm:SCHEDULE:PREDICTION with a schedule of "
         f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}; "
         f"sit:PATH:PREDICTION and repa:PATH:PREDICTION with a path of {', '.join(PATHS)} and a "
         f"prediction of {', '.join(FLOW_PREDICTIONS)}; jit:NOISE_SCALE such as jit:2",

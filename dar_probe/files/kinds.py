@@ -23,7 +23,7 @@ from typing import Any, Literal
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
-Kind = Literal["zip", "safetensors", "gguf"]
+Kind = Literal["zip", "npz", "safetensors", "gguf"]
 
 MAX_ENTRIES, MAX_DIRECTORY = 16_384, 2**22  # SiT-XL/2 in training: about 1,500, and 0.1 MB
 MAX_PICKLE, MAX_STEPS = 2**20, 150_000  # SiT-XL/2 in training: 0.1 MB, and 37,000
@@ -54,13 +54,20 @@ _DEQUANTISE = (
 
 _UNPACK = "unpack it first"
 _CONVERT = "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW) converts it"
+_MAPS = frozenset(bytes([first]) for first in range(0x81, 0x90))
+# Python that makes a file which is read of a pytree, see ``checkpoints.jax_model``.
+SAVE_JAX = (
+    "import jax, numpy; numpy.savez('model.npz', "
+    "**{jax.tree_util.keystr(k, simple=True, separator='/'): numpy.asarray(v, 'float32') "
+    "for k, v in jax.tree_util.tree_leaves_with_path(params)})"
+)
 _SIGNATURES = (
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "in torch's format of before 1.6", _CONVERT),
     (b"version https://git-lfs", "a git-lfs pointer, not the checkpoint", "run: git lfs pull"),
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"PK\x05\x06", "an empty zip archive", "download or save the checkpoint again"),
-    (b"\x93NUMPY", "a NumPy array, not a checkpoint", "latents go to --data latents:FILE"),
+    (b"\x93NUMPY", "a NumPy array, not a checkpoint", "latents go to --data latents:PATH"),
     (b"\x89HDF", "a netCDF or HDF5 file, not a checkpoint", "dar-probe report opens analyses"),
 )
 # RuntimeError: an encrypted entry, or a feature that Python's zipfile lacks.
@@ -69,16 +76,16 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, *_DAMAGE)
 
 
 def check(file: BufferedReader, path: Path) -> Kind:
-    """Say which of the three supported formats an open file has, and leave it rewound.
+    """Say which of the supported formats an open file has, and leave it rewound.
 
-    A zip archive has also passed every check that can be made without torch.
+    A zip archive of torch has also passed every check that can be made without it.
 
     Raises:
         CheckpointError: the file is anything else, or a zip that torch must not see.
     """
     kind = _kind(file.read(512), quote(path))
     if kind == "zip":
-        _preflight(file, os.fstat(file.fileno()).st_size, quote(path))
+        kind = _preflight(file, os.fstat(file.fileno()).st_size, quote(path))
     file.seek(0)
     return kind
 
@@ -170,6 +177,12 @@ def _foreign(head: bytes) -> tuple[str, str]:
         return "a tar archive", _UNPACK
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<head"):
         return "a web page, not a checkpoint", "log in there first, or use the direct link"
+    if head[:1] in _MAPS and head[1:2] and (size := head[1] - 0xA0) in range(1, 32):
+        name = head[2 : 2 + size]  # of the first entry of a map, as Flax writes trees
+        if len(name) == size and name.isascii() and name.decode().isprintable():
+            read = "flax.serialization.msgpack_restore(open(FILE, 'rb').read())"
+            hint = f"import flax; params = {read}; {SAVE_JAX}"
+            return "a msgpack file, as Flax writes parameters", hint
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a bare pickle, which is never opened", "save the state dict with torch.save"
     what = "a text file" if _is_text(head) else "neither torch's zip format, safetensors nor GGUF"
@@ -184,19 +197,23 @@ def _is_text(data: bytes) -> bool:
     return all(char.isprintable() or char in "\t\n\r" for char in text)
 
 
-def _preflight(file: BufferedReader, size: int, shown: str) -> None:
-    """Refuse a zip that torch.save did not write, before torch reads any of it."""
+def _preflight(file: BufferedReader, size: int, shown: str) -> Kind:
+    """Refuse a zip that neither torch.save nor NumPy wrote, before torch reads any of it."""
     check_directory(file, size, shown)
     try:
         entries = zipfile.ZipFile(file).infolist()
     except _ZIP_ERRORS as error:
         raise _broken(shown, error) from error
+    names = [entry.filename for entry in entries]
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
     pickle = _check_entries(entries, size, shown)
     try:
         pickled = zipfile.ZipFile(file).read(pickle)
     except _ZIP_ERRORS as error:
         raise _broken(shown, error) from error
     _check_pickle(pickled, shown)
+    return "zip"
 
 
 def check_directory(file: BufferedReader, size: int, shown: str) -> None:
@@ -239,9 +256,8 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo], size: int, shown: str) ->
             hint="save the module's state_dict() with torch.save",
         )
     if f"{root}/data.pkl" not in names:
-        what = "a NumPy .npz" if any(n.endswith(".npy") for n in names) else "a zip"
         raise CheckpointError(
-            f"{shown} is {what} archive that torch.save did not write",
+            f"{shown} is a zip archive that torch.save did not write",
             hint="give a .pt or .safetensors file",
         )
     seen: set[str] = set()

@@ -46,7 +46,9 @@ def load_generator(
     null = found.num_classes if dropped else None
     sampler = _sampler(sampling, null_class=null)
     loaded.model.to(place)
-    decode = None if sampling.vae is None else vae.load_decoder(Path(sampling.vae), place)
+    decode = None
+    if sampling.vae is not None:
+        decode = vae.load_decoder(Path(sampling.vae), place, scaled=loaded.norm is None)
     return Generator(loaded=loaded, sampler=sampler, batch_size=sampling.batch_size, decode=decode)
 
 

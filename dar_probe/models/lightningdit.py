@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.models.sit import LabelEmbedder, Mlp, PatchEmbed, TimestepEmbedder, unpatchify
 from dar_probe.sites.family import Family, Identified
@@ -216,6 +217,7 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 def identify(header: Header, heads: int | None) -> Identified:
     """Read every size and option from one shape each."""
     sizes = read_sizes(header, heads)
+    _scaled(header)
     classes = conventions.classes(header, sizes["rows"])
     named = conventions.flow(header, "sit")
     if not named:
@@ -266,6 +268,18 @@ def read_sizes(header: Header, heads: int | None) -> dict[str, Any]:
         "shift": modulation == 6 * width,
         "rope": "feat_rope.freqs_cos" in shapes,
     }
+
+
+def _scaled(header: Header) -> None:
+    """Say where the model was trained on other latents than its official settings' ones."""
+    norm, factor = header.told("latent_norm"), header.told("latent_multiplier")
+    if (norm, factor) in ((None, None), (True, 1)):
+        return
+    factor = 0.18215 if factor is None else factor  # train.py's own
+    header.assumptions.append(
+        f"it was trained with latent_norm {quote(norm or False, 40)} and latent_multiplier "
+        f"{quote(factor, 40)}: give --data like that, which a folder with latents_stats.pt is not"
+    )
 
 
 def _shaped_heads(header: Header, width: int) -> int | None:

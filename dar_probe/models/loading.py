@@ -19,6 +19,7 @@ from dar_probe.checkpoints.reader import check_finite
 from dar_probe.checkpoints.state_dict import Weights
 from dar_probe.diffusion import objectives as objective
 from dar_probe.diffusion import samplers
+from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
@@ -103,6 +104,7 @@ class Loaded:
         conditions: what the model's own samples depend on beside its file.
         name: what figures and tables call the model; None: as its file.
         rivals: what the same weights may be as well, see ``Family``.
+        norm: how its training normalised the data it was given; None: it did not.
     """
 
     file: dict[str, Any]
@@ -116,9 +118,13 @@ class Loaded:
     conditions: str = ""
     name: str | None = None
     rivals: Mapping[str, nn.Module] = field(default_factory=dict)
+    norm: LatentNorm | None = None
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
-        """Return samples (count, *shape) of the model itself, labels in turn, and how."""
+        """Return samples (count, *shape) of the model itself, labels in turn, and how.
+
+        They are in the space that the model was trained in, behind its ``norm``.
+        """
         with self.refusing():
             return self._draw(count, seed=seed)
 
@@ -254,6 +260,7 @@ def _load_file(
         ],
         call=ByClass(),
         rivals=kind.rivals(model, found) if kind.rivals else {},
+        norm=kind.norm and kind.norm(checkpoint.state),
     )
 
 

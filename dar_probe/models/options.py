@@ -12,8 +12,8 @@ class CheckpointOptions:
     """One checkpoint, and what its file may not tell.
 
     Attributes:
-        path: a .pt, .safetensors or .gguf file, a folder of diffusers, or the id of one on the
-            Hugging Face Hub, see ``dar_probe.checkpoints.hub``.
+        path: a .pt, .safetensors, .gguf or .npz file, a folder of diffusers, or the id of one on
+            the Hugging Face Hub, see ``dar_probe.checkpoints.hub``.
         weights: "auto" prefers the averaged weights; "ema" or "model" insists.
         family: name of the family where the names of the weights mislead, or
             "package.module:FAMILY"; None: recognised.

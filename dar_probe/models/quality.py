@@ -16,7 +16,7 @@ class QualityOptions:
     """What samples are held against, and how many.
 
     Attributes:
-        data: the real samples: "digits", "images:DIR" or "latents:FILE"; their training rows are
+        data: the real samples: "digits", "images:DIR" or "latents:PATH"; their training rows are
             the reference.
         space: of the features: "digits", or a local folder of an image model of transformers.
         samples: drawn per seed; Fréchet distances compare only between equal numbers.

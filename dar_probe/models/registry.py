@@ -84,6 +84,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         build=_guarded(found.build, name, "build"),
         subject=_guarded(found.subject, name, "subject"),
         rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
+        norm=found.norm and _guarded(found.norm, name, "norm"),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dar_probe.diffusion.latent_norm import EPS
 from dar_probe.errors import UsageError
 from dar_probe.routing.schemes import ALL_OPTIONS, RoutingOptions
 from dar_probe.routing.stream import Layout, Stream, make, options_of
@@ -39,6 +40,7 @@ class SiTConfig(RoutingOptions):
         qk_norm: LayerNorm on queries and keys.
         projectors: output widths of REPA's projectors; they are used in training alone.
         projector_width: their hidden width.
+        latent_norm: REPA-E's batch norm of the latents; ``forward`` takes them normalised.
     """
 
     depth: int
@@ -54,6 +56,7 @@ class SiTConfig(RoutingOptions):
     qk_norm: bool = False
     projectors: tuple[int, ...] = ()
     projector_width: int = 2048
+    latent_norm: bool = False
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "SiTConfig":
@@ -102,6 +105,8 @@ class SiT(nn.Module):
             self.projectors = nn.ModuleList(
                 projector(width, z, config.projector_width) for z in config.projectors
             )
+        if config.latent_norm:  # its statistics normalise the data, see diffusion.latent_norm
+            self.bn = nn.BatchNorm2d(config.in_channels, eps=EPS, affine=False)
         self._init_weights()
         self.stream: Stream = make(
             config.routing, width, Layout.transformer(config.depth), **routing_options(config)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.diffusion import latent_norm
 from dar_probe.models.sit import SiT, SiTConfig, routing_options
 from dar_probe.models.sit_layout import read_sizes
 from dar_probe.routing.stream import Stream
@@ -129,4 +130,5 @@ FAMILY = Family(
     identify=identify,
     build=build,
     subject=lambda model, identified: subject(model, family=identified.family),  # type: ignore[arg-type]
+    norm=latent_norm.of_weights,
 )

@@ -5,11 +5,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.jax_model import PORT
+from dar_probe.diffusion.latent_norm import MEAN
 from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.routing.stream import options_of
 
 Family = Literal["sit", "dit", "repa", "dar-probe"]
+
+# Ports to JAX, known by their names: the objective, and what is assumed with it.
+PORTS = {
+    "diffuse_nnx": ("repa", "its names are those of diffuse_nnx: time runs t = s"),
+    "kvfrans": (
+        "jax-flow",
+        "its names are those of jax-flow, time runs t = 10000 (1 - s), and as well of "
+        "jax-diffusion-transformer, for which --objective jax-dit is right",
+    ),
+}
 
 # (width, depth) -> heads of S, B, L and XL in DiT, SiT and REPA.
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
@@ -30,6 +42,7 @@ class Sizes:
         mlp_ratio: hidden width of the MLP over the width.
         learn_sigma, qk_norm: the head has 2C channels; queries and keys are normalised.
         projectors, projector_width: output widths of REPA's projectors, and their hidden width.
+        latent_norm: REPA-E's batch norm of the latents is there.
         routing: the routing of a file of our own and its options, else {}.
         assumptions: one sentence for each thing that the file could not tell.
     """
@@ -49,6 +62,7 @@ class Sizes:
     qk_norm: bool
     projectors: list[int]
     projector_width: int
+    latent_norm: bool
     routing: dict[str, Any]
     assumptions: list[str]
 
@@ -79,7 +93,7 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     objective = str(header.args.get("objective", "sit")) if own else ""
     family: Family = "dar-probe"
     if not own:
-        family, objective = _family(header, bool(projectors))
+        family, objective = _family(header, bool(projectors) or MEAN in header.shapes)
     shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
     known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
     classes = conventions.classes(header, rows)
@@ -100,15 +114,26 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         qk_norm=qk_norm,
         projectors=projectors,
         projector_width=between,
+        latent_norm=MEAN in header.shapes,
         routing=_routing(header) if own else {},
         assumptions=header.assumptions,
     )
 
 
-def _family(header: Header, projectors: bool) -> tuple[Family, str]:
-    """Return the family, and its objective."""
-    named = conventions.flow(header, "repa" if projectors else "sit")
-    if projectors:
+def _family(header: Header, repa: bool) -> tuple[Family, str]:
+    """Return the family, and its objective; ``repa``: it has projectors or a norm of latents."""
+    named = conventions.flow(header, "repa" if repa else "sit")
+    if MEAN in header.shapes:
+        header.assumptions.append(
+            "a batch norm of latents is there (bn): read as REPA-E, time runs t = s; its running "
+            "mean and variance normalise whatever --data gives; --objective overrides"
+        )
+        return "repa", named or "repa"
+    if header.args.get(PORT) in PORTS:
+        objective, why = PORTS[header.args[PORT]]
+        header.assumptions.append(f"{why}; --objective overrides")
+        return "sit", named or objective
+    if repa:
         header.assumptions.append(
             "projectors are there: read as REPA, time runs t = s; --objective overrides"
         )

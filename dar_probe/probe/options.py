@@ -29,7 +29,7 @@ class GridOptions:
         batch_size: cells of the grid (pairs of sample and level) in one forward; halved where
             memory runs out. None: by the size of the model; 8 for modules.
         seed: random seed for noise and for samples that the model draws.
-        data: "digits", "images:DIR" or "latents:FILE". None: the digits where they fit the model,
+        data: "digits", "images:DIR" or "latents:PATH". None: the digits where they fit the model,
             else the model's own samples. A module has its data from its batch function.
     """
 

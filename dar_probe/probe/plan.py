@@ -42,6 +42,7 @@ from dar_probe.sites.listing import describe
 from dar_probe.sites.subject import Subject
 
 OnCells = Callable[[int, int], None]
+ROWS = 64  # samples where no number was asked for
 LARGE = 100_000_000  # parameters above which a CPU gets a smaller default grid
 ENGINES: dict[str, Engine] = {"hooks": hooks, "nnsight": nnsight_engine.forward}
 
@@ -234,7 +235,7 @@ def of_checkpoint(
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
     find_dtype(checkpoint.dtype)
-    data = rows_of.read(grid.data)
+    data = rows_of.read(grid.data, grid.samples or ROWS)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
     loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
     loaded = replace(loaded, name=checkpoint.name or display_name(checkpoint.path))
@@ -246,7 +247,7 @@ def of_checkpoint(
     large = sum(p.numel() for p in loaded.model.parameters()) > LARGE
     small = place.type == "cpu" and large
     rows, assumed = rows_of.choose(
-        loaded, data, asked=grid.samples, default=8 if small else 64, seed=grid.seed
+        loaded, data, asked=grid.samples, default=8 if small else ROWS, seed=grid.seed
     )
     return of_rows(
         loaded,

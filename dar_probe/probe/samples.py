@@ -20,16 +20,19 @@ from dar_probe.results.schema import OWN_SAMPLES
 MAX_TEXT = 600  # characters of how samples were drawn
 
 
-def read(spec: str | None) -> Data | str | None:
-    """Return the rows of a file of latents; any other data cannot be read before the model.
+def read(spec: str | None, most: int | None = None) -> Data | str | None:
+    """Return the rows of latents; any other data cannot be read before the model.
 
     Args:
         spec: as for ``choose``.
+        most: how many are needed; None: all.
 
     Raises:
-        UsageError: the file is no file of latents.
+        UsageError: there are no such latents.
     """
-    return datasets.load_data(spec) if spec is not None and spec.startswith("latents:") else spec
+    if spec is None or not spec.startswith("latents:"):
+        return spec
+    return datasets.load_data(spec, most=most, raw=True)
 
 
 def choose(
@@ -37,10 +40,13 @@ def choose(
 ) -> tuple[Data, list[str]]:
     """Return the samples, and what had to be assumed about them.
 
+    Data that are given are normalised where the model's training normalised them; samples that
+    the model draws are so already.
+
     Args:
         loaded: the model that must take them.
         wanted: rows that are read already; or "digits" (the held-out rows), "images:DIR" or
-            "latents:FILE"; None: the digits where they fit the model, else samples of the model
+            "latents:PATH"; None: the digits where they fit the model, else samples of the model
             itself.
         asked: number of samples that was asked for: the first rows.
         default: number where none was asked for, or fewer where there are fewer.
@@ -67,8 +73,10 @@ def choose(
             shape=found.shape,
             num_classes=found.num_classes or None,
             most=asked or default,
+            raw=True,
         )
-    return rows.first(asked or min(default, len(rows))), [*assumed, *rows.changes]
+    rows = rows.first(asked or min(default, len(rows))).normalised(loaded.norm)
+    return rows, [*assumed, *rows.changes]
 
 
 def own(loaded: Loaded, count: int, *, seed: int) -> Data:

@@ -1,13 +1,14 @@
 """What one file in this folder says about one family of checkpoints."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dar_probe.checkpoints.header import Header
+from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.sites.subject import Subject
 
 
@@ -52,6 +53,7 @@ class Family:
         fits: tells whether a header with all the marks is of this family; None: it is.
         rivals: other models that the same weights may be, by the setting that would make them so,
             for what no weight tells: where data are given, their losses are compared.
+        norm: the weights as they are stored to how training normalised its data, or None.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Family:
     subject: Callable[[nn.Module, Identified], Subject]
     fits: Callable[[Header], bool] | None = None
     rivals: Callable[[nn.Module, Identified], dict[str, nn.Module]] | None = None
+    norm: Callable[[Mapping[str, Tensor]], LatentNorm | None] | None = None
 
     def matches(self, header: Header) -> bool:
         """Tell whether every mark is there, and the header fits."""

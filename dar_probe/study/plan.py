@@ -86,7 +86,7 @@ def runs(scale: Scale, *, only: Sequence[str] = (), data: str | None = None) -> 
         )
     shared = {**scale.settings, **({} if data is None else {"data": data})}
     if "data" not in shared:
-        raise UsageError(f"--scale {scale.name} needs data", hint="add --data latents:FILE")
+        raise UsageError(f"--scale {scale.name} needs data", hint="add --data latents:PATH")
     found = []
     for seed in range(max(entry.seeds for entry in scale.entries)):
         for entry in scale.entries:

@@ -58,7 +58,7 @@ def reproduce(
         only: names of entries, e.g. "dar-dynamic"; left out, all.
         runs: train at most so many; 0 only publishes. Left out, all.
         prices: time the steps of the finished runs again, and train nothing.
-        data: in place of the scale's: digits, images:DIR, latents:FILE.
+        data: in place of the scale's: digits, images:DIR, latents:PATH.
         device: "auto", "cpu", "cuda", ...
         on_event: called as the study goes on.
 

@@ -158,6 +158,11 @@ def test_latents(tmp_path, kind):
     assert found.first(2).ids.tolist() == [0, 1]
 
 
+def write_bytes(path):
+    path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    return path
+
+
 def write(path, **arrays):
     np.savez(path, **arrays)
     return path
@@ -170,7 +175,8 @@ def write(path, **arrays):
         (lambda d: f"images:{d / 'nowhere'}", "no folder"),
         (lambda d: f"images:{d}", "no images"),
         (lambda d: f"latents:{d / 'nowhere.npz'}", "no file"),
-        (lambda d: f"latents:{d}", "no file"),
+        (lambda d: f"latents:{d}", "holds no latents"),
+        (lambda d: f"latents:{write_bytes(d / 'a.h5')}", "as REPA-E caches latents"),
         (lambda d: f"latents:{write(d / 'a.npz', latents=np.zeros((2, 4, 8, 8)))}", "no labels"),
         (
             lambda d: (

@@ -45,6 +45,7 @@ from dar_probe.files.analysis_folder import OutputFolder  # noqa: E402
 from dar_probe.models.diffusers import conditioning  # noqa: E402
 from dar_probe.results import store  # noqa: E402
 from tests.checkpoints import packed  # noqa: E402
+from tests.helpers import jax_trees  # noqa: E402
 from tests.helpers.synthetic import dataset  # noqa: E402
 from tests.hostile.builders import official_state, training_checkpoint  # noqa: E402
 
@@ -122,6 +123,10 @@ def _four_bits(path: Path) -> None:
     safetensors.torch.save_file(state, path)
 
 
+def _jax(path: Path) -> None:
+    np.savez(path, **jax_trees.arrays(official_state()))
+
+
 def _arrays() -> dict[str, np.ndarray]:
     return {"latents": np.zeros((3, 4, 8, 8), np.float32), "labels": np.arange(3)}
 
@@ -166,6 +171,8 @@ KINDS = {
         checkpoints.read, Checkpoint, DarProbeError,  # without the package gguf all are refused
     ),
     "nf4.safetensors": Kind(_four_bits, checkpoints.read, Checkpoint),
+    "jax.npz": Kind(_jax, checkpoints.read, Checkpoint),
+    "peeked.npz": Kind(_jax, peek, Peek),
     "config.json": Kind(_folder, lambda path: hub.read(path.parent), hub.Folder),
     "analysis.nc": Kind(
         lambda path: store.write(dataset(blocks=2, samples=2, levels=2), path),

@@ -66,6 +66,14 @@ def plain(**sizes):
     return check.random_state(builders.official_shapes(**{**SMALL, **sizes}))
 
 
+def repa_e():
+    """REPA's names and a batch norm of latents that are far from mean 0 and variance 1."""
+    state = plain(projectors=(5,))
+    state["bn.running_mean"] = torch.tensor([-1.5, 0.25, 0.0, 3.0], dtype=torch.float64)
+    state["bn.running_var"] = torch.tensor([30.0, 0.01, 1.0, 9.0], dtype=torch.float64)
+    return {**state, "bn.num_batches_tracked": torch.tensor(400_000)}
+
+
 def routed():
     shapes = builders.official_shapes(**SMALL)
     for row in range(2 * SMALL["depth"] + 1):
@@ -106,6 +114,17 @@ CASES = {
         lambda: plain(head=8, projectors=(5, 3)),
         {"args": REPA, "steps": 400_000},
         *("repa", "repa", None, (4, 8, 8), 10),
+    ),
+    "REPA-E": (
+        repa_e,
+        {
+            "args": argparse.Namespace(**vars(REPA), bn_momentum=0.1, qk_norm=False),
+            "vae": {"encoder.down.0.block.0.conv1.weight": torch.zeros(4, 3, 3, 3)},
+            "discriminator": {"main.0.weight": torch.zeros(4, 3, 4, 4)},
+            "opt_vae": {"state": {}, "param_groups": []},
+            "steps": 400_000,
+        },
+        *("repa", "repa", HEADS, (4, 8, 8), 10),
     ),
     "dar-probe": (routed, {"args": OWN, "step": 6}, "dar-probe", "repa", None, (4, 8, 8), 10),
     "U-ViT latent": (
@@ -202,6 +221,10 @@ def write(case, folder):
     latents = np.random.default_rng(1).standard_normal((SAMPLES, *shape), dtype=np.float32)
     labels = np.arange(SAMPLES) % classes
     np.savez(folder / "data.npz", latents=latents, labels=labels)
+    if case == "REPA-E":
+        mean, var = (weights[f"bn.running_{n}"].numpy()[:, None, None] for n in ("mean", "var"))
+        latents = (latents.astype(np.float64) - mean) / np.sqrt(var.astype(np.float64) + 1e-4)
+        latents = latents.astype(np.float32)
     return File(
         path=path, family=family, clock=clock, heads=heads,
         latents=torch.from_numpy(latents).double(), labels=torch.from_numpy(labels),

@@ -256,7 +256,12 @@ def config(**transport):
     """Settings as the authors' trainer stores them, in sections."""
     return {
         "ckpt_path": None,
-        "data": {"image_size": 256, "num_classes": ROWS - 1, "latent_norm": True},
+        "data": {
+            "image_size": 256,
+            "num_classes": ROWS - 1,
+            "latent_norm": True,
+            "latent_multiplier": 1.0,
+        },
         "model": {"model_type": "LightningDiT-XL/1", "use_swiglu": True},
         "transport": {"path_type": "Linear", "prediction": "velocity", **transport},
     }
@@ -274,6 +279,11 @@ def test_settings_in_sections_leave_nothing_to_assume(flags, tmp_path):
     torch.save({"ema": file(flags), "config": config(path_type="GVP")}, path)
     (assumed,) = load_file(CheckpointOptions(path=path, heads=H)).assumptions
     assert "path_type 'GVP' and prediction 'velocity': the objective is sit:gvp" in assumed
+    scaled = config() | {"data": {"num_classes": ROWS - 1, "latent_norm": True}}
+    torch.save({"ema": file(flags), "config": scaled}, path)
+    said = load_file(CheckpointOptions(path=path, heads=H)).assumptions
+    scale = "it was trained with latent_norm 'True' and latent_multiplier '0.18215'"
+    assert [one.partition(":")[0] for one in said] == ([scale] if flags else [])
     wrong = config() | {"data": {"num_classes": 9}}
     torch.save({"ema": file(flags), "config": wrong}, path)
     with pytest.raises(CheckpointError, match="9 classes, and a label table of 6 rows"):

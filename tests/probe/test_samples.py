@@ -22,7 +22,7 @@ class Model:
         self.model = torch.nn.Linear(1, 1)
         self.file = {"sha256": "0" * 64, "weights": "ema", "name": "mine.pt"}
         self.objective = SimpleNamespace(name="sit")
-        self.conditions = "labels"
+        self.conditions, self.norm = "labels", None
         self.said, self.drawn = said, 0
 
     def draw(self, count, *, seed):

@@ -13,8 +13,15 @@ from dar_probe.models.diffusers.model import quiet
 BATCH = 8
 
 
-def load_decoder(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function of scaled latents (N, C, h, w) to images (N, 3, H, W) in [-1, 1].
+def load_decoder(
+    folder: Path, device: torch.device, *, scaled: bool = True
+) -> Callable[[Tensor], Tensor]:
+    """Return a function of latents (N, C, h, w) to images (N, 3, H, W) in [-1, 1].
+
+    Args:
+        folder: with config.json and safetensors.
+        device: where it runs.
+        scaled: latents are scaled as most models take them; else they are the VAE's own.
 
     Raises:
         UsageError: diffusers is not there, or the folder holds no such model.
@@ -43,10 +50,11 @@ def load_decoder(folder: Path, device: torch.device) -> Callable[[Tensor], Tenso
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        if scaled:
+            latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         with blamed(refuse):
             parts = [
-                vae.decode(part.to(device)).sample.cpu() for part in torch.split(scaled, BATCH)
+                vae.decode(part.to(device)).sample.cpu() for part in torch.split(latents, BATCH)
             ]
         return torch.cat(parts).clamp(-1, 1)
 
