@@ -1,5 +1,6 @@
 """Transformers of diffusers in one file of another layout: the model that the weights came from."""
 
+import hashlib
 import json
 import shutil
 
@@ -131,7 +132,9 @@ def test_the_model_is_the_one_that_was_saved(tmp_path, name, prefix):
         assert loaded.model.config[key] == value or key == "sample_size"
     mine, theirs = outputs(loaded, model)
     assert torch.equal(mine, theirs) and mine.abs().max() > 0
+    assert loaded.file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     found = survey(CheckpointOptions(path=path))
+    assert "names such as" in found.why
     assert (found.family, found.parameters) == (
         MODELS[name][0], sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
@@ -188,6 +191,9 @@ def test_a_config_beside_it_tells_what_shapes_do_not(tmp_path, home, monkeypatch
     assert loaded.model.config.num_attention_heads == 2
     assert "settings are those of 'config.json' beside it" in loaded.assumptions
     same(loaded.model, model)
+    assert survey(CheckpointOptions(path=path)).why == "the _class_name of its config.json"
+    settings_beside(tmp_path / home, "tiny", sample_size=6)
+    assert load(path).file["sha256"] != loaded.file["sha256"], "own samples are kept by it"
     settings_beside(tmp_path / home, "tiny", num_layers=2)
     with pytest.raises(CheckpointError, match="no SD3Transformer2DModel"):
         load(path)
