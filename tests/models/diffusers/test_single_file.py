@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.diffusers.layouts import LAYOUTS
 from dar_probe.models.diffusers.model import quiet
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
@@ -222,10 +223,22 @@ def test_any_class_that_diffusers_converts_is_read_by_the_config_beside_it(tmp_p
     monkeypatch.setitem(MODELS, "ltx", (*tiny.MODELS["ltx-video"][:2], originals.ltx))
     model, state = build("ltx")
     path = save(tmp_path / "x.safetensors", {PREFIX + k: v for k, v in state.items()})
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="those of LTXVideoTransformer3DModel, of which") as e:
         load(path)
+    assert "config.json of its transformer folder" in e.value.hint
     settings_beside(tmp_path, "ltx")
     same(load(path).model, model)
+
+
+@pytest.mark.parametrize("name", [n for n, one in LAYOUTS.items() if one.settings is None])
+def test_the_marks_of_layouts_are_those_of_diffusers(name):
+    """By which it finds the class of a file itself; the class is one that it converts."""
+    from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES
+
+    known = {mark for marks in CHECKPOINT_KEY_NAMES.values()
+             for mark in ([marks] if isinstance(marks, str) else marks)}  # fmt: skip
+    assert set(LAYOUTS[name].marks) <= known
+    assert name in single_file_model.SINGLE_FILE_LOADABLE_CLASSES
 
 
 def test_a_file_of_our_family_stays_one_beside_settings_of_another(tmp_path):
