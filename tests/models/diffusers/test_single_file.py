@@ -333,6 +333,18 @@ def test_a_folder_of_authors_with_a_class_of_their_own(tmp_path, shards):
         load(home)
 
 
+def test_text_conditions_are_taken(tmp_path):
+    _, state = build("sd3 with two attentions")
+    path = save(tmp_path / "x.safetensors", state)
+    text = {"encoder_hidden_states": torch.ones(2, 5, 12), "pooled_projections": torch.ones(2, 10)}
+    loaded = load(path, text=save(tmp_path / "text.safetensors", text))
+    _, kwargs = loaded.call.inputs(
+        torch.zeros(2, *loaded.identified.shape), torch.ones(2), torch.arange(2), torch.zeros(2)
+    )
+    assert torch.equal(kwargs["encoder_hidden_states"], text["encoder_hidden_states"])
+    assert loaded.conditions != load(path).conditions
+
+
 # --- packed weights
 
 
