@@ -1,22 +1,21 @@
 """LoRA adapters: what they are of, and the line that makes a model of them. No torch."""
 
+import json
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dar_probe.checkpoints.header import Shapes
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
-from dar_probe.files.json_file import read_object
+from dar_probe.files.json_file import settings
 from dar_probe.files.safetensors_header import stored
 from dar_probe.files.text import quote
 
 CONFIG = "adapter_config.json"  # of peft
 WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 FOLDER = {CONFIG, WEIGHTS[1]}  # one of these names makes a folder that of an adapter
-LARGEST = 2**20  # bytes of settings
 # Low-rank factors, by peft, by diffusers and by kohya's scripts; the first one's rows are the rank.
 FIRST = re.compile(r"(^|[._])lora([._](A|down)|_linear_layer\.down)(\.[^.]+)?\.weight$")
 PART = re.compile(
@@ -26,9 +25,9 @@ MERGED = "'merged.pt'"
 # The module is the caller's own, so that this is a line of a script and no command.
 PEFT = "torch.save(peft.PeftModel.from_pretrained(model, {!r}).merge_and_unload().state_dict(), {})"
 DIFFUSERS = (
-    "import diffusers; m = diffusers.AutoModel.from_pretrained({base!r}, subfolder='transformer'); "
-    "m.load_lora_adapter({home!r}, weight_name={name!r}, prefix='transformer'); m.fuse_lora(); "
-    "m.unload_lora(); m.save_pretrained('merged')"
+    'import diffusers; m = diffusers.AutoModel.from_pretrained({base}, subfolder="transformer"); '
+    'm.load_lora_adapter({home}, weight_name={name}, prefix="transformer"); m.fuse_lora(); '
+    'm.unload_lora(); m.save_pretrained("merged")'
 )
 
 
@@ -40,7 +39,7 @@ def refuse_folder(path: Path, names: list[str], shown: str) -> None:
     """
     if not FOLDER & set(names):
         return
-    told = _settings(path / CONFIG) if CONFIG in names else {}
+    told = settings(path / CONFIG) if CONFIG in names else {}
     file = next((name for name in WEIGHTS if name in names), None)
     rank = told.get("r")
     shapes = _shapes(path / file) if file else {}
@@ -63,7 +62,7 @@ def refuse(shapes: Shapes, shown: str, path: Path) -> None:
         return
     ranks = _of_rank(_ranks(shapes))
     if all(PART.search(name) or name.endswith(("alpha", "base_layer")) for name in shapes):
-        told = _settings(path.parent / CONFIG)
+        told = settings(path.parent / CONFIG)
         base = told.get("base_model_name_or_path")
         raise CheckpointError(
             f"{shown} is a LoRA adapter{ranks}{_of(base)}, no model: it has {quote(parts[0])}",
@@ -82,11 +81,12 @@ def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:
         return "merge it into its model, here called model, and give that file: " + PEFT.format(
             str(home), MERGED
         )
-    base = base if isinstance(base, str) else "BASE"
-    code = DIFFUSERS.format(base=base, home=str(home), name=name)
-    return (
-        f"give the folder that this makes of it and its model BASE: python -c {shlex.quote(code)}"
-    )
+    of = quote(base, 80) if isinstance(base, str) and base else "BASE"
+    base = base if of != "BASE" else of
+    # Strings of JSON are strings of Python, in the quotes that a shell's own leave alone.
+    words = {"base": base, "home": str(home), "name": name}
+    code = DIFFUSERS.format(**{k: json.dumps(v, ensure_ascii=False) for k, v in words.items()})
+    return f"give the folder that this makes of it and of {of}: python -c {shlex.quote(code)}"
 
 
 def _ranks(shapes: Shapes) -> set[int]:
@@ -102,13 +102,6 @@ def _of_rank(ranks: set[int]) -> str:
 
 def _of(base: Any) -> str:
     return f" for {quote(base, 80)}" if isinstance(base, str) and base else ""
-
-
-def _settings(path: Path) -> Mapping[str, Any]:
-    try:
-        return read_object(path, LARGEST)
-    except CheckpointError:
-        return {}
 
 
 def _shapes(path: Path) -> Shapes:

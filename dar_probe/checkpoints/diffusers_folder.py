@@ -5,16 +5,16 @@ Nothing here imports torch or diffusers, and no weight is read except to hash it
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dar_probe.checkpoints import shards
-from dar_probe.checkpoints.folders import settings
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
-from dar_probe.files.json_file import AGAIN, read_object
+from dar_probe.files.json_file import AGAIN, read_object, settings
 from dar_probe.files.safetensors_header import stored
 from dar_probe.files.text import quote
 
@@ -37,7 +37,7 @@ class Folder:
     """What is known of a transformer before its weights are read.
 
     Attributes:
-        path: the folder with config.json and the weights.
+        path: the folder with config.json and the weights, or the single file that holds them.
         shown: the path that was given, quoted for messages.
         class_name: name of the transformer's class in diffusers.
         config: its settings.
@@ -67,10 +67,12 @@ class Folder:
     @cached_property
     def sha256(self) -> str:
         """Over the names and contents of settings and weights, in hex; reads all of them."""
-        digest = hashlib.sha256()
-        for file in (*self.settings, *self.weights):
-            digest.update(f"{file.name}:{_sha256(file)}\n".encode())
-        return digest.hexdigest()
+        return _together((file.name, _sha256(file)) for file in (*self.settings, *self.weights))
+
+    def with_settings(self, sha256: str) -> str:
+        """Return a hash of one file of weights, in hex, together with the settings beside it."""
+        beside = [(file.name, _sha256(file)) for file in self.settings]
+        return _together([*beside, (self.path.name, sha256)]) if beside else sha256
 
 
 def is_folder(path: str | Path) -> bool:
@@ -328,6 +330,11 @@ def _headers(
     if index is not None:
         index.check_whole(shapes)
     return shapes, max(sorted(set(dtypes)), key=dtypes.count)
+
+
+def _together(hashes: Iterable[tuple[str, str]]) -> str:
+    """Return one hash of names and the hashes of their contents."""
+    return hashlib.sha256("".join(f"{name}:{own}\n" for name, own in hashes).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

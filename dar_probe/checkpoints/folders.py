@@ -13,7 +13,7 @@ from typing import Any
 from dar_probe.checkpoints import adapters, shards
 from dar_probe.errors import CheckpointError
 from dar_probe.files import kinds
-from dar_probe.files.json_file import read_object
+from dar_probe.files.json_file import settings
 from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
@@ -31,7 +31,6 @@ OWN = (
     "pytorch_model.bin.index.json",
 )  # fmt: skip
 DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its weights
-LARGEST = 2**20  # bytes of settings
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
 ORBAX = frozenset({"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"})
@@ -49,7 +48,8 @@ def model_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not os.path.isdir(path):
-        if not path.name.startswith(DIFFUSERS):
+        # A shard of diffusers stands for the folder that it lies in.
+        if not path.name.startswith(DIFFUSERS) or not os.path.isfile(path.parent / CONFIG):
             shards.refuse_single(path)
         return path
     if _is_of_a_library(path):
@@ -115,14 +115,6 @@ def _is_of_a_library(path: Path) -> bool:
     found = settings(path / CONFIG)
     own = any(os.path.isfile(path / name) for name in OWN)
     return "_class_name" in found or "architectures" in found or not own
-
-
-def settings(path: Path) -> dict[str, Any]:
-    """Return what a file of settings says; nothing where it is damaged or not there."""
-    try:
-        return read_object(path, LARGEST)
-    except CheckpointError:
-        return {}
 
 
 def _refuse_partitions(path: Path, names: list[str], shown: str) -> None:

@@ -30,6 +30,15 @@ class Peek(Header):
     stored: int
     dequantised: frozenset[str]
 
+    @property
+    def dtype(self) -> str:
+        """The most frequent type of the tensors, e.g. "bfloat16"; "packed" for dequantised ones."""
+        names = [
+            "packed" if key in self.dequantised else str(dtype).removeprefix("torch.")
+            for key, dtype in self.dtypes.items()
+        ]
+        return max(sorted(set(names)), key=names.count)
+
     def converted(self, dtype: torch.dtype) -> Shapes:
         """Return the shapes of what takes memory of its own beside ``stored`` in ``dtype``."""
         return {

@@ -82,10 +82,12 @@ def read(
     ``weights`` chooses between the averaged ("ema") and the raw ("model") weights of a training
     checkpoint; "auto" prefers the average. The whole file passes through memory, one tensor at a
     time; only the weights that were chosen stay there. Nothing is mapped: a file that is cut short
-    under a map ends the process.
+    under a map ends the process. Packed weights are dequantised, see ``quantised``, to ``dtype``
+    (None: to what their packing has); all others keep their own.
 
     Raises:
         CheckpointError: the file is refused, is damaged, or holds no such state dict.
+        UsageError: its packed weights need a package that is not installed.
     """
     path = Path(path)
     if shards.is_index(path):
@@ -147,7 +149,8 @@ def _read_shards(path: Path) -> tuple[dict[str, Any], str, int]:
 def outline_of(path: Path) -> tuple[Any, int]:
     """Return the content of a file or of an index's shards, tensors on "meta", and the size.
 
-    Checksums are not compared, and nothing says that the weights can be read.
+    What says how weights are packed is on the CPU. Checksums are not compared, and nothing says
+    that the weights can be read.
 
     Raises:
         CheckpointError: a file is refused or damaged.

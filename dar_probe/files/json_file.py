@@ -9,6 +9,7 @@ from dar_probe.files import kinds
 from dar_probe.files.text import quote
 
 AGAIN = "download the folder again"
+LARGEST = 2**20  # bytes of settings
 
 
 def read_object(path: Path, limit: int) -> dict[str, Any]:
@@ -28,3 +29,11 @@ def read_object(path: Path, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{quote(path)} holds no settings", hint=AGAIN)
     return value
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """Return the object in a file of settings; nothing where it is damaged or not there."""
+    try:
+        return read_object(path, LARGEST)
+    except CheckpointError:
+        return {}

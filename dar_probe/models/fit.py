@@ -233,6 +233,12 @@ def _objective(header: Header, learn_sigma: bool) -> str:
     return named or "sit"
 
 
+def _fits(header: Header) -> bool:
+    """Tell whether patches go through a matrix, where DiT has a convolution and positions."""
+    matrix = len(header.shapes.get("x_embedder.proj.weight", ())) == 2
+    return matrix and "pos_embed" not in header.shapes
+
+
 def build(identified: Identified) -> FiT:
     """Return the model, its weights not yet filled."""
     return FiT(FiTConfig(**identified.sizes))
@@ -253,8 +259,7 @@ FAMILY = Family(
     name="fit",
     title="FiT, FiTv2",
     marks=(r"blocks\.0\.adaLN_modulation\.", r"x_embedder\.proj\.weight$"),
-    # Its patches go through a matrix, where DiT has a convolution.
-    fits=lambda header: len(header.shapes.get("x_embedder.proj.weight", ())) == 2,
+    fits=_fits,
     identify=identify,
     build=build,
     subject=subject,

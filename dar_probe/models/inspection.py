@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dar_probe.checkpoints import diffusers_folder, folders, hub, peek
 from dar_probe.checkpoints.header import Header
 from dar_probe.models import registry
+from dar_probe.models.diffusers import layouts, single_file
 from dar_probe.models.diffusers import model as hub_model
-from dar_probe.models.diffusers import single_file
 from dar_probe.models.loading import (
     blank,
     check_real,
@@ -101,7 +100,7 @@ def survey(options: CheckpointOptions) -> Survey:
             "name": path.name,
             "bytes": header.bytes,
             "weights": header.weights,
-            "dtype": _commonest(header.dtypes.values()),
+            "dtype": header.dtype,
         },
         family=identified.family,
         why="asked for" if options.family else f"names such as {_marked(kind, header)!r}",
@@ -141,7 +140,9 @@ def _of_diffusers(
             "dtype": read.dtype,
         },
         family=read.class_name,
-        why="the names of its authors" if header else "the _class_name of its config.json",
+        why="the _class_name of its config.json"
+        if read.settings
+        else f"names such as {layouts.LAYOUTS[read.class_name].marks[0]!r}",
         objective=chosen.name,
         sizes={k: v for k, v in read.config.items() if not k.startswith("_")},
         shape=call.shape,
@@ -197,8 +198,3 @@ def _sites(subject: Subject) -> list[str]:
 def _marked(kind: Family, header: Header) -> str:
     """Return a name that the family is known by."""
     return next(key for key in header.shapes if re.match(kind.marks[-1], key))
-
-
-def _commonest(dtypes: Iterable[torch.dtype]) -> str:
-    (dtype, _), *_ = Counter(map(str, dtypes)).most_common(1)
-    return dtype.removeprefix("torch.")

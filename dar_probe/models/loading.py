@@ -330,7 +330,7 @@ def _of_file(
     checkpoint.header.compare(header.shapes)
     return single_file.build(read, checkpoint.state, dtype=dtype), {
         "name": file_name(read.path),
-        "sha256": checkpoint.sha256,
+        "sha256": read.with_settings(checkpoint.sha256),
         "bytes": checkpoint.bytes,
         "weights": checkpoint.weights,
     }

@@ -1,5 +1,6 @@
 """LoRA adapters are no models: what they are of is said, with the line that merges them."""
 
+import ast
 import json
 import shlex
 import subprocess
@@ -54,6 +55,17 @@ def test_a_folder_of_peft(tmp_path):
     refused(home, "is a LoRA adapter of rank 4, no model")
     (home / "adapter_model.safetensors").write_bytes(b"no weights")
     refused(home, "is a LoRA adapter, no model")
+
+
+def test_the_base_of_an_adapter_stays_one_word_of_the_command(tmp_path):
+    home = tmp_path / "a 'b\"; $(touch ran)"
+    save(home / "pytorch_lora_weights.safetensors", ["transformer.x.lora_A.weight"])
+    base = 'it\'s "mine"\n`touch ran`'
+    (home / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    code = shlex.split(refused(home, "rank 4").partition("python -c ")[2])
+    assert len(code) == 1
+    words = {node.value for node in ast.walk(ast.parse(code[0])) if isinstance(node, ast.Constant)}
+    assert {base, str(home), "pytorch_lora_weights.safetensors"} <= words
 
 
 @pytest.mark.parametrize(
@@ -127,7 +139,7 @@ def test_the_line_that_merges_an_adapter_of_diffusers_does(tmp_path):
     layers = peft.utils.get_peft_model_state_dict(model)
     diffusers.FluxPipeline.save_lora_weights(tmp_path / "lora", transformer_lora_layers=layers)
     hint = refused(tmp_path / "lora", "of rank 2, no model")
-    command = shlex.split(hint.partition("BASE: ")[2])
+    command = shlex.split(hint.partition("of BASE: ")[2])
     assert command[:2] == ["python", "-c"]
     run(command[2].replace("BASE", str(base)), tmp_path)
     merged = safetensors.torch.load_file(

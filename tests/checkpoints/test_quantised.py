@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +13,7 @@ import dar_probe as dp
 from dar_probe.checkpoints.peek import peek
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files.gguf_header import TYPES
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
 from dar_probe.models.options import CheckpointOptions
@@ -143,6 +145,7 @@ def packed_state(**options):
 @pytest.mark.parametrize("block", [64, 100])
 def test_four_bits_of_bitsandbytes(tmp_path, block, nested, dtype):
     state, values = packed_state(block=block, nested=nested, dtype=dtype)
+    state = {f"model.diffusion_model.{name}": value for name, value in state.items()}
     seen, found = both(save(tmp_path / "x.safetensors", state))
     assert seen.shapes == {k: tuple(v.shape) for k, v in STATE.items()}
     step = {"float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-10}[dtype]
@@ -374,3 +377,24 @@ def test_a_file_of_the_package_itself_is_read(tmp_path):
         theirs = torch.from_numpy(gguf.dequantize(gguf.quantize(weight, kind), kind))
         assert torch.equal(found[f"w.{int(kind)}.weight"], theirs)
         assert (theirs - torch.from_numpy(weight)).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("number", [n for n, (_, block, _) in TYPES.items() if block > 1])
+def test_every_type_is_that_of_the_package(tmp_path, number):
+    gguf = pytest.importorskip("gguf")
+    title, block, width = TYPES[number]
+    kind = gguf.GGMLQuantizationType(number)
+    assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (title, (block, width))
+    raw = np.random.default_rng(0).integers(0, 256, (3, 512 // block * width), dtype=np.uint8)
+    path = packed.gguf(tmp_path / "x.gguf", {"w.0.weight": (number, (3, 512), raw.tobytes())})
+    with np.errstate(all="ignore"):
+        theirs = gguf.dequantize(raw, kind)
+    np.testing.assert_array_equal(read(path).state["w.0.weight"].numpy(), theirs)
+
+
+def test_the_type_of_plain_numbers_is_that_of_the_package():
+    gguf = pytest.importorskip("gguf")
+    for number, (title, block, width) in TYPES.items():
+        if block == 1:
+            kind = gguf.GGMLQuantizationType(number)
+            assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (title, (1, width))

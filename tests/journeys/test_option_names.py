@@ -12,7 +12,7 @@ NAMES = {
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --objective --heads --family --weights --seed --device --dtype --text --engine "
     "--resume --name --overwrite --no-figures --no-report --formats --json --config",
-    "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers "
+    "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers --layout "
     "--device --dtype --train-steps --lr --seed --out --fail-on --junit "
     "--name --overwrite --no-figures --no-report --formats --json --config",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "

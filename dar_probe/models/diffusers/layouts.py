@@ -5,7 +5,7 @@ Which class a file is of is told by its names, the settings of the class by its 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dar_probe.checkpoints.header import Header
@@ -33,12 +33,12 @@ class Layout:
         marks: names that are all there.
         counts: setting -> the list of blocks that it counts.
         settings: header to the settings that shapes tell, and what they assume. Raises
-            CheckpointError where they tell too little.
+            CheckpointError where they tell too little; None: they always do.
     """
 
     marks: tuple[str, ...]
-    counts: dict[str, str]
-    settings: Callable[[Header], tuple[dict[str, Any], list[str]]]
+    counts: dict[str, str] = field(default_factory=dict)
+    settings: Callable[[Header], tuple[dict[str, Any], list[str]]] | None = None
 
 
 def _flux(header: Header) -> tuple[dict[str, Any], list[str]]:
@@ -71,7 +71,7 @@ def _sd3(header: Header) -> tuple[dict[str, Any], list[str]]:
         said.append(f"its heads have {SD3_HEAD} channels, as in every released SD3")
     most = math.isqrt(header.shape("pos_embed", 3)[1])
     sample = min(SD3_SAMPLE, most * patch)
-    said.append(f"its samples are of {sample} x {sample}, as its positions do not tell")
+    said.append(f"samples of {sample} x {sample} are assumed: no shape tells their size")
     dual = (
         k for k in range(depth) if f"joint_blocks.{k}.x_block.attn2.qkv.weight" in header.shapes
     )
@@ -197,6 +197,18 @@ LAYOUTS = {
         counts={"num_layers": "blocks"},
         settings=_wan,
     ),
+    # Of these the settings are asked for.
+    "Flux2Transformer2DModel": Layout(marks=("single_stream_modulation.lin.weight",)),
+    "HunyuanVideoTransformer3DModel": Layout(
+        marks=("txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias",)
+    ),
+    "AuraFlowTransformer2DModel": Layout(marks=("double_layers.0.attn.w2q.weight",)),
+    "MochiTransformer3DModel": Layout(marks=("blocks.0.attn.qkv_x.weight",)),
+    "LTXVideoTransformer3DModel": Layout(marks=("patchify_proj.weight",)),
+    "Lumina2Transformer2DModel": Layout(marks=("cap_embedder.0.weight",)),
+    "HiDreamImageTransformer2DModel": Layout(
+        marks=("double_stream_blocks.0.block.adaLN_modulation.1.bias",)
+    ),
 }  # fmt: skip
 
 
@@ -215,6 +227,8 @@ def settings(header: Header, name: str) -> tuple[dict[str, Any], list[str]]:
         CheckpointError: the shapes tell too little.
     """
     layout = LAYOUTS[name]
+    if layout.settings is None:
+        raise ask(header, f"its names are those of {name}, of which the shapes tell too little")
     config, said = layout.settings(header)
     counted = {key: _count(header, blocks) for key, blocks in layout.counts.items()}
     version = hub_model.diffusers().__version__

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dar_probe.checkpoints import diffusers_folder, folders
+from dar_probe.checkpoints import diffusers_folder
 from dar_probe.checkpoints.diffusers_folder import Folder
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.peek import Peek
 from dar_probe.checkpoints.quantised import EIGHT_BITS
 from dar_probe.checkpoints.reader import check_finite
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files import json_file
 from dar_probe.files.text import quote
 from dar_probe.models.diffusers import layouts
 from dar_probe.models.diffusers import model as hub_model
@@ -80,7 +81,6 @@ def read(header: Peek, path: Path) -> Folder:
             weights=(), variant=None, bytes=0, settings=(), shapes={}, dtype="", assumptions=(),
         )  # fmt: skip
         config, said = layouts.settings(header, name)
-    kinds = [str(dtype).removeprefix("torch.") for dtype in header.dtypes.values()]
     made = replace(
         found,
         path=path,
@@ -91,7 +91,7 @@ def read(header: Peek, path: Path) -> Folder:
         },
         weights=(path,),
         bytes=header.bytes,
-        dtype=max(sorted(set(kinds)), key=kinds.count),
+        dtype=header.dtype,
         assumptions=tuple(header.assumptions + said),
     )
     diffusers_folder.check_settings(made.config, len(header.shapes), header.shown)
@@ -157,7 +157,7 @@ def build(folder: Folder, state: dict[str, Tensor], *, dtype: torch.dtype) -> nn
 def _beside(path: Path, name: str | None) -> Folder | None:
     """Return diffusers' settings beside a file, if they are of the class whose layout it has."""
     for home in (path.parent, path.parent / "transformer"):
-        if "_class_name" in folders.settings(home / folders.CONFIG):
+        if "_class_name" in json_file.settings(home / diffusers_folder.CONFIG):
             found = diffusers_folder.read_settings(home)
             if name is None or name == found.class_name:
                 return found

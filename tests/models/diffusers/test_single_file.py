@@ -1,5 +1,6 @@
 """Transformers of diffusers in one file of another layout: the model that the weights came from."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import safetensors.torch
 import torch
 
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.models.diffusers.layouts import LAYOUTS
 from dar_probe.models.diffusers.model import quiet
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
@@ -131,7 +133,9 @@ def test_the_model_is_the_one_that_was_saved(tmp_path, name, prefix):
         assert loaded.model.config[key] == value or key == "sample_size"
     mine, theirs = outputs(loaded, model)
     assert torch.equal(mine, theirs) and mine.abs().max() > 0
+    assert loaded.file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     found = survey(CheckpointOptions(path=path))
+    assert "names such as" in found.why
     assert (found.family, found.parameters) == (
         MODELS[name][0], sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
@@ -188,6 +192,9 @@ def test_a_config_beside_it_tells_what_shapes_do_not(tmp_path, home, monkeypatch
     assert loaded.model.config.num_attention_heads == 2
     assert "settings are those of 'config.json' beside it" in loaded.assumptions
     same(loaded.model, model)
+    assert survey(CheckpointOptions(path=path)).why == "the _class_name of its config.json"
+    settings_beside(tmp_path / home, "tiny", sample_size=6)
+    assert load(path).file["sha256"] != loaded.file["sha256"], "own samples are kept by it"
     settings_beside(tmp_path / home, "tiny", num_layers=2)
     with pytest.raises(CheckpointError, match="no SD3Transformer2DModel"):
         load(path)
@@ -216,10 +223,22 @@ def test_any_class_that_diffusers_converts_is_read_by_the_config_beside_it(tmp_p
     monkeypatch.setitem(MODELS, "ltx", (*tiny.MODELS["ltx-video"][:2], originals.ltx))
     model, state = build("ltx")
     path = save(tmp_path / "x.safetensors", {PREFIX + k: v for k, v in state.items()})
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="those of LTXVideoTransformer3DModel, of which") as e:
         load(path)
+    assert "config.json of its transformer folder" in e.value.hint
     settings_beside(tmp_path, "ltx")
     same(load(path).model, model)
+
+
+@pytest.mark.parametrize("name", [n for n, one in LAYOUTS.items() if one.settings is None])
+def test_the_marks_of_layouts_are_those_of_diffusers(name):
+    """By which it finds the class of a file itself; the class is one that it converts."""
+    from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES
+
+    known = {mark for marks in CHECKPOINT_KEY_NAMES.values()
+             for mark in ([marks] if isinstance(marks, str) else marks)}  # fmt: skip
+    assert set(LAYOUTS[name].marks) <= known
+    assert name in single_file_model.SINGLE_FILE_LOADABLE_CLASSES
 
 
 def test_a_file_of_our_family_stays_one_beside_settings_of_another(tmp_path):
@@ -312,6 +331,18 @@ def test_a_folder_of_authors_with_a_class_of_their_own(tmp_path, shards):
     (home / "config.json").write_text('{"_class_name": "WanModel", "quantization_config": {}}')
     with pytest.raises(CheckpointError, match="holds weights quantised"):
         load(home)
+
+
+def test_text_conditions_are_taken(tmp_path):
+    _, state = build("sd3 with two attentions")
+    path = save(tmp_path / "x.safetensors", state)
+    text = {"encoder_hidden_states": torch.ones(2, 5, 12), "pooled_projections": torch.ones(2, 10)}
+    loaded = load(path, text=save(tmp_path / "text.safetensors", text))
+    _, kwargs = loaded.call.inputs(
+        torch.zeros(2, *loaded.identified.shape), torch.ones(2), torch.arange(2), torch.zeros(2)
+    )
+    assert torch.equal(kwargs["encoder_hidden_states"], text["encoder_hidden_states"])
+    assert loaded.conditions != load(path).conditions
 
 
 # --- packed weights
