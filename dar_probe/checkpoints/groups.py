@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -31,11 +31,13 @@ class Group:
         path: where they are, part by part of nested dicts and of prefixes of names.
         state: by their names behind that path.
         average: whether they are an average over training.
+        lent: names of tables that the average lacks, and that are those of the raw weights.
     """
 
     path: tuple[str, ...]
     state: dict[str, Any]
     average: bool
+    lent: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -92,24 +94,82 @@ def groups(content: Any, shown: str) -> list[Group]:
         if name in tensors:
             return []  # two ways to write one name: the plain reader says so
         tensors[name] = value
-        tree.put(tuple(name.split(".")), name)
+        # A dict's name may have a dot of its own, as "ema_0.9999" has.
+        tree.put((*path[:-1], *"".join(path[-1:]).split(".")), name)
     found = list(_roots(tree, ()))
     familiar = [one for one in found if one[1].lists() & FAMILIAR]
     averaged = {path for path, node in _nodes(tree, ()) if COUNTED in node.parts}
     made = []
     for path, node in familiar or found:
         length = sum(len(part) + 1 for part in path)
+        inner = {n for at, one in found if at[: len(path)] == path != at for n in one.names}
         made.append(
             Group(
                 path=path,
-                state={name[length:]: tensors[name] for name in node.names},
+                state={name[length:]: tensors[name] for name in node.names if name not in inner},
                 average=_is_average(path) or any(path[: len(p)] == p for p in averaged),
             )
         )
     raws = [group for group in made if not group.average]
     for path, values in shadows if raws else ():
-        made.append(Group(path=path, state=_named(values, raws[0], shown), average=True))
-    return made
+        state = _named(values, raws[0], shown)
+        lent = tuple(name for name, value in state.items() if value is raws[0].state[name])
+        made.append(Group(path=path, state=state, average=True, lent=lent))
+    made = [_with_tables(group, raws) if group.average else group for group in made]
+    return _with_squashed(made, tensors)
+
+
+def _with_tables(average: Group, raws: list[Group]) -> Group:
+    """Return an average of what is trained with the tables of the model beside it."""
+    for raw in raws:
+        missing = {name: value for name, value in raw.state.items() if name not in average.state}
+        alike = all(
+            name in raw.state and raw.state[name].shape == value.shape
+            for name, value in average.state.items()
+        )
+        if alike and all(any(word in name for word in FIXED) for name in missing):
+            state = {**average.state, **missing}
+            return replace(average, state=state, lent=tuple(missing))
+    return average
+
+
+def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]:
+    """Add averages whose names are those of the raw weights without dots, or with _ for them.
+
+    So write those who keep an average as buffers of a module: latent-diffusion's LitEma
+    ("model_ema.blocks0attnqkvweight") and OpenMMLab's hooks ("ema_blocks_0_attn_qkv_weight").
+    """
+    known = {_squashed(name): name for name in tensors}
+    found = []
+    for raw in [group for group in made if not group.average]:
+        own = [name for name in raw.state if not _is_average((name.partition(".")[0],))]
+        names = [name for name in own if not any(word in name for word in FIXED)]
+        longest = max(names, key=len)
+        anchor = _squashed(longest)
+        ends = [k for k, n in known.items() if k.endswith(anchor) and not n.endswith(longest)]
+        for prefix in (key.removesuffix(anchor) for key in ends):
+            first = known[prefix + anchor]
+            word = next((m for m in re.finditer(r"[a-z]+", first) if m[0] in AVERAGES), None)
+            state = {
+                name: tensors[known[prefix + _squashed(name)]]
+                for name in own
+                if prefix + _squashed(name) in known
+            }
+            alike = all(value.shape == raw.state[name].shape for name, value in state.items())
+            if word is None or not alike or not state.keys() >= set(names):
+                continue
+            average = Group(path=tuple(first[: word.end()].split(".")), state=state, average=True)
+            found.append(
+                _with_tables(average, [replace(raw, state={n: raw.state[n] for n in own})])
+            )
+            # What is kept beside the average's names, such as its decay, is none of the model's.
+            for name in raw.state.keys() - set(own):
+                del raw.state[name]
+    return [*made, *found]
+
+
+def _squashed(name: str) -> str:
+    return name.replace(".", "").replace("_", "")
 
 
 def _walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -125,10 +185,11 @@ def _walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[
 
 def _nodes(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Node]]:
     yield path, node
-    if not node.lists():
-        for name, part in node.parts.items():
-            if part.weighs:
-                yield from _nodes(part, (*path, name))
+    listed = node.lists()
+    for name, part in node.parts.items():
+        # Beside a model's own lists only an average of it may lie.
+        if part.weighs and (not listed or _is_average((name,))):
+            yield from _nodes(part, (*path, name))
 
 
 def _roots(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Node]]:

@@ -18,6 +18,7 @@ SAVE = "save the plain weights again: torch.save(model.state_dict(), FILE)"
 USUAL = frozenset(
     {"model", "net", "module", "state_dict", "model_state_dict", "generator", "student", "ema"}
 )
+OPTIMISER = frozenset({"state", "param_groups"})  # what torch.optim has in its state dict
 # What wrappers add to a key: torch.compile, DeepSpeed, activation checkpointing and FSDP anywhere;
 # DDP and training frameworks at the front.
 _INNER = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -77,13 +78,15 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
         )
     taken = (named if len(nearest) > 1 else nearest)[0]
     label = "ema" if taken.average else "model"
-    if taken.path in (("ema",), ("model",)):
+    if taken.path in (("ema",), ("model",)) and not taken.lent:
         return Chosen(label, taken.state)
     what = "average" if taken.average else "raw weights"
     others = [group for group in found if group is not taken]
     rest = f"; beside it lie {_listed(others)}" if others else ""
     alone = "" if averages else "; the file holds no average"
-    return Chosen(label, taken.state, f"the {what} {taken.shown} of the file{rest}{alone}")
+    lent = f"; it lacks {', '.join(map(_key, taken.lent[:3]))}, taken from the raw weights"
+    said = f"the {what} {taken.shown} of the file{rest}{alone}{lent if taken.lent else ''}"
+    return Chosen(label, taken.state, said)
 
 
 def _first(found: list[Group]) -> list[Group]:
@@ -121,6 +124,11 @@ def _by_name(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any,
         raise CheckpointError(
             f"{shown} holds no {weights} weights, but {' and '.join(sets)}",
             hint="leave the choice of weights out",
+        )
+    if OPTIMISER <= content.keys():
+        raise CheckpointError(
+            f"{shown} is the state of an optimizer, without the weights that it trains",
+            hint="give the model's own file, which trainers write beside it",
         )
     raise CheckpointError(
         f"{shown} holds neither ema, model nor a flat state dict, "

@@ -10,6 +10,7 @@ import codecs
 import itertools
 import os
 import pickletools
+import re
 import stat
 import struct
 import zipfile
@@ -31,9 +32,20 @@ MAX_TUPLE = 1_000  # values in one tuple, nested ones counted as often as they a
 
 # Everything that a checkpoint of tensors and plain settings needs, and much less than torch's
 # own list, which other packages may widen and which has ways to allocate memory at will.
-_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+_DTYPES = (
+    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool uint16 uint32 uint64 "
+    "complex32 complex64 complex128 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
+).split()
 _STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 _EIGHT_BITS = "float8_e4m3fn float8_e5m2".split()  # their storages have no type of their own
+# Classes of settings that people keep beside weights; their modules can be imported anywhere.
+_IMPORTED = re.compile(
+    r"(argparse|builtins|pathlib|datetime|numpy(\._?core\.multiarray|\.core\.multiarray|\.dtypes)?|"
+    r"omegaconf(\.[a-z]+)*|collections|enum|types|typing|decimal|fractions|uuid)\.\w+"
+)
+_TORCHS_OWN = {"_codecs.encode", "builtins.bytearray", "builtins.complex"}  # its loader has them
+MOST_NAMED = 12  # classes of one file that a hint names
+_META = "torch._utils._rebuild_meta_tensor_no_storage"
 _UNTYPED = "torch.storage.UntypedStorage"
 _CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ")
 ALLOWED_GLOBALS = frozenset(
@@ -299,11 +311,7 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
                 )
             if name == "GLOBAL" and (what := arg.replace(" ", ".", 1)) not in ALLOWED_GLOBALS:
                 _refuse_packed(pickled, shown)
-                raise CheckpointError(
-                    f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain "
-                    "containers and argparse.Namespace are read",
-                    hint="save the weights alone: torch.save(ema.state_dict(), FILE)",
-                )
+                raise _asks_for(what, pickled, shown)
             if name == "PROTO" and arg != 2:
                 raise CheckpointError(
                     f"{shown} is pickled with protocol {arg}, which torch does not read safely",
@@ -336,6 +344,35 @@ def _check_pickle(pickled: bytes, shown: str) -> None:
         raise
     except (ValueError, IndexError, KeyError, Warning) as error:  # Warning: a bad escape
         raise _broken(shown, "its pickle cannot be read") from error
+
+
+def _asks_for(what: str, pickled: bytes, shown: str) -> CheckpointError:
+    """Say that a file holds objects of classes, and how its weights are had without those."""
+    if what == _META:
+        return CheckpointError(
+            f"{shown} holds names and shapes alone: its tensors were on the device meta",
+            hint="save the model after its weights were loaded",
+        )
+    hint = "save the weights alone: torch.save(ema.state_dict(), FILE)"
+    steps = itertools.islice(pickletools.genops(pickled), MAX_STEPS)
+    names = (str(arg).replace(" ", ".", 1) for op, arg, _ in steps if op.name == "GLOBAL")
+    plain = dict.fromkeys(name.replace("__builtin__.", "builtins.") for name in names)
+    ours = (ALLOWED_GLOBALS | _TORCHS_OWN) - {"argparse.Namespace"}  # torch's list lacks that
+    asked = [name for name in plain if name not in ours]
+    if len(asked) <= MOST_NAMED and all(_IMPORTED.fullmatch(name) for name in asked):
+        modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in asked))
+        if "numpy.dtype" in asked:  # each type of numbers has a class of its own
+            asked.append("*map(type, map(numpy.dtype, '?bBhHiIlLqQefd'))")
+        hint += (
+            f"; or, if you trust its classes: import torch, {modules}; with "
+            f"torch.serialization.safe_globals([{', '.join(asked)}]): "
+            "torch.save(torch.load(FILE, map_location='cpu')['model'], NEW)"
+        )
+    return CheckpointError(
+        f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain containers and "
+        "argparse.Namespace are read",
+        hint=hint,
+    )
 
 
 def _refuse_packed(pickled: bytes, shown: str) -> None:

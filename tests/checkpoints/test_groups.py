@@ -33,6 +33,14 @@ COUNT = torch.tensor(7)
 SHADOW = [value for name, value in AVERAGE.items() if name != "pos_embed"]
 
 
+TRAINED = {name: value for name, value in AVERAGE.items() if name != "pos_embed"}
+
+
+def squashed(prefix, state, dot):
+    """Names without dots, as those who keep an average as buffers write them."""
+    return {prefix + name.replace(".", dot): value for name, value in state.items()}
+
+
 def under(prefix, state):
     return {prefix + name: value for name, value in state.items()}
 
@@ -69,6 +77,22 @@ CONTAINERS = {
         {"model": RAW, "seen": collections.Counter("aab"), "dtype": torch.float8_e4m3fn}, "raw"
     ),
     "compiled under DDP": ({"ema": under("module._orig_mod.", AVERAGE), "model": RAW}, "average"),
+    "squashed names of buffers": (
+        {"state_dict": {**under("model.", RAW), **squashed("model_ema.", AVERAGE, ""),
+                        "model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": COUNT}},
+        "average",
+    ),
+    "squashed names without tables": (
+        {"state_dict": {**under("model.diffusion_model.", RAW),
+                        **squashed("model_ema.diffusion_model", TRAINED, "")}},
+        "average but for pos_embed",
+    ),
+    "names with lines for dots": (
+        {"state_dict": {**RAW, **squashed("ema_", AVERAGE, "_")}, "meta": {"epoch": 3}}, "average"
+    ),
+    "an average within the model": ({"state_dict": {**RAW, **under("ema.", AVERAGE)}}, "average"),
+    "an average of what is trained": ({"model": RAW, "ema": TRAINED}, "average but for pos_embed"),
+    "a name with a dot": ({"model": RAW, "ema_0.9999": AVERAGE}, "average"),
     "with its decoder": (
         under("model.diffusion_model.", RAW) | {"first_stage_model.decoder.up.0.weight": COUNT,
                                                 "first_stage_model.quant.weight": COUNT},

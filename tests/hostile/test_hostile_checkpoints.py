@@ -1,5 +1,7 @@
+import argparse
 import ast
 import contextlib
+import datetime
 import gc
 import io
 import os
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -146,9 +149,38 @@ def test_no_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not marker.exists()
 
 
+def test_the_way_out_of_settings_of_other_classes_is_a_way(tmp_path: Path) -> None:
+    """The hint's own command, under torch's safe loader, keeps the weights."""
+    settings = argparse.Namespace(
+        out=Path("x"), when=datetime.datetime(2026, 1, 1), lr=np.float64(3), some=np.arange(3)
+    )
+    torch.save({"model": official_state(), "args": settings}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"asks for 'pathlib\.") as caught:
+        checkpoints.read(tmp_path / "x.pt")
+    command = caught.value.hint.partition("classes: ")[2].replace(
+        "FILE", repr(str(tmp_path / "x.pt"))
+    )
+    imports, _, rest = command.replace("NEW", repr(str(tmp_path / "y.pt"))).partition("; with ")
+    names: dict[str, Any] = {}
+    exec(f"{imports}\nwith {rest}", names)
+    found = checkpoints.read(tmp_path / "y.pt").state
+    for name, value in official_state().items():
+        assert torch.equal(found[name], value)
+
+
+def test_what_nobody_knows_is_not_to_be_imported(tmp_path: Path) -> None:
+    torch.save({"model": official_state(), "args": Execute("true")}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.read(tmp_path / "x.pt")
+    assert "safe_globals" not in caught.value.hint
+
+
 def test_the_allow_list_is_this() -> None:
     types = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
-    dtypes = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    dtypes = (
+        "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool uint16 uint32 uint64 "
+        "complex32 complex64 complex128 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
+    ).split()
     assert {
         "argparse.Namespace",
         "collections.OrderedDict",
