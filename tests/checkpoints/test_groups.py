@@ -228,3 +228,23 @@ def test_averages_that_no_number_tells_apart_are_refused(names):
     content = {"model": RAW} | dict.fromkeys(names, AVERAGE)
     with pytest.raises(CheckpointError, match="holds several models"):
         choose(content, "auto", "'x'")
+
+
+def test_the_state_of_an_optimiser_is_called_that(tmp_path):
+    torch.save({"state": {0: {"step": COUNT}}, "param_groups": [{"lr": 0.1}]}, tmp_path / "opt.pt")
+    with pytest.raises(CheckpointError, match="is the state of an optimizer") as caught:
+        reader.read(tmp_path / "opt.pt")
+    assert "the model's own file" in caught.value.hint
+
+
+def test_tables_that_an_average_lacks_are_said_to_be_the_raw_ones(tmp_path):
+    torch.save({"model": RAW, "ema": TRAINED}, tmp_path / "x.pt")
+    loaded = load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
+    assert any("it lacks 'pos_embed', taken from the raw" in text for text in loaded.assumptions)
+
+
+def test_an_average_that_lacks_more_than_tables_is_refused(tmp_path):
+    lacking = {name: value for name, value in AVERAGE.items() if "mlp.fc1" not in name}
+    torch.save({"model": RAW, "ema": lacking}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="mlp.fc1"):
+        load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
