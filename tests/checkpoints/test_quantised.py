@@ -206,7 +206,9 @@ def test_eight_bits_are_those_of_the_library():
     state, _ = rows_of_int8()
     name = f"{LAYER}.weight"
     theirs = functional.int8_vectorwise_dequant(state[name], state[f"{LAYER}.SCB"])
-    assert torch.equal(dequantised(state, "x").state[name], theirs)
+    found = dequantised(state, "x").state
+    assert torch.equal(found[name], theirs)
+    assert not state, "what was packed takes no memory beside what it became"
 
 
 def changed(**told):
