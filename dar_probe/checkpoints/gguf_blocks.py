@@ -1,5 +1,6 @@
 """Weights of GGUF files: blocks of bytes that the package gguf turns into numbers."""
 
+import math
 from importlib import metadata
 from io import BufferedReader
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dar_probe.errors import UsageError
 from dar_probe.files import gguf_header
-from dar_probe.files.gguf_header import TYPES, Packed
+from dar_probe.files.gguf_header import TYPES
 
 SHAPE = ".gguf"  # beside the bytes of a packed weight: its type, then its shape
 _PLAIN = {
@@ -44,42 +45,41 @@ def load(file: BufferedReader, *, device: str = "cpu") -> dict[str, Tensor]:
     return state
 
 
-def packed(raw: Tensor, told: Tensor) -> Packed:
-    """Return what a packed weight is, from its bytes and what lies beside them.
+def packed(raw: Tensor, told: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return type and shape of a packed weight, from its bytes and what lies beside them.
 
     Raises:
         ValueError: they do not fit together.
     """
-    sizes = told.tolist() if told.device.type != "meta" and told.dtype == torch.int64 else [0]
-    kind, *shape = sizes
-    count = 1
-    for size in shape:
-        count *= size
+    if told.device.type == "meta" or told.dtype != torch.int64 or not told.numel():
+        raise ValueError("its type and shape cannot be read")
+    kind, *shape = told.flatten().tolist()
     if kind not in TYPES or min(shape, default=1) < 1 or raw.dtype != torch.uint8:
         raise ValueError("its type or shape is none")
     _, block, width = TYPES[kind]
+    count = math.prod(shape)
     if count % block or count // block * width != raw.numel():
         raise ValueError(f"{raw.numel()} bytes do not hold its {count} weights")
-    return Packed(kind, tuple(shape), 0, raw.numel())
+    return kind, tuple(shape)
 
 
-def values(raw: Tensor, entry: Packed) -> Tensor:
+def values(raw: Tensor, kind: int, shape: tuple[int, ...]) -> Tensor:
     """Return a packed weight in float32, by the package gguf.
 
     Raises:
         UsageError: it is not installed, or cannot unpack this type.
     """
     gguf = package()
-    title, _, width = TYPES[entry.type]
+    title, _, width = TYPES[kind]
     try:
-        kind = gguf.GGMLQuantizationType(entry.type)
+        blocks = raw.numpy().reshape(raw.numel() // width, width)
         with np.errstate(all="ignore"):  # what is not finite is found when all is read
-            found = gguf.dequantize(raw.numpy().reshape(-1, width), kind)
+            found = gguf.dequantize(blocks, gguf.GGMLQuantizationType(kind))
     except (ValueError, NotImplementedError) as error:
         raise UsageError(
             f"the installed gguf does not unpack {title}", hint="pip install -U gguf"
         ) from error
-    return torch.from_numpy(found).reshape(entry.shape)
+    return torch.from_numpy(found).reshape(shape)
 
 
 def package() -> Any:

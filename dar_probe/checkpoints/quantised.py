@@ -138,10 +138,10 @@ def _dequantised(key: str, state: dict[str, Tensor]) -> _Found | None:
 def _of_gguf(key: str, state: dict[str, Tensor]) -> _Found:
     name = key.removesuffix(gguf_blocks.SHAPE)
     raw = _weight(name, state)
-    entry = gguf_blocks.packed(raw, state[key])
-    way = f"{TYPES[entry.type][0]} by gguf {gguf_blocks.version()}"
+    kind, shape = gguf_blocks.packed(raw, state[key])
+    way = f"{TYPES[kind][0]} by gguf {gguf_blocks.version()}"
     on_meta = raw.device.type == "meta"
-    value = _blank(entry.shape) if on_meta else gguf_blocks.values(raw, entry)
+    value = _blank(shape) if on_meta else gguf_blocks.values(raw, kind, shape)
     return _Found(name, (key,), way, value)
 
 

@@ -66,6 +66,8 @@ def test_the_base_of_an_adapter_stays_one_word_of_the_command(tmp_path):
     assert len(code) == 1
     words = {node.value for node in ast.walk(ast.parse(code[0])) if isinstance(node, ast.Constant)}
     assert {base, str(home), "pytorch_lora_weights.safetensors"} <= words
+    (home / "adapter_config.json").write_text('{"base_model_name_or_path": ""}')
+    assert "and of BASE: python -c" in refused(home, "of rank 4, no model")
 
 
 @pytest.mark.parametrize(

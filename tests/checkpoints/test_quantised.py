@@ -10,9 +10,11 @@ import safetensors.torch
 import torch
 
 import dar_probe as dp
+from dar_probe.checkpoints import gguf_blocks
 from dar_probe.checkpoints.peek import peek
 from dar_probe.checkpoints.reader import read
 from dar_probe.errors import CheckpointError, UsageError
+from dar_probe.files import gguf_header
 from dar_probe.files.gguf_header import TYPES
 from dar_probe.models.inspection import survey
 from dar_probe.models.loading import load_checkpoint
@@ -204,7 +206,9 @@ def test_eight_bits_are_those_of_the_library():
     state, _ = rows_of_int8()
     name = f"{LAYER}.weight"
     theirs = functional.int8_vectorwise_dequant(state[name], state[f"{LAYER}.SCB"])
-    assert torch.equal(dequantised(state, "x").state[name], theirs)
+    found = dequantised(state, "x").state
+    assert torch.equal(found[name], theirs)
+    assert not state, "what was packed takes no memory beside what it became"
 
 
 def changed(**told):
@@ -245,10 +249,21 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
+NESTED = {
+    "no length of scales": changed(nested_blocksize=0),
+    "a length of words": changed(nested_blocksize="256"),
+    "no offset": changed(nested_offset=None),
+    "an endless offset": changed(nested_offset=float("inf")),
+    "a short table of scales": part(".nested_quant_map", torch.ones(255)),
+    "short scales of scales": part(".nested_absmax", torch.ones(2)),
+    "plain scales": part(".absmax", torch.ones(48)),
+}
+
+
+@pytest.mark.parametrize("name", [*LIES, *NESTED])
 def test_settings_of_four_bits_are_not_trusted(tmp_path, name):
-    state, _ = packed_state()
-    LIES[name](state)
+    state, _ = packed_state(nested=5 if name in NESTED else None)
+    (LIES | NESTED)[name](state)
     refused(save(tmp_path / "x.safetensors", state), "does not fit its weight")
 
 
@@ -361,7 +376,13 @@ def test_a_file_of_the_package_itself_is_read(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "flux")
     writer.add_array("words", ["a", "b"])
     writer.add_array("numbers", [1, 2, 3])
-    writer.add_float32("rate", 0.5)
+    for kind in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"):
+        getattr(writer, f"add_{kind}")(kind, 7)
+    for kind in ("float32", "float64"):
+        getattr(writer, f"add_{kind}")(kind, 0.5)
+    writer.add_bool("bool", True)
+    for at, numbers in enumerate(([1.5], [True, False], [7], [-1])):
+        writer.add_array(f"numbers.{at}", numbers)
     weight = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)).numpy()
     kinds = [gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q5_1", "Q4_1", "Q5_0")]
     for kind in kinds:
@@ -392,9 +413,42 @@ def test_every_type_is_that_of_the_package(tmp_path, number):
     np.testing.assert_array_equal(read(path).state["w.0.weight"].numpy(), theirs)
 
 
-def test_the_type_of_plain_numbers_is_that_of_the_package():
+def test_the_types_are_those_of_the_package():
     gguf = pytest.importorskip("gguf")
-    for number, (title, block, width) in TYPES.items():
-        if block == 1:
-            kind = gguf.GGMLQuantizationType(number)
-            assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (title, (1, width))
+    names = (
+        "F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S "
+        "IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 TQ1_0 TQ2_0 MXFP4"
+    )
+    kinds = [gguf.GGMLQuantizationType[name] for name in names.split()]
+    expected = {int(kind): (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in kinds}
+    assert expected == gguf_header.TYPES
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tensor_of_gguf_that_is_called_like_a_shape_is_refused(tmp_path, order):
+    tensors = {"w": (packed.Q8_0, (32,), bytes(34)), "w.gguf": (packed.F32, (2,), bytes(8))}
+    path = packed.gguf(tmp_path / "x.gguf", dict(list(tensors.items())[::order]))
+    refused(path, "a name twice|type and shape cannot be read")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [torch.tensor([8, 32]), torch.tensor([8.0, 32.0]), torch.tensor([], dtype=torch.int64)],
+)
+def test_a_shape_of_gguf_in_another_file_is_refused(tmp_path, told):
+    state = {"w": torch.zeros(34, dtype=torch.uint8), "w.gguf": told}
+    with pytest.raises(CheckpointError, match="type and shape cannot be read"):
+        peek(save(tmp_path / "x.safetensors", state))
+
+
+@pytest.mark.parametrize(
+    "told", [[99, 32], [8, 0], [8, -32], [8, 33], [8, 64], [8, 2**62, 2**62], [1, 17]]
+)
+def test_types_and_shapes_of_gguf_must_fit_the_bytes(told):
+    raw = torch.zeros(34, dtype=torch.uint8)
+    assert gguf_blocks.packed(raw, torch.tensor([8, 4, 8])) == (8, (4, 8))
+    if told == [1, 17]:
+        assert gguf_blocks.packed(raw, torch.tensor(told)) == (1, (17,))
+        raw = raw.to(torch.int8)
+    with pytest.raises(ValueError):
+        gguf_blocks.packed(raw, torch.tensor(told))

@@ -53,6 +53,34 @@ def test_what_lies_elsewhere_is_refused(tmp_path, old, new, words):
         packed(file)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (writer.text("general.alignment") + struct.pack("<II", 4, 2**17), "alignment is 131072"),
+        (writer.text("comfy.gguf.orig_shape.a") + struct.pack("<IIQ2f", 9, 6, 2, 2, 3), "is none"),
+        (writer.text("comfy.gguf.orig_shape.a") + struct.pack("<IIQ9i", 9, 5, 9, *[1] * 9), "none"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_none_are_refused(tmp_path, settings, words):
+    tensors = {"a": (writer.F32, (2, 3), bytes(24))}
+    path = writer.gguf(tmp_path / "x.gguf", tensors, settings=settings, pairs=1)
+    with open(path, "rb") as file, pytest.raises(ValueError, match=words):
+        packed(file)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [writer.text("general.alignment") + struct.pack("<I", 8) + writer.text("64"),
+     writer.text("other") + struct.pack("<II", 4, 64),
+     writer.text("comfy.gguf.orig_shape.a") + struct.pack("<I", 8) + writer.text("64")],
+)  # fmt: skip
+def test_settings_that_are_not_asked_for_are_passed_over(tmp_path, settings):
+    tensors = {"a": (writer.F32, (2, 3), bytes(24)), "b": (writer.F32, (1,), bytes(4))}
+    path = writer.gguf(tmp_path / "x.gguf", tensors, settings=settings, pairs=1)
+    with open(path, "rb") as file:
+        assert packed(file)["b"].start - packed(file)["a"].start == 32
+
+
 def test_a_name_that_is_no_text_is_refused(tmp_path):
     path = made(tmp_path / "x.gguf")
     path.write_bytes(path.read_bytes().replace(writer.text("c"), struct.pack("<Q", 1) + b"\xff"))
