@@ -91,6 +91,8 @@ def _check_independence(
         if not math.isclose(alone, float(losses[row]), rel_tol=tolerance, abs_tol=1e-6):
             raise ProbeError(
                 f"sample {int(ids[row])} has the loss {float(losses[row]):.6g} in a batch and "
-                f"{alone:.6g} alone: the model couples samples",
-                hint="batch statistics cannot be probed sample by sample; try --batch-size 1",
+                f"{alone:.6g} alone: the model couples samples, or draws random numbers in its "
+                "forward",
+                hint="batch statistics and random masks cannot be probed sample by sample; try "
+                "--batch-size 1",
             )

@@ -72,8 +72,9 @@ def _tokens(module: nn.Module, config: Any, masked: bool) -> Inputs | None:
     if not vocabulary:
         return None
     # Half: some classes number their positions from the padding id on.
-    longest = getattr(config, "max_position_embeddings", None) or 2 * TOKENS
-    length = max(2, min(TOKENS, longest // 2))
+    longest = getattr(config, "max_position_embeddings", None)
+    # None, or -1 as XLNet has it: as many as one likes.
+    length = max(2, min(TOKENS, longest // 2)) if longest and longest > 0 else TOKENS
     options = _options(module)
 
     def rows(sample_ids: Tensor) -> Tensor:

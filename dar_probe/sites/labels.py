@@ -1,5 +1,6 @@
 """What a sublayer is called: by what its branch does, and by words where that leaves it open."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ def kind_of(
     """Return "attention", "cross_attention", "mlp", "parallel", or "mixer".
 
     A mixer carries something from token to token and is no attention by name, as in Mamba. What
-    convolutions carry to neighbours makes no mixer of an MLP.
+    convolutions carry to neighbours alone makes no mixer of an MLP.
 
     Args:
         found: the traced forward.
@@ -29,8 +30,8 @@ def kind_of(
     text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
     attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
     if not attention:
-        convolves = any(isinstance(m, CONVOLUTIONS) for m in called.values())
-        return "mixer" if not convolves and _mixes(found, links[-2], links[-1]) else "mlp"
+        near = _reached([m for m in called.values() if isinstance(m, CONVOLUTIONS)])
+        return "mixer" if _mixes(found, links[-2], links[-1], near) else "mlp"
     outermost = {
         names[called[at]]
         for at in attention
@@ -48,19 +49,32 @@ def kind_of(
 def _of_another_stream(found: Trace, links: Sequence[Link], at: int) -> bool:
     """Tell whether a call got a sequence that no read of this stream goes into, nor is."""
     own = [link.read for link in links if link.read is not None]
-    for sequence in found.crossed[at]:
-        made = any(
-            sequence is tensor or depends(sequence, tensor, found.layout)
-            for read in own
-            for tensor in (read.value, read.cut)
-        )
-        if not made:
-            return True
-    return False
+    tensors = [tensor for read in own for tensor in (read.value, read.cut)]
+
+    def made(sequence: Tensor) -> bool:
+        return any(sequence is t or depends(sequence, t, found.layout) for t in tensors)
+
+    for read in found.reads:  # within a branch modules are cut off again, each at its input
+        if read.home == own[-1].home and made(read.value):
+            tensors += [read.value, read.cut]
+    return not all(map(made, found.crossed[at]))
 
 
-def _mixes(found: Trace, link: Link, following: Link) -> bool:
-    """Tell whether what is written to the last token depends on most of the others."""
+def _reached(convolutions: Sequence[nn.Conv1d | nn.Conv2d | nn.Conv3d]) -> int:
+    """Return how many tokens, at most, reach the last one through these alone."""
+    axes: dict[int, int] = {}
+    for module in convolutions:
+        steps = zip(module.kernel_size, module.dilation, strict=True)
+        for axis, (size, step) in enumerate(steps):
+            axes[axis] = axes.get(axis, 1) + (size - 1) * step
+    return math.prod(axes.values())
+
+
+def _mixes(found: Trace, link: Link, following: Link, near: int) -> bool:
+    """Tell whether what is written to the last token depends on most of the others.
+
+    Where ``near`` tokens may be its neighbours through convolutions, it must be on more than these.
+    """
     read = link.read
     assert read is not None
     if following.read is None or (following.came is not None and following.block != link.block):
@@ -88,7 +102,8 @@ def _mixes(found: Trace, link: Link, following: Link) -> bool:
             if new.any() and one.value.requires_grad and one is not read:
                 asked.append(one.tokens[:, new])
     reached = torch.stack(list(met.values())).any(0)[link.tokens]
-    return len(reached) > 2 and int(reached[:-1].sum()) > (len(reached) - 1) / 2
+    others = int(reached[:-1].sum())
+    return len(reached) > 2 and others > (len(reached) - 1) / 2 and others >= near
 
 
 def _probe(value: Tensor) -> Tensor:

@@ -258,11 +258,14 @@ def test_the_tour_runs(tour, tmp_path):
     kernel = tmp_path / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     kernel.write_text(json.dumps(spec))
+    # The command line sets a backend, and other tests run it in this process.
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    environment["JUPYTER_PATH"] = str(tmp_path)
     # A process of its own: the machinery leaves sockets open, which is an error in here.
     done = subprocess.run(
         [sys.executable, "-c", RUN, TOUR, TOUR.parent, tmp_path / "run.ipynb"],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "JUPYTER_PATH": str(tmp_path)},
+        env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     kinds, found = outputs(nbformat.read(tmp_path / "run.ipynb", as_version=4))

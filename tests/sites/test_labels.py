@@ -80,6 +80,58 @@ class Convolved(Block):
         return x + self.near(self.mlp(self.norm2(x)).mT).mT
 
 
+class Gated(nn.Module):
+    """A short convolution before a scan, as recurrent blocks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.scan = nn.Conv1d(D, D, 2, padding=1), Scan()
+
+    def forward(self, x):
+        return self.scan(self.near(x.mT)[..., :-1].mT)
+
+
+class Recurrent(Block):
+    def __init__(self):
+        super().__init__()
+        self.attn = None
+        self.temporal = Gated()
+
+    def forward(self, x):
+        x = x + self.temporal(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Inner(nn.Module):
+    """Hands what it read to its output as well, as BEiT's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.output = Attention(), Output()
+
+    def forward(self, x):
+        return self.output(self.attention(x), x)
+
+
+class Output(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(D, D)
+
+    def forward(self, found, x):
+        return self.dense(found)
+
+
+class HandsOnWhatItRead(Block):
+    def __init__(self):
+        super().__init__()
+        self.attn, self.attention = None, Inner()
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
 class Reads(nn.Module):
     def __init__(self):
         super().__init__()
@@ -108,6 +160,8 @@ class CrossAttended(Block):
     [
         (HandedState, ["attention", "mlp"]),
         (Beside, ["attention", "mlp"]),
+        (Recurrent, ["mixer", "mlp"]),
+        (HandsOnWhatItRead, ["attention", "mlp"]),
         (Mixing, ["mixer", "mlp"]),
         (Convolved, ["attention", "mlp"]),
         (CrossAttended, ["attention", "cross_attention", "mlp"]),
