@@ -10,6 +10,7 @@ import dar_probe as dp
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMPATIBILITY = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -38,7 +39,8 @@ def test_dar_fits_fifteen_lines_of_somebody_elses_loop():
 
 def test_links_and_files_exist(subtests):
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)]+)\)", prose):
+    targets = re.findall(r"\]\(([^)]+)\)", prose) + re.findall(r"`(tests/[^`]+)`", COMPATIBILITY)
+    for target in targets:
         with subtests.test(target=target):
             if not target.startswith("http"):
                 assert (ROOT / target).exists(), target
@@ -73,16 +75,25 @@ def test_families_are_those_of_the_registry():
     from dar_probe.cli import app
     from dar_probe.models.registry import FAMILIES
 
-    table = README[README.index("| family | known by |") :].partition("\n\n")[0]
+    table = COMPATIBILITY[COMPATIBILITY.index("| family | known by |") :].partition("\n\n")[0]
     rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
     titles = [title for family in FAMILIES for title in family.title.split(", ")]
-    assert sorted(rows) == sorted([*titles, "diffusers folder"]), "the README's table of families"
+    assert sorted(rows) == sorted([*titles, "diffusers folder"]), "docs/compatibility.md"
     for command in get_command(app).commands.values():
         for option in command.params:
             if option.name == "family":
                 named = re.findall(r"[a-z]+(?=,)", option.help.partition(": ")[2])
                 known = sorted(family.name for family in FAMILIES)
                 assert sorted(named) == known, "the help of --family in cli/shared/options.py"
+
+
+def test_transformers_of_diffusers_are_counted():
+    from tests.models.diffusers import others, tiny
+
+    more = len(others.OTHERS)
+    assert f"carries {more} more of the library's transformers" in COMPATIBILITY
+    classes = {name for name, *_ in tiny.MODELS.values()}
+    assert f"and {len(classes) + more} transformers of diffusers" in README
 
 
 def test_variables_are_those_of_the_schema():
