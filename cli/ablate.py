@@ -79,6 +79,7 @@ def ablate(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     text: options.Text = None,
+    adapter: options.Adapter = None,
     engine: options.Engine = "hooks",
     name: options.Name = None,
     resume: options.Resume = False,
@@ -109,7 +110,7 @@ def ablate(
 
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
-        device=device, dtype=dtype, text=text, name=name,
+        device=device, dtype=dtype, text=text, name=name, adapter=adapter,
     )  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
@@ -121,7 +122,7 @@ def ablate(
         frozen_at=frozen_at,
     )
     output = OutputOptions(
-        out=out or Path("dar-probe-out") / f"{folder_name(checkpoint)}-ablation",
+        out=out or Path("dar-probe-out") / f"{folder_name(checkpoint, adapter)}-ablation",
         resume=resume, overwrite=overwrite,
         figures=not no_figures, report=not no_report,
         formats=formats_of(formats, figures=not no_figures),

@@ -57,6 +57,7 @@ def analyze(
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     text: options.Text = None,
+    adapter: options.Adapter = None,
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
@@ -95,14 +96,14 @@ def analyze(
     wanted = [
         CheckpointOptions(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
-            device=device, dtype=dtype, text=text, name=name,
+            device=device, dtype=dtype, text=text, name=name, adapter=adapter,
         )
         for path in checkpoints
     ]  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
     )
-    folder = out or Path("dar-probe-out") / _name(checkpoints)
+    folder = out or Path("dar-probe-out") / _name(checkpoints, adapter)
     output = OutputOptions(
         out=folder,
         resume=resume, overwrite=overwrite, fail_on=fail_on,
@@ -111,7 +112,9 @@ def analyze(
     )  # fmt: skip
     with announced(
         "measuring", output,
-        show=partial(terminal.show, checkpoint=checkpoints[-1], folder=folder),
+        show=partial(
+            terminal.show, checkpoint=checkpoints[-1], adapter=adapter, folder=folder
+        ),
         show_json=terminal.show_json if as_json else None,
     ) as said:  # fmt: skip
         analysis = analyses.analyze(
@@ -125,11 +128,11 @@ def analyze(
         raise typer.Exit(ExitCode.UNMEASURABLE)
 
 
-def _name(checkpoints: list[Path]) -> str:
+def _name(checkpoints: list[Path], adapter: Path | None) -> str:
     """Return a folder's name: the checkpoint's, or that of the run which several come from."""
     from dar_probe.checkpoints.naming import folder_name
 
     if len(checkpoints) == 1:
-        return folder_name(checkpoints[0])
+        return folder_name(checkpoints[0], adapter)
     home = Path(os.path.realpath(checkpoints[-1])).parent
     return (home.parent if home.name == "checkpoints" else home).name or "trajectory"

@@ -83,6 +83,7 @@ def analyze(
     weights: str | None = None,
     family: str | None = None,
     text: str | Path | None = None,
+    adapter: str | Path | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -128,6 +129,8 @@ def analyze(
             "package.module:FAMILY" for one of your own.
         text: a .safetensors or .npz file of conditions for a model of diffusers, named like its
             inputs. Default: conditions are drawn at random.
+        adapter: a LoRA adapter that is merged into the model in memory by peft: the folder or the
+            .safetensors file that peft or diffusers saved. Default: none.
         engine: "hooks" or "nnsight"; both give the same numbers, bit for bit.
         out: folder for the files of the analysis. Default: none are written.
         resume: continue an analysis into ``out`` that was cut off.
@@ -155,7 +158,7 @@ def analyze(
     }  # fmt: skip
     of_file = {
         "device": device, "dtype": dtype, "objective": objective, "heads": heads,
-        "weights": weights, "family": family, "text": text,
+        "weights": weights, "family": family, "text": text, "adapter": adapter,
     }  # fmt: skip
     if isinstance(model, nn.Module):
         options = _module_options(of_module, of_file, name)
@@ -212,8 +215,8 @@ def ablate(
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
         settings: name, batch_size, and of a checkpoint data, seed, device, dtype, objective,
-            heads, weights, family and text of ``analyze``; of a module batch, loss, blocks,
-            readers and layout of ``audit``.
+            heads, weights, family, text and adapter of ``analyze``; of a module batch, loss,
+            blocks, readers and layout of ``audit``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.

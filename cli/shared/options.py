@@ -159,6 +159,15 @@ Text = Annotated[
         rich_help_panel=panels.MODEL,
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="A LoRA adapter of the model, a folder or .safetensors, merged in memory by peft.",
+        metavar="PATH",
+        show_default="none",
+        rich_help_panel=panels.MODEL,
+    ),
+]
 Solver = Annotated[
     str,
     typer.Option(

@@ -48,13 +48,18 @@ STEPS_MOST = 8
 
 
 def show(
-    analysis: "Analysis", *, checkpoint: Path | None = None, folder: Path | None = None
+    analysis: "Analysis",
+    *,
+    checkpoint: Path | None = None,
+    adapter: Path | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Print warnings, the verdict, the symptoms over depth and what was assumed.
 
     Args:
         analysis: what is shown.
-        checkpoint: where the model lies, and
+        checkpoint: where the model lies,
+        adapter: where what was merged into it lies, and
         folder: where the files are or will be, so that the commands run as they are printed.
     """
     from dar_probe.reports.style.palette import clean
@@ -90,6 +95,8 @@ def show(
     places = {"DIR": str(folder)} if folder else {}
     if checkpoint is not None and manifest.get("checkpoint"):
         places[manifest["checkpoint"]["name"]] = str(checkpoint)
+        if adapter is not None:
+            places[manifest["checkpoint"]["adapter"]] = str(adapter)
     _advice(console, verdict, places)
     for assumption in manifest["assumptions"]:
         _bullet(console, f"Assumed: {assumption}", "dim")

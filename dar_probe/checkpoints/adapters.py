@@ -3,11 +3,12 @@
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dar_probe.checkpoints.header import Shapes
-from dar_probe.errors import CheckpointError
+from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.json_file import settings
 from dar_probe.files.safetensors_header import stored
@@ -18,6 +19,7 @@ WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 FOLDER = {CONFIG, WEIGHTS[1]}  # one of these names makes a folder that of an adapter
 # Low-rank factors, by peft, by diffusers and by kohya's scripts; the first one's rows are the rank.
 FIRST = re.compile(r"(^|[._])lora([._](A|down)|_linear_layer\.down)(\.[^.]+)?\.weight$")
+SECOND = re.compile(r"(^|[._])(lora([._](B|up))|lora_linear_layer\.up)(\.[^.]+)?\.weight$")
 PART = re.compile(
     r"(^|[._])(lora([._](A|B|down|up|mid|magnitude)|_linear_layer)|lokr_|hada_|oft_|dora_scale)"
 )
@@ -29,6 +31,27 @@ DIFFUSERS = (
     'm.load_lora_adapter({home}, weight_name={name}, prefix="transformer"); m.fuse_lora(); '
     'm.unload_lora(); m.save_pretrained("merged")'
 )
+
+
+def weights_of(path: Path) -> Path:
+    """Return the file of weights of an adapter that is given by its folder, or as that file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [path] if path.is_file() else [path / name for name in WEIGHTS]
+    file = next((one for one in found if one.is_file() and one.suffix == ".safetensors"), None)
+    if file is None:
+        raise UsageError(
+            f"{quote(path)} is no LoRA adapter in .safetensors",
+            hint=f"give a folder with {' or '.join(WEIGHTS)}, or the file itself",
+        )
+    return file
+
+
+def of_rank(state: Mapping[str, Any]) -> str:
+    """Return the rank of an adapter's tensors in words, to stand behind a noun."""
+    return _of_rank(_ranks({name: tuple(value.shape) for name, value in state.items()}))
 
 
 def refuse_folder(path: Path, names: list[str], shown: str) -> None:
@@ -47,7 +70,7 @@ def refuse_folder(path: Path, names: list[str], shown: str) -> None:
     base = told.get("base_model_name_or_path")
     raise CheckpointError(
         f"{shown} is a LoRA adapter{_of_rank(ranks)}{_of(base)}, no model",
-        hint=_merging(path, file or WEIGHTS[0], base, shapes),
+        hint=_with_model(path) + _merging(path, file or WEIGHTS[0], base, shapes),
     )
 
 
@@ -66,13 +89,17 @@ def refuse(shapes: Shapes, shown: str, path: Path) -> None:
         base = told.get("base_model_name_or_path")
         raise CheckpointError(
             f"{shown} is a LoRA adapter{ranks}{_of(base)}, no model: it has {quote(parts[0])}",
-            hint=_merging(path.parent, path.name, base, shapes),
+            hint=_with_model(path) + _merging(path.parent, path.name, base, shapes),
         )
     raise CheckpointError(
         f"{shown} holds a LoRA adapter{ranks} beside its model, not merged into it: it has "
         f"{quote(parts[0])}",
         hint=f"of a model of peft: torch.save(model.merge_and_unload().state_dict(), {MERGED})",
     )
+
+
+def _with_model(path: Path) -> str:
+    return f"dar-probe analyze MODEL --adapter {shlex.quote(str(path))}; or "
 
 
 def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:

@@ -15,8 +15,8 @@ _EVERYBODYS = re.compile(
 _PIECES = re.compile(r"[\d\W_]+")
 
 
-def display_name(path: str | Path) -> str:
-    """Return what figures and tables call a checkpoint.
+def display_name(path: str | Path, adapter: str | Path | None = None) -> str:
+    """Return what figures and tables call a checkpoint, with an adapter behind a plus.
 
     The file's name; "run/step-0000300" where that says nothing but a step or "last"; for a folder
     of diffusers the model's.
@@ -24,15 +24,19 @@ def display_name(path: str | Path) -> str:
     Example: display_name("runs/dar/checkpoints/step-0000300.pt") is "dar/step-0000300".
     """
     path = Path(path)
+    if adapter is not None:
+        return f"{display_name(path)} + {Path(adapter).name}"
     if diffusers_folder.home_of(path) is not None:
         return diffusers_folder.name_of(path)
     run = _run_of(path)
     return f"{run}/{stem_of(path)}" if run else path.name
 
 
-def folder_name(path: str | Path) -> str:
+def folder_name(path: str | Path, adapter: str | Path | None = None) -> str:
     """Return what the folder of its analysis is called, below dar-probe-out."""
     path = Path(path)
+    if adapter is not None:
+        return f"{folder_name(path)}-{stem_of(Path(adapter))}"
     if diffusers_folder.home_of(path) is not None or not (run := _run_of(path)):
         return diffusers_folder.name_of(path)
     return f"{run}-{stem_of(path)}"

@@ -202,6 +202,18 @@ def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     return plain_tensors({k: found[k] for k in names if k in found}, size, quote(path))
 
 
+def read_named(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a .safetensors file by the name that it has there.
+
+    Raises:
+        CheckpointError: the file is refused, or is damaged.
+    """
+    with kinds.open_file(path) as file:
+        if kinds.check(file, path) != "safetensors":
+            raise CheckpointError(f"{quote(path)} is no .safetensors file")
+        return dict(_load_safetensors(file, path))
+
+
 def plain_tensors(
     found: dict[Any, Any], size: int, shown: str, *, device: str = "cpu"
 ) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dar_probe.checkpoints import diffusers_folder, folders, hub, peek
 from dar_probe.checkpoints.header import Header
+from dar_probe.errors import UsageError
 from dar_probe.models import registry
 from dar_probe.models.diffusers import layouts, single_file
 from dar_probe.models.diffusers import model as hub_model
@@ -73,6 +74,10 @@ def survey(options: CheckpointOptions) -> Survey:
         CheckpointError: the file is refused or of no known layout.
         UsageError: an option does not fit.
     """
+    if options.adapter is not None:
+        raise UsageError(
+            "inspect reads no weights, so none of an adapter either", hint="leave adapter out"
+        )
     place = hub.local(options.path)
     path = folders.model_file(place)
     if (home := diffusers_folder.home_of(path)) is not None:

@@ -23,7 +23,7 @@ from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
-from dar_probe.models import registry
+from dar_probe.models import lora, registry
 from dar_probe.models.blank import without_weights
 from dar_probe.models.diffusers import conditioning, inputs, sampling, single_file
 from dar_probe.models.diffusers import model as hub_model
@@ -183,7 +183,8 @@ def load_checkpoint(
                 )
         if (file := single_file.file_of(home)) is None:
             read = diffusers_folder.read(home)
-            return _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
+            loaded = _load_diffusers(read, options, dtype=dtype, shape=shape, seed=seed)
+            return _adapted(loaded, options)
         options = replace(options, path=file)
     path = Path(options.path)
     header = peek.peek(path, weights=check_weights(options.weights))
@@ -196,7 +197,22 @@ def load_checkpoint(
     else:
         loaded = _load_file(options, header, kind, dtype, shape)
     said = folders.said_of(place, path) if home is None else []
-    return replace(loaded, assumptions=[*said, *loaded.assumptions])
+    return _adapted(replace(loaded, assumptions=[*said, *loaded.assumptions]), options)
+
+
+def _adapted(loaded: Loaded, options: CheckpointOptions) -> Loaded:
+    """Return a checkpoint with the adapter merged into its model, where one is asked for."""
+    if options.adapter is None:
+        return loaded
+    merged = lora.merge(loaded.model, options.adapter)
+    both = f"{loaded.file['sha256']}:{merged.sha256}"
+    file = {
+        **loaded.file,
+        "sha256": hashlib.sha256(both.encode()).hexdigest(),
+        "bytes": loaded.file["bytes"] + merged.bytes,
+        "adapter": merged.name,
+    }
+    return replace(loaded, file=file, assumptions=[merged.said, *loaded.assumptions])
 
 
 def is_of_diffusers(header: Peek, kind: Family, options: CheckpointOptions) -> bool:

@@ -25,6 +25,7 @@ class CheckpointOptions:
             spelling of these such as "bf16", see ``dar_probe.runtime.dtype_names``.
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
+        adapter: a LoRA adapter that is merged into it, a folder or a .safetensors file.
     """
 
     path: str | Path
@@ -36,6 +37,7 @@ class CheckpointOptions:
     dtype: str = "float32"
     text: str | Path | None = None
     name: str | None = None
+    adapter: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

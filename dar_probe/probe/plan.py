@@ -238,7 +238,9 @@ def of_checkpoint(
     data = rows_of.read(grid.data, grid.samples or ROWS)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
     loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
-    loaded = replace(loaded, name=checkpoint.name or display_name(checkpoint.path))
+    loaded = replace(
+        loaded, name=checkpoint.name or display_name(checkpoint.path, checkpoint.adapter)
+    )
     if place.type == "cuda":
         memory_check.require(
             sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place

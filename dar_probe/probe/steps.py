@@ -48,7 +48,7 @@ def run_steps(
         return Analysis(whole.measure(), fail_on=run.rule)
     out, resume = Path(run.output.out), run.output.resume
     if not run.output.overwrite:
-        names = [one.name or display_name(one.path) for one in checkpoints]
+        names = [one.name or display_name(one.path, one.adapter) for one in checkpoints]
         refuse_another(out, lambda there: there["model"]["name"] in names)
     there = _trajectory_in(out) if resume else None
     with OutputFolder(out, key={"steps": list(whole.steps)}, resume=resume) as folder:

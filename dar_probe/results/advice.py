@@ -158,8 +158,12 @@ def _least_written(ds: xr.Dataset) -> tuple[int, float]:
 
 def _model(ds: xr.Dataset) -> str:
     """Return what a command calls the model: its file, or a stand-in for a module's callable."""
-    file = (manifest(ds).get("checkpoint") or {}).get("name")
-    return shlex.quote(str(file)) if file else "CHECKPOINT"
+    checkpoint = manifest(ds).get("checkpoint") or {}
+    file, adapter = checkpoint.get("name"), checkpoint.get("adapter")
+    if not file:
+        return "CHECKPOINT"
+    words = [str(file), *(("--adapter", str(adapter)) if adapter else ())]
+    return shlex.join(words)
 
 
 def _skip(ds: xr.Dataset, level: float) -> str:

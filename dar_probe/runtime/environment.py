@@ -45,6 +45,7 @@ class Extra:
 EXTRAS = (
     Extra(name="diffusers", needs=("diffusers", "accelerate"), purpose="diffusers folders"),
     Extra(name="gguf", needs=("gguf",), purpose="GGUF files of packed weights"),
+    Extra(name="peft", needs=("peft",), purpose="analyze --adapter: LoRA adapters"),
     Extra(name="sampling", needs=("torchdiffeq",), purpose="sample and evaluate --solver dopri5"),
     Extra(name="tensorboard", needs=("tensorboard",), purpose="train --tensorboard"),
     Extra(name="", needs=("transformers",), purpose="evaluate --features DIR, train with REPA"),
