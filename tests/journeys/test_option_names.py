@@ -10,8 +10,8 @@ NAMES = {
     "--family --weights --seed --device --dtype --text --adapter --engine --fail-on --resume "
     "--name --overwrite --no-figures --no-report --formats --json --config",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
-    "--batch-size --objective --heads --family --weights --seed --device --dtype --text --adapter --engine "
-    "--resume --name --overwrite --no-figures --no-report --formats --json --config",
+    "--batch-size --objective --heads --family --weights --seed --device --dtype --text --adapter "
+    "--engine --resume --name --overwrite --no-figures --no-report --formats --json --config",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --blocks --readers --layout "
     "--device --dtype --train-steps --lr --seed --out --fail-on --junit "
     "--name --overwrite --no-figures --no-report --formats --json --config",
