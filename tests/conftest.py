@@ -146,6 +146,7 @@ LANES = {
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",
     "models/diffusers": "extras",
+    "models/test_lora.py": "extras lowest",  # peft
     # The lowest versions of dependencies: here are the files that lean on one of them most.
     "results/test_metrics.py": "lowest",  # numpy, xarray
     "results/test_dataframe.py": "lowest",  # pandas, seaborn
