@@ -350,3 +350,18 @@ def stream_slope_error(subject, inputs, loss, places, step=1e-4):
         slope = (ends[0] - ends[1]) / (2 * step)
         worst = max(worst, abs(slope - float((grad * along).sum())) / float(grad.norm()))
     return worst
+
+
+def sites_agree(subject, args, loss, *, law):
+    """Hold the probe of a family to explicit gates, and its sites to sums of their sources.
+
+    ``law`` is by how much of the largest gate those of a reader may miss zero.
+    """
+    sums, writes = observe(subject, args).errors(subject)
+    assert sums < 1e-14
+    assert writes < 1e-14
+    expected, found = reference(subject, args, loss), probed(subject, args, loss)
+    for name in ("loss", "rms", "grad_rms", "cosine", "write_rms"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=0, equal_nan=True)
+    assert gate_error(found["gate"], expected["gate"]) < 1e-13
+    assert conservation(subject, expected["gate"]) < law
