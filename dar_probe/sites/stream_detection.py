@@ -303,8 +303,9 @@ def _before(
 ) -> tuple[Passed, Item, _Place, bool] | None:
     """Return what the block before ``read`` handed on: call, element, place, fresh.
 
-    The stream is handed on as it is, or with something added. Where it is rewritten instead, what
-    entered the block is taken for the old stream, unless ``strict``.
+    The stream is handed on as it is, or with something added; or it goes around the block as well,
+    such as by a mask that keeps some tokens from it. Where it is rewritten instead, what entered
+    the block is taken for the old stream, unless ``strict``.
     """
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
@@ -317,6 +318,12 @@ def _before(
             if place.frame.holds(start, match.count):
                 place.frame.narrow(start, match.count)
                 return passed, item, _Place(place.frame, start - match.there), False
+    for passed in earlier:
+        inside = [one for one in trace.reads if one.home == passed.home]
+        around = [match.count for match in match_tokens(read, inside) if match is not None]
+        same = [i for i, one in passed.states().items() if one.value.shape == read.value.shape]
+        if same and read.tokens.shape[1] in around:
+            return passed, same[0], place, False
     if strict:
         return None
     given = next((p.given[0] for p in trace.passed if p.entered == entered and p.given), None)

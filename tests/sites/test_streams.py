@@ -169,6 +169,42 @@ def test_a_branch_along_another_axis_is_part_of_the_write_before():
     assert ds["reader_name"].values.tolist() == [*names, "head"]
 
 
+class Masking(Stack):
+    """A mask keeps tokens from what the blocks wrote to them."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        keep = torch.ones(x.shape[1], 1)
+        keep[1] = 0
+        for block in self.blocks:
+            x = keep * block(x) + (1 - keep) * x
+        return self.head(self.norm(x))
+
+
+def test_a_mask_between_blocks_is_a_source_of_its_own():
+    model = Masking()
+    analysis = audited(model)
+    ds = analysis.dataset
+    assert [str(k) for k in ds["reader_kind"].values] == ["attention", "mlp"] * 4 + ["head"]
+    fusions = [str(name) for name in ds["source_name"].values if "fusion" in str(name)]
+    assert fusions == [*(f"block {k} fusion" for k in (2, 3, 4)), "head fusion"]
+    # The gates of the head, by factors on what each source adds.
+    (x,), _ = batch(torch.arange(2), None)
+    state, keep, parts = model.embed(x), torch.tensor([1.0, 0.0, 1.0])[:, None], []
+    parts.append(state)
+    for block in model.blocks:
+        attended = block.attention(block.norm1(state))
+        fed = block.mlp(block.norm2(state + attended))
+        parts += [attended, fed, -(1 - keep) * (attended + fed)]
+        state = state + keep * (attended + fed)
+    factors = torch.ones(len(parts), 2, 1, 1, requires_grad=True)
+    read = sum(f * part.detach() for f, part in zip(factors, parts, strict=True))
+    output = model.head(model.norm(read))
+    total = loss(output, torch.arange(2), None).sum()
+    (gate,) = torch.autograd.grad(total, factors)
+    np.testing.assert_allclose(ds["gate"].values[0, :, -1], gate.flatten(1).T, rtol=1e-4, atol=1e-7)
+
+
 def test_what_reads_no_stream_is_not_left_out():
     assert not said(audited(Stack()), "left out")
 
