@@ -73,8 +73,8 @@ def discover(
     wanted = set(named(model, readers)) if readers else None
     found = trace(model, args, kwargs, own, wanted)
     how: tuple[Layout, ...] = (PLAIN,)
-    if named_axes is not None and (state := _first_state(found)) is not None:
-        how = (named_axes.of(state),)
+    if named_axes is not None and (states := _states(found)):
+        how = (named_axes.of(states),)
     elif two is not None and own and not _plain(found):
         how = layout.find(model, own, (args, kwargs), two())
     if how[0].last != PLAIN:
@@ -131,8 +131,10 @@ def discover(
     return _with_blind(_by_sublayer(model, found, links, aside), found)
 
 
-def _first_state(found: Trace) -> Tensor | None:
-    return next((passed.given[0] for passed in found.passed if passed.given), None)
+def _states(found: Trace) -> list[Tensor]:
+    """Return what the first block took and returned."""
+    first = next((passed for passed in found.passed if passed.given), None)
+    return [] if first is None else [*first.given, *first.gave.values()]
 
 
 def _plain(found: Trace) -> bool:

@@ -1,6 +1,7 @@
 """Which axes of a tensor hold samples, tokens and features: named, or found by two forwards."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.sites.homes import uncalled
 from dar_probe.sites.hooks import hooked
+from dar_probe.sites.packing import elements
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -93,21 +96,27 @@ class Named:
 
     parts: tuple[tuple[str, ...], ...]
 
-    def of(self, state: Tensor) -> Layout:
-        """Return the layout of a state between blocks that was made of one sample.
+    def of(self, states: Sequence[Tensor]) -> Layout:
+        """Return the layout of the state among what a block took of one sample, and returned.
 
         Raises:
-            UsageError: the state has other axes.
+            UsageError: all of these have other axes.
         """
         at = next(i for i, part in enumerate(self.parts) if "N" in part)
         features = self.parts.index(("D",))
         shared = self.parts[at]
-        if state.ndim != len(self.parts) or (shared == ("N",) and state.shape[at] != 1):
+        fitting = [
+            state
+            for state in states
+            if state.ndim == len(self.parts) and (shared != ("N",) or state.shape[at] == 1)
+        ]
+        if not fitting:
             raise UsageError(
                 f"the layout {self} does not fit the states between blocks, which are "
-                f"{tuple(state.shape)} for one sample",
+                f"{tuple(states[0].shape)} for one sample",
                 hint="leave --layout out to see what is found by itself",
             )
+        state = fitting[0]
         return Layout(
             samples=at,
             features=-1 if features == len(self.parts) - 1 else features,
@@ -150,7 +159,7 @@ def parse(text: str) -> Named:
 
 @torch.no_grad()
 def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> tuple[Layout, ...]:
-    """Return how the states that blocks take lie, by which axis is twice as long for two samples.
+    """Return how the states that blocks return lie, by which axis is twice as long for two samples.
 
     Those are two layouts where rows of a video are frames for some blocks and places for others;
     the first is that of the first block.
@@ -165,7 +174,7 @@ def find(model: nn.Module, blocks: set[nn.Module], one: Inputs, two: Inputs) -> 
         ProbeError: the states do not tell.
     """
     single, double = _states(model, blocks, one), _states(model, blocks, two)
-    if len(single) != len(double):
+    if len(single) != len(double) or not single:
         raise ProbeError("the module runs other blocks for two samples than for one", hint=HINT)
     told = [_compared(state, other) for state, other in zip(single, double, strict=True)]
     found = list(dict.fromkeys(told))
@@ -191,14 +200,14 @@ def _turn(state: Tensor, first: Layout, second: Layout, count: int) -> bool:
 def _states(model: nn.Module, blocks: set[nn.Module], inputs: Inputs) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        if (state := next(given, None)) is not None:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        states = (v for v in elements(output).values() if isinstance(v, Tensor))
+        if (state := next(states, None)) is not None:
             found.append(state.clone())
 
+    called = [m for block in blocks for m in (block.children() if uncalled(block) else (block,))]
     with hooked() as handles:
-        for block in blocks:
-            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.extend(module.register_forward_hook(leave) for module in called)
         model(*inputs[0], **inputs[1])
     return found
 

@@ -14,6 +14,7 @@ from tests.sites.test_written_otherwise import (
     Block,
     ChannelsFirst,
     D,
+    InLists,
     Stack,
     T,
     audit,
@@ -118,6 +119,43 @@ def test_interventions_reach_the_right_tokens(kind):
     found = dp.ablate(made(kind, like=plain), **few).dataset
     expected = dp.ablate(plain, **few).dataset
     same(found, expected, ("gate_ablated", "gate_linear"))
+
+
+class TimeFirstBlock(TokensFirstBlock):
+    """Takes a condition (N, D) before the state."""
+
+    def forward(self, time, x):
+        return super().forward(x) + 0 * time
+
+
+class TimeFirst(TokensFirst):
+    def __init__(self):
+        Stack.__init__(self, TimeFirstBlock)
+
+    def run(self, x):
+        time, x = x.mean(1), x.transpose(0, 1)
+        for block in self.blocks:
+            x = block(time, x)
+        return x.transpose(0, 1)
+
+
+class ListsTokensFirst(InLists):
+    """Blocks are lists of modules, and their states have tokens first."""
+
+    def run(self, x):
+        x = x.transpose(0, 1)
+        for attn, feed in self.blocks:
+            x = x + attn.branch(attn.norm(x).transpose(0, 1)).transpose(0, 1)
+            x = x + feed(x)
+        return x.transpose(0, 1)
+
+
+@pytest.mark.parametrize("kind", [TimeFirst, ListsTokensFirst])
+@pytest.mark.parametrize("layout", [None, "T N D"])
+def test_a_state_is_found_behind_a_condition_and_in_lists(kind, layout):
+    plain = made()
+    found = dp.audit(made(kind, like=plain), batch=batch, loss=loss, layout=layout, **FEW)
+    same(found.dataset, audit(plain).dataset)
 
 
 def test_torch_s_own_layers_with_tokens_first():
