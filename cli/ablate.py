@@ -71,6 +71,7 @@ def ablate(
         typer.Option(help="How many samples.", metavar="N", min=1, rich_help_panel=panels.GRID),
     ] = 16,
     batch_size: options.BatchSize = None,
+    recompute: options.Recompute = False,
     objective: options.Objective = None,
     heads: options.Heads = None,
     family: options.Family = None,
@@ -113,7 +114,12 @@ def ablate(
         device=device, dtype=dtype, text=text, name=name, adapter=adapter,
     )  # fmt: skip
     grid = GridOptions(
-        noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
+        noise_levels=noise_levels,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        data=data,
+        recompute=recompute or None,
     )
     wanted = InterventionOptions(
         kinds=None if kinds is None else tuple(kinds.split(",")),

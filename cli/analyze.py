@@ -49,6 +49,7 @@ def analyze(
         ),
     ] = None,
     batch_size: options.BatchSize = None,
+    recompute: options.Recompute = False,
     objective: options.Objective = None,
     heads: options.Heads = None,
     family: options.Family = None,
@@ -101,7 +102,12 @@ def analyze(
         for path in checkpoints
     ]  # fmt: skip
     grid = GridOptions(
-        noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
+        noise_levels=noise_levels,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        data=data,
+        recompute=recompute or None,
     )
     folder = out or Path("dar-probe-out") / _name(checkpoints, adapter)
     output = OutputOptions(

@@ -85,6 +85,7 @@ def audit(
             rich_help_panel=panels.GRID,
         ),
     ] = 8,
+    recompute: options.Recompute = False,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -205,7 +206,10 @@ def audit(
     training = None
     if train_steps:
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
-    grid = GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size)
+    grid = GridOptions(
+        noise_levels=noise_levels, samples=samples, batch_size=batch_size,
+        recompute=recompute or None,
+    )  # fmt: skip
     module, batch, loss = _call(factory)
     how = ModuleOptions(
         batch=batch, loss=loss, blocks=blocks, readers=readers, layout=layout, name=name

@@ -75,6 +75,7 @@ def analyze(
     noise_levels: Levels | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
+    recompute: bool | None = None,
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
@@ -117,6 +118,9 @@ def analyze(
         batch_size: cells of the grid (pairs of sample and noise level) in one forward; halved
             where memory runs out. It changes no number beyond rounding. Default: by the size of
             the model.
+        recompute: keep no inner tensor of a block, and make them again in the backward: less
+            memory for one more forward, the same numbers bit for bit. Default: once memory has run
+            out, before a batch is halved.
         seed: random seed for noise and samples.
         device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
         dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
@@ -147,7 +151,12 @@ def analyze(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     grid = GridOptions(
-        noise_levels=noise_levels, samples=samples, batch_size=batch_size, seed=seed, data=data
+        noise_levels=noise_levels,
+        samples=samples,
+        batch_size=batch_size,
+        recompute=recompute,
+        seed=seed,
+        data=data,
     )
     output = OutputOptions(
         out=out, resume=resume, overwrite=overwrite, figures=figures, report=report,
@@ -214,9 +223,9 @@ def ablate(
         formats: as for ``analyze``.
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
-        settings: name, batch_size, and of a checkpoint data, seed, device, dtype, objective,
-            heads, weights, family, text and adapter of ``analyze``; of a module batch, loss,
-            blocks, readers and layout of ``audit``.
+        settings: name, batch_size, recompute, and of a checkpoint data, seed, device, dtype,
+            objective, heads, weights, family, text and adapter of ``analyze``; of a module batch,
+            loss, blocks, readers and layout of ``audit``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
@@ -385,6 +394,7 @@ def audit(
     noise_levels: Levels | None = None,
     samples: int = 8,
     batch_size: int = 8,
+    recompute: bool | None = None,
     blocks: str | None = None,
     readers: str | None = None,
     layout: str | None = None,
@@ -420,6 +430,7 @@ def audit(
         samples: how many; their ids are 0 to samples - 1.
         batch_size: cells of the grid (pairs of sample and noise level) in one forward, halved
             where memory runs out; also the samples in one step of training.
+        recompute: as for ``analyze``.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*". Default: they are found.
         readers: patterns of the names of the modules that read the stream. Default: they are found.
         layout: the axes of the states between blocks: N samples, D features, all others tokens,
@@ -452,7 +463,9 @@ def audit(
     return audits.audit(
         module,
         options,
-        GridOptions(noise_levels=noise_levels, samples=samples, batch_size=batch_size),
+        GridOptions(
+            noise_levels=noise_levels, samples=samples, batch_size=batch_size, recompute=recompute
+        ),
         training,
         rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,

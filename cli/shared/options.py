@@ -55,6 +55,15 @@ BatchSize = Annotated[
         rich_help_panel=panels.GRID,
     ),
 ]
+Recompute = Annotated[
+    bool,
+    typer.Option(
+        "--recompute",
+        help="Keep no inner tensors of blocks, make them again: less memory, the same numbers.",
+        show_default="once memory runs out",
+        rich_help_panel=panels.GRID,
+    ),
+]
 Objective = Annotated[
     str | None,
     typer.Option(

@@ -84,7 +84,7 @@ def analyze_module(
     Raises:
         ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    plan.check_engine(engine)
+    plan.check_engine(engine, recompute=grid.recompute)
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)

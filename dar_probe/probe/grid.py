@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe import decoding
-from dar_probe.probe.measure import Batch, Engine, Loss, hooks, measure
+from dar_probe.probe.measure import Batch, Loss, hooks, measure
+from dar_probe.probe.recompute import Careful
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Arrays, Grid, OnCells, Shards, measure_shards
 from dar_probe.runtime.ranks import ALONE, Ranks
@@ -27,7 +28,7 @@ def walk(
     shards: Shards | None = None,
     ranks: Ranks = ALONE,
     on_cells: OnCells | None = None,
-    engine: Engine = hooks,
+    careful: Careful | None = None,
 ) -> Arrays:
     """Measure every variable of the schema; arrays are (levels, samples, ...).
 
@@ -39,17 +40,20 @@ def walk(
         shards: where finished batches are kept, to continue a run that was cut off.
         ranks: this process among those that share the work; each returns the whole.
         on_cells: called with (finished cells, smallest batch so far) after each batch.
-        engine: runs one forward; ``hooks``, or ``dar_probe.probe.nnsight_engine.forward``.
+        careful: the engine that runs one forward. None: hooks, recomputing as the grid says.
 
     Raises:
         ProbeError: loss or states are not finite, samples depend on each other, or a site did
             not fire as expected.
     """
     all_ids, all_levels = grid.cell_ids(), grid.cell_levels()
+    careful = careful or Careful(hooks, subject, grid.recompute)
 
     def work(cells: slice) -> Arrays:
         cell_ids, cell_levels = all_ids[cells], all_levels[cells]
-        tensors = measure(subject, batch, loss, cell_ids, cell_levels, engine=engine)
+        tensors = careful(
+            lambda engine: measure(subject, batch, loss, cell_ids, cell_levels, engine=engine)
+        )
         part = {name: value.cpu().numpy() for name, value in tensors.items()}
         part["pooled"] = part["pooled"][_decoded(grid, part["pooled"], cells)]
         if cells.start == 0:

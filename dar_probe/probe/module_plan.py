@@ -102,7 +102,10 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
         subject, warnings = plan.with_derivatives_checked(
             subject, batch, loss, [0], float(levels[len(levels) // 2])
         )
-    cells = Grid(levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size)
+    cells = Grid(
+        levels=tuple(levels.tolist()), ids=tuple(range(samples)), batch_size=batch_size,
+        recompute=grid.recompute,
+    )  # fmt: skip
     unknown = np.full(len(levels), np.nan)
     task = plan.Task(
         subject=subject,

@@ -31,6 +31,8 @@ class GridOptions:
         seed: random seed for noise and for samples that the model draws.
         data: "digits", "images:DIR" or "latents:PATH". None: the digits where they fit the model,
             else the model's own samples. A module has its data from its batch function.
+        recompute: keep no inner tensor of a block, but make it again in the backward: less memory
+            for one more forward, the same numbers. None: once memory has run out.
     """
 
     noise_levels: Levels | None = None
@@ -38,6 +40,7 @@ class GridOptions:
     batch_size: int | None = None
     seed: int = 0
     data: str | None = None
+    recompute: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

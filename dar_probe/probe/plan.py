@@ -26,6 +26,7 @@ from dar_probe.probe.derivative_check import wrong_derivative
 from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import Batch, Engine, Loss, hooks
 from dar_probe.probe.options import GridOptions
+from dar_probe.probe.recompute import Careful
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, measure_shards
@@ -106,6 +107,7 @@ class Task:
         engine = ENGINES[self.engine]
         if self.manifest["checkpoint"] is None:  # the module is the user's own
             engine = forward_of(engine)
+        careful = Careful(engine, self.subject, self.recompute)
         arrays = walk(
             self.subject,
             self.grid,
@@ -114,7 +116,7 @@ class Task:
             shards=shards,
             ranks=ranks,
             on_cells=tell,
-            engine=engine,
+            careful=careful,
         )
         found = assemble.assemble(
             arrays,
@@ -126,10 +128,20 @@ class Task:
                 log_snr=self.log_snr,
                 ids=np.array(self.grid.ids),
             ),
-            manifest={**self.manifest, "batch_size": tell.batch_size, "engine": self.engine},
+            manifest={
+                **self.manifest,
+                "batch_size": tell.batch_size,
+                "engine": self.engine,
+                "recompute": careful.recomputes,
+            },
             torch=torch.__version__,
         )
         return assemble.without_gradients(found) if "blind" in self.subject.facts else found
+
+    @property
+    def recompute(self) -> bool | None:
+        """As the grid says; hooks alone can."""
+        return self.grid.recompute if self.engine == "hooks" else False
 
     def called(self, name: str | None) -> "Task":
         """Return the task of the same model under another name; None leaves it as it is."""
@@ -172,10 +184,14 @@ class Task:
             raise UsageError("no intervention was asked for")
         all_ids, all_levels = grid.cell_ids(), grid.cell_levels()
 
+        careful = Careful(ENGINES[self.engine], subject, self.recompute)
+
         def work(cells: slice) -> Arrays:
-            found = ablation.measure(
-                subject, self.batch, self.loss, all_ids[cells], all_levels[cells], changes,
-                frozen_at=at, engine=ENGINES[self.engine],
+            found = careful(
+                lambda engine: ablation.measure(
+                    subject, self.batch, self.loss, all_ids[cells], all_levels[cells], changes,
+                    frozen_at=at, engine=engine,
+                )
             )  # fmt: skip
             return {name: value.cpu().numpy() for name, value in found.items()}
 
@@ -211,12 +227,16 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def check_engine(name: str) -> None:
-    """Refuse an engine that is none of ``ENGINES``.
+def check_engine(name: str, *, recompute: bool | None = None) -> None:
+    """Refuse an engine that is none of ``ENGINES``, or cannot recompute where that is asked for.
 
     Raises:
         UsageError: naming those there are.
     """
+    if recompute and name != "hooks":
+        raise UsageError(
+            f"recompute is of hooks, and the engine is {name}", hint="leave the engine out"
+        )
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", hint=f"known: {', '.join(ENGINES)}")
 
@@ -230,7 +250,7 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    check_engine(engine)
+    check_engine(engine, recompute=grid.recompute)
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
@@ -251,7 +271,7 @@ def of_checkpoint(
     rows, assumed = rows_of.choose(
         loaded, data, asked=grid.samples, default=8 if small else ROWS, seed=grid.seed
     )
-    return of_rows(
+    task = of_rows(
         loaded,
         rows,
         parse_levels(5 if small else 10) if levels is None else levels,
@@ -261,6 +281,7 @@ def of_checkpoint(
         assumed=assumed,
         doubted=rows.name != OWN_SAMPLES,
     )
+    return replace(task, grid=replace(task.grid, recompute=grid.recompute))
 
 
 def of_rows(

@@ -35,11 +35,14 @@ class Grid:
         levels: noise levels, rising.
         ids: sample ids.
         batch_size: cells of the grid in one forward.
+        recompute: inner tensors are not kept, but made again, see ``probe.recompute``. None: once
+            memory runs out; False: never.
     """
 
     levels: tuple[float, ...]
     ids: tuple[int, ...]
     batch_size: int
+    recompute: bool | None = None
 
     @property
     def cells(self) -> int:

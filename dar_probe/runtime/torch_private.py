@@ -1,13 +1,15 @@
-"""The two places where torch is asked what its public interface does not tell."""
+"""The three places where torch is asked what its public interface does not tell."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.profiler import profile
 from torch.utils import checkpoint as checkpointing
 
 NON_REENTRANT = "_checkpoint_without_reentrant_generator"
+_OWN = getattr(checkpointing, NON_REENTRANT)
 
 
 def memory_events(profiler: profile) -> list[int]:
@@ -19,6 +21,34 @@ def memory_events(profiler: profile) -> list[int]:
     every: list[Any] = profiler.profiler.kineto_results.events()
     events = [event for event in every if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]
+
+
+def made_again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function whose inner tensors are not kept, but made again in the backward, to its end.
+
+    It works within ``without_checkpointing``, which holds for what the function itself calls; modes
+    that meet torch's functions meet those of the function alone.
+    """
+    outside = getattr(checkpointing, NON_REENTRANT)
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        setattr(checkpointing, NON_REENTRANT, outside)
+        with torch._C._EnableTorchFunction():
+            return function(*args, **kwargs)
+
+    setattr(checkpointing, NON_REENTRANT, _OWN)
+    try:
+        with torch._C.DisableTorchFunction(), checkpointing.set_checkpoint_early_stop(False):
+            return checkpointing.checkpoint(within, *args, use_reentrant=False, **kwargs)
+    finally:
+        setattr(checkpointing, NON_REENTRANT, outside)
+
+
+@contextmanager
+def unmet() -> Iterator[None]:
+    """Let no mode meet the functions of torch that run within."""
+    with torch._C.DisableTorchFunction():
+        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ ROWS = {
     ],
     "memory": ["residual", "dynamic"],
     "precision": ["rms", "grad_rms", "cosine", "write_rms", "gate", "query_share", "write_lost"],
+    "recompute": ["2 x 64, 16 tokens", "4 x 64, 16 tokens"],
     "routing": [
         "residual", "static S=4", "static+t S=4", "dynamic S=4", "static dense", "static+t dense",
         "dynamic dense", "AttnRes", "naive static S=4", "naive static dense",

@@ -15,6 +15,7 @@ import dar_probe as dp
 from dar_probe.probe import bench, module_plan, nnsight_engine
 from dar_probe.probe.grid import walk
 from dar_probe.probe.options import GridOptions, ModuleOptions
+from dar_probe.probe.recompute import Careful
 from tests.helpers import process
 from tests.test_audit import Stack, batch
 
@@ -58,7 +59,8 @@ def ablated(model, engine):
 
 def walked(model):
     task = planned(model)
-    return walk(task.subject, task.grid, task.batch, task.loss, engine=nnsight_engine.forward)
+    careful = Careful(nnsight_engine.forward, task.subject, recompute=False)
+    return walk(task.subject, task.grid, task.batch, task.loss, careful=careful)
 
 
 def traced(model):
