@@ -71,7 +71,7 @@ def _sd3(header: Header) -> tuple[dict[str, Any], list[str]]:
         said.append(f"its heads have {SD3_HEAD} channels, as in every released SD3")
     most = math.isqrt(header.shape("pos_embed", 3)[1])
     sample = min(SD3_SAMPLE, most * patch)
-    said.append(f"samples of {sample} x {sample} are assumed: no shape tells their size")
+    said.append(f"samples of {sample} x {sample}: no shape tells their size")
     dual = (
         k for k in range(depth) if f"joint_blocks.{k}.x_block.attn2.qkv.weight" in header.shapes
     )
