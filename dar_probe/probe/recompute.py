@@ -91,6 +91,8 @@ class Careful:
             except UsageError:
                 raise error from None
         self.recomputes = True
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return work(self.engine)
 
 
