@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.layout import PLAIN, Layout
@@ -168,16 +168,17 @@ def trace(
     if not expected:
         return watch.found
     with ExitStack() as stack:
-        stack.enter_context(_watched(model, watch.enter, watch.leave))
         for module in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(module))
+        stack.enter_context(_watched(model, watch.enter, watch.leave))
         if operations:
             visits = {
                 call: [(one, partial(watch.take, one)) for one in found]
                 for call, found in operations.items()
             }
             stack.enter_context(Visited(visits).watching())
-        output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
+        args, kwargs = entering(args, kwargs)
+        output = model(*args, **kwargs)
     watch.found.output = innermost(output)
     return watch.found
 
