@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.homes import Home, Homes
@@ -101,6 +103,7 @@ class Trace:
         single: calls that returned one tensor, in no tuple.
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
+        attended: where scaled dot-product attention ran, as positions in ``calls``.
         output: of the model, its first tensor.
     """
 
@@ -112,6 +115,7 @@ class Trace:
     single: set[int] = field(default_factory=set)
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
+    attended: list[int] = field(default_factory=list)
     output: Tensor | None = None
 
     @property
@@ -177,6 +181,7 @@ def trace(
                 for call, found in operations.items()
             }
             stack.enter_context(Visited(visits).watching())
+        stack.enter_context(_Attention(watch.found))
         args, kwargs = entering(args, kwargs)
         output = model(*args, **kwargs)
     watch.found.output = innermost(output)
@@ -318,6 +323,19 @@ class _Watch:
             and layout.fits(value)
             and min(layout.take(value).shape[1:]) > 1
         )
+
+
+class _Attention(TorchFunctionMode):
+    """Notes where attention runs, whatever the module that runs it is called."""
+
+    def __init__(self, found: Trace) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self._found.attended.append(len(self._found.calls))
+        return func(*args, **(kwargs or {}))
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
