@@ -48,9 +48,12 @@ def kind_of(
     if "mlp" in words or "feed" in words or len(outermost) > 1:
         return "parallel"  # several branches behind one norm
     crossed = [at for at in attention if at in found.crossed]
-    if "cross" in words or any(_of_another_stream(found, links[:-1], at) for at in crossed):
+    if "cross" in words:
         return "cross_attention"
-    return "attention"
+    if not any(_of_another_stream(found, links[:-1], at) for at in crossed):
+        return "attention"
+    # What attends to its own tokens may get more of them besides, such as values of an embedding.
+    return "attention" if _mixes(found, links[-2], links[-1], 1) else "cross_attention"
 
 
 def _attentions(text: dict[int, str]) -> list[int]:

@@ -311,7 +311,8 @@ def _before(
     """Return what the block before ``read`` handed on: call, element, place, fresh.
 
     The stream is handed on as it is, or with something added. Where it is rewritten instead, what
-    entered the block is taken for the old stream, unless ``strict``.
+    entered the block is taken for the old stream, or the only state that went into the new one,
+    unless ``strict``.
     """
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
@@ -336,6 +337,14 @@ def _before(
             tokens = layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
+    for passed in earlier:  # the model itself may scale or mix the stream between two blocks
+        led = [
+            item
+            for item, (gave, _) in passed.states().items()
+            if gave.shape == read.value.shape and depends(read.value, gave, trace.layout)
+        ]
+        if led:
+            return (passed, led[0], place, False) if len(led) == 1 else None
     return None
 
 
