@@ -19,7 +19,8 @@ def kind_of(
     """Return "attention", "cross_attention", "mlp", "parallel", or "mixer".
 
     A mixer carries something from token to token and is no attention, by name or by the function
-    that it calls, as in Mamba. What convolutions carry to neighbours alone makes no mixer of an MLP.
+    that it calls, as in Mamba. What convolutions carry to neighbours alone makes no mixer of an
+    MLP.
 
     Args:
         found: the traced forward.
@@ -53,16 +54,14 @@ def kind_of(
     if not any(_of_another_stream(found, links[:-1], at) for at in crossed):
         return "attention"
     # What attends to its own tokens may get more of them besides, such as values of an embedding.
-    return "attention" if _mixes(found, links[-2], links[-1], 1) else "cross_attention"
+    return "attention" if _mixes(found, links[-2], links[-1], 1, strict=True) else "cross_attention"
 
 
 def _attentions(text: dict[int, str]) -> list[int]:
     return [at for at, words in text.items() if "attention" in words or "attn" in words]
 
 
-def _aside(
-    found: Trace, link: Link, following: Link, called: dict[int, nn.Module]
-) -> set[int]:
+def _aside(found: Trace, link: Link, following: Link, called: dict[int, nn.Module]) -> set[int]:
     """Return the calls from which nothing is written, such as those of the text beside an image."""
     cuts = [one for one in _cuts(found, link, following) if one.operation is None]
     asked, left = [_after(link, following)], cuts
@@ -125,10 +124,11 @@ def _reached(convolutions: Sequence[nn.Conv1d | nn.Conv2d | nn.Conv3d]) -> int:
     return math.prod(axes.values())
 
 
-def _mixes(found: Trace, link: Link, following: Link, near: int) -> bool:
+def _mixes(found: Trace, link: Link, following: Link, near: int, *, strict: bool = False) -> bool:
     """Tell whether what is written to the last token depends on most of the others.
 
     Where ``near`` tokens may be its neighbours through convolutions, it must be on more than these.
+    Tokens of another stream may be as many: with ``strict`` the way back must end at the read.
     """
     read = link.read
     assert read is not None
@@ -149,7 +149,8 @@ def _mixes(found: Trace, link: Link, following: Link, near: int) -> bool:
             met[id(one)] |= new
             if new.any() and one.value.requires_grad and one is not read:
                 asked.append(one.tokens[:, new])
-    reached = torch.stack(list(met.values())).any(0)[link.tokens]
+    sure = [met[id(read)]] if strict else list(met.values())
+    reached = torch.stack(sure).any(0)[link.tokens]
     others = int(reached[:-1].sum())
     return len(reached) > 2 and others > (len(reached) - 1) / 2 and others >= near
 

@@ -23,6 +23,8 @@ from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements
 
+Judge = Callable[[Any], Tensor]  # the loss of an output
+
 
 class State(NamedTuple):
     """A tensor of one sample, and which of its axes are what."""
@@ -104,7 +106,7 @@ class Trace:
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
         attended: where scaled dot-product attention ran, as positions in ``calls``.
-        output: of the model, its first tensor.
+        output: of the model, the first tensor that the loss depends on.
     """
 
     layouts: tuple[Layout, ...]
@@ -158,13 +160,14 @@ def trace(
     wanted: set[nn.Module] | None = None,
     layouts: tuple[Layout, ...] = (PLAIN,),
     operations: dict[Call, list[Operation]] | None = None,
+    judge: Judge | None = None,
 ) -> Trace:
     """Watch one forward of one sample with every branch cut off.
 
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
     Features are on the last axis of what they read, whatever else ``layouts`` say. ``operations``
-    are cut off, too.
+    are cut off, too. ``judge`` tells which of several outputs counts; left out, it is the first.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
     begins = unnormed if wanted is None else wanted
@@ -184,7 +187,8 @@ def trace(
         stack.enter_context(_Attention(watch.found))
         args, kwargs = entering(args, kwargs)
         output = model(*args, **kwargs)
-    watch.found.output = innermost(output)
+    chosen = _judged(output, judge)
+    watch.found.output = innermost(output) if chosen is None else chosen
     return watch.found
 
 
@@ -299,17 +303,17 @@ class _Watch:
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
-        """Return an output as (1, T, D) if it is as wide as the stream, else None."""
+        """Return an output as (1, T, D) if it is as wide as a state of the block, else None."""
         found = self.found
         given = found.passed[-1].given
         lies = ((v, found.lies(v)) for v in given)
-        width = next((v.shape[how.features] for v, how in lies if how is not None), None)
-        if value is None or width is None:
+        widths = {v.shape[how.features] for v, how in lies if how is not None}
+        if value is None:
             return None
         for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
-            if layout.fits(value) and value.shape[layout.features] == width:
+            if layout.fits(value) and value.shape[layout.features] in widths:
                 return layout.take(value)
-        if value.ndim > 3 and value.shape[1] == width:
+        if value.ndim > 3 and value.shape[1] in widths:
             return value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
         return None
 
@@ -364,15 +368,30 @@ def first_tensor(values: Any) -> Tensor | None:
 
 def innermost(output: Any) -> Tensor | None:
     """Return the first tensor of an output, in whatever it is packed."""
+    return next(tensors_in(output), None)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output in order, in whatever it is packed."""
     if isinstance(output, Tensor):
-        return output
+        yield output
+        return
     if isinstance(output, dict):
         output = list(output.values())
     elif is_dataclass(output) and not isinstance(output, type):
         output = [getattr(output, part.name) for part in fields(output)]
-    if not isinstance(output, tuple | list):
+    if isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_in(part)
+
+
+def _judged(output: Any, judge: Judge | None) -> Tensor | None:
+    """Return the first of several tensors of an output that the loss depends on."""
+    several = [value for value in tensors_in(output) if value.requires_grad]
+    if judge is None or len(several) < 2 or not (loss := judge(output)).requires_grad:
         return None
-    return next((v for v in map(innermost, output) if v is not None), None)
+    slopes = torch.autograd.grad(loss.sum(), several, retain_graph=True, allow_unused=True)
+    return next((v for v, slope in zip(several, slopes, strict=True) if slope is not None), None)
 
 
 def _replace(
@@ -392,7 +411,8 @@ def _look(
     """Return the modules within blocks whose first input no norm inside of them reads; and calls.
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
-    those that hand the stream on as it is, such as dropout, are left alone. The modules are
+    those that hand the stream on as it is, such as dropout, alone or beside what reads it, are left
+    alone. The modules are
     those with which calls of blocks begin, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
@@ -415,7 +435,8 @@ def _look(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _, value = running.pop()
         homes.leave(module)
-        if module in inside and not is_norm(module) and output is not value:
+        hands_on = any(part is value for part in elements(output).values())
+        if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 
     with _watched(model, enter, leave), torch.no_grad():
