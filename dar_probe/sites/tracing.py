@@ -21,7 +21,7 @@ from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.operations import Call, Operation, Visited
-from dar_probe.sites.packing import Item, elements
+from dar_probe.sites.packing import Item, elements, leaves
 
 Judge = Callable[[Any], Tensor]  # the loss of an output
 
@@ -73,8 +73,8 @@ class Passed:
     ``module`` is what returned ``gave``, in its ``call``: the block, or the last one in a list of
     modules.
 
-    ``gave`` has the tensors by their position or name; None is the output itself. ``versions`` and
-    ``layouts`` are theirs, as for a read.
+    ``gave`` has the tensors by their place in the output; None is the output itself. ``versions``
+    and ``layouts`` are theirs, as for a read.
     """
 
     home: Home
@@ -290,7 +290,7 @@ class _Watch:
         passed.call = sum(ran is module for ran, _ in found.calls[:at])
         passed.gave = {
             item: value
-            for item, value in parts.items()
+            for item, value in leaves(output).items()
             if isinstance(value, Tensor)
             and (value.ndim >= 3 or found.lies(value) is not None)
             and value.requires_grad
