@@ -27,7 +27,6 @@ from dar_probe.models import (
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family
-from dar_probe.sites.layout import Inputs
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
@@ -109,7 +108,7 @@ def find(
     readers: str | None = None,
     live_only: bool = False,
     axes: str | None = None,
-    two: Callable[[], Inputs] | None = None,
+    asked: discover.Asked | None = None,
 ) -> Subject:
     """Name the sites of any module: known families by their file, others by discovery.
 
@@ -121,5 +120,5 @@ def find(
         return sit_family.subject(module)
     return discover.discover(
         module, args, kwargs,
-        blocks=blocks, readers=readers, live_only=live_only, axes=axes, two=two,
+        blocks=blocks, readers=readers, live_only=live_only, axes=axes, asked=asked,
     )  # fmt: skip

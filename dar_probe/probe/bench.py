@@ -32,7 +32,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.torch_private import memory_events
-from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.autograd_entry import entering, entrance, with_grad
 from dar_probe.sites.subject import Subject
 
 WARM_UPS = 2
@@ -139,7 +139,7 @@ def floor(work: Workload) -> Callable[[], object]:
     Where only the first block can be reached, the backward ends at what it reads. To be called
     under ``untouched``, like ``probe``.
     """
-    args, kwargs = work.batch(work.ids, work.levels)
+    args, kwargs = entering(*work.batch(work.ids, work.levels))
     block = work.subject.entrance
 
     def run_from_block() -> object:

@@ -20,7 +20,7 @@ from dar_probe.probe.options import GridOptions, Levels, ModuleOptions, sort
 from dar_probe.probe.recorder import frozen
 from dar_probe.probe.user_functions import batch_of, loss_of
 from dar_probe.runtime.ranks import leads
-from dar_probe.sites.autograd_entry import with_grad
+from dar_probe.sites.autograd_entry import entering
 from dar_probe.sites.listing import writing
 from dar_probe.sites.unwrap import unwrap
 
@@ -142,8 +142,7 @@ class Probe:
         Raises:
             UsageError: no such noise level.
         """
-        args, kwargs = self._batch(*self._cells(noise_level, ids))
-        return (*map(with_grad, args[:1]), *args[1:]), kwargs
+        return entering(*self._batch(*self._cells(noise_level, ids)))
 
     def trace(self, noise_level: float, ids: Sequence[int] | None = None) -> Any:
         """Return nnsight's tracer of one forward of samples ``ids`` at ``noise_level``.

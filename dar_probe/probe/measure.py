@@ -13,7 +13,7 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Visitor
-from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.subject import Subject
 
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
@@ -112,7 +112,7 @@ def record(
     start = nullcontext() if subject.entrance is None else entrance(subject.entrance)
     recorder = Recorder(subject)
     with start:
-        output = engine(recorder, (*map(with_grad, args[:1]), *args[1:]), kwargs)
+        output = engine(recorder, *entering(args, kwargs))
     recorder.check()
     if recorder.reads[0].ndim != 3 or len(recorder.reads[0]) != len(sample_ids):
         raise ProbeError(

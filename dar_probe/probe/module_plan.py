@@ -23,6 +23,7 @@ from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
 from dar_probe.probe.user_functions import batch_of, check_batch, check_loss, loss_of, tensors
 from dar_probe.runtime.checks import check_counts
+from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.tracing import innermost
@@ -166,12 +167,23 @@ def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float
     assert options.batch is not None
     with untouched(module):
         # What a level scales may well vanish at the lowest one.
-        first = _inputs(module, options.batch, levels[len(levels) // 2])
+        level = levels[len(levels) // 2]
+        loss = None if options.loss is None else loss_of(options.loss, module)
+        first = _inputs(module, options.batch, level)
         subject = registry.find(
             module, *first, blocks=options.blocks, readers=options.readers, axes=options.layout,
-            two=partial(_inputs, module, options.batch, levels[len(levels) // 2], 2),
+            asked=Asked(
+                two=partial(_inputs, module, options.batch, level, 2),
+                judge=None if loss is None else partial(_loss_of_one, loss, level),
+            ),
         )  # fmt: skip
     return replace(subject, facts={**subject.facts, "fresh": freshness(module)})
+
+
+def _loss_of_one(loss: Loss, level: float, output: Any) -> Tensor:
+    only, levels = torch.arange(1), torch.full((1,), level, dtype=torch.float64)
+    check_loss(loss, output, only, levels)
+    return loss(output, only, levels)
 
 
 @torch.no_grad()

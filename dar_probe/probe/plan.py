@@ -37,6 +37,7 @@ from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
+from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
 from dar_probe.sites.layout import Inputs
 from dar_probe.sites.listing import describe
@@ -367,7 +368,7 @@ def of_rows(
 
 def _discover(loaded: Loaded, inputs: Inputs, two: Callable[[], Inputs]) -> Subject:
     """Find the sites of a model that no family's file describes, on the tokens of its samples."""
-    found = registry.find(loaded.model, *inputs, live_only=True, two=two)
+    found = registry.find(loaded.model, *inputs, live_only=True, asked=Asked(two=two))
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {
         **found.facts,

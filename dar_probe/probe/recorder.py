@@ -343,6 +343,8 @@ def _restore(
         parameter.requires_grad_(requires_grad)
     for module, name, buffer, value in buffers:
         module._buffers[name] = buffer
+        if buffer.is_leaf and not value.requires_grad:
+            buffer.requires_grad_(False)  # a first block may read a buffer, where autograd starts
         if not torch.equal(buffer, value):  # a forward may count or cache, in eval mode too
             with torch.no_grad():
                 buffer.copy_(value)

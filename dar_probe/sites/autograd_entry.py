@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 @contextmanager
 def entrance(block: nn.Module) -> Iterator[None]:
-    """Let autograd record from the first block on, where nothing before it requires grad."""
+    """Let autograd record from the first block on, where nothing before it requires grad.
 
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple(map(with_grad, args)), {name: with_grad(v) for name, v in kwargs.items()}
+    What the model itself holds requires grad then, not a copy: the model may use it again beside
+    the block, as the residual addition outside of a block or a long skip does. Call the model on
+    ``entering`` arguments, so that those are no tensors of the caller.
+    """
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if _unrecorded(value):
+                value.requires_grad_()
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -23,8 +28,19 @@ def entrance(block: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+def entering(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments that are not the caller's own tensors; the first one requires grad."""
+    others = (v.detach() if _unrecorded(v) else v for v in args[1:])
+    named = {name: v.detach() if _unrecorded(v) else v for name, v in kwargs.items()}
+    return (*map(with_grad, args[:1]), *others), named
+
+
 def with_grad(value: Any) -> Any:
     """Return floating tensors outside any graph as leaves that require grad."""
-    if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
-        return value.detach().requires_grad_()
-    return value
+    return value.detach().requires_grad_() if _unrecorded(value) else value
+
+
+def _unrecorded(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad

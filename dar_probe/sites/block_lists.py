@@ -27,9 +27,7 @@ def members(model: nn.Module) -> list[nn.Module]:
         of modules itself runs as long as these do; none where there is no such list.
     """
     lists = {
-        name: list(module.children())
-        for name, module in model.named_modules()
-        if isinstance(module, LISTS)
+        name: _filled(module) for name, module in model.named_modules() if isinstance(module, LISTS)
     }
     by_norm = {
         name: found
@@ -74,9 +72,26 @@ def members(model: nn.Module) -> list[nn.Module]:
 
 
 def _holds_stages(found: list[nn.Module]) -> bool:
-    """Tell whether the members of a list are lists of blocks: stages, each of one kind."""
-    stages = [list(one.children()) for one in found if type(one) is nn.ModuleList]
+    """Tell whether the members of a list are lists of blocks: stages, each of one kind.
+
+    One that runs its members itself may as well be a block of two residuals, of one norm each.
+    """
+    stages = [
+        _filled(one)
+        for one in found
+        if uncalled(one)
+        or (isinstance(one, nn.ModuleList) and min(map(_norms, _filled(one)), default=0) > 1)
+    ]
     return bool(stages) and all(len(set(map(type, one))) == 1 for one in stages)
+
+
+def _norms(module: nn.Module) -> int:
+    return sum(map(is_norm, module.modules()))
+
+
+def _filled(module: nn.Module) -> list[nn.Module]:
+    """Return the members of a list but those that hold a place."""
+    return [child for child in module.children() if not isinstance(child, nn.Identity)]
 
 
 def _without_dicts(

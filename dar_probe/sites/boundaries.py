@@ -153,6 +153,13 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
                 "to the stream outside of it",
                 hint="let each block return x + f(norm(x)), or end in a norm",
             )
+        if _adds_up(found, call, following):
+            raise ProbeError(
+                f"nothing can be measured between the blocks: {why}, and a "
+                f"{type(following.home[0]).__name__} adds up two states that the block before "
+                "handed on: the stream is their sum, which stands nowhere",
+                hint="add them before the norm: norm(x + residual), not norm(x, residual)",
+            )
     shapes = {call.given[0].shape for call in passed}
     shapes.add(next(iter(passed[-1].gave.values())).shape)
     if len(shapes) > 1:
@@ -160,6 +167,24 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
             f"nothing can be compared between the blocks: {why}, and states change their shape",
             hint="name blocks of one shape with --blocks",
         )
+
+
+def _adds_up(found: Trace, call: Passed, following: Passed) -> bool:
+    """Tell whether a block returns the sum, and more, of two states that the one before gave."""
+    states = [v for v in following.given if any(v is gave for gave in call.gave.values())]
+    # A norm that adds up by itself is cut off where it begins.
+    forms = [
+        [value, *(r.cut for r in found.reads if r.value is value and r.home == following.home)]
+        for value in states
+    ]
+    for state in following.states().values():
+        met = [
+            stream_detection.match_tokens(state, [State(v, state.layout) for v in same])
+            for same in forms
+        ]
+        if sum(any(match is not None for match in matches) for matches in met) > 1:
+            return True
+    return False
 
 
 def facts(model: nn.Module, depth: int, state: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ between the blocks are all that can be measured.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -30,10 +30,24 @@ from dar_probe.sites.subject import (
     View,
     offered_by_addition,
 )
-from dar_probe.sites.tracing import Read, Trace, is_norm, trace
+from dar_probe.sites.tracing import Judge, Read, Trace, is_norm, trace
 from dar_probe.sites.unwrap import plain_name
 
 S = TypeVar("S", Reader, Source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What discovery asks the caller where one forward leaves it open.
+
+    Attributes:
+        two: returns args and kwargs of this sample and another one, which tell the axis of samples
+            where it is not the first.
+        judge: returns the loss of an output of this sample, which tells what of it counts.
+    """
+
+    two: Callable[[], Inputs] | None = None
+    judge: Judge | None = None
 
 
 def discover(
@@ -45,7 +59,7 @@ def discover(
     readers: str | None = None,
     live_only: bool = False,
     axes: str | None = None,
-    two: Callable[[], Inputs] | None = None,
+    asked: Asked | None = None,
 ) -> Subject:
     """Name the sites of ``model`` from one forward of one sample on ``args`` and ``kwargs``.
 
@@ -61,8 +75,7 @@ def discover(
             and every branch without one.
         live_only: measure only the tokens that the output comes from, not e.g. padding.
         axes: of the states between blocks, such as "T N D", see ``layout.parse``. Default: found.
-        two: returns args and kwargs of this sample and another one, which tell the axis of samples
-            where it is not the first.
+        asked: what the caller can be asked about its samples and its loss.
 
     Raises:
         ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
@@ -71,14 +84,16 @@ def discover(
     named_axes = None if axes is None else layout.parse(axes)
     own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
-    found = trace(model, args, kwargs, own, wanted)
+    asked = asked or Asked()
+    judge, two = asked.judge, asked.two
+    found = trace(model, args, kwargs, own, wanted, judge=judge)
     how: tuple[Layout, ...] = (PLAIN,)
     if named_axes is not None and (states := _states(found)):
         how = (named_axes.of(states),)
     elif two is not None and own and not _plain(found):
         how = layout.find(model, own, (args, kwargs), two())
     if how[0].last != PLAIN:
-        found = trace(model, args, kwargs, own, wanted, tuple(one.last for one in how))
+        found = trace(model, args, kwargs, own, wanted, tuple(one.last for one in how), judge=judge)
     if not own or (len(found.passed) == 1 and not blocks):
         raise ProbeError(
             "no stack of blocks was found in the module",
@@ -110,7 +125,7 @@ def discover(
         called, norms = {b for b in own if not uncalled(b)}, set(filter(is_norm, model.modules()))
         begun = operations.find(model, args, kwargs, called, norms)
         try:
-            second = trace(model, args, kwargs, own, wanted, how, begun) if begun else found
+            second = trace(model, args, kwargs, own, wanted, how, begun, judge) if begun else found
             links, aside = _followed(second, live_only)
         except NoStream:
             return _with_blind(by_block(model, found, str(error), stated), found)

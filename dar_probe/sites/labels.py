@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.sites.stream_detection import Link, depends
-from dar_probe.sites.tracing import Trace
+from dar_probe.sites.tracing import Read, Trace
 
 BESIDE = ("norm", "drop", "layernorm", "ln_", "scale", "gate")  # what serves an attention
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -18,8 +18,9 @@ def kind_of(
 ) -> str:
     """Return "attention", "cross_attention", "mlp", "parallel", or "mixer".
 
-    A mixer carries something from token to token and is no attention by name, as in Mamba. What
-    convolutions carry to neighbours alone makes no mixer of an MLP.
+    A mixer carries something from token to token and is no attention, by name or by the function
+    that it calls, as in Mamba. What convolutions carry to neighbours alone makes no mixer of an
+    MLP.
 
     Args:
         found: the traced forward.
@@ -28,10 +29,17 @@ def kind_of(
         names: theirs, within the block.
     """
     text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
-    attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
+    attention = _attentions(text)
+    if attention and (aside := _aside(found, links[-2], links[-1], called)):
+        called = {at: module for at, module in called.items() if at not in aside}
+        text = {at: text[at] for at in called}
+        attention = _attentions(text)
     if not attention:
         near = _reached([m for m in called.values() if isinstance(m, CONVOLUTIONS)])
-        return "mixer" if _mixes(found, links[-2], links[-1], near) else "mlp"
+        if not _mixes(found, links[-2], links[-1], near):
+            return "mlp"
+        if not _attends(found, links[-2], links[-1]):
+            return "mixer"
     outermost = {
         names[called[at]]
         for at in attention
@@ -41,9 +49,55 @@ def kind_of(
     if "mlp" in words or "feed" in words or len(outermost) > 1:
         return "parallel"  # several branches behind one norm
     crossed = [at for at in attention if at in found.crossed]
-    if "cross" in words or any(_of_another_stream(found, links[:-1], at) for at in crossed):
+    if "cross" in words:
         return "cross_attention"
-    return "attention"
+    if not any(_of_another_stream(found, links[:-1], at) for at in crossed):
+        return "attention"
+    # What attends to its own tokens may get more of them besides, such as values of an embedding.
+    return "attention" if _mixes(found, links[-2], links[-1], 1, strict=True) else "cross_attention"
+
+
+def _attentions(text: dict[int, str]) -> list[int]:
+    return [at for at, words in text.items() if "attention" in words or "attn" in words]
+
+
+def _aside(found: Trace, link: Link, following: Link, called: dict[int, nn.Module]) -> set[int]:
+    """Return the calls from which nothing is written, such as those of the text beside an image."""
+    cuts = [one for one in _cuts(found, link, following) if one.operation is None]
+    asked, left = [_after(link, following)], cuts
+    for value in asked:
+        if not value.requires_grad or not left:
+            continue
+        slopes = torch.autograd.grad(
+            value, [one.cut for one in left], _probe(value), retain_graph=True, allow_unused=True
+        )
+        met = [one for one, slope in zip(left, slopes, strict=True) if slope is not None]
+        left = [one for one in left if one not in met]
+        asked += [one.value for one in met if one is not link.read]
+    return {one.at for one in left} & set(called)
+
+
+def _attends(found: Trace, link: Link, following: Link) -> bool:
+    """Tell whether a branch calls the function of attention, in a module of another name."""
+    assert link.read is not None
+    stop = following.read.at if following.read is not None else len(found.calls)
+    return any(link.read.at < at <= stop for at in found.attended)
+
+
+def _after(link: Link, following: Link) -> Tensor:
+    """Return the stream after a write."""
+    if following.read is None or (following.came is not None and following.block != link.block):
+        assert following.came is not None
+        return following.came.value
+    return following.read.tokens[:, following.tokens]
+
+
+def _cuts(found: Trace, link: Link, following: Link) -> list[Read]:
+    """Return the reads of a branch: it is cut off wherever one of its modules begins."""
+    read = link.read
+    assert read is not None
+    stop = following.read.at if following.read is not None else len(found.calls)
+    return [one for one in found.reads if one.home == read.home and read.at <= one.at < stop]
 
 
 def _of_another_stream(found: Trace, links: Sequence[Link], at: int) -> bool:
@@ -70,24 +124,18 @@ def _reached(convolutions: Sequence[nn.Conv1d | nn.Conv2d | nn.Conv3d]) -> int:
     return math.prod(axes.values())
 
 
-def _mixes(found: Trace, link: Link, following: Link, near: int) -> bool:
+def _mixes(found: Trace, link: Link, following: Link, near: int, *, strict: bool = False) -> bool:
     """Tell whether what is written to the last token depends on most of the others.
 
     Where ``near`` tokens may be its neighbours through convolutions, it must be on more than these.
+    Tokens of another stream may be as many: with ``strict`` the way back must end at the read.
     """
     read = link.read
     assert read is not None
-    if following.read is None or (following.came is not None and following.block != link.block):
-        assert following.came is not None
-        after: Tensor = following.came.value
-    else:
-        after = following.read.tokens[:, following.tokens]
-    last = after[:, -1]
+    last = _after(link, following)[:, -1]
     if not last.requires_grad:
         return False
-    # A branch is cut off wherever one of its modules begins: the way back leads over all of them.
-    stop = following.read.at if following.read is not None else len(found.calls)
-    cuts = [one for one in found.reads if one.home == read.home and read.at <= one.at < stop]
+    cuts = _cuts(found, link, following)  # the way back leads over all of them
     whole = read.tokens.shape[1]
     asked, met = [last], {id(one): torch.zeros(whole, dtype=torch.bool) for one in cuts}
     for value in asked:
@@ -101,7 +149,8 @@ def _mixes(found: Trace, link: Link, following: Link, near: int) -> bool:
             met[id(one)] |= new
             if new.any() and one.value.requires_grad and one is not read:
                 asked.append(one.tokens[:, new])
-    reached = torch.stack(list(met.values())).any(0)[link.tokens]
+    sure = [met[id(read)]] if strict else list(met.values())
+    reached = torch.stack(sure).any(0)[link.tokens]
     others = int(reached[:-1].sum())
     return len(reached) > 2 and others > (len(reached) - 1) / 2 and others >= near
 

@@ -145,7 +145,9 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     lists, and the norms of more heads.
     """
     own = [link.read for link in links if link.read is not None]
-    taken = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
+    entered = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
+    begun = [read for read in trace.reads if read.home == own[0].home and read.at < own[0].at]
+    taken = [one for one in entered if _leads(own[0].value, [one], begun, trace.layout)]
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
@@ -195,12 +197,17 @@ def returns_what_is_added(passed: Passed, state: State, following: State) -> boo
 def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
     """Tell whether a tensor depends on what a call of a block returned, by modules between too."""
     between = [read for read in trace.reads if read.home is None and read.at >= passed.left]
-    goals, asked = list(passed.gave.values()), [later]
+    return _leads(later, list(passed.gave.values()), between, trace.layout)
+
+
+def _leads(later: Tensor, goals: list[Tensor], between: list[Read], layout: Layout) -> bool:
+    """Tell whether a tensor depends on one of the goals, if need be by what modules read."""
+    asked = [later]
     while asked:
         value = asked.pop()
-        if any(depends(value, goal, trace.layout) for goal in goals):
+        if any(value is goal or depends(value, goal, layout) for goal in goals):
             return True
-        through = [read for read in between if depends(value, read.cut, trace.layout)]
+        through = [read for read in between if depends(value, read.cut, layout)]
         between = [read for read in between if read not in through]
         asked += [read.value for read in through]
     return False
@@ -305,7 +312,8 @@ def _before(
 
     The stream is handed on as it is, or with something added; or it goes around the block as well,
     such as by a mask that keeps some tokens from it. Where it is rewritten instead, what entered
-    the block is taken for the old stream, unless ``strict``.
+    the block is taken for the old stream, or the only state that went into the new one, unless
+    ``strict``.
     """
     earlier = [passed for passed in reversed(trace.passed) if passed.left <= entered]
     for passed in earlier:
@@ -336,6 +344,14 @@ def _before(
             tokens = layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
             return passed, item, _Place(frame, 0), True
+    for passed in earlier:  # the model itself may scale or mix the stream between two blocks
+        led = [
+            item
+            for item, (gave, _) in passed.states().items()
+            if gave.shape == read.value.shape and depends(read.value, gave, trace.layout)
+        ]
+        if led:
+            return (passed, led[0], place, False) if len(led) == 1 else None
     return None
 
 

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from dar_probe.sites.autograd_entry import entrance, with_grad
+from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.operations import Call, Operation, Visited
-from dar_probe.sites.packing import Item, elements
+from dar_probe.sites.packing import Item, elements, leaves
+
+Judge = Callable[[Any], Tensor]  # the loss of an output
 
 
 class State(NamedTuple):
@@ -69,8 +73,8 @@ class Passed:
     ``module`` is what returned ``gave``, in its ``call``: the block, or the last one in a list of
     modules.
 
-    ``gave`` has the tensors by their position or name; None is the output itself. ``versions`` and
-    ``layouts`` are theirs, as for a read.
+    ``gave`` has the tensors by their place in the output; None is the output itself. ``versions``
+    and ``layouts`` are theirs, as for a read.
     """
 
     home: Home
@@ -101,7 +105,8 @@ class Trace:
         single: calls that returned one tensor, in no tuple.
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
-        output: of the model, its first tensor.
+        attended: where scaled dot-product attention ran, as positions in ``calls``.
+        output: of the model, the first tensor that the loss depends on.
     """
 
     layouts: tuple[Layout, ...]
@@ -112,6 +117,7 @@ class Trace:
     single: set[int] = field(default_factory=set)
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
+    attended: list[int] = field(default_factory=list)
     output: Tensor | None = None
 
     @property
@@ -154,13 +160,14 @@ def trace(
     wanted: set[nn.Module] | None = None,
     layouts: tuple[Layout, ...] = (PLAIN,),
     operations: dict[Call, list[Operation]] | None = None,
+    judge: Judge | None = None,
 ) -> Trace:
     """Watch one forward of one sample with every branch cut off.
 
     ``wanted`` are the modules to which the user limits what may read the stream; left out, these
     are all norms, and within blocks the outermost modules that no norm inside reads for.
     Features are on the last axis of what they read, whatever else ``layouts`` say. ``operations``
-    are cut off, too.
+    are cut off, too. ``judge`` tells which of several outputs counts; left out, it is the first.
     """
     unnormed, expected = _look(model, args, kwargs, blocks)
     begins = unnormed if wanted is None else wanted
@@ -168,17 +175,20 @@ def trace(
     if not expected:
         return watch.found
     with ExitStack() as stack:
-        stack.enter_context(_watched(model, watch.enter, watch.leave))
         for module in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(module))
+        stack.enter_context(_watched(model, watch.enter, watch.leave))
         if operations:
             visits = {
                 call: [(one, partial(watch.take, one)) for one in found]
                 for call, found in operations.items()
             }
             stack.enter_context(Visited(visits).watching())
-        output = model(*map(with_grad, args[:1]), *args[1:], **kwargs)
-    watch.found.output = innermost(output)
+        stack.enter_context(_Attention(watch.found))
+        args, kwargs = entering(args, kwargs)
+        output = model(*args, **kwargs)
+    chosen = _judged(output, judge)
+    watch.found.output = innermost(output) if chosen is None else chosen
     return watch.found
 
 
@@ -280,7 +290,7 @@ class _Watch:
         passed.call = sum(ran is module for ran, _ in found.calls[:at])
         passed.gave = {
             item: value
-            for item, value in parts.items()
+            for item, value in leaves(output).items()
             if isinstance(value, Tensor)
             and (value.ndim >= 3 or found.lies(value) is not None)
             and value.requires_grad
@@ -293,17 +303,17 @@ class _Watch:
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
     def _as_wide(self, value: Tensor | None) -> Tensor | None:
-        """Return an output as (1, T, D) if it is as wide as the stream, else None."""
+        """Return an output as (1, T, D) if it is as wide as a state of the block, else None."""
         found = self.found
         given = found.passed[-1].given
         lies = ((v, found.lies(v)) for v in given)
-        width = next((v.shape[how.features] for v, how in lies if how is not None), None)
-        if value is None or width is None:
+        widths = {v.shape[how.features] for v, how in lies if how is not None}
+        if value is None:
             return None
         for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
-            if layout.fits(value) and value.shape[layout.features] == width:
+            if layout.fits(value) and value.shape[layout.features] in widths:
                 return layout.take(value)
-        if value.ndim > 3 and value.shape[1] == width:
+        if value.ndim > 3 and value.shape[1] in widths:
             return value.flatten(2).transpose(1, 2)  # a convolution's (1, D, h, w)
         return None
 
@@ -317,6 +327,19 @@ class _Watch:
             and layout.fits(value)
             and min(layout.take(value).shape[1:]) > 1
         )
+
+
+class _Attention(TorchFunctionMode):
+    """Notes where attention runs, whatever the module that runs it is called."""
+
+    def __init__(self, found: Trace) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self._found.attended.append(len(self._found.calls))
+        return func(*args, **(kwargs or {}))
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
@@ -345,15 +368,30 @@ def first_tensor(values: Any) -> Tensor | None:
 
 def innermost(output: Any) -> Tensor | None:
     """Return the first tensor of an output, in whatever it is packed."""
+    return next(tensors_in(output), None)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output in order, in whatever it is packed."""
     if isinstance(output, Tensor):
-        return output
+        yield output
+        return
     if isinstance(output, dict):
         output = list(output.values())
     elif is_dataclass(output) and not isinstance(output, type):
         output = [getattr(output, part.name) for part in fields(output)]
-    if not isinstance(output, tuple | list):
+    if isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_in(part)
+
+
+def _judged(output: Any, judge: Judge | None) -> Tensor | None:
+    """Return the first of several tensors of an output that the loss depends on."""
+    several = [value for value in tensors_in(output) if value.requires_grad]
+    if judge is None or len(several) < 2 or not (loss := judge(output)).requires_grad:
         return None
-    return next((v for v in map(innermost, output) if v is not None), None)
+    slopes = torch.autograd.grad(loss.sum(), several, retain_graph=True, allow_unused=True)
+    return next((v for v, slope in zip(several, slopes, strict=True) if slope is not None), None)
 
 
 def _replace(
@@ -373,7 +411,8 @@ def _look(
     """Return the modules within blocks whose first input no norm inside of them reads; and calls.
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
-    those that hand the stream on as it is, such as dropout, are left alone. The modules are
+    those that hand the stream on as it is, such as dropout, alone or beside what reads it, are left
+    alone. The modules are
     those with which calls of blocks begin, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
@@ -396,7 +435,8 @@ def _look(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _, value = running.pop()
         homes.leave(module)
-        if module in inside and not is_norm(module) and output is not value:
+        hands_on = any(part is value for part in elements(output).values())
+        if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 
     with _watched(model, enter, leave), torch.no_grad():

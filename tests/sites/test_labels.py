@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.sites.test_written_otherwise import DEPTH, Attention, Block, D, Stack, audit, made, mlp
+from tests.sites.test_written_otherwise import (
+    DEPTH,
+    Attention,
+    Block,
+    D,
+    Stack,
+    T,
+    audit,
+    made,
+    mlp,
+)
 
 
 def kinds(model):
@@ -155,9 +165,37 @@ class CrossAttended(Block):
         return x + self.mlp(self.norm2(x))
 
 
+class WithValues(Block):
+    """Mixes values of an embedding, of as many tokens, into those of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.values = WithValue(), nn.Parameter(torch.randn(1, T, D))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x), self.values.expand(len(x), -1, -1))
+        return x + self.mlp(self.norm2(x))
+
+
+class WithValue(Attention):
+    def forward(self, x, values):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v + values))
+
+
+class CrossAttendedLong(CrossAttended):
+    """The text has as many tokens as the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = nn.Parameter(torch.randn(1, T, D))
+
+
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
+        (WithValues, ["attention", "mlp"]),
+        (CrossAttendedLong, ["attention", "cross_attention", "mlp"]),
         (HandedState, ["attention", "mlp"]),
         (Beside, ["attention", "mlp"]),
         (Recurrent, ["mixer", "mlp"]),

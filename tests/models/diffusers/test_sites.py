@@ -7,6 +7,7 @@ from torch import nn
 from dar_probe.models import registry
 from dar_probe.models.diffusers import inputs
 from dar_probe.probe.recorder import untouched
+from dar_probe.sites.discover import Asked
 from tests.models import check
 from tests.models.diffusers import others, tiny
 
@@ -61,7 +62,9 @@ def prepare(model, name, shape=None, *, samples=2, dtype=torch.float64):
     called = Called(model.to(dtype), call, samples)
     x = torch.randn(samples, *call.shape, dtype=dtype)
     with untouched(called):
-        return registry.find(called, (x[:1],), {}, live_only=True, two=lambda: ((x[:2],), {})), x
+        return registry.find(
+            called, (x[:1],), {}, live_only=True, asked=Asked(two=lambda: ((x[:2],), {}))
+        ), x
 
 
 def mean_square(output):
