@@ -17,7 +17,9 @@ from dar_probe.files.json_file import settings
 from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
-AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
+AVERAGES = frozenset(
+    {"ema", "emas", "shadow", "average", "averaged", "averages", "avg", "polyak", "target", "swa"}
+)
 SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
 # What trainers write beside the weights.
 OTHERS = re.compile(

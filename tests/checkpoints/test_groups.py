@@ -66,6 +66,27 @@ CONTAINERS = {
         {"model": RAW, "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": SHADOW}},
         "average but for pos_embed",
     ),
+    "a list called ema": ({"model": RAW, "ema": list(AVERAGE.values())}, "average"),
+    "a list that an optimizer keeps": (
+        {"state_dict": under("net.", RAW), "optimizer_states": [{"ema": tuple(SHADOW), "opt": {}}]},
+        "average but for pos_embed",
+    ),
+    "a list of averages": ({"model": RAW, "ema": [AVERAGE]}, "average"),
+    "an algorithm's state": (
+        {"state": {"model": under("dit.", RAW), "algorithms": [
+            ("EMA", {"ema_model": {"named_parameters_dict": under("dit.", AVERAGE)}})]}},
+        "average",
+    ),
+    "lightning's own averaging": (
+        {"state_dict": under("net.", AVERAGE), "current_model_state": under("net.", RAW),
+         "averaging_state": {"n_averaged": COUNT}},
+        "average",
+    ),
+    "raw among other models": ({"model": RAW, "best_model": AVERAGE}, "raw"),
+    "an optimizer's averages": (
+        {"net": RAW, "optimizer": {"state": {n: {"exp_avg": v} for n, v in AVERAGE.items()}}}, "raw"
+    ),
+    "weights and a step": ((RAW, 7), "raw"),
     "generator and critic": (
         {"generator": RAW, "generator_ema": AVERAGE, "critic": RAW}, "average"
     ),
@@ -140,7 +161,32 @@ def test_what_was_chosen_among_what_is_said():
     )
     assert choose({"ema": AVERAGE, "model": RAW}, "auto", "'x'").note == ""
     alone = choose({"state_dict": under("net.", RAW)}, "auto", "'x'").note
-    assert alone == "the raw weights 'state_dict.net' of the file; the file holds no average"
+    assert alone == "the weights 'state_dict.net' of the file; nothing in it is called an average"
+    assert choose({"model": RAW, "best": AVERAGE}, "auto", "'x'").note == (
+        "the weights 'model' of the file; beside it lie 'best' (raw); nothing in it is called an "
+        "average"
+    )
+    assert choose({"model": RAW, "ema": list(AVERAGE.values())}, "auto", "'x'").note.endswith(
+        "its list has no names, and takes those of the raw weights in their order"
+    )
+
+
+FLAT = torch.cat([value.flatten() for value in AVERAGE.values()])
+
+
+@pytest.mark.parametrize(
+    "average", [list(AVERAGE.items()), {"a": list(AVERAGE.items())}, {"flat": FLAT}, FLAT]
+)
+def test_raw_weights_never_stand_for_an_average_that_cannot_be_read(average):
+    with pytest.raises(CheckpointError, match="average under 'ema', but not as a state") as caught:
+        choose({"model": RAW, "ema": average}, "auto", "'x'")
+    assert "--weights model" in caught.value.hint
+    assert choose({"model": RAW, "ema": average}, "model", "'x'").label == "model"
+
+
+def test_a_list_of_averages_that_fits_no_model_is_refused():
+    with pytest.raises(CheckpointError, match="average without names .* in 'ema'"):
+        choose({"model": RAW, "ema": [*SHADOW, torch.zeros(3, 5)]}, "auto", "'x'")
 
 
 def test_models_that_nothing_tells_apart_are_refused():
