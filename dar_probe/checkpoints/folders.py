@@ -76,7 +76,7 @@ def model_file(path: str | Path) -> Path:
         for name in shards.without_shards(names)
         if (Path(name).suffix in SUFFIXES or shards.is_index(name)) and not OTHERS.search(name)
     ]
-    averages = [name for name in found if AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower()))]
+    averages = [name for name in found if is_average(name)]
     taken = averages or found
     if len(taken) > 1:
         parts = all(SHARD.search(name) for name in taken)
@@ -93,6 +93,11 @@ def model_file(path: str | Path) -> Path:
             hint="give the folder of a diffusers pipeline, its transformer folder, or a file",
         )
     return path / taken[0]
+
+
+def is_average(name: str) -> bool:
+    """Tell whether the name of a file has a word for an average over training."""
+    return bool(AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower())))
 
 
 def said_of(path: Path, file: Path) -> list[str]:

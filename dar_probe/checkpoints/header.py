@@ -1,6 +1,7 @@
 """What a file says before its weights are read: names, shapes and settings."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,21 @@ OTHERS = {
     "input_blocks.": "a U-Net layout",
     "y_embedder.y_proj.": "a layout that reads text, such as PixArt's and Open-Sora's",
     "stream.": "a routed dar-probe model without its settings",
+}
+
+# Parts that models have beside another one's, by their names, and what they are.
+TOKENS = {
+    r"\bcls_|_cls\b": "a class token beside the image's, as in REG",
+    r"\bregisters?\b|\bregister_tokens?\b|\breg_tokens?\b": "register tokens",
+}
+EXTRAS = {
+    **TOKENS,
+    r"\bbeta_embedder\b|\bt_embedder\.cond_proj\b": "an embedding of the guidance, as in GFT",
+    r"\b(w|cfg|guidance|scale|omega)_embed": "an embedding of the guidance",
+    r"\b(r|h|d|dt|delta_t|step)_embedder\b": "an embedding of a second time or of the step",
+    r"\b(text|txt|caption|context)_|\bcross_attn\b|\bcross_attention\b": "a condition beside "
+    "the class",
+    r"\bskip_(linear|norm|proj)": "skips between blocks",
 }
 
 
@@ -55,6 +71,13 @@ class Header:
         """Return the first setting with one of these names, at the top or one section below."""
         sections = [self.args, *(part for part in self.args.values() if isinstance(part, dict))]
         return next((part[n] for part in sections for n in names if part.get(n) is not None), None)
+
+    def extra(self, known: dict[str, str]) -> CheckpointError | None:
+        """Name the first part whose name is ``known`` as one that the rest can do without."""
+        for key in self.shapes:
+            if what := next((said for mark, said in known.items() if re.search(mark, key)), ""):
+                return self._unread(f"{quote(key)} belongs to {what}")
+        return None
 
     def unknown(self, culprit: str, what: str) -> CheckpointError:
         """Name the layout that the names resemble, or else the first culprit."""
@@ -102,6 +125,8 @@ class Header:
                 raise self.unknown(key, "missing")
         for key, shape in self.shapes.items():
             if key not in expected:
-                raise self.unknown(key, "unexpected")
+                what = next((said for mark, said in EXTRAS.items() if re.search(mark, key)), "")
+                part = f", part of {what}" if what else ""
+                raise self.unknown(key, f"unexpected{part}: without it this is another model")
             if shape != expected[key]:
                 raise self.misshapen(key, expected[key])

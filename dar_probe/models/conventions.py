@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.header import TOKENS, Header
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.text import quote
 
@@ -91,6 +91,8 @@ def side(header: Header, extras: int = 0) -> int:
     found = math.isqrt(max(tokens - extras, 0))
     if not found or found * found != tokens - extras:
         how = f"{extras} + {max(tokens - extras, 0)}" if extras else f"{tokens} of them"
+        if error := header.extra(TOKENS):
+            raise error
         raise CheckpointError(
             f"{header.shown} has no square grid of tokens: 'pos_embed' has {how}",
             hint="only models of square images are supported yet",
