@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from dar_probe.checkpoints.groups import Group, groups, unread_average
+from dar_probe.checkpoints.groups import SHADOW, Group, groups, unread_average
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -152,6 +152,12 @@ def _by_name(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any,
         raise CheckpointError(
             f"{shown} holds no {weights} weights, but {' and '.join(sets)}",
             hint="leave the choice of weights out",
+        )
+    if isinstance(content.get(SHADOW), list):
+        raise CheckpointError(
+            f"{shown} is an average without names ({len(content[SHADOW])} {SHADOW}), and the model "
+            "that it is of is not in it",
+            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state dict",
         )
     if OPTIMISER <= content.keys():
         raise CheckpointError(

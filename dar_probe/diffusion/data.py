@@ -409,7 +409,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         found = {"latents": arrays.read_array(file)}
         if beside.is_file():
             found["labels"] = arrays.read_array(beside)
-    elif file.suffix == ".pt":
+    elif file.suffix in (".pt", ".pth"):
         found = latents_folder.read_pt(file)
     elif file.suffix in (".h5", ".hdf5"):
         raise UsageError(
@@ -417,6 +417,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             hint="save rows of it as a .npz: latents, of each array the first half of its channels "
             "(the rest is the deviation), and labels, which are in its dataset.json",
         )
+    elif what := latents_folder.UNREAD.get(file.suffix):
+        raise UsageError(f"{file.name!r} is not read: it is {what}", hint=latents_folder.SAVE)
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",
