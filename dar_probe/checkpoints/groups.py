@@ -1,7 +1,7 @@
 """Every model that lies in a file's content, by its structure, and which of them are averages."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,6 +123,8 @@ def groups(content: Any, shown: str) -> list[Group]:
         )
     raws = [group for group in made if not group.average]
     for path, values in shadows if raws else ():
+        if 2 * _count(values) < _count(raws[0].state.values()):
+            continue  # averages of something else, such as losses
         state = _named(values, raws[0], shown, path[-1])
         lent = tuple(name for name, value in state.items() if value is raws[0].state[name])
         made.append(Group(path=path, state=state, average=True, lent=lent, unnamed=True))
@@ -177,6 +179,10 @@ def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]
             for name in raw.state.keys() - set(own):
                 del raw.state[name]
     return [*made, *found]
+
+
+def _count(values: Iterable[Any]) -> int:
+    return sum(value.numel() for value in values if isinstance(value, Tensor))
 
 
 def _squashed(name: str) -> str:

@@ -23,6 +23,7 @@ OPTIMISER = frozenset({"state", "param_groups"})  # what torch.optim has in its 
 # DDP and training frameworks at the front.
 _INNER = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _OUTER = {"module", "model"}
+FLAT = "_flat_param"
 
 
 class Chosen(NamedTuple):
@@ -199,6 +200,12 @@ def plain_names(found: dict[Any, Any], shown: str) -> dict[str, Any]:
         while len(parts) > 1 and parts[0] in _OUTER:
             del parts[0]
         name = ".".join(parts)
+        if parts[-1] == FLAT:
+            raise CheckpointError(
+                f"{shown} holds flat parameters of FSDP ({quote(key, 60)}), which have no shapes",
+                hint="save a full state dict: with FSDP.state_dict_type(model, "
+                "StateDictType.FULL_STATE_DICT): torch.save(model.state_dict(), FILE)",
+            )
         if name in state:
             raise CheckpointError(
                 f"{shown} has {quote(name)} twice, under different prefixes", hint=SAVE

@@ -2,7 +2,11 @@
 
 import argparse
 import collections
+import pathlib
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -294,3 +298,45 @@ def test_an_average_that_lacks_more_than_tables_is_refused(tmp_path):
     torch.save({"model": RAW, "ema": lacking}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="mlp.fc1"):
         load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        ({"model": RAW, "ema": AVERAGE, "args": argparse.Namespace(out=pathlib.Path("x"))}, "ema"),
+        ({"state_dict": under("net.", RAW), "hyper_parameters": {"lr": np.float64(0.1)}}, "model"),
+        ({"net_ema": AVERAGE, "net": RAW, "log": collections.defaultdict(list)}, "ema"),
+    ],
+)
+def test_the_line_that_saves_a_refused_file_again_keeps_its_average(tmp_path, content, label):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="it asks for") as caught:
+        reader.read(tmp_path / "x.pt")
+    line = caught.value.hint.split("if you trust its classes: ")[1]
+    for name, file in (("FILE", "x.pt"), ("NEW", "new.pt")):
+        line = line.replace(name, repr(str(tmp_path / file)))
+    subprocess.run([sys.executable, "-c", line], check=True)
+    found = reader.read(tmp_path / "new.pt")
+    assert found.weights == label
+    wanted = AVERAGE if label == "ema" else RAW
+    assert all(torch.equal(found.state[name], value) for name, value in wanted.items())
+
+
+def test_numbers_that_are_averages_of_something_else_are_no_weights():
+    losses = {"loss_avg": [torch.rand(()) for _ in range(9)], "target": [torch.zeros(3)]}
+    assert choose({"model": RAW, **losses}, "auto", "'x'").label == "model"
+    assert choose({"model": RAW, "ema": AVERAGE, **losses}, "auto", "'x'").state == AVERAGE
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "hint"),
+    [
+        ({"module": {name: torch.empty(0) for name in RAW}}, r"lacks the numbers", "zero_to_fp32"),
+        ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "flat parameters of FSDP", "FULL"),
+    ],
+)
+def test_weights_that_were_not_gathered_are_called_that(tmp_path, content, words, hint):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt"))
+    assert hint in caught.value.hint

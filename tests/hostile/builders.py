@@ -371,6 +371,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a billion entries": (_many_entries, "lists 1000000000 entries"),
     "whole module": (_saved(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear"),
     "path in args": (_saved({"ema": {}, "args": {"out": Path("x")}}), "PosixPath"),
+    "parts of processes": (
+        _pickled(b"ctorch.distributed.tensor\nDTensor\n"),
+        "spread over processes",
+    ),
     "sparse": (_saved({"w": torch.eye(3).to_sparse()}), "_rebuild_sparse_tensor"),
     "meta": (_saved({"w": torch.empty(3, device="meta")}), "its tensors were on the device meta"),
     "complex": (_saved({"w": torch.zeros(3, dtype=torch.complex64)}), "ComplexFloatStorage"),
