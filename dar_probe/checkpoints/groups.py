@@ -24,7 +24,8 @@ FIXED = ("pos_embed", "freqs", "relative_position_index")  # tables that may not
 SHADOW = "shadow_params"  # of torch_ema, and of EMAModel of diffusers: a list without names
 # What Lightning's WeightAveraging keeps beside the averaged weights, which it calls "state_dict".
 AVERAGING = "averaging_state"
-MOMENTS = re.compile(r"(max_)?exp_avg\w*")  # an optimizer's averages are of gradients
+# An optimizer's averages are of gradients.
+MOMENTS = re.compile(r"(max_)?exp_avg\w*|(square|grad)_avg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ def groups(content: Any, shown: str) -> list[Group]:
     Where some have the lists of a known family, these alone.
 
     Args:
-        content: of an untrusted file; only lists, and dicts with names as keys, are entered.
+        content: of an untrusted file; only lists, and dicts with names or
+            numbers as keys, are entered.
         shown: the file, for messages.
 
     Raises:
@@ -208,6 +210,9 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """
     room = iter(range(MOST))
 
+    def numbered(path: tuple[str, ...], at: int) -> tuple[str, ...]:
+        return (*path[:-1], f"{''.join(path[-1:])}[{at}]")
+
     def walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[str, ...], Any]]:
         if next(room, None) is None:
             raise CheckpointError(
@@ -220,6 +225,8 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
             for key, item in dict.items(value):
                 if isinstance(key, str) and key:
                     yield from walk(item, (*path, key), deep - 1)
+                elif type(key) is int and path:  # of a parameter, in an optimizer's state
+                    yield from walk(item, numbered(path, key), deep - 1)
         elif isinstance(value, list | tuple) and deep:
             items = list(value)
             averaged = path and (path[-1] == SHADOW or _is_average(path[-1:]))
@@ -227,8 +234,8 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
             if averaged and True in kinds and str not in kinds:  # a name and a tensor are a pair
                 yield path, items
             for i, item in enumerate(items):
-                inside = (*path[:-1], f"{''.join(path[-1:])}[{i}]")
-                yield from walk(item, (*path, "") if isinstance(item, Tensor) else inside, deep - 1)
+                alone = isinstance(item, Tensor)
+                yield from walk(item, (*path, "") if alone else numbered(path, i), deep - 1)
 
     yield from walk(content, (), DEEP)
 

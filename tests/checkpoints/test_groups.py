@@ -90,6 +90,11 @@ CONTAINERS = {
     "an optimizer's averages": (
         {"net": RAW, "optimizer": {"state": {n: {"exp_avg": v} for n, v in AVERAGE.items()}}}, "raw"
     ),
+    "an optimizer's averages by number": (
+        {"net": RAW, "optimizer": {"state": {i: {"square_avg": v, "exp_avg": v, "grad_avg": v}
+                                             for i, v in enumerate(AVERAGE.values())}}},
+        "raw",
+    ),
     "weights and a step": ((RAW, 7), "raw"),
     "generator and critic": (
         {"generator": RAW, "generator_ema": AVERAGE, "critic": RAW}, "average"
@@ -186,6 +191,15 @@ def test_raw_weights_never_stand_for_an_average_that_cannot_be_read(average):
         choose({"model": RAW, "ema": average}, "auto", "'x'")
     assert "--weights model" in caught.value.hint
     assert choose({"model": RAW, "ema": average}, "model", "'x'").label == "model"
+
+
+def test_an_average_in_the_state_of_an_optimizer_is_not_passed_over():
+    """As LSGM's EMA keeps it, which wraps the optimizer; so do those who took it over."""
+    state = {i: {"ema": value, "exp_avg": value} for i, value in enumerate(AVERAGE.values())}
+    content = {"model_dict": RAW, "optimizer": {"state": state, "param_groups": []}}
+    with pytest.raises(CheckpointError, match="has an average under 'optimizer.state'"):
+        choose(content, "auto", "'x'")
+    assert choose(content, "model", "'x'").state == RAW
 
 
 def test_a_list_of_averages_that_fits_no_model_is_refused():
@@ -332,6 +346,7 @@ def test_numbers_that_are_averages_of_something_else_are_no_weights():
     ("content", "words", "hint"),
     [
         ({"module": {name: torch.empty(0) for name in RAW}}, r"lacks the numbers", "zero_to_fp32"),
+        ({"module": {name: torch.empty(1) for name in RAW}}, r"lacks the numbers", "zero_to_fp32"),
         ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "flat parameters of FSDP", "FULL"),
     ],
 )
