@@ -78,7 +78,7 @@ class _Node:
         }
 
 
-def groups(content: Any, shown: str) -> list[Group]:
+def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     """Return every model in a file: what has a numbered list of parts with weights.
 
     Where some have the lists of a known family, these alone.
@@ -87,6 +87,7 @@ def groups(content: Any, shown: str) -> list[Group]:
         content: of an untrusted file; only lists, and dicts with names or
             numbers as keys, are entered.
         shown: the file, for messages.
+        averages: averages without names are wanted as well.
 
     Raises:
         CheckpointError: a list of averaged weights fits no model beside it, or the content refers
@@ -124,7 +125,7 @@ def groups(content: Any, shown: str) -> list[Group]:
             )
         )
     raws = [group for group in made if not group.average]
-    for path, values in shadows if raws else ():
+    for path, values in shadows if raws and averages else ():
         if 2 * _count(values) < _count(raws[0].state.values()):
             continue  # averages of something else, such as losses
         state = _named(values, raws[0], shown, path[-1])
@@ -222,6 +223,8 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
         if isinstance(value, Tensor):
             yield path, value
         elif isinstance(value, dict) and deep:
+            for name, items in _of_parameters(value).items():
+                yield (*path, name), items
             for key, item in dict.items(value):
                 if isinstance(key, str) and key:
                     yield from walk(item, (*path, key), deep - 1)
@@ -238,6 +241,20 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
                 yield from walk(item, (*path, "") if alone else numbered(path, i), deep - 1)
 
     yield from walk(content, (), DEEP)
+
+
+def _of_parameters(state: dict[Any, Any]) -> dict[str, list[Any]]:
+    """Return the averages that an optimizer keeps of each of its numbered parameters, by name.
+
+    So does the EMA of LSGM, and of those who took it over: state[i]["ema"].
+    """
+    found: dict[str, list[Any]] = {}
+    numbers = [key for key in state if type(key) is int and isinstance(state[key], dict)]
+    for number in sorted(numbers):
+        for name, value in dict.items(state[number]):
+            if isinstance(name, str) and isinstance(value, Tensor) and _is_average((name,)):
+                found.setdefault(name, []).append(value)
+    return found
 
 
 def _nodes(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Node]]:
@@ -283,6 +300,7 @@ def _named(values: list[Any], raw: Group, shown: str, called: str) -> dict[str, 
         raise CheckpointError(
             f"{shown} has an average without names ({len(values)} in {quote(called, 40)}) that "
             f"does not fit the {len(raw.state)} weights beside it",
-            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state dict",
+            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state "
+            "dict; --weights model takes the raw weights",
         )
     return state

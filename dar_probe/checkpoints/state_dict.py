@@ -56,7 +56,7 @@ def choose(content: Any, weights: Weights, shown: str) -> Chosen:
 
 
 def _choose(content: Any, weights: Weights, shown: str) -> Chosen:
-    found = groups(content, shown)
+    found = groups(content, shown, averages=weights != "model")
     flat = isinstance(content, dict) and any(isinstance(v, Tensor) for v in plain(content).values())
     if flat and len(found) == 1 and not found[0].average and weights == "auto":
         if not set(found[0].path) <= _INNER | _OUTER:
