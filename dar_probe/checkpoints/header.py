@@ -76,7 +76,8 @@ class Header:
         """Name the first part whose name is ``known`` as one that the rest can do without."""
         for key in self.shapes:
             if what := next((said for mark, said in known.items() if re.search(mark, key)), ""):
-                return self._unread(f"{quote(key)} belongs to {what}")
+                why = f"{quote(key)} belongs to {what}: without it this is another model"
+                return self._other() or self._unread(why)
         return None
 
     def unknown(self, culprit: str, what: str) -> CheckpointError:

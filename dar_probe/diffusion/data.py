@@ -147,9 +147,13 @@ def check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None
     """Raise UsageError where samples have another shape, or labels, than a model takes."""
     own = tuple(data.latents.shape[1:])
     if shape is not None and own != shape:
+        halves = own == (2 * shape[0], *shape[1:])
         raise UsageError(
             f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
-            hint="pass data of that shape with --data latents:PATH or images:DIR",
+            hint="with twice the channels they may be a VAE's mean and deviation: pass the first "
+            "half, scaled as the model takes it"
+            if halves
+            else "pass data of that shape with --data latents:PATH or images:DIR",
         )
     if num_classes is not None and not data.labelled:
         raise UsageError(

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.header import EXTRAS, Header
 from dar_probe.checkpoints.jax_model import PORT
 from dar_probe.diffusion.latent_norm import MEAN
 from dar_probe.files.text import quote
@@ -83,6 +83,8 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         UsageError: ``heads`` does not fit the file.
     """
     own = header.args.get("format") == "dar-probe"
+    if not own and (error := header.extra(EXTRAS)):
+        raise error
     frame = conventions.frame(header)
     width, rows = frame.width, frame.rows
     if width % 4:  # positions are sin and cos of row and column

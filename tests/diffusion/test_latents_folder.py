@@ -95,6 +95,13 @@ def test_a_pair_of_folders_that_does_not_fit_is_refused(tmp_path):
         datasets.load_data(where)
 
 
+def test_samples_of_twice_the_channels_are_called_what_they_may_be(tmp_path):
+    np.savez(tmp_path / "x.npz", latents=np.zeros((2, 8, 6, 6), np.float32))
+    with pytest.raises(UsageError, match="samples of 8x6x6, the model takes 4x6x6") as caught:
+        datasets.load_data(f"latents:{tmp_path / 'x.npz'}", shape=SHAPE)
+    assert "a VAE's mean and deviation" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [("00000.tar", "WebDataset"), ("train.parquet", "Parquet"), ("data.mdb", "LMDB"),
