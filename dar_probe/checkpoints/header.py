@@ -72,17 +72,15 @@ class Header:
         sections = [self.args, *(part for part in self.args.values() if isinstance(part, dict))]
         return next((part[n] for part in sections for n in names if part.get(n) is not None), None)
 
-    def extra(self, known: dict[str, str]) -> CheckpointError | None:
-        """Name the first part whose name is ``known`` as one that the rest can do without."""
-        for key in self.shapes:
-            if what := next((said for mark, said in known.items() if re.search(mark, key)), ""):
-                why = f"{quote(key)} belongs to {what}: without it this is another model"
-                return self._other() or self._unread(why)
-        return None
-
     def unknown(self, culprit: str, what: str) -> CheckpointError:
         """Name the layout that the names resemble, or else the first culprit."""
         return self._other() or self._unread(f"{quote(culprit)} is {what}")
+
+    def unexpected(self, key: str) -> CheckpointError:
+        """Say that no known model has this part, and what it is where its name tells."""
+        what = next((said for mark, said in EXTRAS.items() if re.search(mark, key)), "")
+        part = f", part of {what}" if what else ""
+        return self.unknown(key, f"unexpected{part}: without it this is another model")
 
     def contradiction(self, why: str) -> CheckpointError:
         """Say that two things in the file exclude each other."""
@@ -133,8 +131,6 @@ class Header:
                 raise self.unknown(key, "missing")
         for key, shape in self.shapes.items():
             if key not in expected:
-                what = next((said for mark, said in EXTRAS.items() if re.search(mark, key)), "")
-                part = f", part of {what}" if what else ""
-                raise self.unknown(key, f"unexpected{part}: without it this is another model")
+                raise self.unexpected(key)
             if shape != expected[key]:
                 raise self.misshapen(key, expected[key])

@@ -91,8 +91,9 @@ def side(header: Header, extras: int = 0) -> int:
     found = math.isqrt(max(tokens - extras, 0))
     if not found or found * found != tokens - extras:
         how = f"{extras} + {max(tokens - extras, 0)}" if extras else f"{tokens} of them"
-        if error := header.extra(TOKENS):
-            raise error
+        for key in header.shapes:
+            if any(re.search(mark, key) for mark in TOKENS):
+                raise header.unexpected(key)
         raise CheckpointError(
             f"{header.shown} has no square grid of tokens: 'pos_embed' has {how}",
             hint="only models of square images are supported yet",

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dar_probe.checkpoints.header import EXTRAS, Header
+from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.jax_model import PORT
 from dar_probe.diffusion.latent_norm import MEAN
 from dar_probe.files.text import quote
@@ -26,6 +26,14 @@ PORTS = {
 
 # Heads that look at a hidden state in training alone: of iREPA, SRA, and ReDi with REPA's loss.
 TRAINING = re.compile(r"(projectors\.\d+\.projection_layer|ap_head\.linear\d|projector\.[024])\.")
+
+# Every other name, so that a part too many is refused before anybody is asked for the heads.
+NAMES = re.compile(
+    r"pos_embed|y_embedder\.embedding_table\.weight|bn\.(running_(mean|var)|num_batches_tracked)"
+    r"|(x_embedder\.proj|t_embedder\.mlp\.[02]|final_layer\.(linear|adaLN_modulation\.1)"
+    r"|projectors\.\d+\.[024]|blocks\.\d+\.(attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12]"
+    r"|adaLN_modulation\.1))\.(weight|bias)"
+)
 
 # (width, depth) -> heads of S, B, L and XL in DiT, SiT and REPA.
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
@@ -83,8 +91,6 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         UsageError: ``heads`` does not fit the file.
     """
     own = header.args.get("format") == "dar-probe"
-    if not own and (error := header.extra(EXTRAS)):
-        raise error
     frame = conventions.frame(header)
     width, rows = frame.width, frame.rows
     if width % 4:  # positions are sin and cos of row and column
@@ -102,6 +108,9 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     family: Family = "dar-probe"
     if not own:
         family, objective = _family(header, frame.learn_sigma)
+        for key in header.shapes:
+            if not NAMES.fullmatch(key) and not TRAINING.match(key):
+                raise header.unexpected(key)
     shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
     known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
     classes = conventions.classes(header, rows)
