@@ -17,6 +17,8 @@ PREDICTION_NAMES = {
     "epsilon": "noise", "score": "score",
 }  # fmt: skip
 
+HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")  # in settings
+
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
 
 
@@ -131,7 +133,7 @@ def heads(
     if asked is not None and (asked < 1 or width % asked):
         why = f"--heads {asked} does not divide the width {width} of {header.shown}"
         raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
-    told = header.told("heads", "num_heads") if shaped is None else None
+    told = header.told(*HEADS) if shaped is None else None
     known = shaped if shaped is not None else told if is_count(told) else None
     if asked is not None:
         if known not in (None, asked):

@@ -163,6 +163,10 @@ def _family(header: Header, learn_sigma: bool) -> tuple[Family, str]:
     if named:
         return "sit", named
     if str(header.told("model")).startswith("DiT"):
+        header.assumptions.append(
+            f"the settings name the model {quote(header.told('model'), 40)}: read as DiT, steps "
+            "0..999 of its noise; --objective overrides"
+        )
         return "dit", "dit"
     if "ap_head.linear1.weight" in header.shapes:
         header.assumptions.append(
