@@ -197,8 +197,8 @@ def _named(config: dict[str, Any], shown: str) -> str:
     if not isinstance(name, str):
         raise CheckpointError(
             f"{shown} names no class in its config.json",
-            hint="diffusers writes _class_name there; folders of transformers are not read, but "
-            "dar-probe audit measures a model of any layout in Python",
+            hint="diffusers writes _class_name there; of a folder of transformers give the file "
+            "with the weights; dar-probe audit measures a model of any layout in Python",
         )
     return name
 

@@ -17,13 +17,17 @@ from dar_probe.files.json_file import settings
 from dar_probe.files.text import quote
 
 # Words by which people call an average over training.
-AVERAGES = frozenset({"ema", "shadow", "average", "averaged", "avg", "target", "swa"})
-SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
-# What trainers write beside the weights.
-OTHERS = re.compile(
-    r"optim|scheduler|random_states|rng_state|training_args|scaler|sampler|custom_checkpoint"
-    r"|dataloader|zero_pp_rank|adapter|lora|^step\.|^global_step"
+AVERAGES = frozenset(
+    {"ema", "emas", "shadow", "average", "averaged", "averages", "avg", "polyak", "target", "swa"}
 )
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
+# What trainers write beside the weights; Megatron's "model_optim_rng.pt" holds these too.
+OTHERS = re.compile(
+    r"(?<!model_)optim|scheduler|random_states|rng_state|training_args|scaler|sampler"
+    r"|custom_checkpoint|dataloader|zero_pp_rank|adapter|lora|^step\.|^global_step"
+)
+CUSTOM = "custom_checkpoint_0.pkl"
+MOST = 100  # folders in a folder that a hint looks into
 SHARD = re.compile(r"\d+-of-\d+")
 CONFIG = "config.json"
 OWN = (
@@ -74,7 +78,7 @@ def model_file(path: str | Path) -> Path:
         for name in shards.without_shards(names)
         if (Path(name).suffix in SUFFIXES or shards.is_index(name)) and not OTHERS.search(name)
     ]
-    averages = [name for name in found if AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower()))]
+    averages = [name for name in found if is_average(name)]
     taken = averages or found
     if len(taken) > 1:
         parts = all(SHARD.search(name) for name in taken)
@@ -86,16 +90,58 @@ def model_file(path: str | Path) -> Path:
             else "give one of them",
         )
     if not taken:
+        inside = _inside(path, names)
         raise CheckpointError(
             f"{shown} is a folder without model_index.json, {CONFIG} or a file of weights",
-            hint="give the folder of a diffusers pipeline, its transformer folder, or a file",
+            hint=f"give {inside}, or a file in it"
+            if inside
+            else "give the folder of a diffusers pipeline, its transformer folder, or a file",
+        )
+    if shards.is_one_of_several(taken[0]):
+        raise CheckpointError(
+            f"{shown} holds {quote(taken[0])} alone, one of several shards of a model",
+            hint="copy the others and their index into the folder",
         )
     return path / taken[0]
 
 
+def _inside(path: Path, names: list[str]) -> str:
+    """Return the folders inside that have weights, for a hint; up to three, the last in order."""
+    found = []
+    for name in sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])[-MOST:]:
+        home = path / name
+        if OTHERS.search(name) or os.path.islink(home) or not os.path.isdir(home):
+            continue
+        for inner in (home, *(home / one for one in sorted(os.listdir(home))[:MOST])):
+            if _has_weights(inner):
+                found.append(inner)
+                break
+    averages = [home for home in found if is_average(home.name)]
+    return " or ".join(quote(home) for home in reversed((averages or found)[-3:]))
+
+
+def _has_weights(home: Path) -> bool:
+    if os.path.islink(home) or not os.path.isdir(home):
+        return False
+    names = os.listdir(home)
+    own = {".metadata", CONFIG} & set(names)
+    return bool(own) or any(Path(n).suffix in SUFFIXES and not OTHERS.search(n) for n in names)
+
+
+def is_average(name: str) -> bool:
+    """Tell whether the name of a file has a word for an average over training."""
+    return bool(AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower())))
+
+
 def said_of(path: Path, file: Path) -> list[str]:
     """Return what is assumed where ``model_file`` chose a file of a folder."""
-    return [] if file == path else [f"{quote(file.name)} is the model of the folder that was given"]
+    if file == path:
+        return []
+    said = [f"{quote(file.name)} is the model of the folder that was given"]
+    # What accelerate was asked to keep with a model has no names: it may be an average of it.
+    if not is_average(file.name) and os.path.isfile(file.parent / CUSTOM):
+        said.append(f"{CUSTOM} beside it was not looked into, and may be an average (EMA)")
+    return said
 
 
 def settings_beside(file: Path) -> dict[str, Any]:

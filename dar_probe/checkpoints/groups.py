@@ -1,7 +1,7 @@
 """Every model that lies in a file's content, by its structure, and which of them are averages."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from dar_probe.checkpoints.folders import AVERAGES
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
-DEEP = 8  # dicts within dicts, beyond which nobody looks
+DEEP = 8  # dicts and lists within each other, beyond which nobody looks
+MOST = 300_000  # values that are looked at: dicts of one dict, again and again, have no end
 # Lists of blocks of the families that are read; other models may lie in the same file.
 FAMILIAR = frozenset(
     {"blocks", "in_blocks", "en_inblocks", "encoder_level_1"}
@@ -21,6 +22,10 @@ RAW = frozenset({"online", "raw", "current"})
 COUNTED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside its weights
 FIXED = ("pos_embed", "freqs", "relative_position_index")  # tables that may not be trained
 SHADOW = "shadow_params"  # of torch_ema, and of EMAModel of diffusers: a list without names
+# What Lightning's WeightAveraging keeps beside the averaged weights, which it calls "state_dict".
+AVERAGING = "averaging_state"
+# An optimizer's averages are of gradients.
+MOMENTS = re.compile(r"(max_)?exp_avg\w*|(square|grad)_avg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,14 @@ class Group:
         state: by their names behind that path.
         average: whether they are an average over training.
         lent: names of tables that the average lacks, and that are those of the raw weights.
+        unnamed: its tensors lay in a list, and took the names of the raw weights in their order.
     """
 
     path: tuple[str, ...]
     state: dict[str, Any]
     average: bool
     lent: tuple[str, ...] = ()
+    unnamed: bool = False
 
     @property
     def shown(self) -> str:
@@ -71,34 +78,41 @@ class _Node:
         }
 
 
-def groups(content: Any, shown: str) -> list[Group]:
+def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     """Return every model in a file: what has a numbered list of parts with weights.
 
     Where some have the lists of a known family, these alone.
 
     Args:
-        content: of an untrusted file; only dicts with names as keys are entered.
+        content: of an untrusted file; only lists, and dicts with names or
+            numbers as keys, are entered.
         shown: the file, for messages.
+        averages: averages without names are wanted as well.
 
     Raises:
-        CheckpointError: a list of averaged weights fits no model beside it.
+        CheckpointError: a list of averaged weights fits no model beside it, or the content refers
+            to itself without end.
     """
     tensors: dict[str, Tensor] = {}
     tree = _Node()
-    shadows = []
-    for path, value in _walk(content, (), DEEP):
+    shadows, averaged = [], set()
+    for path, value in _walk(content, shown):
         if isinstance(value, list):
             shadows.append((path, value))
+        if isinstance(value, list) or path[-1:] == ("",):
             continue
         name = ".".join(path)
         if name in tensors:
             return []  # two ways to write one name: the plain reader says so
         tensors[name] = value
         # A dict's name may have a dot of its own, as "ema_0.9999" has.
-        tree.put((*path[:-1], *"".join(path[-1:]).split(".")), name)
+        parts = (*path[:-1], *"".join(path[-1:]).split("."))
+        tree.put(parts, name)
+        if parts[-1] == COUNTED:
+            averaged.add(parts[:-1])
+    averaged |= {(*path[:-1], "state_dict") for path in averaged if path[-1:] == (AVERAGING,)}
     found = list(_roots(tree, ()))
     familiar = [one for one in found if one[1].lists() & FAMILIAR]
-    averaged = {path for path, node in _nodes(tree, ()) if COUNTED in node.parts}
     made = []
     for path, node in familiar or found:
         length = sum(len(part) + 1 for part in path)
@@ -111,10 +125,12 @@ def groups(content: Any, shown: str) -> list[Group]:
             )
         )
     raws = [group for group in made if not group.average]
-    for path, values in shadows if raws else ():
-        state = _named(values, raws[0], shown)
+    for path, values in shadows if raws and averages else ():
+        if 2 * _count(values) < _count(raws[0].state.values()):
+            continue  # averages of something else, such as losses
+        state = _named(values, raws[0], shown, path[-1])
         lent = tuple(name for name, value in state.items() if value is raws[0].state[name])
-        made.append(Group(path=path, state=state, average=True, lent=lent))
+        made.append(Group(path=path, state=state, average=True, lent=lent, unnamed=True))
     made = [_with_tables(group, raws) if group.average else group for group in made]
     return _with_squashed(made, tensors)
 
@@ -168,19 +184,77 @@ def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]
     return [*made, *found]
 
 
+def _count(values: Iterable[Any]) -> int:
+    return sum(value.numel() for value in values if isinstance(value, Tensor))
+
+
 def _squashed(name: str) -> str:
     return name.replace(".", "").replace("_", "")
 
 
-def _walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, dict) and deep:
-        for key, item in dict.items(value):
-            if isinstance(key, str) and key == SHADOW and isinstance(item, list):
-                yield (*path, key), item
-            elif isinstance(key, str) and key:
-                yield from _walk(item, (*path, key), deep - 1)
+def unread_average(content: Any, shown: str, least: int) -> str:
+    """Return where a file has ``least`` numbers or more that it calls an average; else nothing."""
+    counts: dict[str, int] = {}
+    for path, value in _walk(content, shown):
+        at = next((i for i, part in enumerate(path, 1) if _is_average((part,))), 0)
+        if at and isinstance(value, Tensor):
+            place = ".".join(path[:at]).partition("[")[0]
+            counts[place] = counts.get(place, 0) + value.numel()
+    return next((place for place, count in counts.items() if count >= least), "")
+
+
+def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every tensor of a file with its path, "" for its place in a list; and averaged lists.
+
+    Raises:
+        CheckpointError: there is no end to them.
+    """
+    room = iter(range(MOST))
+
+    def numbered(path: tuple[str, ...], at: int) -> tuple[str, ...]:
+        return (*path[:-1], f"{''.join(path[-1:])}[{at}]")
+
+    def walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if next(room, None) is None:
+            raise CheckpointError(
+                f"{shown} is refused: its dicts and lists hold over {MOST} values",
+                hint="save the weights alone: torch.save(model.state_dict(), FILE)",
+            )
+        if isinstance(value, Tensor):
+            yield path, value
+        elif isinstance(value, dict) and deep:
+            for name, items in _of_parameters(value).items():
+                yield (*path, name), items
+            for key, item in dict.items(value):
+                if isinstance(key, str) and key:
+                    yield from walk(item, (*path, key), deep - 1)
+                elif type(key) is int and path:  # of a parameter, in an optimizer's state
+                    yield from walk(item, numbered(path, key), deep - 1)
+        elif isinstance(value, list | tuple) and deep:
+            items = list(value)
+            averaged = path and (path[-1] == SHADOW or _is_average(path[-1:]))
+            kinds = {str if isinstance(item, str) else isinstance(item, Tensor) for item in items}
+            if averaged and True in kinds and str not in kinds:  # a name and a tensor are a pair
+                yield path, items
+            for i, item in enumerate(items):
+                alone = isinstance(item, Tensor)
+                yield from walk(item, (*path, "") if alone else numbered(path, i), deep - 1)
+
+    yield from walk(content, (), DEEP)
+
+
+def _of_parameters(state: dict[Any, Any]) -> dict[str, list[Any]]:
+    """Return the averages that an optimizer keeps of each of its numbered parameters, by name.
+
+    So does the EMA of LSGM, and of those who took it over: state[i]["ema"].
+    """
+    found: dict[str, list[Any]] = {}
+    numbers = [key for key in state if type(key) is int and isinstance(state[key], dict)]
+    for number in sorted(numbers):
+        for name, value in dict.items(state[number]):
+            if isinstance(name, str) and isinstance(value, Tensor) and _is_average((name,)):
+                found.setdefault(name, []).append(value)
+    return found
 
 
 def _nodes(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Node]]:
@@ -200,11 +274,12 @@ def _roots(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _is_average(path: tuple[str, ...]) -> bool:
-    words = [set(re.split(r"[^a-z]+", part.lower())) for part in path]  # "ema2" is an ema
+    plain = [MOMENTS.sub("", part.lower()) for part in path]
+    words = [set(re.split(r"[^a-z]+", part)) for part in plain]  # "ema2" is an ema
     return any(AVERAGES & one for one in words) and not any(RAW & one for one in words)
 
 
-def _named(values: list[Any], raw: Group, shown: str) -> dict[str, Any]:
+def _named(values: list[Any], raw: Group, shown: str, called: str) -> dict[str, Any]:
     """Give a list of averaged tensors the names of the model beside it, in its order.
 
     Tables of positions are not trained in most models: they have no average, and keep their values.
@@ -223,8 +298,9 @@ def _named(values: list[Any], raw: Group, shown: str) -> dict[str, Any]:
             fixed &= any(word in name for word in FIXED)
     if not fixed or left or len(shapes) < len(values) or any(shape in shapes for shape in skipped):
         raise CheckpointError(
-            f"{shown} has an average without names ({len(values)} {SHADOW}) that does not fit the "
-            f"{len(raw.state)} weights beside it",
-            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state dict",
+            f"{shown} has an average without names ({len(values)} in {quote(called, 40)}) that "
+            f"does not fit the {len(raw.state)} weights beside it",
+            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state "
+            "dict; --weights model takes the raw weights",
         )
     return state

@@ -1,6 +1,7 @@
 """What a file says before its weights are read: names, shapes and settings."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,21 @@ OTHERS = {
     "input_blocks.": "a U-Net layout",
     "y_embedder.y_proj.": "a layout that reads text, such as PixArt's and Open-Sora's",
     "stream.": "a routed dar-probe model without its settings",
+}
+
+# Parts that models have beside another one's, by their names, and what they are.
+TOKENS = {
+    r"\bcls_|_cls\b": "a class token beside the image's, as in REG",
+    r"\bregisters?\b|\bregister_tokens?\b|\breg_tokens?\b": "register tokens",
+}
+EXTRAS = {
+    **TOKENS,
+    r"\bbeta_embedder\b|\bt_embedder\.cond_proj\b": "an embedding of the guidance, as in GFT",
+    r"\b(w|cfg|guidance|scale|omega)_embed": "an embedding of the guidance",
+    r"\b(r|h|d|dt|delta_t|step)_embedder\b": "an embedding of a second time or of the step",
+    r"\b(text|txt|caption|context)_|\bcross_attn\b|\bcross_attention\b": "a condition beside "
+    "the class",
+    r"\bskip_(linear|norm|proj)": "skips between blocks",
 }
 
 
@@ -60,6 +76,12 @@ class Header:
         """Name the layout that the names resemble, or else the first culprit."""
         return self._other() or self._unread(f"{quote(culprit)} is {what}")
 
+    def unexpected(self, key: str) -> CheckpointError:
+        """Say that no known model has this part, and what it is where its name tells."""
+        what = next((said for mark, said in EXTRAS.items() if re.search(mark, key)), "")
+        part = f", part of {what}" if what else ""
+        return self.unknown(key, f"unexpected{part}: without it this is another model")
+
     def contradiction(self, why: str) -> CheckpointError:
         """Say that two things in the file exclude each other."""
         return CheckpointError(
@@ -70,6 +92,13 @@ class Header:
     def misshapen(self, key: str, fit: tuple[int, ...] | None = None) -> CheckpointError:
         """Name the layout that the names resemble, or else the misfit, and the shape ``fit``."""
         has = f"{quote(key)} has shape {self.shapes[key]}"
+        # Older versions of DeepSpeed leave one number.
+        if 2 * sum(shape in ((0,), (1,)) for shape in self.shapes.values()) > len(self.shapes):
+            return CheckpointError(
+                f"{self.shown} lacks the numbers of its weights: {has}",
+                hint="DeepSpeed's ZeRO-3 and FSDP leave weights empty that were not gathered: use "
+                "zero_to_fp32.py, or save a full state dict",
+            )
         if other := self._other():
             return other
         if fit:
@@ -102,6 +131,6 @@ class Header:
                 raise self.unknown(key, "missing")
         for key, shape in self.shapes.items():
             if key not in expected:
-                raise self.unknown(key, "unexpected")
+                raise self.unexpected(key)
             if shape != expected[key]:
                 raise self.misshapen(key, expected[key])

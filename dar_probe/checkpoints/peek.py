@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dar_probe.checkpoints import adapters, jax_model, reader
-from dar_probe.checkpoints.folders import settings_beside
+from dar_probe.checkpoints.folders import is_average, settings_beside
 from dar_probe.checkpoints.header import Header, Shapes
 from dar_probe.checkpoints.quantised import dequantised
 from dar_probe.checkpoints.settings import settings
@@ -23,12 +23,14 @@ class Peek(Header):
         dtypes: of every tensor, by its plain name.
         stored: bytes of the tensors that would be read.
         dequantised: which of them are packed in the file; shape and type are those of the weight.
+        called_average: the name of the file says that it is an average, and nothing in it does.
     """
 
     bytes: int
     dtypes: dict[str, torch.dtype]
     stored: int
     dequantised: frozenset[str]
+    called_average: bool
 
     @property
     def dtype(self) -> str:
@@ -81,4 +83,5 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
         dtypes={key: tensor.dtype for key, tensor in state.items()},
         stored=stored,
         dequantised=made,
+        called_average=weights == "auto" and label != "ema" and is_average(path.name),
     )

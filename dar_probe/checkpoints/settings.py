@@ -20,7 +20,7 @@ def settings(content: Any, label: str, shown: str) -> dict[str, Any]:
     Raises:
         CheckpointError: they are no settings, or too large.
     """
-    content = {} if label == "flat" else plain(content)
+    content = {} if label == "flat" or not isinstance(content, dict) else plain(content)
     args = content.get("args")
     if args is None and isinstance(content.get("config"), dict):
         args = content["config"]  # as LightningDiT calls them

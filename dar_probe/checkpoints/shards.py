@@ -17,7 +17,8 @@ MAX_INDEX = 2**20  # bytes; Qwen-Image's, with 1,933 tensors, has 0.2 MB
 MAX_SHARDS = 1_000
 
 _INDEX = re.compile(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?P<variant>\.[^.]+)?\.json")
-_SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.(?P<kind>safetensors|bin)")
+# ColossalAI does not say of how many.
+_SHARD = re.compile(r"(?P<stem>.+?)-(\d{5})(-of-(?P<count>\d{5}))?\.(?P<kind>safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ def without_shards(names: list[str]) -> list[str]:
     ]
 
 
+def is_one_of_several(name: str) -> bool:
+    """Tell by its name whether a file is one shard of two or more."""
+    match = _SHARD.fullmatch(name)
+    return match is not None and int(match["count"] or 0) > 1
+
+
 def refuse_single(path: Path) -> None:
     """Refuse one shard of several, which somebody took for the model.
 
@@ -100,7 +107,7 @@ def refuse_single(path: Path) -> None:
         CheckpointError: the path is one.
     """
     match = _SHARD.fullmatch(path.name)
-    if match and int(match["count"]) > 1 and os.path.isfile(path):
+    if match and is_one_of_several(path.name) and os.path.isfile(path):
         raise CheckpointError(
             f"{quote(path)} is one of {int(match['count'])} shards of a model",
             hint=f"give its folder, or the index {match['stem']}.{match['kind']}.index.json",

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from dar_probe.checkpoints.groups import Group, groups
+from dar_probe.checkpoints.groups import SHADOW, Group, groups, unread_average
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -23,6 +23,7 @@ OPTIMISER = frozenset({"state", "param_groups"})  # what torch.optim has in its 
 # DDP and training frameworks at the front.
 _INNER = {"_orig_mod", "_forward_module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _OUTER = {"module", "model"}
+FLAT = "_flat_param"
 
 
 class Chosen(NamedTuple):
@@ -48,7 +49,14 @@ def choose(content: Any, weights: Weights, shown: str) -> Chosen:
         CheckpointError: there is none, or not the one that was asked for, or several that nothing
             tells apart.
     """
-    found = groups(content, shown)
+    chosen = _choose(content, weights, shown)
+    if weights == "auto" and chosen.label != "ema":
+        _refuse_unread(content, chosen, shown)
+    return chosen
+
+
+def _choose(content: Any, weights: Weights, shown: str) -> Chosen:
+    found = groups(content, shown, averages=weights != "model")
     flat = isinstance(content, dict) and any(isinstance(v, Tensor) for v in plain(content).values())
     if flat and len(found) == 1 and not found[0].average and weights == "auto":
         if not set(found[0].path) <= _INNER | _OUTER:
@@ -57,6 +65,21 @@ def choose(content: Any, weights: Weights, shown: str) -> Chosen:
     elif found:
         return _of_groups(found, weights, shown)
     return Chosen(*_by_name(content, weights, shown))
+
+
+def _refuse_unread(content: Any, raw: Chosen, shown: str) -> None:
+    """Refuse raw weights that are taken for want of an average, where there seems to be one.
+
+    Raises:
+        CheckpointError: something else in the file is called an average, and large enough.
+    """
+    size = sum(value.numel() for value in raw.state.values() if isinstance(value, Tensor))
+    if size and (average := unread_average(content, shown, size // 2)):
+        raise CheckpointError(
+            f"{shown} has an average under {quote(average, 60)}, but not as a state dict",
+            hint="--weights model takes the raw weights beside it; for the average, give its "
+            "tensors the names of the model's and save them: torch.save(state_dict, FILE)",
+        )
 
 
 def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
@@ -78,14 +101,20 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
         )
     taken = (named if len(nearest) > 1 else nearest)[0]
     label = "ema" if taken.average else "model"
-    if taken.path in (("ema",), ("model",)) and not taken.lent:
-        return Chosen(label, taken.state)
-    what = "average" if taken.average else "raw weights"
     others = [group for group in found if group is not taken]
+    usual = {("ema",), ("model",)}
+    plain_pair = {group.path for group in found} <= usual
+    if plain_pair and not taken.lent and not taken.unnamed:
+        return Chosen(label, taken.state)
+    what = "average" if taken.average else "raw weights" if averages else "weights"
     rest = f"; beside it lie {_listed(others)}" if others else ""
-    alone = "" if averages else "; the file holds no average"
+    alone = "" if averages else "; nothing in it is called an average"
     lent = f"; it lacks {', '.join(map(_key, taken.lent[:3]))}, taken from the raw weights"
-    said = f"the {what} {taken.shown} of the file{rest}{alone}{lent if taken.lent else ''}"
+    order = "; its list has no names, and takes those of the raw weights in their order"
+    said = (
+        f"the {what} {taken.shown} of the file{rest}{alone}{lent if taken.lent else ''}"
+        f"{order if taken.unnamed else ''}"
+    )
     return Chosen(label, taken.state, said)
 
 
@@ -124,6 +153,12 @@ def _by_name(content: Any, weights: Weights, shown: str) -> tuple[str, dict[Any,
         raise CheckpointError(
             f"{shown} holds no {weights} weights, but {' and '.join(sets)}",
             hint="leave the choice of weights out",
+        )
+    if isinstance(content.get(SHADOW), list):
+        raise CheckpointError(
+            f"{shown} is an average without names ({len(content[SHADOW])} {SHADOW}), and the model "
+            "that it is of is not in it",
+            hint="copy it into the model (ema.copy_to(model.parameters())) and save its state dict",
         )
     if OPTIMISER <= content.keys():
         raise CheckpointError(
@@ -165,6 +200,12 @@ def plain_names(found: dict[Any, Any], shown: str) -> dict[str, Any]:
         while len(parts) > 1 and parts[0] in _OUTER:
             del parts[0]
         name = ".".join(parts)
+        if parts[-1] == FLAT:
+            raise CheckpointError(
+                f"{shown} holds flat parameters of FSDP ({quote(key, 60)}), which have no shapes",
+                hint="save a full state dict: with FSDP.state_dict_type(model, "
+                "StateDictType.FULL_STATE_DICT): torch.save(model.state_dict(), FILE)",
+            )
         if name in state:
             raise CheckpointError(
                 f"{shown} has {quote(name)} twice, under different prefixes", hint=SAVE

@@ -147,9 +147,13 @@ def check_fit(data: Data, shape: tuple[int, ...] | None, num_classes: int | None
     """Raise UsageError where samples have another shape, or labels, than a model takes."""
     own = tuple(data.latents.shape[1:])
     if shape is not None and own != shape:
+        halves = own == (2 * shape[0], *shape[1:])
         raise UsageError(
             f"{data.name} has samples of {_by(own)}, the model takes {_by(shape)}",
-            hint="pass data of that shape with --data latents:PATH or images:DIR",
+            hint="with twice the channels they may be a VAE's mean and deviation: pass the first "
+            "half, scaled as the model takes it"
+            if halves
+            else "pass data of that shape with --data latents:PATH or images:DIR",
         )
     if num_classes is not None and not data.labelled:
         raise UsageError(
@@ -409,7 +413,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         found = {"latents": arrays.read_array(file)}
         if beside.is_file():
             found["labels"] = arrays.read_array(beside)
-    elif file.suffix == ".pt":
+    elif file.suffix in (".pt", ".pth"):
         found = latents_folder.read_pt(file)
     elif file.suffix in (".h5", ".hdf5"):
         raise UsageError(
@@ -417,6 +421,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             hint="save rows of it as a .npz: latents, of each array the first half of its channels "
             "(the rest is the deviation), and labels, which are in its dataset.json",
         )
+    elif what := latents_folder.UNREAD.get(file.suffix):
+        raise UsageError(f"{file.name!r} is not read: it is {what}", hint=latents_folder.SAVE)
     else:
         raise UsageError(
             f"{file.name!r} is no known kind of latents file",

@@ -23,6 +23,20 @@ from dar_probe.files.text import quote
 
 STATS, LABELS, MOMENTS = "latents_stats.pt", "dataset.json", "img-mean-std-"
 INSIDE = "vae-sd"  # where REPA keeps latents in the folder that its --data-dir names
+FEATURES, CLASSES = "_features", "_labels"  # end the names of fast-DiT's two folders
+# What trainers keep latents in that is not read, by the end of its name.
+UNREAD = {
+    ".tar": "a tar archive, as WebDataset writes",
+    ".parquet": "a Parquet table",
+    ".arrow": "an Arrow table, as datasets of Hugging Face write",
+    ".mdb": "an LMDB database",
+    ".mds": "shards of MosaicML's streaming",
+    ".h5": "an HDF5 file",
+    ".pkl": "a pickle",
+    ".pt": "one .pt file a row",
+    ".npz": "one .npz file a row",
+}
+SAVE = "save rows of it as one .npz: latents (N, C, H, W), as the model takes them, and labels (N,)"
 SHARD = re.compile(r"latents_rank\d+_shard\d+\.safetensors")
 DEEP = 8  # folders within folders, beyond which nobody looks
 BLOCK = 2**20  # characters of labels that are read at once; no entry is longer
@@ -50,7 +64,8 @@ def read(folder: Path, most: int | None = None) -> Rows:
     """Return the first ``most`` rows of a folder, in the order of their names; None: all.
 
     LightningDiT's holds .safetensors files of ``latents`` and ``labels``, and latents_stats.pt.
-    REPA's holds one .npy file a row, in subfolders, and their labels in dataset.json.
+    REPA's holds one .npy file a row, in subfolders, and their labels in dataset.json. fast-DiT's
+    is a pair of folders, NAME_features and NAME_labels, with one .npy file a batch in each.
 
     Raises:
         UsageError: it is neither, or a file of it is damaged or fits no other.
@@ -59,9 +74,11 @@ def read(folder: Path, most: int | None = None) -> Rows:
     folder = inside if inside.is_dir() else folder
     try:
         with os.scandir(folder) as entries:
-            shards = sorted(e.name for e in entries if e.name.endswith(".safetensors"))
-        if shards:
+            known = sorted(e.name for e in entries if e.name.endswith((".safetensors", FEATURES)))
+        if shards := [name for name in known if name.endswith(".safetensors")]:
             return read_shards([folder / name for name in shards], most)
+        if pair := _pair(folder, known):
+            return _read_pair(*pair, most)
         names = list(itertools.islice(_names(folder, "", DEEP), most))
     except OSError as error:
         raise UsageError(
@@ -69,10 +86,12 @@ def read(folder: Path, most: int | None = None) -> Rows:
             hint="check its permissions",
         ) from None
     if not names:
+        if what := _unread(folder):
+            raise UsageError(f"the folder {quote(folder)} is not read: it holds {what}", hint=SAVE)
         raise UsageError(
             f"the folder {quote(folder)} holds no latents",
             hint=f"looked for .safetensors files as LightningDiT writes them, and for .npy files "
-            f"with their {LABELS} as REPA does, subfolders included",
+            f"as REPA does (with their {LABELS}) and fast-DiT, subfolders included",
         )
     return _read_rows(folder, names)
 
@@ -165,6 +184,52 @@ def _names(folder: Path, before: str, deep: int) -> Iterator[str]:
             yield from _names(folder / name, before + name, deep - 1)
         elif name.endswith(".npy"):
             yield before + name
+
+
+def _unread(folder: Path) -> str:
+    """Say what a folder holds that trainers keep latents in; nothing where it is none."""
+    with os.scandir(folder) as entries:
+        ends = {os.path.splitext(entry.name)[1] for entry in itertools.islice(entries, 1000)}
+    return next((what for end, what in UNREAD.items() if end in ends), "")
+
+
+def _pair(folder: Path, inside: list[str]) -> tuple[Path, Path] | None:
+    """Return fast-DiT's folders of latents and of labels, where this is the first or holds both."""
+    if not folder.name.endswith(FEATURES):
+        if len(inside) != 1:
+            return None
+        folder = folder / inside[0]
+    labels = folder.with_name(folder.name.removesuffix(FEATURES) + CLASSES)
+    return (folder, labels) if folder.is_dir() and labels.is_dir() else None
+
+
+def _read_pair(folder: Path, labels: Path, most: int | None) -> Rows:
+    """Return the first ``most`` rows of fast-DiT's batches, which its encoder has scaled."""
+    rows: list[np.ndarray] = []
+    classes: list[np.ndarray] = []
+    count = 0
+    for name in _names(folder, "", 0):
+        if most is not None and count >= most:
+            break
+        part = arrays.read_array(folder / name)
+        alike = part.shape[1:] == (rows[0] if rows else part).shape[1:]
+        if part.ndim < 3 or not alike or not np.issubdtype(part.dtype, np.floating):
+            raise _misfit(name, part.shape)
+        label = arrays.read_array(labels / name)
+        if label.shape != part.shape[:1]:
+            raise UsageError(
+                f"{quote(labels / name)} has labels of shape {label.shape}, its latents are "
+                f"{part.shape}",
+                hint="each file of labels has one class for each row of the file of latents",
+            )
+        rows.append(part)
+        classes.append(label)
+        count += len(part)
+        arrays.require_room(sum(part.nbytes for part in rows), folder)
+    if not rows:
+        raise UsageError(f"the folder {quote(folder)} holds no .npy files", hint=SAVE)
+    said = f"labels are those of the folder {quote(labels.name)}"
+    return Rows(np.concatenate(rows)[:most], np.concatenate(classes)[:most], changes=(said,))
 
 
 def _read_rows(folder: Path, names: list[str]) -> Rows:

@@ -45,6 +45,8 @@ _IMPORTED = re.compile(
 )
 _TORCHS_OWN = {"_codecs.encode", "builtins.bytearray", "builtins.complex"}  # its loader has them
 MOST_NAMED = 12  # classes of one file that a hint names
+# Names under which trainers keep weights; a hint that left an average out would be a wrong one.
+_WEIGHTS = re.compile(r"(\w+_)?(ema\d?|model|net|module|generator|student|state_dict)(_\w+)?")
 _META = "torch._utils._rebuild_meta_tensor_no_storage"
 _UNTYPED = "torch.storage.UntypedStorage"
 _CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ")
@@ -354,8 +356,14 @@ def _asks_for(what: str, pickled: bytes, shown: str) -> CheckpointError:
             hint="save the model after its weights were loaded",
         )
     hint = "save the weights alone: torch.save(ema.state_dict(), FILE)"
-    steps = itertools.islice(pickletools.genops(pickled), MAX_STEPS)
-    names = (str(arg).replace(" ", ".", 1) for op, arg, _ in steps if op.name == "GLOBAL")
+    steps = list(itertools.islice(pickletools.genops(pickled), MAX_STEPS))
+    names = [str(arg).replace(" ", ".", 1) for op, arg, _ in steps if op.name == "GLOBAL"]
+    if any(name.startswith("torch.distributed.") for name in names):
+        return CheckpointError(
+            f"{shown} holds weights that are spread over processes (DTensor or ShardedTensor)",
+            hint="gather them before they are saved: torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))",
+        )
     plain = dict.fromkeys(name.replace("__builtin__.", "builtins.") for name in names)
     ours = (ALLOWED_GLOBALS | _TORCHS_OWN) - {"argparse.Namespace"}  # torch's list lacks that
     asked = [name for name in plain if name not in ours]
@@ -363,10 +371,13 @@ def _asks_for(what: str, pickled: bytes, shown: str) -> CheckpointError:
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in asked))
         if "numpy.dtype" in asked:  # each type of numbers has a class of its own
             asked.append("*map(type, map(numpy.dtype, '?bBhHiIlLqQefd'))")
+        words = dict.fromkeys(str(arg) for op, arg, _ in steps if op.name == "BINUNICODE")
+        kept = [word for word in words if len(word) < 30 and _WEIGHTS.fullmatch(word)][:MOST_NAMED]
         hint += (
-            f"; or, if you trust its classes: import torch, {modules}; with "
-            f"torch.serialization.safe_globals([{', '.join(asked)}]): "
-            "torch.save(torch.load(FILE, map_location='cpu')['model'], NEW)"
+            f"; or, if you trust its classes: import torch, {modules}; "
+            f"torch.serialization.add_safe_globals([{', '.join(asked)}]); "
+            "c = torch.load(FILE, map_location='cpu'); "
+            f"torch.save({{k: c[k] for k in c if k in {kept or ['model', 'ema']}}}, NEW)"
         )
     return CheckpointError(
         f"{shown} is refused: it asks for {quote(what)}, and only tensors, plain containers and "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dar_probe.checkpoints.header import Header
+from dar_probe.checkpoints.header import TOKENS, Header
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files.text import quote
 
@@ -16,6 +16,8 @@ PREDICTION_NAMES = {
     "velocity": "velocity", "v": "velocity", "noise": "noise", "eps": "noise",
     "epsilon": "noise", "score": "score",
 }  # fmt: skip
+
+HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")  # in settings
 
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads
 
@@ -91,6 +93,9 @@ def side(header: Header, extras: int = 0) -> int:
     found = math.isqrt(max(tokens - extras, 0))
     if not found or found * found != tokens - extras:
         how = f"{extras} + {max(tokens - extras, 0)}" if extras else f"{tokens} of them"
+        for key in header.shapes:
+            if any(re.search(mark, key) for mark in TOKENS):
+                raise header.unexpected(key)
         raise CheckpointError(
             f"{header.shown} has no square grid of tokens: 'pos_embed' has {how}",
             hint="only models of square images are supported yet",
@@ -128,7 +133,7 @@ def heads(
     if asked is not None and (asked < 1 or width % asked):
         why = f"--heads {asked} does not divide the width {width} of {header.shown}"
         raise UsageError(why, hint="one head is width / heads wide, 64 or 72 in the presets")
-    told = header.told("heads", "num_heads") if shaped is None else None
+    told = header.told(*HEADS) if shaped is None else None
     known = shaped if shaped is not None else told if is_count(told) else None
     if asked is not None:
         if known not in (None, asked):

@@ -252,6 +252,7 @@ def _load_file(
     state = {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in checkpoint.state.items()
+        if key not in found.unused
     }
     model.load_state_dict(state, assign=True)
     make_tables(model)
@@ -404,7 +405,9 @@ def _digest(given: Mapping[str, Tensor]) -> str:
 def of_weights(header: Peek) -> list[str]:
     """Return what is assumed of the weights of a file: a flat one does not say which they are."""
     said = []
-    if header.weights == "flat":
+    if header.called_average:
+        said.append("by the file's name its weights are averaged (EMA)")
+    elif header.weights == "flat":
         said.append("the file does not say whether its weights are averaged (EMA)")
     coarse = sum(dtype in EIGHT_BITS for dtype in header.dtypes.values())
     if coarse:
@@ -433,7 +436,8 @@ def blank(header: Header, family: Family, found: Identified) -> nn.Module:
     """
     with without_weights():
         model = family.build(found)
-    header.compare({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    header.compare(expected | {key: header.shapes[key] for key in found.unused})
     return model
 
 

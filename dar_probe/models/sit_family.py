@@ -26,7 +26,7 @@ def identify(header: Header, heads: int | None = None) -> Identified:
     """
     found = asdict(read_sizes(header, heads))
     family, assumptions = found.pop("family"), found.pop("assumptions")
-    objective = found.pop("objective")
+    objective, unused = found.pop("objective"), found.pop("unused")
     found["null_class"] = found.pop("class_dropout")
     found |= found.pop("routing")
     return Identified(
@@ -36,6 +36,7 @@ def identify(header: Header, heads: int | None = None) -> Identified:
         num_classes=found["num_classes"],
         objective=objective,
         assumptions=assumptions,
+        unused=unused,
     )
 
 

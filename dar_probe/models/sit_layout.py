@@ -1,6 +1,7 @@
 """Sizes of a model in the layout of SiT, DiT and REPA, from names and shapes alone."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,17 @@ PORTS = {
     ),
 }
 
+# Heads that look at a hidden state in training alone: of iREPA, SRA, and ReDi with REPA's loss.
+TRAINING = re.compile(r"(projectors\.\d+\.projection_layer|ap_head\.linear\d|projector\.[024])\.")
+
+# Every other name, so that a part too many is refused before anybody is asked for the heads.
+NAMES = re.compile(
+    r"pos_embed|y_embedder\.embedding_table\.weight|bn\.(running_(mean|var)|num_batches_tracked)"
+    r"|(x_embedder\.proj|t_embedder\.mlp\.[02]|final_layer\.(linear|adaLN_modulation\.1)"
+    r"|projectors\.\d+\.[024]|blocks\.\d+\.(attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12]"
+    r"|adaLN_modulation\.1))\.(weight|bias)"
+)
+
 # (width, depth) -> heads of S, B, L and XL in DiT, SiT and REPA.
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 
@@ -43,6 +55,7 @@ class Sizes:
         learn_sigma, qk_norm: the head has 2C channels; queries and keys are normalised.
         projectors, projector_width: output widths of REPA's projectors, and their hidden width.
         latent_norm: REPA-E's batch norm of the latents is there.
+        unused: names of other heads of training, which the model is built without.
         routing: the routing of a file of our own and its options, else {}.
         assumptions: one sentence for each thing that the file could not tell.
     """
@@ -63,6 +76,7 @@ class Sizes:
     projectors: list[int]
     projector_width: int
     latent_norm: bool
+    unused: tuple[str, ...]
     routing: dict[str, Any]
     assumptions: list[str]
 
@@ -93,7 +107,10 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
     objective = str(header.args.get("objective", "sit")) if own else ""
     family: Family = "dar-probe"
     if not own:
-        family, objective = _family(header, bool(projectors) or MEAN in header.shapes)
+        family, objective = _family(header, frame.learn_sigma)
+        for key in header.shapes:
+            if not NAMES.fullmatch(key) and not TRAINING.match(key):
+                raise header.unexpected(key)
     shaped = conventions.heads_of_size(header, norm, width) if qk_norm else None
     known = conventions.heads(header, heads, width=width, depth=depth, shaped=shaped, presets=HEADS)
     classes = conventions.classes(header, rows)
@@ -115,14 +132,21 @@ def read_sizes(header: Header, heads: int | None = None) -> Sizes:
         projectors=projectors,
         projector_width=between,
         latent_norm=MEAN in header.shapes,
+        unused=() if own else _unused(header),
         routing=_routing(header) if own else {},
         assumptions=header.assumptions,
     )
 
 
-def _family(header: Header, repa: bool) -> tuple[Family, str]:
-    """Return the family, and its objective; ``repa``: it has projectors or a norm of latents."""
-    named = conventions.flow(header, "repa" if repa else "sit")
+def _family(header: Header, learn_sigma: bool) -> tuple[Family, str]:
+    """Return the family, and its objective."""
+    signs = {
+        "projectors are there": any(key.startswith("projectors.") for key in header.shapes),
+        "the settings name the prediction 'v'": str(header.told("prediction")).lower() == "v",
+        "SRA's ap_head is there": "ap_head.linear1.weight" in header.shapes and not learn_sigma,
+    }
+    repa = next((sign for sign, found in signs.items() if found), "")
+    named = conventions.flow(header, "repa" if repa or MEAN in header.shapes else "sit")
     if MEAN in header.shapes:
         header.assumptions.append(
             "a batch norm of latents is there (bn): read as REPA-E, time runs t = s; its running "
@@ -134,18 +158,36 @@ def _family(header: Header, repa: bool) -> tuple[Family, str]:
         header.assumptions.append(f"{why}; --objective overrides")
         return "sit", named or objective
     if repa:
-        header.assumptions.append(
-            "projectors are there: read as REPA, time runs t = s; --objective overrides"
-        )
+        header.assumptions.append(f"{repa}: read as REPA, time runs t = s; --objective overrides")
         return "repa", named or "repa"
     if named:
         return "sit", named
     if str(header.told("model")).startswith("DiT"):
+        header.assumptions.append(
+            f"the settings name the model {quote(header.told('model'), 40)}: read as DiT, steps "
+            "0..999 of its noise; --objective overrides"
+        )
+        return "dit", "dit"
+    if "ap_head.linear1.weight" in header.shapes:
+        header.assumptions.append(
+            "SRA's ap_head and learned variances are there: read as DiT; --objective overrides"
+        )
         return "dit", "dit"
     header.assumptions.append(
         "a plain SiT/DiT layout: read as SiT, time runs t = 1 - s; --objective overrides"
     )
     return "sit", "sit"
+
+
+def _unused(header: Header) -> tuple[str, ...]:
+    """Return the names of heads that training alone uses, and say that they are left out."""
+    found = tuple(filter(TRAINING.match, header.shapes))
+    parts = dict.fromkeys(name.partition(".")[0] for name in found)
+    for part in parts:
+        header.assumptions.append(
+            f"{quote(part)} is a head that only training uses: the model is built without it"
+        )
+    return found
 
 
 def _routing(header: Header) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Identified:
         assumptions: one sentence for each thing that the file could not tell.
         any_side: the model takes squares of any multiple of this side, and ``shape``, (C, h, h), is
             that of its presets; None: samples of ``shape`` alone.
+        unused: names in the file that the model is built without: heads of training alone.
     """
 
     family: str
@@ -35,6 +36,7 @@ class Identified:
     objective: str
     assumptions: list[str]
     any_side: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Family:
         identify: header and the user's ``--heads`` (or None) to sizes. Raises CheckpointError
             where the file contradicts itself.
         build: a model called as model(x (N, C, h, w), t (N,), y (N,)) -> (N, C, h, w), whose
-            state dict has exactly the names and shapes of the file.
+            state dict has exactly the names and shapes of the file, but for ``unused``.
         subject: names the sites of such a model.
         fits: tells whether a header with all the marks is of this family; None: it is.
         rivals: other models that the same weights may be, by the setting that would make them so,

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import dar_probe as dp
-from dar_probe.checkpoints.folders import model_file
+from dar_probe.checkpoints.folders import model_file, said_of
 from dar_probe.cli.shared.options import check_first
 from dar_probe.errors import CheckpointError
 from dar_probe.models.inspection import survey
@@ -41,6 +41,9 @@ def folder(tmp_path, *names, config=None):
         (["nnet.pth", "nnet_ema.pth", "optimizer.pth", "lr_scheduler.pth", "step.pth"],
          "nnet_ema.pth"),
         (["mp_rank_00_model_states.pt"], "mp_rank_00_model_states.pt"),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001.bin", "pytorch_model-00002.bin"],
+         "pytorch_model.bin.index.json"),
+        (["pytorch_model-00001-of-00001.bin", "optimizer.bin"], "pytorch_model-00001-of-00001.bin"),
     ],
 )  # fmt: skip
 def test_the_file_of_the_model_is_found(tmp_path, names, taken):
@@ -63,6 +66,18 @@ def test_the_file_of_the_model_is_found(tmp_path, names, taken):
          "global_step7"),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None,
          "2 files of weights", "python -c"),
+        (["model-00001-of-00002.safetensors", "optimizer.bin"], None, "alone, one of several",
+         "the others"),
+        (["args.json", "samples/0.png", "checkpoints/0050000.pt"], None, "is a folder without",
+         "give '{home}/checkpoints', or a file in it"),
+        (["checkpoint-900/model.safetensors", "checkpoint-1000/model.safetensors", "log.txt"], None,
+         "is a folder without", "give '{home}/checkpoint-1000' or '{home}/checkpoint-900', or"),
+        (["scheduler.bin", "pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"], None,
+         "is a folder without", "give '{home}/pytorch_model_fsdp_0', or"),
+        (["iter_0000005/mp_rank_00/model_optim_rng.pt"], None, "is a folder without",
+         "give '{home}/iter_0000005/mp_rank_00', or"),
+        (["transformer/config.json", "transformer_ema/config.json"], None, "is a folder without",
+         "give '{home}/transformer_ema', or"),
         (["optimizer.bin", "notes.txt"], None, "is a folder without .* a file of weights",
          "or a file"),
     ],
@@ -71,9 +86,26 @@ def test_what_is_no_model_is_refused_for_what_it_is(tmp_path, names, config, wor
     home = folder(tmp_path, *names, config=config)
     with pytest.raises(CheckpointError, match=words) as caught:
         model_file(home)
-    assert hint in caught.value.hint
+    assert hint.format(home=home) in caught.value.hint
     with pytest.raises(CheckpointError, match=words):
         dp.analyze(home)
+
+
+def test_an_average_without_names_is_called_one(tmp_path):
+    home = tmp_path / "state"
+    home.mkdir()
+    safetensors.torch.save_file(RAW, home / "model.safetensors")
+    assert len(said_of(home, model_file(home))) == 1
+    custom = home / "custom_checkpoint_0.pkl"
+    torch.save({"decay": 0.9, "shadow_params": list(AVERAGE.values())}, custom)
+    found = survey(CheckpointOptions(path=home, heads=2))
+    assert found.assumptions[1] == (
+        "custom_checkpoint_0.pkl beside it was not looked into, and may be an average (EMA)"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"an average without names \(\d+ shadow_params\), and"
+    ):
+        survey(CheckpointOptions(path=custom, heads=2))
 
 
 def test_a_command_keeps_the_folder_whose_name_tells_the_step(tmp_path):

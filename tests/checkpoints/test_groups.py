@@ -2,7 +2,11 @@
 
 import argparse
 import collections
+import pathlib
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -66,6 +70,38 @@ CONTAINERS = {
         {"model": RAW, "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": SHADOW}},
         "average but for pos_embed",
     ),
+    "a list called ema": ({"model": RAW, "ema": list(AVERAGE.values())}, "average"),
+    "a list that an optimizer keeps": (
+        {"state_dict": under("net.", RAW), "optimizer_states": [{"ema": tuple(SHADOW), "opt": {}}]},
+        "average but for pos_embed",
+    ),
+    # As LSGM's EMA keeps it, which wraps the optimizer; so do those who took it over.
+    "averages that an optimizer keeps": (
+        {"model_dict": RAW, "optimizer": {"param_groups": [], "state": {
+            i: {"exp_avg": value, "ema": value} for i, value in enumerate(SHADOW, 1)}}},
+        "average but for pos_embed",
+    ),
+    "a list of averages": ({"model": RAW, "ema": [AVERAGE]}, "average"),
+    "an algorithm's state": (
+        {"state": {"model": under("dit.", RAW), "algorithms": [
+            ("EMA", {"ema_model": {"named_parameters_dict": under("dit.", AVERAGE)}})]}},
+        "average",
+    ),
+    "lightning's own averaging": (
+        {"state_dict": under("net.", AVERAGE), "current_model_state": under("net.", RAW),
+         "averaging_state": {"n_averaged": COUNT}},
+        "average",
+    ),
+    "raw among other models": ({"model": RAW, "best_model": AVERAGE}, "raw"),
+    "an optimizer's averages": (
+        {"net": RAW, "optimizer": {"state": {n: {"exp_avg": v} for n, v in AVERAGE.items()}}}, "raw"
+    ),
+    "an optimizer's averages by number": (
+        {"net": RAW, "optimizer": {"state": {i: {"square_avg": v, "exp_avg": v, "grad_avg": v}
+                                             for i, v in enumerate(AVERAGE.values())}}},
+        "raw",
+    ),
+    "weights and a step": ((RAW, 7), "raw"),
     "generator and critic": (
         {"generator": RAW, "generator_ema": AVERAGE, "critic": RAW}, "average"
     ),
@@ -140,7 +176,34 @@ def test_what_was_chosen_among_what_is_said():
     )
     assert choose({"ema": AVERAGE, "model": RAW}, "auto", "'x'").note == ""
     alone = choose({"state_dict": under("net.", RAW)}, "auto", "'x'").note
-    assert alone == "the raw weights 'state_dict.net' of the file; the file holds no average"
+    assert alone == "the weights 'state_dict.net' of the file; nothing in it is called an average"
+    assert choose({"model": RAW, "best": AVERAGE}, "auto", "'x'").note == (
+        "the weights 'model' of the file; beside it lie 'best' (raw); nothing in it is called an "
+        "average"
+    )
+    assert choose({"model": RAW, "ema": list(AVERAGE.values())}, "auto", "'x'").note.endswith(
+        "its list has no names, and takes those of the raw weights in their order"
+    )
+
+
+FLAT = torch.cat([value.flatten() for value in AVERAGE.values()])
+
+
+@pytest.mark.parametrize(
+    "average", [list(AVERAGE.items()), {"a": list(AVERAGE.items())}, {"flat": FLAT}, FLAT]
+)
+def test_raw_weights_never_stand_for_an_average_that_cannot_be_read(average):
+    with pytest.raises(CheckpointError, match="average under 'ema', but not as a state") as caught:
+        choose({"model": RAW, "ema": average}, "auto", "'x'")
+    assert "--weights model" in caught.value.hint
+    assert choose({"model": RAW, "ema": average}, "model", "'x'").label == "model"
+
+
+def test_a_list_of_averages_that_fits_no_model_is_refused():
+    with pytest.raises(CheckpointError, match="average without names .* in 'ema'"):
+        choose({"model": RAW, "ema": [*SHADOW, torch.zeros(3, 5)]}, "auto", "'x'")
+    chosen = choose({"model": RAW, "ema": [*SHADOW, torch.zeros(3, 5)]}, "model", "'x'")
+    assert chosen.state == RAW
 
 
 def test_models_that_nothing_tells_apart_are_refused():
@@ -248,3 +311,46 @@ def test_an_average_that_lacks_more_than_tables_is_refused(tmp_path):
     torch.save({"model": RAW, "ema": lacking}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="mlp.fc1"):
         load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt", heads=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        ({"model": RAW, "ema": AVERAGE, "args": argparse.Namespace(out=pathlib.Path("x"))}, "ema"),
+        ({"state_dict": under("net.", RAW), "hyper_parameters": {"lr": np.float64(0.1)}}, "model"),
+        ({"net_ema": AVERAGE, "net": RAW, "log": collections.defaultdict(list)}, "ema"),
+    ],
+)
+def test_the_line_that_saves_a_refused_file_again_keeps_its_average(tmp_path, content, label):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="it asks for") as caught:
+        reader.read(tmp_path / "x.pt")
+    line = caught.value.hint.split("if you trust its classes: ")[1]
+    for name, file in (("FILE", "x.pt"), ("NEW", "new.pt")):
+        line = line.replace(name, repr(str(tmp_path / file)))
+    subprocess.run([sys.executable, "-c", line], check=True)
+    found = reader.read(tmp_path / "new.pt")
+    assert found.weights == label
+    wanted = AVERAGE if label == "ema" else RAW
+    assert all(torch.equal(found.state[name], value) for name, value in wanted.items())
+
+
+def test_numbers_that_are_averages_of_something_else_are_no_weights():
+    losses = {"loss_avg": [torch.rand(()) for _ in range(9)], "target": [torch.zeros(3)]}
+    assert choose({"model": RAW, **losses}, "auto", "'x'").label == "model"
+    assert choose({"model": RAW, "ema": AVERAGE, **losses}, "auto", "'x'").state == AVERAGE
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "hint"),
+    [
+        ({"module": {name: torch.empty(0) for name in RAW}}, r"lacks the numbers", "zero_to_fp32"),
+        ({"module": {name: torch.empty(1) for name in RAW}}, r"lacks the numbers", "zero_to_fp32"),
+        ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "flat parameters of FSDP", "FULL"),
+    ],
+)
+def test_weights_that_were_not_gathered_are_called_that(tmp_path, content, words, hint):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt"))
+    assert hint in caught.value.hint

@@ -248,7 +248,7 @@ def test_sizes_come_back(
     ("args", "family", "assumed"),
     [
         ({"model": "SiT-XL/2", "path_type": "Linear", "prediction": "velocity"}, "sit", []),
-        ({"model": "DiT-XL/2"}, "dit", []),
+        ({"model": "DiT-XL/2"}, "dit", ["name the model 'DiT-XL/2': read as DiT, steps 0..999"]),
         ({"model": "DiT-XL/2", "prediction": "velocity"}, "sit", []),
         ({"model": "XL/2"}, "sit", ["a plain SiT/DiT layout"]),
         ({"path_type": "VP", "prediction": "noise"}, "sit", ["path_type 'VP'"]),
@@ -299,7 +299,8 @@ def test_where_the_heads_come_from(subtests: pytest.Subtests) -> None:
     plain, normed = official_shapes(), official_shapes(head=4)
     assert sizes_of(of_shapes(plain), heads=8).heads == 8
     assert sizes_of(of_shapes(plain, {"heads": 4})).heads == 4
-    assert sizes_of(of_shapes(plain, {"num_heads": 2})).heads == 2
+    for name in ("num_heads", "n_heads", "n_head", "num_attention_heads"):
+        assert sizes_of(of_shapes(plain, {name: 2})).heads == 2
     with pytest.raises(UsageError, match="--heads 8 contradicts 'x.pt': it was trained with 4"):
         sizes_of(of_shapes(plain, {"heads": 4}), heads=8)
     assert sizes_of(of_shapes(normed, {"heads": 8}), heads=2).heads == 2

@@ -49,6 +49,74 @@ def lightningdit(folder, sizes=(5, 3), *, stats=True, dtype=torch.float32):
     return (latents.float() - mean) / std, labels.tolist()
 
 
+def fast_dit(folder, sizes=(1,) * 6):
+    """Write scaled latents and labels of one batch a file in two folders; return both."""
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((sum(sizes), *SHAPE)).astype(np.float32)
+    labels = rng.integers(0, 10, len(latents))
+    for name in ("imagenet256_features", "imagenet256_labels"):
+        (folder / name).mkdir()
+    for k, rows in enumerate(np.split(np.arange(len(latents)), np.cumsum(sizes)[:-1])):
+        np.save(folder / f"imagenet256_features/{k}.npy", latents[rows])
+        np.save(folder / f"imagenet256_labels/{k}.npy", labels[rows])
+    return latents, labels
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 6, (4, 2)])
+@pytest.mark.parametrize("inside", ["", "imagenet256_features"])
+def test_fast_dits_pair_of_folders_is_read_as_it_is(tmp_path, sizes, inside):
+    """Its encoder has multiplied the latents by 0.18215 before it saves them."""
+    latents, labels = fast_dit(tmp_path, sizes)
+    found = datasets.load_data(f"latents:{tmp_path / inside}", shape=SHAPE, num_classes=10)
+    np.testing.assert_array_equal(found.latents, latents)
+    assert found.labels.tolist() == labels.tolist()
+    assert found.changes == ("labels are those of the folder 'imagenet256_labels'",)
+    assert found.description.endswith("used as they are") and found.doubts == ()
+    assert len(datasets.load_data(f"latents:{tmp_path}", most=3)) == 3
+
+
+def test_a_pair_of_folders_that_does_not_fit_is_refused(tmp_path):
+    fast_dit(tmp_path)
+    where = f"latents:{tmp_path}"
+    np.save(tmp_path / "imagenet256_labels/3.npy", np.zeros(2, np.int64))
+    with pytest.raises(
+        UsageError, match=r"3.npy' has labels of shape \(2,\), its latents are \(1,"
+    ):
+        datasets.load_data(where)
+    (tmp_path / "imagenet256_labels/3.npy").unlink()
+    with pytest.raises(UsageError, match="there is no file"):
+        datasets.load_data(where)
+    np.save(tmp_path / "imagenet256_features/2.npy", np.zeros((1, 4, 3, 3), np.float32))
+    with pytest.raises(UsageError, match="does not fit the other latents"):
+        datasets.load_data(where)
+    for file in (tmp_path / "imagenet256_features").iterdir():
+        file.unlink()
+    with pytest.raises(UsageError, match="holds no .npy files"):
+        datasets.load_data(where)
+
+
+def test_samples_of_twice_the_channels_are_called_what_they_may_be(tmp_path):
+    np.savez(tmp_path / "x.npz", latents=np.zeros((2, 8, 6, 6), np.float32))
+    with pytest.raises(UsageError, match="samples of 8x6x6, the model takes 4x6x6") as caught:
+        datasets.load_data(f"latents:{tmp_path / 'x.npz'}", shape=SHAPE)
+    assert "a VAE's mean and deviation" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("00000.tar", "WebDataset"), ("train.parquet", "Parquet"), ("data.mdb", "LMDB"),
+     ("shard.00000.mds", "MosaicML"), ("7.pt", "one .pt file a row")],
+)  # fmt: skip
+def test_what_trainers_keep_latents_in_is_called_what_it_is(tmp_path, name, what):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=f"is not read: it holds .*{what}") as caught:
+        datasets.load_data(f"latents:{tmp_path}")
+    assert "one .npz" in caught.value.hint
+    if not name.endswith(".pt"):
+        with pytest.raises(UsageError, match=f"'{name}' is not read: it is .*{what}"):
+            datasets.load_data(f"latents:{tmp_path / name}")
+
+
 @pytest.mark.parametrize("inside", ["", "vae-sd"])
 def test_repas_moments_are_the_mean_scaled(tmp_path, inside):
     means, labels = repa(tmp_path / inside)

@@ -247,12 +247,20 @@ def _many_entries(path: Path) -> None:
     )  # fmt: skip
 
 
-def _settings_bomb(path: Path) -> None:
-    """Ten lists, each holding the one before it ten times: ten billion values."""
+def _dict_bomb(path: Path) -> None:
+    """Seven dicts, each holding the one before it sixty times: trillions of names."""
+    inner: dict[str, object] = {"w": torch.zeros(1)}
+    for _ in range(7):
+        inner = {f"k{i}": inner for i in range(60)}
+    torch.save(inner, path)
+
+
+def _settings_bomb(lists: int) -> Callable[[Path], None]:
+    """Lists, each holding the one before it ten times: ten of them are ten billion values."""
     inner: list[object] = [1]
-    for _ in range(10):
+    for _ in range(lists):
         inner = [inner] * 10
-    torch.save({"ema": official_state(), "args": {"x": inner}}, path)
+    return _saved({"ema": official_state(), "args": {"x": inner}})
 
 
 def with_attribute(name: str) -> Callable[[Path], None]:
@@ -363,6 +371,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a billion entries": (_many_entries, "lists 1000000000 entries"),
     "whole module": (_saved(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear"),
     "path in args": (_saved({"ema": {}, "args": {"out": Path("x")}}), "PosixPath"),
+    "parts of processes": (
+        _pickled(b"ctorch.distributed.tensor\nDTensor\n"),
+        "spread over processes",
+    ),
     "sparse": (_saved({"w": torch.eye(3).to_sparse()}), "_rebuild_sparse_tensor"),
     "meta": (_saved({"w": torch.empty(3, device="meta")}), "its tensors were on the device meta"),
     "complex": (_saved({"w": torch.zeros(3, dtype=torch.complex64)}), "ComplexFloatStorage"),
@@ -409,7 +421,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         _saved({"ema": {"a": torch.zeros(1)}, "args": "x"}),
         "args of type str",
     ),
-    "settings bomb": (_settings_bomb, "args are too large"),
+    "dict bomb": (_dict_bomb, "hold over 300000 values"),
+    "settings bomb": (_settings_bomb(5), "args are too large"),
+    "endless settings bomb": (_settings_bomb(10), "hold over 300000 values"),
     "deep settings": (
         lambda path: torch.save({"ema": {}, "args": {"x": _nested(40)}}, path),
         "args are too large",
