@@ -85,8 +85,7 @@ def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     Where some have the lists of a known family, these alone.
 
     Args:
-        content: of an untrusted file; only lists, and dicts with names or
-            numbers as keys, are entered.
+        content: of an untrusted file; lists are entered, and dicts with names or numbers as keys.
         shown: the file, for messages.
         averages: averages without names are wanted as well.
 
@@ -100,7 +99,8 @@ def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     for path, value in _walk(content, shown):
         if isinstance(value, list):
             shadows.append((path, value))
-        if isinstance(value, list) or path[-1:] == ("",):
+            continue
+        if path[-1:] == ("",):
             continue
         name = ".".join(path)
         if name in tensors:

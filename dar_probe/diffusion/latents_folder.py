@@ -30,7 +30,7 @@ UNREAD = {
     ".parquet": "a Parquet table",
     ".arrow": "an Arrow table, as datasets of Hugging Face write",
     ".mdb": "an LMDB database",
-    ".mds": "shards of MosaicML's streaming",
+    ".mds": "a shard of MosaicML's streaming",
     ".h5": "an HDF5 file",
     ".pkl": "a pickle",
     ".pt": "one .pt file a row",
@@ -207,7 +207,7 @@ def _read_pair(folder: Path, labels: Path, most: int | None) -> Rows:
     """Return the first ``most`` rows of fast-DiT's batches, which its encoder has scaled."""
     rows: list[np.ndarray] = []
     classes: list[np.ndarray] = []
-    count = 0
+    count = size = 0
     for name in _names(folder, "", 0):
         if most is not None and count >= most:
             break
@@ -224,8 +224,8 @@ def _read_pair(folder: Path, labels: Path, most: int | None) -> Rows:
             )
         rows.append(part)
         classes.append(label)
-        count += len(part)
-        arrays.require_room(sum(part.nbytes for part in rows), folder)
+        count, size = count + len(part), size + part.nbytes
+        arrays.require_room(size, folder)
     if not rows:
         raise UsageError(f"the folder {quote(folder)} holds no .npy files", hint=SAVE)
     said = f"labels are those of the folder {quote(labels.name)}"

@@ -422,7 +422,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "args of type str",
     ),
     "dict bomb": (_dict_bomb, "hold each other without end"),
-    "settings bomb": (_settings_bomb(5), "args are too large"),
+    "settings bomb": (_settings_bomb(4), "args are too large"),
     "endless settings bomb": (_settings_bomb(10), "hold each other without end"),
     "deep settings": (
         lambda path: torch.save({"ema": {}, "args": {"x": _nested(40)}}, path),
