@@ -186,11 +186,14 @@ def _names(folder: Path, before: str, deep: int) -> Iterator[str]:
             yield before + name
 
 
-def _unread(folder: Path) -> str:
-    """Say what a folder holds that trainers keep latents in; nothing where it is none."""
-    with os.scandir(folder) as entries:
-        ends = {os.path.splitext(entry.name)[1] for entry in itertools.islice(entries, 1000)}
-    return next((what for end, what in UNREAD.items() if end in ends), "")
+def _unread(folder: Path, deep: int = 2) -> str:
+    """Say what a folder holds that trainers keep latents in, or its first folder, ``deep`` down."""
+    with os.scandir(folder) as found:
+        entries = sorted(itertools.islice(found, 1000), key=lambda entry: entry.name)
+    ends = {os.path.splitext(entry.name)[1] for entry in entries}
+    what = next((what for end, what in UNREAD.items() if end in ends), "")
+    inner = next((entry for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+    return what or (_unread(Path(inner.path), deep - 1) if inner and deep else "")
 
 
 def _pair(folder: Path, inside: list[str]) -> tuple[Path, Path] | None:
