@@ -109,23 +109,27 @@ def _inside(path: Path, names: list[str]) -> str:
     """Return the folders inside that have weights, for a hint; up to three, the last in order."""
     found = []
     for name in sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])[-MOST:]:
-        home = path / name
-        if OTHERS.search(name) or os.path.islink(home) or not os.path.isdir(home):
+        if OTHERS.search(name):
             continue
-        for inner in (home, *(home / one for one in sorted(os.listdir(home))[:MOST])):
-            if _has_weights(inner):
-                found.append(inner)
-                break
+        home = path / name
+        deeper = (home / one for one in sorted(_names(home))[:MOST])
+        found += [inner for inner in (home, *deeper) if _has_weights(inner)][:1]
     averages = [home for home in found if is_average(home.name)]
     return " or ".join(quote(home) for home in reversed((averages or found)[-3:]))
 
 
 def _has_weights(home: Path) -> bool:
-    if os.path.islink(home) or not os.path.isdir(home):
-        return False
-    names = os.listdir(home)
+    names = _names(home)
     own = {".metadata", CONFIG} & set(names)
     return bool(own) or any(Path(n).suffix in SUFFIXES and not OTHERS.search(n) for n in names)
+
+
+def _names(home: Path) -> list[str]:
+    """Return what is in a folder; nothing where it is none, is a link or cannot be read."""
+    try:
+        return [] if os.path.islink(home) else os.listdir(home)
+    except OSError:
+        return []
 
 
 def is_average(name: str) -> bool:

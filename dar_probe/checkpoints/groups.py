@@ -12,7 +12,8 @@ from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
 DEEP = 8  # dicts and lists within each other, beyond which nobody looks
-MOST = 300_000  # values that are looked at: dicts of one dict, again and again, have no end
+# Steps that are looked at, three for what is no number: no pickle has more that is no repetition.
+MOST = 150_000
 # Lists of blocks of the families that are read; other models may lie in the same file.
 FAMILIAR = frozenset(
     {"blocks", "in_blocks", "en_inblocks", "encoder_level_1"}
@@ -84,8 +85,7 @@ def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     Where some have the lists of a known family, these alone.
 
     Args:
-        content: of an untrusted file; only lists, and dicts with names or
-            numbers as keys, are entered.
+        content: of an untrusted file; lists are entered, and dicts with names or numbers as keys.
         shown: the file, for messages.
         averages: averages without names are wanted as well.
 
@@ -99,7 +99,8 @@ def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
     for path, value in _walk(content, shown):
         if isinstance(value, list):
             shadows.append((path, value))
-        if isinstance(value, list) or path[-1:] == ("",):
+            continue
+        if path[-1:] == ("",):
             continue
         name = ".".join(path)
         if name in tensors:
@@ -209,15 +210,17 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     Raises:
         CheckpointError: there is no end to them.
     """
-    room = iter(range(MOST))
+    room = MOST
 
     def numbered(path: tuple[str, ...], at: int) -> tuple[str, ...]:
         return (*path[:-1], f"{''.join(path[-1:])}[{at}]")
 
     def walk(value: Any, path: tuple[str, ...], deep: int) -> Iterator[tuple[tuple[str, ...], Any]]:
-        if next(room, None) is None:
+        nonlocal room
+        room -= 3 if isinstance(value, Tensor | dict | list | tuple) else 1
+        if room < 0:
             raise CheckpointError(
-                f"{shown} is refused: its dicts and lists hold over {MOST} values",
+                f"{shown} is refused: its dicts and lists hold each other without end",
                 hint="save the weights alone: torch.save(model.state_dict(), FILE)",
             )
         if isinstance(value, Tensor):

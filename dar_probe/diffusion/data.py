@@ -430,8 +430,10 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             "or LightningDiT",
         )
     if "latents" not in found:
+        own = [] if file.suffix in (".pt", ".pth") else arrays.names_in(file)
+        there = f", but {' and '.join(quote(name, 30) for name in own[:4])}" if own else ""
         raise UsageError(
-            f"{file.name!r} holds no array called 'latents'",
+            f"{file.name!r} holds no array called 'latents'{there}",
             hint="it takes latents (N, C, H, W) and, where the model has classes, labels (N,)",
         )
     return found

@@ -30,7 +30,7 @@ UNREAD = {
     ".parquet": "a Parquet table",
     ".arrow": "an Arrow table, as datasets of Hugging Face write",
     ".mdb": "an LMDB database",
-    ".mds": "shards of MosaicML's streaming",
+    ".mds": "a shard of MosaicML's streaming",
     ".h5": "an HDF5 file",
     ".pkl": "a pickle",
     ".pt": "one .pt file a row",
@@ -186,11 +186,14 @@ def _names(folder: Path, before: str, deep: int) -> Iterator[str]:
             yield before + name
 
 
-def _unread(folder: Path) -> str:
-    """Say what a folder holds that trainers keep latents in; nothing where it is none."""
-    with os.scandir(folder) as entries:
-        ends = {os.path.splitext(entry.name)[1] for entry in itertools.islice(entries, 1000)}
-    return next((what for end, what in UNREAD.items() if end in ends), "")
+def _unread(folder: Path, deep: int = 2) -> str:
+    """Say what a folder holds that trainers keep latents in, or its first folder, ``deep`` down."""
+    with os.scandir(folder) as found:
+        entries = sorted(itertools.islice(found, 1000), key=lambda entry: entry.name)
+    ends = {os.path.splitext(entry.name)[1] for entry in entries}
+    what = next((what for end, what in UNREAD.items() if end in ends), "")
+    inner = next((entry for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+    return what or (_unread(Path(inner.path), deep - 1) if inner and deep else "")
 
 
 def _pair(folder: Path, inside: list[str]) -> tuple[Path, Path] | None:
@@ -207,7 +210,7 @@ def _read_pair(folder: Path, labels: Path, most: int | None) -> Rows:
     """Return the first ``most`` rows of fast-DiT's batches, which its encoder has scaled."""
     rows: list[np.ndarray] = []
     classes: list[np.ndarray] = []
-    count = 0
+    count = size = 0
     for name in _names(folder, "", 0):
         if most is not None and count >= most:
             break
@@ -224,8 +227,8 @@ def _read_pair(folder: Path, labels: Path, most: int | None) -> Rows:
             )
         rows.append(part)
         classes.append(label)
-        count += len(part)
-        arrays.require_room(sum(part.nbytes for part in rows), folder)
+        count, size = count + len(part), size + part.nbytes
+        arrays.require_room(size, folder)
     if not rows:
         raise UsageError(f"the folder {quote(folder)} holds no .npy files", hint=SAVE)
     said = f"labels are those of the folder {quote(labels.name)}"

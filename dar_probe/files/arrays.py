@@ -45,6 +45,19 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
             return {name: _entry(archive, entry) for name, entry in wanted.items()}
 
 
+def names_in(path: Path) -> list[str]:
+    """Return the names, sorted, of the arrays in a .npz or .safetensors file.
+
+    Raises:
+        UsageError: it is neither, or is damaged.
+    """
+    with reading(path), kinds.open_file(path) as file:
+        if path.suffix == ".safetensors":
+            return sorted(stored(file))
+        with zipfile.ZipFile(file) as archive:
+            return sorted(_entries(archive, None))
+
+
 def outline(file: BufferedReader) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and type of every array of an open .npz, from their headers alone.
 

@@ -358,9 +358,9 @@ def _asks_for(what: str, pickled: bytes, shown: str) -> CheckpointError:
     hint = "save the weights alone: torch.save(ema.state_dict(), FILE)"
     steps = list(itertools.islice(pickletools.genops(pickled), MAX_STEPS))
     names = [str(arg).replace(" ", ".", 1) for op, arg, _ in steps if op.name == "GLOBAL"]
-    if any(name.startswith("torch.distributed.") for name in names):
+    if any(name.rpartition(".")[2] in ("DTensor", "ShardedTensor") for name in names):
         return CheckpointError(
-            f"{shown} holds weights that are spread over processes (DTensor or ShardedTensor)",
+            f"{shown} holds weights that are spread over processes (DTensor, ShardedTensor)",
             hint="gather them before they are saved: torch.distributed.checkpoint.state_dict."
             "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))",
         )

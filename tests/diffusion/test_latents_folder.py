@@ -95,6 +95,17 @@ def test_a_pair_of_folders_that_does_not_fit_is_refused(tmp_path):
         datasets.load_data(where)
 
 
+@pytest.mark.parametrize("end", [".npz", ".safetensors"])
+def test_a_file_without_latents_says_what_it_has_instead(tmp_path, end):
+    found = {"moments": np.zeros((2, 8, 6, 6), np.float32), "y": np.zeros(2, np.int64)}
+    if end == ".npz":
+        np.savez(tmp_path / "x.npz", **found)
+    else:
+        save_file({k: torch.from_numpy(v) for k, v in found.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="no array called 'latents', but 'moments' and 'y'"):
+        datasets.load_data(f"latents:{tmp_path / ('x' + end)}")
+
+
 def test_samples_of_twice_the_channels_are_called_what_they_may_be(tmp_path):
     np.savez(tmp_path / "x.npz", latents=np.zeros((2, 8, 6, 6), np.float32))
     with pytest.raises(UsageError, match="samples of 8x6x6, the model takes 4x6x6") as caught:
@@ -105,14 +116,16 @@ def test_samples_of_twice_the_channels_are_called_what_they_may_be(tmp_path):
 @pytest.mark.parametrize(
     ("name", "what"),
     [("00000.tar", "WebDataset"), ("train.parquet", "Parquet"), ("data.mdb", "LMDB"),
-     ("shard.00000.mds", "MosaicML"), ("7.pt", "one .pt file a row")],
+     ("shard.00000.mds", "MosaicML"), ("7.pt", "one .pt file a row"),
+     ("n01440764/1.npz", "one .npz file a row")],
 )  # fmt: skip
 def test_what_trainers_keep_latents_in_is_called_what_it_is(tmp_path, name, what):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UsageError, match=f"is not read: it holds .*{what}") as caught:
         datasets.load_data(f"latents:{tmp_path}")
     assert "one .npz" in caught.value.hint
-    if not name.endswith(".pt"):
+    if not name.endswith((".pt", ".npz")):
         with pytest.raises(UsageError, match=f"'{name}' is not read: it is .*{what}"):
             datasets.load_data(f"latents:{tmp_path / name}")
 
