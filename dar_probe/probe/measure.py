@@ -124,10 +124,13 @@ def record(
     rows = subject.block_readers
     blocks = [recorder.values[row] for row in rows]
     wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
-    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    found = _slopes(losses, wanted)
     for reader, grad in zip(subject.readers, found, strict=False):
         if grad is None:
-            raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
+            raise ProbeError(
+                f"the loss does not depend on what {reader.name!r} reads",
+                hint="name what reads the stream with --readers",
+            )
     views = [reader.view for reader in subject.readers]
     readers, states = len(views), len(views) + len(blocks)
     by_block = zip(rows, found[readers:states], strict=True)
@@ -138,6 +141,18 @@ def record(
         by_block=[views[row].take(grad) for row, grad in by_block],
         by_write=list(found[states:]),
     )
+
+
+def _slopes(losses: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise ProbeError(
+            "the model overwrites in place what the backward pass needs",
+            hint="the probe needs x = x + f(x), not x += f(x)",
+        ) from None
 
 
 def reduce(recorded: Recorded) -> dict[str, Tensor]:

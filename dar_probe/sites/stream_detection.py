@@ -333,6 +333,7 @@ def _before(
             if gave is not given:
                 continue
             if gave.shape == read.value.shape:
+                _check_order(passed, State(gave, layout), read)
                 return passed, item, place, False
             tokens = layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
@@ -343,9 +344,19 @@ def _before(
             for item, (gave, _) in passed.states().items()
             if gave.shape == read.value.shape and depends(read.value, gave, trace.layout)
         ]
+        if len(led) == 1:
+            _check_order(passed, passed.states()[led[0]], read)
+            return passed, led[0], place, False
         if led:
-            return (passed, led[0], place, False) if len(led) == 1 else None
+            return None
     return None
+
+
+def _check_order(passed: Passed, state: State, read: Read) -> None:
+    """Refuse tokens at other places: no token of the old stream is that of the new one."""
+    if reordered(State(read.value, read.layout), state):
+        kind = type(passed.home[0]).__name__
+        raise NoStream(f"tokens change their places behind a {kind}")
 
 
 @dataclass(frozen=True)
