@@ -147,7 +147,8 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     own = [link.read for link in links if link.read is not None]
     entered = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
     begun = [read for read in trace.reads if read.home == own[0].home and read.at < own[0].at]
-    taken = [one for one in entered if _leads(own[0].value, [one], begun, trace.layout)]
+    same = [one for one in entered if one.shape == own[0].value.shape]  # no condition
+    taken = [one for one in same if _leads(own[0].value, [one], begun, trace.layout)]
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]

@@ -105,7 +105,8 @@ class Trace:
         single: calls that returned one tensor, in no tuple.
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
-        attended: where scaled dot-product attention ran, as positions in ``calls``.
+        attended: where scaled dot-product attention ran, as positions in ``calls``; its keys, and
+            what it returned.
         output: of the model, the first tensor that the loss depends on.
     """
 
@@ -117,7 +118,7 @@ class Trace:
     single: set[int] = field(default_factory=set)
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
-    attended: list[int] = field(default_factory=list)
+    attended: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
     output: Tensor | None = None
 
     @property
@@ -337,9 +338,12 @@ class _Attention(TorchFunctionMode):
         self._found = found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            self._found.attended.append(len(self._found.calls))
-        return func(*args, **(kwargs or {}))
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            self._found.attended.append((len(self._found.calls), key, made))
+        return made
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
