@@ -13,7 +13,7 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Visitor
-from dar_probe.sites.autograd_entry import entering, entrance
+from dar_probe.sites.autograd_entry import entering, entrance, nothing_overwritten
 from dar_probe.sites.subject import Subject
 
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
@@ -93,6 +93,7 @@ class Recorded:
         )
 
 
+@nothing_overwritten()
 def record(
     subject: Subject,
     batch: Batch,
@@ -124,7 +125,7 @@ def record(
     rows = subject.block_readers
     blocks = [recorder.values[row] for row in rows]
     wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
-    found = _slopes(losses, wanted)
+    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
     for reader, grad in zip(subject.readers, found, strict=False):
         if grad is None:
             raise ProbeError(
@@ -141,18 +142,6 @@ def record(
         by_block=[views[row].take(grad) for row, grad in by_block],
         by_write=list(found[states:]),
     )
-
-
-def _slopes(losses: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
-    try:
-        return torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-    except RuntimeError as error:
-        if "inplace operation" not in str(error):
-            raise
-        raise ProbeError(
-            "the model overwrites in place what the backward pass needs",
-            hint="the probe needs x = x + f(x), not x += f(x)",
-        ) from None
 
 
 def reduce(recorded: Recorded) -> dict[str, Tensor]:

@@ -416,8 +416,7 @@ def _look(
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
     those that hand the stream on as it is, such as dropout, alone or beside what reads it, are left
-    alone. The modules are
-    those with which calls of blocks begin, in order.
+    alone. The modules are those with which calls of blocks begin, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
     through = {part for part in inside if any(child in blocks for child in part.modules())}
@@ -439,7 +438,7 @@ def _look(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _, value = running.pop()
         homes.leave(module)
-        hands_on = any(part is value for part in elements(output).values())
+        hands_on = value is not None and any(part is value for part in elements(output).values())
         if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 

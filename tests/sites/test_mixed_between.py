@@ -130,5 +130,5 @@ class Overwriting(Block):
 
 
 def test_an_overwriting_that_autograd_refuses_gets_one_sentence():
-    with pytest.raises(dp.ProbeError, match="overwrites in place what the backward pass needs"):
+    with pytest.raises(dp.ProbeError, match="overwrites in place what its gradient needs"):
         dp.audit(made(Stack, Overwriting).double(), batch=batch, loss=loss, **FEW)
