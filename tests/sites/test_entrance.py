@@ -97,14 +97,21 @@ class Buffered(nn.Module):
 
 
 class Overwriting(Added):
-    def forward(self, ids):
-        x = self.embed(ids)
+    def forward(self, given):
+        x = given if given.is_floating_point() else self.embed(given)
         for norm1, attention, norm2, mlp in self.layers:
             x += attention(norm1(x))
             x += mlp(norm2(x))
         return self.norm(x)
 
 
-def test_an_overwriting_of_what_the_first_block_reads_gets_one_sentence():
+@pytest.mark.parametrize("embedded", [False, True])
+def test_an_overwriting_of_what_the_first_block_reads_gets_one_sentence(embedded):
+    model = Overwriting()
+
+    def batch(ids, level):
+        made = tokens(ids, level)
+        return (model.embed(made).detach() if embedded else made,), {}
+
     with pytest.raises(dp.ProbeError, match="overwrites in place what its gradient needs"):
-        audited(Overwriting(), lambda ids, level: ((tokens(ids, level),), {}))
+        audited(model, batch)
