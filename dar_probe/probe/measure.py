@@ -13,7 +13,7 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Visitor
-from dar_probe.sites.autograd_entry import entering, entrance
+from dar_probe.sites.autograd_entry import entering, entrance, nothing_overwritten
 from dar_probe.sites.subject import Subject
 
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
@@ -93,6 +93,7 @@ class Recorded:
         )
 
 
+@nothing_overwritten()
 def record(
     subject: Subject,
     batch: Batch,
@@ -127,7 +128,10 @@ def record(
     found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
     for reader, grad in zip(subject.readers, found, strict=False):
         if grad is None:
-            raise ProbeError(f"the loss does not depend on what {reader.name!r} reads")
+            raise ProbeError(
+                f"the loss does not depend on what {reader.name!r} reads",
+                hint="name what reads the stream with --readers",
+            )
     views = [reader.view for reader in subject.readers]
     readers, states = len(views), len(views) + len(blocks)
     by_block = zip(rows, found[readers:states], strict=True)

@@ -1,10 +1,13 @@
 """Where autograd starts recording a model whose parameters are frozen."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from dar_probe.errors import ProbeError
 
 
 @contextmanager
@@ -35,6 +38,24 @@ def entering(
     others = (v.detach() if _unrecorded(v) else v for v in args[1:])
     named = {name: v.detach() if _unrecorded(v) else v for name, v in kwargs.items()}
     return (*map(with_grad, args[:1]), *others), named
+
+
+@contextmanager
+def nothing_overwritten() -> Iterator[None]:
+    """Refuse a model that overwrites in place what autograd holds.
+
+    Raises:
+        ProbeError: it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("in-?place operation", str(error)):
+            raise
+        raise ProbeError(
+            "the model overwrites in place what its gradient needs",
+            hint="the probe needs x = x + f(x), not x += f(x)",
+        ) from None
 
 
 def with_grad(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
 from dar_probe.sites import layout, operations, stream_detection
+from dar_probe.sites.autograd_entry import nothing_overwritten
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts, features_first
 from dar_probe.sites.cross_check import agrees, written_by
@@ -50,6 +51,7 @@ class Asked:
     judge: Judge | None = None
 
 
+@nothing_overwritten()
 def discover(
     model: nn.Module,
     args: tuple[Any, ...],

@@ -28,18 +28,17 @@ def kind_of(
         called: the modules of the branch by their calls.
         names: theirs, within the block.
     """
+    aside = _aside(found, links[-2], links[-1])
+    called = {at: module for at, module in called.items() if at not in aside}
     text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
-    attention = _attentions(text)
-    if attention and (aside := _aside(found, links[-2], links[-1], called)):
-        called = {at: module for at, module in called.items() if at not in aside}
-        text = {at: text[at] for at in called}
-        attention = _attentions(text)
+    attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
     if not attention:
-        near = _reached([m for m in called.values() if isinstance(m, CONVOLUTIONS)])
-        if not _mixes(found, links[-2], links[-1], near):
-            return "mlp"
-        if not _attends(found, links[-2], links[-1]):
-            return "mixer"
+        kind = _attended(found, links[-2], links[-1])
+        if kind is None:
+            near = _reached([m for m in called.values() if isinstance(m, CONVOLUTIONS)])
+            return "mixer" if _mixes(found, links[-2], links[-1], near) else "mlp"
+        if kind == "cross_attention":
+            return kind
     outermost = {
         names[called[at]]
         for at in attention
@@ -57,31 +56,53 @@ def kind_of(
     return "attention" if _mixes(found, links[-2], links[-1], 1, strict=True) else "cross_attention"
 
 
-def _attentions(text: dict[int, str]) -> list[int]:
-    return [at for at, words in text.items() if "attention" in words or "attn" in words]
-
-
-def _aside(found: Trace, link: Link, following: Link, called: dict[int, nn.Module]) -> set[int]:
+def _aside(found: Trace, link: Link, following: Link) -> set[int]:
     """Return the calls from which nothing is written, such as those of the text beside an image."""
     cuts = [one for one in _cuts(found, link, following) if one.operation is None]
-    asked, left = [_after(link, following)], cuts
-    for value in asked:
-        if not value.requires_grad or not left:
-            continue
-        slopes = torch.autograd.grad(
-            value, [one.cut for one in left], _probe(value), retain_graph=True, allow_unused=True
-        )
-        met = [one for one, slope in zip(left, slopes, strict=True) if slope is not None]
-        left = [one for one in left if one not in met]
-        asked += [one.value for one in met if one is not link.read]
-    return {one.at for one in left} & set(called)
+    written, _ = _back(_after(link, following), cuts)
+    return {one.at for one in cuts if one not in written}
 
 
-def _attends(found: Trace, link: Link, following: Link) -> bool:
-    """Tell whether a branch calls the function of attention, in a module of another name."""
-    assert link.read is not None
+def _attended(found: Trace, link: Link, following: Link) -> str | None:
+    """Return what a branch is by the function of attention that it calls, if it calls it.
+
+    That is "attention" where a key is made of what the branch reads, else "cross_attention".
+    """
+    cuts = _cuts(found, link, following)
     stop = following.read.at if following.read is not None else len(found.calls)
-    return any(link.read.at < at <= stop for at in found.attended)
+    _, values = _back(_after(link, following), cuts)
+    assert link.read is not None
+    keys = [
+        key
+        for at, key, made in found.attended
+        if link.read.at < at <= stop and any(_slopes(v, [made])[0] is not None for v in values)
+    ]
+    if not keys:
+        return None
+    own = any(link.read in _back(key, cuts)[0] for key in keys)
+    return "attention" if own else "cross_attention"
+
+
+def _back(value: Tensor, cuts: Sequence[Read]) -> tuple[list[Read], list[Tensor]]:
+    """Return the reads of a branch, its own one first, that lead to a value, and all between."""
+    values, met, left = [value], [], list(cuts)
+    for one in values:
+        slopes = _slopes(one, [read.cut for read in left])
+        new = [read for read, slope in zip(left, slopes, strict=True) if slope is not None]
+        left = [read for read in left if read not in new]
+        met += new
+        values += [read.value for read in new if read is not cuts[0]]
+    return met, values
+
+
+def _slopes(value: Tensor, earlier: list[Tensor]) -> Sequence[Tensor | None]:
+    usable = [one for one in earlier if one.requires_grad]
+    if not value.requires_grad or not usable:
+        return [None] * len(earlier)
+    slopes = iter(
+        torch.autograd.grad(value, usable, _probe(value), retain_graph=True, allow_unused=True)
+    )
+    return [next(slopes) if one.requires_grad else None for one in earlier]
 
 
 def _after(link: Link, following: Link) -> Tensor:

@@ -147,7 +147,8 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     own = [link.read for link in links if link.read is not None]
     entered = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
     begun = [read for read in trace.reads if read.home == own[0].home and read.at < own[0].at]
-    taken = [one for one in entered if _leads(own[0].value, [one], begun, trace.layout)]
+    same = [one for one in entered if one.shape == own[0].value.shape]  # no condition
+    taken = [one for one in same if _leads(own[0].value, [one], begun, trace.layout)]
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
@@ -340,6 +341,7 @@ def _before(
             if gave is not given:
                 continue
             if gave.shape == read.value.shape:
+                _check_order(passed, State(gave, layout), read)
                 return passed, item, place, False
             tokens = layout.take(gave).shape[1]
             frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
@@ -350,9 +352,19 @@ def _before(
             for item, (gave, _) in passed.states().items()
             if gave.shape == read.value.shape and depends(read.value, gave, trace.layout)
         ]
+        if len(led) == 1:
+            _check_order(passed, passed.states()[led[0]], read)
+            return passed, led[0], place, False
         if led:
-            return (passed, led[0], place, False) if len(led) == 1 else None
+            return None
     return None
+
+
+def _check_order(passed: Passed, state: State, read: Read) -> None:
+    """Refuse tokens at other places: no token of the old stream is that of the new one."""
+    if reordered(State(read.value, read.layout), state):
+        kind = type(passed.home[0]).__name__
+        raise NoStream(f"tokens change their places behind a {kind}")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class Trace:
         single: calls that returned one tensor, in no tuple.
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
-        attended: where scaled dot-product attention ran, as positions in ``calls``.
+        attended: where scaled dot-product attention ran, as positions in ``calls``; its keys, and
+            what it returned.
         output: of the model, the first tensor that the loss depends on.
     """
 
@@ -117,7 +118,7 @@ class Trace:
     single: set[int] = field(default_factory=set)
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
-    attended: list[int] = field(default_factory=list)
+    attended: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
     output: Tensor | None = None
 
     @property
@@ -337,9 +338,12 @@ class _Attention(TorchFunctionMode):
         self._found = found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            self._found.attended.append(len(self._found.calls))
-        return func(*args, **(kwargs or {}))
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            self._found.attended.append((len(self._found.calls), key, made))
+        return made
 
 
 def _features_last(module: nn.Module, value: Tensor) -> bool:
@@ -412,8 +416,7 @@ def _look(
 
     Cut off where they begin, those that read a normed state are cut twice, which does no harm;
     those that hand the stream on as it is, such as dropout, alone or beside what reads it, are left
-    alone. The modules are
-    those with which calls of blocks begin, in order.
+    alone. The modules are those with which calls of blocks begin, in order.
     """
     inside = {part for block in blocks for part in block.modules()} - blocks
     through = {part for part in inside if any(child in blocks for child in part.modules())}
@@ -435,7 +438,7 @@ def _look(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _, value = running.pop()
         homes.leave(module)
-        hands_on = any(part is value for part in elements(output).values())
+        hands_on = value is not None and any(part is value for part in elements(output).values())
         if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from dar_probe.errors import ProbeError, blamed
 from dar_probe.files.text import quote
-from dar_probe.sites.autograd_entry import with_grad
+from dar_probe.sites.autograd_entry import nothing_overwritten, with_grad
 from dar_probe.sites.hooks import hooked
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -61,7 +61,7 @@ def check_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     def enter(part: nn.Module, inputs: tuple[Any, ...]) -> None:
         recorded.append(torch.is_grad_enabled())
 
-    with hooked() as handles, blamed(does_not_run):
+    with hooked() as handles, blamed(does_not_run), nothing_overwritten():
         handles.extend(part.register_forward_pre_hook(enter) for part in module.modules())
         module(*map(with_grad, args[:1]), *args[1:], **kwargs)
     # Frozen encoders may well run without gradients, but not what comes last.

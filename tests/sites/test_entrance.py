@@ -1,6 +1,7 @@
 """Autograd begins at the first block, wherever the model uses what that block reads."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -93,3 +94,24 @@ class Buffered(nn.Module):
 
     def forward(self, ids):
         return (1 + ids) * self.model(state=self.model.start)
+
+
+class Overwriting(Added):
+    def forward(self, given):
+        x = given if given.is_floating_point() else self.embed(given)
+        for norm1, attention, norm2, mlp in self.layers:
+            x += attention(norm1(x))
+            x += mlp(norm2(x))
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_an_overwriting_of_what_the_first_block_reads_gets_one_sentence(embedded):
+    model = Overwriting()
+
+    def batch(ids, level):
+        made = tokens(ids, level)
+        return (model.embed(made).detach() if embedded else made,), {}
+
+    with pytest.raises(dp.ProbeError, match="overwrites in place what its gradient needs"):
+        audited(model, batch)

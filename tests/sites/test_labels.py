@@ -1,5 +1,7 @@
 """Sublayers are called by what their branches do."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,9 +193,53 @@ class CrossAttendedLong(CrossAttended):
         self.text = nn.Parameter(torch.randn(1, T, D))
 
 
+class ByFunction(Block):
+    """Calls the function of attention itself, on a text of some tokens, or of its own."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.norm3, self.q, self.kv = nn.LayerNorm(D), nn.Linear(D, D), nn.Linear(D, 2 * D)
+        self.text = nn.Parameter(torch.randn(1, tokens, D)) if tokens else None
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        read = self.norm3(x)
+        known = read if self.text is None else self.text.expand(len(x), -1, -1)
+        x = x + F.scaled_dot_product_attention(self.q(read), *self.kv(known).chunk(2, -1))
+        return x + self.mlp(self.norm2(x))
+
+
+class Conditioned(Block):
+    """Gets a condition before its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.condition = nn.Linear(D, D)
+
+    def forward(self, condition, x):
+        return super().forward(x + self.condition(condition))
+
+
+class Told(Stack):
+    def run(self, x):
+        condition = x.mean(1, keepdim=True)
+        for block in self.blocks:
+            x = block(condition, x)
+        return x
+
+
+def test_what_reads_a_condition_before_the_first_block_reads_no_stream():
+    analysis = audit(made(Told, Conditioned))
+    assert list(analysis.dataset["source_kind"].values).count("fusion") == DEPTH - 1
+    assert not [said for said in analysis.manifest["assumptions"] if "left out" in said]
+
+
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
+        (partial(ByFunction, 0), ["attention", "attention", "mlp"]),
+        (partial(ByFunction, 3), ["attention", "cross_attention", "mlp"]),
+        (partial(ByFunction, T), ["attention", "cross_attention", "mlp"]),
         (WithValues, ["attention", "mlp"]),
         (CrossAttendedLong, ["attention", "cross_attention", "mlp"]),
         (HandedState, ["attention", "mlp"]),

@@ -109,3 +109,26 @@ def test_two_streams_that_are_mixed_are_none_that_goes_on():
     analysis = dp.audit(made(Crossing).double(), batch=batch, loss=loss, **FEW)
     assert not [s for s in analysis.dataset["source_kind"].values if s == "fusion"]
     assert any("no pre-norm stack" in s for s in analysis.manifest["assumptions"])
+
+
+class Rolling(Block):
+    def forward(self, x):
+        return super().forward(x.roll(1, 1))
+
+
+def test_tokens_at_other_places_are_no_fusion():
+    with pytest.raises(dp.ProbeError, match="tokens change their places from a Rolling"):
+        dp.audit(made(Stack, Rolling).double(), batch=batch, loss=loss, **FEW)
+
+
+class Overwriting(Block):
+    def forward(self, x):
+        x = x.clone()
+        x += self.attn(self.norm1(x))
+        x += self.mlp(self.norm2(x))
+        return x
+
+
+def test_an_overwriting_that_autograd_refuses_gets_one_sentence():
+    with pytest.raises(dp.ProbeError, match="overwrites in place what its gradient needs"):
+        dp.audit(made(Stack, Overwriting).double(), batch=batch, loss=loss, **FEW)
