@@ -26,7 +26,8 @@ def agrees(
     inner = {part for m in called.values() for part in m.modules() if part is not m}
     own = [
         found.outputs[at][0].double()
-        for at in range(read.at, min(stop, len(found.calls)))
+        # A branch that holds its own norm began before that.
+        for at in (*filter(read.at.__gt__, called), *range(read.at, min(stop, len(found.calls))))
         if at in found.outputs
         and found.calls[at][1] == read.home
         and found.calls[at][0] not in inner

@@ -454,6 +454,7 @@ def test_blocks_may_be_lists_of_modules(kind):
     found, expected = audit(made(kind, like=plain)), audit(plain).dataset
     kinds = list(found.dataset["reader_kind"].values)
     assert kinds == ["attention", "mlp"] * DEPTH + ["head"]
+    assert not any("be confirmed" in text for text in found.manifest["assumptions"])
     if kind is InLists:
         same(found.dataset, expected)
     else:  # each of its lists is a block
