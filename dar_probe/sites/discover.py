@@ -8,6 +8,7 @@ between the blocks are all that can be measured.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -87,33 +88,16 @@ def discover(
     own = set(named(model, blocks) if blocks else members(model) or repeated(model, args, kwargs))
     wanted = set(named(model, readers)) if readers else None
     asked = asked or Asked()
-    judge, two = asked.judge, asked.two
-    found = trace(model, args, kwargs, own, wanted, judge=judge)
+    look = partial(trace, model, args, kwargs, own, wanted, judge=asked.judge)
+    found = look()
     how: tuple[Layout, ...] = (PLAIN,)
     if named_axes is not None and (states := _states(found)):
         how = (named_axes.of(states),)
-    elif two is not None and own and not _plain(found):
-        how = layout.find(model, own, (args, kwargs), two())
+    elif asked.two is not None and own and not _plain(found):
+        how = layout.find(model, own, (args, kwargs), asked.two())
     if how[0].last != PLAIN:
-        found = trace(model, args, kwargs, own, wanted, tuple(one.last for one in how), judge=judge)
-    if not own or (len(found.passed) == 1 and not blocks):
-        raise ProbeError(
-            "no stack of blocks was found in the module",
-            hint="the probe looks for a list of two or more blocks, or for one that runs several "
-            "times; name others with --blocks",
-        )
-    if not found.passed:
-        raise ProbeError(
-            f"no block was called in the forward, of {len(own)} that the model has",
-            hint="call block(x), not block.forward(x), which no hook sees; or name others with "
-            "--blocks",
-        )
-    gave = [value for passed in found.passed for value in passed.gave.values()]
-    if gave and all(found.lies(value) is None for value in gave):
-        raise ProbeError(
-            "this stack cannot be probed: the stream's first axis is not the batch",
-            hint=layout.HINT,
-        )
+        found = look(tuple(one.last for one in how))
+    _require_blocks(found, own, named=blocks is not None)
     stated = None if named_axes is None else how[0]
     try:
         links, aside = _followed(found, live_only)
@@ -127,7 +111,7 @@ def discover(
         called, norms = {b for b in own if not uncalled(b)}, set(filter(is_norm, model.modules()))
         begun = operations.find(model, args, kwargs, called, norms)
         try:
-            second = trace(model, args, kwargs, own, wanted, how, begun, judge) if begun else found
+            second = look(how, begun) if begun else found
             links, aside = _followed(second, live_only)
         except NoStream:
             return _with_blind(by_block(model, found, str(error), stated), found)
@@ -146,6 +130,32 @@ def discover(
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
     return _with_blind(_by_sublayer(model, found, links, aside), found)
+
+
+def _require_blocks(found: Trace, own: set[nn.Module], *, named: bool) -> None:
+    """Refuse a model without blocks that were called, or whose states hold no samples.
+
+    Raises:
+        ProbeError: it is one.
+    """
+    if not own or (len(found.passed) == 1 and not named):
+        raise ProbeError(
+            "no stack of blocks was found in the module",
+            hint="the probe looks for a list of two or more blocks, or for one that runs several "
+            "times; name others with --blocks",
+        )
+    if not found.passed:
+        raise ProbeError(
+            f"no block was called in the forward, of {len(own)} that the model has",
+            hint="call block(x), not block.forward(x), which no hook sees; or name others with "
+            "--blocks",
+        )
+    gave = [value for passed in found.passed for value in passed.gave.values()]
+    if gave and all(found.lies(value) is None for value in gave):
+        raise ProbeError(
+            "this stack cannot be probed: the stream's first axis is not the batch",
+            hint=layout.HINT,
+        )
 
 
 def _states(found: Trace) -> list[Tensor]:
