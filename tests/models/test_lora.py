@@ -159,3 +159,11 @@ def test_an_adapter_of_diffusers(tmp_path):
     torch.testing.assert_close(loaded.model.state_dict()[f"{name}.weight"], expected)
     with pytest.raises(CheckpointError, match="it is of a class of diffusers, and the model is"):
         load(base(tmp_path), tmp_path / "lora")
+
+
+def test_pickles_are_not_read(tmp_path):
+    folder, state = adapter(tmp_path / "lora")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(state, folder / "adapter_model.bin")
+    with pytest.raises(UsageError, match="is no LoRA adapter in .safetensors"):
+        load(base(tmp_path), folder)
