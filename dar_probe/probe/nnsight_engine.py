@@ -50,6 +50,12 @@ def forward(visitor: Visitor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Raises:
         ProbeError: a site's module runs more than once in a forward, or a site is no module.
     """
+    if visitor.subject.direct:
+        raise ProbeError(
+            "forwards of this module are called past their modules, where nnsight does not hear "
+            "them",
+            hint="leave --engine out: hooks measure it",
+        )
     for reader in visitor.subject.readers:
         if reader.operation is not None:
             raise ProbeError(

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
 from dar_probe.runtime.torch_private import without_checkpointing
+from dar_probe.sites.direct_calls import heard
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import element, replaced
@@ -65,6 +66,8 @@ class Visitor:
         for index, reader in enumerate(subject.readers):
             self._stand(reader, partial(self.read, index))
         with ExitStack() as stack:
+            if subject.direct:
+                stack.enter_context(heard(subject.model))
             handles = stack.enter_context(hooked())
             handles.extend(calls.watch() for calls in self._calls.values())
             if self._operations:

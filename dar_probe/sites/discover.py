@@ -20,6 +20,7 @@ from dar_probe.sites.autograd_entry import nothing_overwritten
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts, features_first
 from dar_probe.sites.cross_check import agrees, written_by
+from dar_probe.sites.direct_calls import heard, is_heard
 from dar_probe.sites.homes import uncalled
 from dar_probe.sites.labels import kind_of
 from dar_probe.sites.layout import PLAIN, Inputs, Layout
@@ -50,6 +51,12 @@ class Asked:
 
     two: Callable[[], Inputs] | None = None
     judge: Judge | None = None
+
+
+DIRECT = (
+    "blocks are called as block.forward(x), past their hooks: while it is measured the module "
+    "itself is called instead, hooks of others included"
+)
 
 
 @nothing_overwritten()
@@ -90,6 +97,11 @@ def discover(
     asked = asked or Asked()
     look = partial(trace, model, args, kwargs, own, wanted, judge=asked.judge)
     found = look()
+    if own and not found.passed and not is_heard(model):
+        again = {"blocks": blocks, "readers": readers, "live_only": live_only, "axes": axes}
+        with heard(model):
+            subject = discover(model, args, kwargs, **again, asked=asked)
+        return replace(subject, direct=True, assumptions=(*subject.assumptions, DIRECT))
     how: tuple[Layout, ...] = (PLAIN,)
     if named_axes is not None and (states := _states(found)):
         how = (named_axes.of(states),)
@@ -147,8 +159,7 @@ def _require_blocks(found: Trace, own: set[nn.Module], *, named: bool) -> None:
     if not found.passed:
         raise ProbeError(
             f"no block was called in the forward, of {len(own)} that the model has",
-            hint="call block(x), not block.forward(x), which no hook sees; or name others with "
-            "--blocks",
+            hint="name others with --blocks",
         )
     gave = [value for passed in found.passed for value in passed.gave.values()]
     if gave and all(found.lies(value) is None for value in gave):

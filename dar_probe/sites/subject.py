@@ -159,6 +159,7 @@ class Subject:
         state_site: the module whose arguments carry the routing state.
         entrance: the first block, where autograd starts if its input needs no gradient; None
             where the model's first input can require it.
+        direct: forwards are called past their modules' hooks, see ``direct_calls``.
         facts: model facts for the manifest.
         assumptions: one sentence for each thing that was taken for granted about the sites.
     """
@@ -173,6 +174,7 @@ class Subject:
     routes: Callable[[tuple[Any, ...]], list[Tensor]] | None = None
     state_site: nn.Module | None = None
     entrance: nn.Module | None = None
+    direct: bool = False
     facts: dict[str, Any]
     assumptions: tuple[str, ...] = field(default=())
 

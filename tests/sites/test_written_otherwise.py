@@ -150,10 +150,42 @@ class Direct(Stack):
         return x
 
 
-def test_blocks_that_are_called_past_every_hook_are_refused_for_it():
-    with pytest.raises(dp.ProbeError, match="no block was called in the forward, of 4") as caught:
-        audit(made(Direct))
-    assert "block.forward(x), which no hook sees" in caught.value.hint
+class DirectBlock(Block):
+    def forward(self, x):
+        x = x + self.attn.forward(self.norm1.forward(x))
+        return x + self.mlp.forward(self.norm2.forward(x))
+
+
+@pytest.mark.parametrize("block", [Block, DirectBlock])
+def test_forwards_that_are_called_past_every_hook_are_heard(block):
+    plain = made()
+    model = made(Direct, block, like=plain)
+    found, expected = audit(model), audit(plain)
+    same(found.dataset, expected.dataset)
+    assert any("called as block.forward(x)" in text for text in found.manifest["assumptions"])
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    given = {"batch": batch, "loss": loss, **FEW}
+    same(dp.audit(model, recompute=True, **given).dataset, expected.dataset)
+    few = {**given, "pairs": 4}
+    same(dp.ablate(model, **few).dataset, dp.ablate(plain, **few).dataset, ("gate_ablated",))
+    with pytest.raises(dp.ProbeError, match="past their modules"):
+        dp.analyze(model, engine="nnsight", **given)
+
+
+@pytest.mark.parametrize("block", [DirectBlock])
+def test_parts_that_a_block_calls_past_their_hooks(block):
+    plain = made()
+    same(audit(made(Stack, block, like=plain)).dataset, audit(plain).dataset)
+
+
+class Uncalled(Stack):
+    def run(self, x):
+        return x
+
+
+def test_blocks_that_nobody_calls_are_refused_for_it():
+    with pytest.raises(dp.ProbeError, match="no block was called in the forward, of 4"):
+        audit(made(Uncalled))
 
 
 class Looped(Stack):
