@@ -98,9 +98,11 @@ def discover(
     look = partial(trace, model, args, kwargs, own, wanted, judge=asked.judge)
     found = look()
     if own and not found.passed and not is_heard(model):
-        again = {"blocks": blocks, "readers": readers, "live_only": live_only, "axes": axes}
         with heard(model):
-            subject = discover(model, args, kwargs, **again, asked=asked)
+            subject = discover(
+                model, args, kwargs,
+                blocks=blocks, readers=readers, live_only=live_only, axes=axes, asked=asked,
+            )  # fmt: skip
         return replace(subject, direct=True, assumptions=(*subject.assumptions, DIRECT))
     how: tuple[Layout, ...] = (PLAIN,)
     if named_axes is not None and (states := _states(found)):
