@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import xarray as xr
 
 from dar_probe.reports.figures.arrangement import Paper, Screen, Width
@@ -70,13 +71,28 @@ def _curve(
     name: str, ds: xr.Dataset, variable: str, line: int, colour: str, *, middles: bool
 ) -> Curve:
     profile = metrics.profile(ds, variable).sel(block=slice(1, None))
+    gaps = _new_streams(ds)
+    band = middle(ds, variable)[:, 1:] if middles and ds.sizes["sample"] > 1 else None
+    value, low, high = (
+        np.insert(profile[part].values, gaps, np.nan) for part in ("value", "low", "high")
+    )
+    blocks = profile["block"].values
     return Curve(
         label=palette.clean(name, 80),
         colour=colour,
         look=line,
-        x=profile["block"].values,
-        value=profile["value"].values,
-        low=profile["low"].values,
-        high=profile["high"].values,
-        middle=middle(ds, variable)[:, 1:] if middles and ds.sizes["sample"] > 1 else None,
+        x=np.insert(blocks.astype(float), gaps, blocks[gaps] - 0.5) if len(gaps) else blocks,
+        value=value,
+        low=low,
+        high=high,
+        middle=None if band is None else np.insert(band, gaps, np.nan, axis=1),
     )
+
+
+def _new_streams(ds: xr.Dataset) -> np.ndarray:
+    """Return behind which blocks a line ends: sizes of two streams do not compare.
+
+    There no state has a cosine to the one before.
+    """
+    known = np.isfinite(ds["cosine"].values).any(axis=(0, 1))
+    return np.flatnonzero(~known[2:]) + 1

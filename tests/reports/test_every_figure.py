@@ -161,3 +161,18 @@ def test_what_is_recorded_is_what_is_described():
     assert [(call.panel, call.words) for call in curves] == [(at, "plain") for at in range(3)]
     expected = metrics.profile(ds, "rms")["value"].values[1:]
     np.testing.assert_array_equal(curves[0].values, expected)
+
+
+def test_lines_end_where_another_stream_begins():
+    """There no state has a cosine to the one before, and sizes do not compare."""
+    ds = dataset(blocks=5, samples=3, levels=2)
+    ds["cosine"][:, :, 3] = np.nan
+    for middles in (False, True):
+        figure = dilution.dilution([("a", ds)], middles=middles)
+        for panel in figure.panels[:2]:
+            (curve,) = panel.curves
+            assert curve.x.tolist() == [1, 2, 2.5, 3, 4, 5]
+            assert np.isnan(curve.value).tolist() == [False, False, True, False, False, False]
+            assert curve.middle is None or np.isnan(curve.middle).all(0).tolist()[2]
+    ds = dataset(blocks=5, samples=3, levels=2)
+    assert dilution.dilution([("a", ds)]).panels[0].curves[0].x.tolist() == [1, 2, 3, 4, 5]
