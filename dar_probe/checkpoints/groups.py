@@ -160,20 +160,25 @@ def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]
     found = []
     for raw in [group for group in made if not group.average]:
         own = [name for name in raw.state if not _is_average((name.partition(".")[0],))]
-        names = [name for name in own if not any(word in name for word in FIXED)]
-        longest = max(names, key=len)
+        trained = [name for name in own if not any(word in name for word in FIXED)]
+        if not trained:
+            continue
+        names = [_squashed(name) for name in trained]
+        longest = max(trained, key=len)
         anchor = _squashed(longest)
         ends = [k for k, n in known.items() if k.endswith(anchor) and not n.endswith(longest)]
         for prefix in (key.removesuffix(anchor) for key in ends):
             first = known[prefix + anchor]
             word = next((m for m in re.finditer(r"[a-z]+", first) if m[0] in AVERAGES), None)
+            # The first name that lacks ends the look at a prefix: a file may have many of them.
+            if word is None or not all(prefix + name in known for name in names):
+                continue
             state = {
                 name: tensors[known[prefix + _squashed(name)]]
                 for name in own
                 if prefix + _squashed(name) in known
             }
-            alike = all(value.shape == raw.state[name].shape for name, value in state.items())
-            if word is None or not alike or not state.keys() >= set(names):
+            if any(value.shape != raw.state[name].shape for name, value in state.items()):
                 continue
             average = Group(path=tuple(first[: word.end()].split(".")), state=state, average=True)
             found.append(

@@ -306,6 +306,28 @@ def test_tables_that_an_average_lacks_are_said_to_be_the_raw_ones(tmp_path):
     assert any("it lacks 'pos_embed', taken from the raw" in text for text in loaded.assumptions)
 
 
+def test_the_longest_name_may_be_a_table_that_a_squashed_average_lacks():
+    table = "blocks.0.attn.a_rather_long_way_to_say.relative_position_index"
+    raw = RAW | {table: COUNT}
+    content = {"state_dict": under("model.", raw) | squashed("model_ema.", AVERAGE, "")}
+    chosen = choose(content, "auto", "'x'")
+    assert chosen.state == AVERAGE | {table: COUNT}
+    assert chosen.note.endswith("ve_position_index', taken from the raw weights")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"blocks.0.pos_embed.weight": COUNT, "freqs.weight": COUNT},
+        {"ema_blocks": {"0": {"weight": COUNT}}, "ema_x.weight": COUNT},
+    ],
+)
+def test_tables_and_averages_alone_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(CheckpointOptions(path=tmp_path / "x.pt"))
+
+
 def test_an_average_that_lacks_more_than_tables_is_refused(tmp_path):
     lacking = {name: value for name, value in AVERAGE.items() if "mlp.fc1" not in name}
     torch.save({"model": RAW, "ema": lacking}, tmp_path / "x.pt")
