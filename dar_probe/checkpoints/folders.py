@@ -19,7 +19,12 @@ from dar_probe.files.text import quote
 # Words by which people call an average over training.
 AVERAGES = frozenset(
     {"ema", "emas", "shadow", "average", "averaged", "averages", "avg", "polyak", "target", "swa"}
+    | {"emamodel", "modelema"}
 )
+DENIED = frozenset({"non", "no", "not", "without"})  # "non_ema" of diffusers is not averaged
+RAW = frozenset({"online", "raw", "current"})  # "ema.online_model" is not averaged
+# An optimizer's averages are of gradients.
+MOMENTS = re.compile(r"(max_)?exp_avg\w*|(square|grad)_avg")
 SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".gguf"}
 # What trainers write beside the weights; Megatron's "model_optim_rng.pt" holds these too.
 OTHERS = re.compile(
@@ -132,9 +137,12 @@ def _names(home: Path) -> list[str]:
         return []
 
 
-def is_average(name: str) -> bool:
-    """Tell whether the name of a file has a word for an average over training."""
-    return bool(AVERAGES & set(re.split(r"[^a-z0-9]+", name.lower())))
+def is_average(*path: str) -> bool:
+    """Tell whether a file's name, or the path of names of weights in it, is that of an average."""
+    parts = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part).lower() for part in path]  # "netEMA"
+    words = [set(re.split(r"[^a-z]+", MOMENTS.sub("", part))) for part in parts]  # "ema2" is one
+    averaged = any(AVERAGES & one and not DENIED & one for one in words)
+    return averaged and not any(RAW & one for one in words)
 
 
 def said_of(path: Path, file: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dar_probe.checkpoints.folders import AVERAGES
+from dar_probe.checkpoints.folders import AVERAGES, is_average
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -19,14 +19,11 @@ FAMILIAR = frozenset(
     {"blocks", "in_blocks", "en_inblocks", "encoder_level_1"}
     | {"double_blocks", "joint_blocks", "double_layers", "noise_refiner", "double_stream_blocks"}
 )
-RAW = frozenset({"online", "raw", "current"})
 COUNTED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts beside its weights
 FIXED = ("pos_embed", "freqs", "relative_position_index")  # tables that may not be trained
 SHADOW = "shadow_params"  # of torch_ema, and of EMAModel of diffusers: a list without names
 # What Lightning's WeightAveraging keeps beside the averaged weights, which it calls "state_dict".
 AVERAGING = "averaging_state"
-# An optimizer's averages are of gradients.
-MOMENTS = re.compile(r"(max_)?exp_avg\w*|(square|grad)_avg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +119,7 @@ def groups(content: Any, shown: str, *, averages: bool = True) -> list[Group]:
             Group(
                 path=path,
                 state={name[length:]: tensors[name] for name in node.names if name not in inner},
-                average=_is_average(path) or any(path[: len(p)] == p for p in averaged),
+                average=is_average(*path) or any(path[: len(p)] == p for p in averaged),
             )
         )
     raws = [group for group in made if not group.average]
@@ -159,7 +156,7 @@ def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]
     known = {_squashed(name): name for name in tensors}
     found = []
     for raw in [group for group in made if not group.average]:
-        own = [name for name in raw.state if not _is_average((name.partition(".")[0],))]
+        own = [name for name in raw.state if not is_average(name.partition(".")[0])]
         trained = [name for name in own if not any(word in name for word in FIXED)]
         if not trained:
             continue
@@ -171,7 +168,8 @@ def _with_squashed(made: list[Group], tensors: dict[str, Tensor]) -> list[Group]
             first = known[prefix + anchor]
             word = next((m for m in re.finditer(r"[a-z]+", first) if m[0] in AVERAGES), None)
             # The first name that lacks ends the look at a prefix: a file may have many of them.
-            if word is None or not all(prefix + name in known for name in names):
+            whole = all(prefix + name in known for name in names)
+            if word is None or not whole or not is_average(first[: word.end()]):
                 continue
             state = {
                 name: tensors[known[prefix + _squashed(name)]]
@@ -202,7 +200,7 @@ def unread_average(content: Any, shown: str, least: int) -> str:
     """Return where a file has ``least`` numbers or more that it calls an average; else nothing."""
     counts: dict[str, int] = {}
     for path, value in _walk(content, shown):
-        at = next((i for i, part in enumerate(path, 1) if _is_average((part,))), 0)
+        at = next((i for i, part in enumerate(path, 1) if is_average(part)), 0)
         if at and isinstance(value, Tensor):
             place = ".".join(path[:at]).partition("[")[0]
             counts[place] = counts.get(place, 0) + value.numel()
@@ -240,7 +238,7 @@ def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
                     yield from walk(item, numbered(path, key), deep - 1)
         elif isinstance(value, list | tuple) and deep:
             items = list(value)
-            averaged = path and (path[-1] == SHADOW or _is_average(path[-1:]))
+            averaged = path and (path[-1] == SHADOW or is_average(path[-1]))
             kinds = {str if isinstance(item, str) else isinstance(item, Tensor) for item in items}
             if averaged and True in kinds and str not in kinds:  # a name and a tensor are a pair
                 yield path, items
@@ -260,7 +258,7 @@ def _of_parameters(state: dict[Any, Any]) -> dict[str, list[Any]]:
     numbers = [key for key in state if type(key) is int and isinstance(state[key], dict)]
     for number in sorted(numbers):
         for name, value in dict.items(state[number]):
-            if isinstance(name, str) and isinstance(value, Tensor) and _is_average((name,)):
+            if isinstance(name, str) and isinstance(value, Tensor) and is_average(name):
                 found.setdefault(name, []).append(value)
     return found
 
@@ -270,7 +268,7 @@ def _nodes(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     listed = node.lists()
     for name, part in node.parts.items():
         # Beside a model's own lists only an average of it may lie.
-        if part.weighs and (not listed or _is_average((name,))):
+        if part.weighs and (not listed or is_average(name)):
             yield from _nodes(part, (*path, name))
 
 
@@ -279,12 +277,6 @@ def _roots(node: _Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     for at, one in _nodes(node, path):
         if one.lists() and len(one.parts) > 1:
             yield at, one
-
-
-def _is_average(path: tuple[str, ...]) -> bool:
-    plain = [MOMENTS.sub("", part.lower()) for part in path]
-    words = [set(re.split(r"[^a-z]+", part)) for part in plain]  # "ema2" is an ema
-    return any(AVERAGES & one for one in words) and not any(RAW & one for one in words)
 
 
 def _named(values: list[Any], raw: Group, shown: str, called: str) -> dict[str, Any]:

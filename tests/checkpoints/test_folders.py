@@ -68,6 +68,7 @@ def test_the_file_of_the_model_is_found(tmp_path, names, taken):
          "2 files of weights", "python -c"),
         (["model-00001-of-00002.safetensors", "optimizer.bin"], None, "alone, one of several",
          "the others"),
+        (["model_non_ema.pt", "model.pt"], None, "2 files of weights", "give one of them"),
         (["args.json", "samples/0.png", "checkpoints/0050000.pt"], None, "is a folder without",
          "give '{home}/checkpoints', or a file in it"),
         (["checkpoint-900/model.safetensors", "checkpoint-1000/model.safetensors", "log.txt"], None,

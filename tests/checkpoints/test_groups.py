@@ -306,6 +306,22 @@ def test_tables_that_an_average_lacks_are_said_to_be_the_raw_ones(tmp_path):
     assert any("it lacks 'pos_embed', taken from the raw" in text for text in loaded.assumptions)
 
 
+@pytest.mark.parametrize("name", ["non_ema", "no_ema", "model_non_ema", "modelWithoutEMA"])
+def test_weights_that_are_called_no_average_are_raw(name):
+    chosen = choose({"model_ema": AVERAGE, name: RAW}, "auto", "'x'")
+    assert (chosen.label, chosen.state) == ("ema", AVERAGE)
+    chosen = choose({name: RAW}, "auto", "'x'")
+    assert chosen.label != "ema"
+    flat = {"state_dict": under("model.", RAW) | squashed(f"{name}.", AVERAGE, "")}
+    assert choose(flat, "model", "'x'").state == RAW
+
+
+@pytest.mark.parametrize("name", ["netEMA", "modelEma", "emaModel", "emamodel", "modelema"])
+def test_averages_in_names_without_separators_are_averages(name):
+    chosen = choose({"model": RAW, name: AVERAGE}, "auto", "'x'")
+    assert (chosen.label, chosen.state) == ("ema", AVERAGE)
+
+
 def test_the_longest_name_may_be_a_table_that_a_squashed_average_lacks():
     table = "blocks.0.attn.a_rather_long_way_to_say.relative_position_index"
     raw = RAW | {table: COUNT}
