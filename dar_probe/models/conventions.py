@@ -203,11 +203,18 @@ def flow(header: Header, clock: str) -> str | None:
 
     Args:
         header: the file's header; what names nothing known is assumed to be SiT's own.
-        clock: "sit", "repa" or "meanflow".
+        clock: "sit", "repa" or "meanflow"; of "sit" a prediction "v", as REPA calls it, makes
+            "repa".
     """
     path, prediction = header.told("path_type"), header.told("prediction")
     if path is None and prediction is None:
         return None
+    if clock == "sit" and str(prediction).lower() == "v":
+        header.assumptions.append(
+            "the settings name the prediction 'v': read as REPA's, time runs t = s; --objective "
+            "overrides"
+        )
+        clock = "repa"
     named = (
         PATH_NAMES.get(str(path or "linear").lower()),
         PREDICTION_NAMES.get(str(prediction or "velocity").lower()),

@@ -292,7 +292,7 @@ def rivals(model: nn.Module, identified: Identified) -> dict[str, nn.Module]:
 FAMILY = Family(
     name="ddt",
     title="DDT",
-    marks=(r"s_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.0\.weight$"),
+    marks=(r"s_embedder\.proj\.weight\Z", r"blocks\.0\.adaLN_modulation\.0\.weight\Z"),
     identify=identify,
     build=build,
     subject=subject,

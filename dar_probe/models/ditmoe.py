@@ -284,7 +284,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="ditmoe",
     title="DiT-MoE",
-    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.moe\.experts\.0\."),
+    marks=(r"x_embedder\.proj\.weight\Z", r"blocks\.0\.moe\.experts\.0\."),
     identify=identify,
     build=build,
     subject=subject,

@@ -258,7 +258,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="fit",
     title="FiT, FiTv2",
-    marks=(r"blocks\.0\.adaLN_modulation\.", r"x_embedder\.proj\.weight$"),
+    marks=(r"blocks\.0\.adaLN_modulation\.", r"x_embedder\.proj\.weight\Z"),
     fits=_fits,
     identify=identify,
     build=build,

@@ -252,7 +252,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="jit",
     title="JiT",
-    marks=(r"x_embedder\.proj1\.weight$", r"x_embedder\.proj2\.weight$"),
+    marks=(r"x_embedder\.proj1\.weight\Z", r"x_embedder\.proj2\.weight\Z"),
     identify=identify,
     build=build,
     subject=subject,

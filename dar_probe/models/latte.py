@@ -158,6 +158,9 @@ def identify(header: Header, heads: int | None) -> Identified:
     known = conventions.heads(header, heads, width=frame.width, depth=depth, presets=HEADS)
     if frames == frame.channels:
         header.assumptions.append(f"of {frames} frames and {frames} channels, frames come first")
+    header.assumptions.append(
+        "read as Latte: steps 0..999, linear betas, noise; --objective overrides"
+    )
     return Identified(
         family="latte",
         sizes={
@@ -202,7 +205,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="latte",
     title="Latte",
-    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.", r"temp_embed$"),
+    marks=(r"x_embedder\.proj\.weight\Z", r"blocks\.0\.adaLN_modulation\.", r"temp_embed\Z"),
     identify=identify,
     build=build,
     subject=subject,

@@ -331,10 +331,10 @@ FAMILY = Family(
     name="lightningdit",
     title="LightningDiT",
     marks=(
-        r"x_embedder\.proj\.weight$",
-        r"blocks\.0\.adaLN_modulation\.1\.weight$",
+        r"x_embedder\.proj\.weight\Z",
+        r"blocks\.0\.adaLN_modulation\.1\.weight\Z",
         # One of the options; without shifts the shape of the modulation tells, see ``_fits``.
-        r"feat_rope\.freqs_cos$|blocks\.0\.(norm1|mlp\.w12|adaLN_modulation\.1)\.weight$",
+        r"feat_rope\.freqs_cos\Z|blocks\.0\.(norm1|mlp\.w12|adaLN_modulation\.1)\.weight\Z",
     ),
     fits=_fits,
     identify=identify,

@@ -181,6 +181,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         "mask_token": "mask_token" in header.shapes,
         "null_class": classes > 0,
     }
+    header.assumptions.append("read as MaskDiT: EDM, sigma_data 0.5; --objective overrides")
     return Identified(
         family="maskdit",
         sizes=sizes,
@@ -245,9 +246,9 @@ FAMILY = Family(
     name="maskdit",
     title="MaskDiT",
     marks=(
-        r"x_embedder\.proj\.weight$",
-        r"blocks\.0\.adaLN_modulation\.1\.weight$",
-        r"decoder_pos_embed$|y_embedder\.embedding_table\.weight$",
+        r"x_embedder\.proj\.weight\Z",
+        r"blocks\.0\.adaLN_modulation\.1\.weight\Z",
+        r"decoder_pos_embed\Z|y_embedder\.embedding_table\.weight\Z",
     ),
     fits=_fits,
     identify=identify,

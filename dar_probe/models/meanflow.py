@@ -76,9 +76,9 @@ FAMILY = Family(
     name="meanflow",
     title="MeanFlow",
     marks=(
-        r"x_embedder\.proj\.weight$",
-        r"blocks\.0\.adaLN_modulation\.1\.weight$",
-        r"r_embedder\.mlp\.0\.weight$",
+        r"x_embedder\.proj\.weight\Z",
+        r"blocks\.0\.adaLN_modulation\.1\.weight\Z",
+        r"r_embedder\.mlp\.0\.weight\Z",
     ),
     identify=identify,
     build=build,

@@ -224,7 +224,7 @@ def subject(model: nn.Module, identified: Identified) -> Subject:
 FAMILY = Family(
     name="rae",
     title="DiT-DH (RAE)",
-    marks=(r"s_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.1\.weight$"),
+    marks=(r"s_embedder\.proj\.weight\Z", r"blocks\.0\.adaLN_modulation\.1\.weight\Z"),
     identify=identify,
     build=build,
     subject=subject,

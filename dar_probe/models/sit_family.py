@@ -127,7 +127,7 @@ def _facts(model: SiT, family: str) -> dict[str, Any]:
 FAMILY = Family(
     name="sit",
     title="SiT, DiT, REPA, dar-probe",
-    marks=(r"x_embedder\.proj\.weight$", r"blocks\.0\.adaLN_modulation\.1\.weight$"),
+    marks=(r"x_embedder\.proj\.weight\Z", r"blocks\.0\.adaLN_modulation\.1\.weight\Z"),
     identify=identify,
     build=build,
     subject=lambda model, identified: subject(model, family=identified.family),  # type: ignore[arg-type]

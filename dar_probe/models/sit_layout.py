@@ -153,8 +153,8 @@ def _family(header: Header, learn_sigma: bool) -> tuple[Family, str]:
             "mean and variance normalise whatever --data gives; --objective overrides"
         )
         return "repa", named or "repa"
-    if header.args.get(PORT) in PORTS:
-        objective, why = PORTS[header.args[PORT]]
+    if (port := str(header.args.get(PORT))) in PORTS:
+        objective, why = PORTS[port]
         header.assumptions.append(f"{why}; --objective overrides")
         return "sit", named or objective
     if repa:

@@ -151,7 +151,11 @@ def test_what_a_file_does_not_tell():
     sizes = {"width": 384, "blocks": 12, "frames": 4, "rows": 0}
     found = check.identify(FAMILY, empty(official_shapes(**SMALL | sizes)))
     assert found.sizes["heads"] == 6
-    assert found.assumptions == [heads, "of 4 frames and 4 channels, frames come first"]
+    assert found.assumptions == [
+        heads,
+        "of 4 frames and 4 channels, frames come first",
+        "read as Latte: steps 0..999, linear betas, noise; --objective overrides",
+    ]
     with pytest.raises(CheckpointError, match="no preset has width 24 and depth 4"):
         check.identify(FAMILY, empty(official_shapes(**SMALL)))
 

@@ -126,13 +126,14 @@ def test_the_sites(case):
     classes = config.get("classes", CLASSES)
     assert (identified.num_classes, identified.objective) == (classes, "edm")
     said = "the decoder has 16 heads, as every decoder in the official code"
-    assert identified.assumptions == ([said] if config["decoder"] else [])
+    clock = "read as MaskDiT: EDM, sigma_data 0.5; --objective overrides"
+    assert identified.assumptions == ([said] if config["decoder"] else []) + [clock]
 
 
 def test_forward_is_the_published_one(case):
     config, state, _, subject, args, _ = case
     expected = transcription(state, *args, decoder=config["decoder"])
-    assert check.relative(subject.model(*args), expected) < 1e-13  # measured: 2e-15
+    assert check.relative(subject.model(*args), expected) < 2e-14  # measured: 2e-15
 
 
 def test_dropped_labels_are_as_none(case):
@@ -140,7 +141,7 @@ def test_dropped_labels_are_as_none(case):
     blind = {key: value for key, value in state.items() if "y_embedder" not in key}
     expected = transcription(blind, x, t, y, decoder=config["decoder"])
     found = subject.model(x, t, torch.full_like(y, CLASSES))
-    assert check.relative(found, expected) < 1e-13  # measured: 2e-15
+    assert check.relative(found, expected) < 2e-14  # measured: 2e-15
 
 
 def test_sites_are_sums_and_their_gates_those_of_factors(case):
