@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ MERGED = "'merged.pt'"
 PEFT = "torch.save(peft.PeftModel.from_pretrained(model, {!r}).merge_and_unload().state_dict(), {})"
 DIFFUSERS = (
     'import diffusers; m = diffusers.AutoModel.from_pretrained({base}, subfolder="transformer"); '
-    'm.load_lora_adapter({home}, weight_name={name}, prefix="transformer"); m.fuse_lora(); '
+    'm.load_lora_adapter({home}, weight_name={name}, prefix={prefix}); m.fuse_lora(); '
     'm.unload_lora(); m.save_pretrained("merged")'
 )
 
@@ -112,8 +112,17 @@ def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:
     base = base if of != "BASE" else of
     # Strings of JSON are strings of Python, in the quotes that a shell's own leave alone.
     words = {"base": base, "home": str(home), "name": name}
-    code = DIFFUSERS.format(**{k: json.dumps(v, ensure_ascii=False) for k, v in words.items()})
+    texts = {k: json.dumps(v, ensure_ascii=False) for k, v in words.items()}
+    code = DIFFUSERS.format(**texts, prefix=f'"{found}"' if (found := prefix(shapes)) else None)
     return f"give the folder that this makes of it and of {of}: python -c {shlex.quote(code)}"
+
+
+def prefix(names: Iterable[str]) -> str | None:
+    """Return what stands before the names of a model of diffusers, as its pipelines write them.
+
+    A prefix that no name has makes diffusers load nothing, and only log that.
+    """
+    return "transformer" if any(name.startswith("transformer.") for name in names) else None
 
 
 def _ranks(shapes: Shapes) -> set[int]:

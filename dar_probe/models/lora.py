@@ -100,9 +100,8 @@ def _by_peft(peft: Any, model: nn.Module, home: Path, state: dict[str, Tensor]) 
 def _by_diffusers(model: Any, file: Path, state: Mapping[str, Tensor]) -> None:
     if not hasattr(model, "load_lora_adapter"):
         raise ValueError("it is of a class of diffusers, and the model is none")
-    prefix = "transformer" if any(name.startswith("transformer.") for name in state) else None
     model.load_lora_adapter(
-        str(file.parent), weight_name=file.name, prefix=prefix,
+        str(file.parent), weight_name=file.name, prefix=adapters.prefix(state),
         use_safetensors=True,  # else a file that cannot be read is looked for as a pickle
     )  # fmt: skip
     model.fuse_lora()

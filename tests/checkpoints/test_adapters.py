@@ -71,6 +71,14 @@ def test_the_base_of_an_adapter_stays_one_word_of_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("start", "prefix"), [("transformer.", 'prefix="transformer"'), ("", "prefix=None")]
+)
+def test_diffusers_is_told_the_prefix_that_the_names_have(tmp_path, start, prefix):
+    save(tmp_path / "pytorch_lora_weights.safetensors", [f"{start}blocks.0.to_q.lora_A.weight"])
+    assert prefix in refused(tmp_path, "rank 4")
+
+
+@pytest.mark.parametrize(
     "names",
     [
         PEFT,
