@@ -28,7 +28,7 @@ MERGED = "'merged.pt'"
 PEFT = "torch.save(peft.PeftModel.from_pretrained(model, {!r}).merge_and_unload().state_dict(), {})"
 DIFFUSERS = (
     'import diffusers; m = diffusers.AutoModel.from_pretrained({base}, subfolder="transformer"); '
-    'm.load_lora_adapter({home}, weight_name={name}, prefix={prefix}); m.fuse_lora(); '
+    "m.load_lora_adapter({home}, weight_name={name}, prefix={prefix}); m.fuse_lora(); "
     'm.unload_lora(); m.save_pretrained("merged")'
 )
 

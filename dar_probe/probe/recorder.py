@@ -299,9 +299,10 @@ def _may_compile(model: nn.Module) -> bool:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode with frozen parameters; then put it back.
 
-    Mode of every submodule, requires_grad of every parameter and every buffer are afterwards as
-    they were.
+    Mode of every submodule, requires_grad of every parameter, every buffer, and requires_grad of
+    tensors that modules hold as plain attributes are afterwards as they were.
     """
+    recorded = {id(value) for value in _held(model) if value.requires_grad}
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
@@ -317,6 +318,22 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _restore(modes, wanted, buffers)
+        for value in _held(model):
+            if value.requires_grad and value.is_leaf and id(value) not in recorded:
+                value.requires_grad_(False)  # a first block may read one, where autograd starts
+
+
+def _held(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules hold as plain attributes, alone or in a list or dict."""
+    found = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers"):
+                continue
+            parts = value.values() if isinstance(value, dict) else value
+            inside = parts if isinstance(value, list | tuple | dict) else [value]
+            found += [part for part in inside if isinstance(part, Tensor)]
+    return found
 
 
 @contextmanager

@@ -233,3 +233,36 @@ def test_hooks_that_could_not_all_be_registered_are_gone(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             audited(model)
         assert anatomy(model) == before, f"of {registered} hooks the {at}th was refused"
+
+
+class Shifted(nn.Module):
+    """A block that takes a table of its caller beside the states."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, table):
+        return self.block(x + 0.1 * table)
+
+
+class Tabled(Stack):
+    """Holds tables as plain attributes, as models do those of rotary positions."""
+
+    def __init__(self):
+        super().__init__(depth=2)
+        self.blocks = nn.ModuleList(Shifted(block) for block in self.blocks)
+        self.table, self.tables = torch.randn(1, 1, 16), [torch.randn(1, 1, 16)]
+        self.trained = torch.ones(1, requires_grad=True)  # what already requires grad stays so
+
+    def forward(self, x):
+        x = self.blocks[0](self.embed(x) * self.trained, self.table)
+        return self.head(self.norm(self.blocks[1](x, self.tables[0])))
+
+
+@pytest.mark.parametrize("ask", [audited, walked])
+def test_tables_in_plain_attributes_require_no_grad_afterwards(ask):
+    model = Tabled()
+    ask(model)
+    assert not model.table.requires_grad and not model.tables[0].requires_grad
+    assert model.trained.requires_grad
