@@ -114,10 +114,15 @@ def _layout(found: Trace, passed: list[Passed], stated: Layout | None) -> tuple[
         return View(layout=layout), [] if plain else [said]
     if stated is not None:
         return View(layout=stated), []
-    return View(layout=found.layout), [
+    return View(layout=found.layout), [last_axis(state)]
+
+
+def last_axis(state: Tensor) -> str:
+    """Return the sentence that the features are taken to be on the last axis of a state."""
+    return (
         f"no norm tells the axis of the features: the last one of {tuple(state.shape)} is taken; "
         "--layout names another"
-    ]
+    )
 
 
 def features_first(found: Trace, passed: list[Passed]) -> set[bool]:

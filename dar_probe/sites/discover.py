@@ -18,7 +18,7 @@ from dar_probe.errors import ProbeError, UsageError
 from dar_probe.sites import layout, operations, stream_detection
 from dar_probe.sites.autograd_entry import nothing_overwritten
 from dar_probe.sites.block_lists import members, named, repeated
-from dar_probe.sites.boundaries import by_block, facts, features_first
+from dar_probe.sites.boundaries import by_block, facts, features_first, last_axis
 from dar_probe.sites.cross_check import agrees, written_by
 from dar_probe.sites.direct_calls import heard, is_heard
 from dar_probe.sites.homes import uncalled
@@ -112,7 +112,7 @@ def discover(
     if how[0].last != PLAIN:
         found = look(tuple(one.last for one in how))
     _require_blocks(found, own, named=blocks is not None)
-    stated = None if named_axes is None else how[0]
+    stated, unsure = None if named_axes is None else how[0], []
     try:
         links, aside = _followed(found, live_only)
     except NoStream as error:
@@ -129,6 +129,8 @@ def discover(
             links, aside = _followed(second, live_only)
         except NoStream:
             return _with_blind(by_block(model, found, str(error), stated), found)
+        if stated is None and not features_first(found, found.passed):
+            unsure = _states(found)[:1]
         found = second
     else:
         if how[0].features != -1:
@@ -143,7 +145,10 @@ def discover(
             f"the stream was overwritten in place after {names[module]!r} read or returned it",
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
-    return _with_blind(_by_sublayer(model, found, links, aside), found)
+    subject = _by_sublayer(model, found, links, aside)
+    # Of three axes the middle one holds tokens in nearly every model whose norms are operations.
+    said = [last_axis(state) for state in unsure if state.ndim > 3]
+    return _with_blind(replace(subject, assumptions=(*subject.assumptions, *said)), found)
 
 
 def _require_blocks(found: Trace, own: set[nn.Module], *, named: bool) -> None:
@@ -166,7 +171,7 @@ def _require_blocks(found: Trace, own: set[nn.Module], *, named: bool) -> None:
     gave = [value for passed in found.passed for value in passed.gave.values()]
     if gave and all(found.lies(value) is None for value in gave):
         raise ProbeError(
-            "this stack cannot be probed: the stream's first axis is not the batch",
+            "this stack cannot be probed: no axis of its states is known to be the samples'",
             hint=layout.HINT,
         )
 

@@ -69,9 +69,10 @@ class Layout:
     @property
     def shown(self) -> str:
         """The order of the axes in letters, for one of the first block."""
+        tail = "D ..." if self.features == 1 else "... D"
         if self.rows is not None:
-            return "(T N) ... D" if self.inner else "(N T) ... D"
-        return {0: "N ... D", 1: "T N ... D"}.get(self.samples, "... N D")
+            return f"(T N) {tail}" if self.inner else f"(N T) {tail}"
+        return {0: f"N {tail}", 1: f"T N {tail}"}.get(self.samples, "... N D")
 
     @property
     def _axes(self) -> tuple[int, int]:
@@ -154,6 +155,11 @@ def parse(text: str) -> Named:
     shared = next(part for part in parts if "N" in part)
     if "N" not in (shared[0], shared[-1]):
         raise UsageError(f"in the layout {text!r} samples are neither outermost nor innermost")
+    if "N" in parts[-1]:
+        raise UsageError(
+            f"in the layout {text!r} samples are on the last axis, where they cannot be measured",
+            hint="let the blocks take their states with samples on another axis",
+        )
     return Named(parts)
 
 

@@ -112,6 +112,38 @@ def test_states_are_measured_however_their_axes_lie(kind, named):
     assert any("states between blocks are" in text for text in found.manifest["assumptions"])
 
 
+class WithoutNormsBlock(Block):
+    """Its norms are functions, which tell no axis."""
+
+    def forward(self, x):
+        h = nn.functional.layer_norm(x.movedim(1, -1), (D,)).flatten(1, 2)
+        x = x + self.attn(h).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        h = nn.functional.layer_norm(x.movedim(1, -1), (D,))
+        return x + self.mlp(h).movedim(-1, 1)
+
+
+class WithoutNorms(Stack):
+    def __init__(self):
+        super().__init__(WithoutNormsBlock)
+
+    def run(self, x):
+        return super().run(x.mT.unflatten(2, (2, T // 2))).flatten(2).mT
+
+
+def test_an_axis_of_features_that_nothing_tells_is_said():
+    found = dp.audit(made(WithoutNorms), batch=batch, loss=loss, **FEW)
+    said = f"the last one of (1, {D}, 2, {T // 2}) is taken; --layout names another"
+    assert any(said in text for text in found.manifest["assumptions"])
+    named = dp.audit(made(WithoutNorms), batch=batch, loss=loss, **FEW, layout="N D H W")
+    assert not any("is taken; --layout" in text for text in named.manifest["assumptions"])
+
+
+def test_axes_are_named_in_their_order():
+    assert Layout(features=1).shown == "N D ..."
+    assert Layout(rows=4, features=1).shown == "(N T) D ..."
+    assert Layout(samples=1).shown == "T N ... D"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_interventions_reach_the_right_tokens(kind):
     plain, few = made(), {"batch": batch, "loss": loss, "noise_levels": [0.5], "samples": 3}
@@ -222,7 +254,20 @@ def test_a_layout_of_other_axes_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "T D", "N T", "N D", "N T D D", "N T D!", "N (T D)", "N (T F) D", "(T N F) D"]
+    "text",
+    [
+        "",
+        "T D",
+        "N T",
+        "N D",
+        "N T D D",
+        "N T D!",
+        "N (T D)",
+        "N (T F) D",
+        "(T N F) D",
+        "T D N",
+        "D (N T)",
+    ],
 )
 def test_what_is_no_layout_is_refused(text):
     with pytest.raises(dp.UsageError, match="layout"):
