@@ -369,6 +369,8 @@ def _asks_for(what: str, pickled: bytes, shown: str) -> CheckpointError:
     asked = [name for name in plain if name not in ours]
     if len(asked) <= MOST_NAMED and all(_IMPORTED.fullmatch(name) for name in asked):
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in asked))
+        # NumPy 2 calls what is in numpy.core otherwise: torch must be told the file's own name.
+        asked = [f"({n}, '{n}')" if n.startswith("numpy.core.") else n for n in asked]
         if "numpy.dtype" in asked:  # each type of numbers has a class of its own
             asked.append("*map(type, map(numpy.dtype, '?bBhHiIlLqQefd'))")
         words = dict.fromkeys(str(arg) for op, arg, _ in steps if op.name == "BINUNICODE")
