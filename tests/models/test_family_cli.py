@@ -76,7 +76,7 @@ def test_stages_are_said_and_not_compared(analysed):
     analysis = open_analysis(folder)
     drawn = screened.dilution([("", analysis.dataset)])["data"]
     bands = [t for t in drawn if t.get("fill") == "toself" and t.get("visible") is not False]
-    cosines = [sorted({int(x) for x in t["x"]}) for t in bands if t["xaxis"] == "x3"]
+    cosines = [sorted({int(x) for x in unpacked(t["x"])}) for t in bands if t["xaxis"] == "x3"]
     assert cosines == [[2], [6]]  # no band across the stages between
     every = source_maps.sublayer_maps(analysis.dataset)
     titles = [f.title for f in analysis_figures.of_analysis(analysis.dataset, "U-DiT", every)]
