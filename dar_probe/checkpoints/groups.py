@@ -196,15 +196,15 @@ def _squashed(name: str) -> str:
     return name.replace(".", "").replace("_", "")
 
 
-def unread_average(content: Any, shown: str, least: int) -> str:
-    """Return where a file has ``least`` numbers or more that it calls an average; else nothing."""
+def called_averages(content: Any, shown: str) -> dict[str, int]:
+    """Return how many numbers a file calls an average, by place."""
     counts: dict[str, int] = {}
     for path, value in _walk(content, shown):
         at = next((i for i, part in enumerate(path, 1) if is_average(part)), 0)
         if at and isinstance(value, Tensor):
             place = ".".join(path[:at]).partition("[")[0]
             counts[place] = counts.get(place, 0) + value.numel()
-    return next((place for place, count in counts.items() if count >= least), "")
+    return counts
 
 
 def _walk(content: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -48,6 +48,7 @@ class Header:
         args: the settings stored beside the weights, {} where there are none.
         weights: "ema", "model" or "flat".
         assumptions: one sentence for each thing that the file could not tell; families add theirs.
+        asked: the names of settings that somebody has asked for.
     """
 
     shown: str
@@ -55,6 +56,7 @@ class Header:
     args: dict[str, Any]
     weights: str = "flat"
     assumptions: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
 
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
         """Return the shape of ``key``, which must have ``dims`` sizes, none zero or absurd."""
@@ -69,6 +71,7 @@ class Header:
 
     def told(self, *names: str) -> Any:
         """Return the first setting with one of these names, at the top or one section below."""
+        self.asked.update(names)
         sections = [self.args, *(part for part in self.args.values() if isinstance(part, dict))]
         return next((part[n] for part in sections for n in names if part.get(n) is not None), None)
 

@@ -5,7 +5,9 @@ apart, and heads in a dimension of their own. Every array must have a place in D
 is left over is named, and the file refused.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dar_probe.checkpoints.folders import is_average
 from dar_probe.errors import CheckpointError, blamed
 from dar_probe.files import arrays
 from dar_probe.files.kinds import SAVE_JAX
@@ -74,12 +77,14 @@ class Content(NamedTuple):
         settings: what the arrays tell beside: the heads, and the port by the style of its names.
         note: what is assumed of such a file; empty where its arrays lie as torch has them.
         bytes: that the arrays take.
+        averages: how many numbers lie under names of an average among what is left out, by place.
     """
 
     state: dict[str, Tensor]
     settings: dict[str, Any]
     note: str
     bytes: int
+    averages: Mapping[str, int]
 
 
 def outline(file: BufferedReader, path: Path) -> Content:
@@ -89,20 +94,20 @@ def outline(file: BufferedReader, path: Path) -> Content:
         CheckpointError: it is damaged, or arrays have no place in DiT's layout.
     """
     with blamed(lambda why: _unreadable(path, why)):
-        return _content(
-            {
-                name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-                for name, (shape, dtype) in arrays.outline(file).items()
-            },
-            path,
-        )
+        held = arrays.outline(file)
+        blank = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for name, (shape, dtype) in held.items()
+        }
+        return _content(blank, path, held)
 
 
 def load(file: BufferedReader, path: Path) -> Content:
     """Return the content of an open .npz; see ``outline``."""
     with blamed(lambda why: _unreadable(path, why)):
         found = arrays.load(file, lambda name: not _is_beside(name))
-        return _content({name: torch.from_numpy(a) for name, a in found.items()}, path)
+        tensors = {name: torch.from_numpy(a) for name, a in found.items()}
+        return _content(tensors, path, arrays.outline(file))
 
 
 def place(name: str) -> Place | None:
@@ -134,7 +139,20 @@ def _is_beside(name: str) -> bool:
     return not BESIDE.isdisjoint(_parts(name))
 
 
-def _content(tensors: dict[str, Tensor], path: Path) -> Content:
+def _averages(held: arrays.Outline) -> dict[str, int]:
+    """Return how many numbers an optimiser keeps under the name of an average, by place.
+
+    Optax averages updates, and some train with an average of parameters in its state.
+    """
+    found: Counter[str] = Counter()
+    for name, (shape, _) in held.items():
+        parts = _parts(name)
+        if _is_beside(name) and (at := next((i for i, p in enumerate(parts) if is_average(p)), 0)):
+            found["/".join(parts[: at + 1])] += math.prod(shape)
+    return dict(found)
+
+
+def _content(tensors: dict[str, Tensor], path: Path, held: arrays.Outline) -> Content:
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     placed: dict[Place, str] = {}
     left: list[str] = []
@@ -155,7 +173,7 @@ def _content(tensors: dict[str, Tensor], path: Path) -> Content:
     if len(heads) == 1:
         settings["heads"] = heads.pop()
     note = SAID if any(where.leaf == "kernel" for where in placed) else ""
-    return Content(state, settings, note, claimed)
+    return Content(state, settings, note, claimed, _averages(held))
 
 
 def _joined(

@@ -63,7 +63,7 @@ def peek(path: str | Path, weights: Weights = "auto") -> Peek:
     stored_as, size = reader.outline_of(path)
     jax = stored_as if isinstance(stored_as, jax_model.Content) else None
     content = jax.state if jax else stored_as
-    label, found, note = choose(content, weights, quote(path))
+    label, found, note = choose(content, weights, quote(path), jax.averages if jax else {})
     packed = reader.plain_tensors(found, jax.bytes if jax else size, quote(path), device="meta")
     stored = sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
     state, made, packing = dequantised(packed, quote(path.name))

@@ -96,7 +96,7 @@ def read(
         content, digest, size = _read_file(path, weights)
     jax = content if isinstance(content, jax_model.Content) else None
     content = jax.state if jax else content
-    label, found, _ = choose(content, weights, quote(path))
+    label, found, _ = choose(content, weights, quote(path), jax.averages if jax else {})
     args = jax.settings if jax else settings(content, label, quote(path))
     packed = plain_tensors(found, jax.bytes if jax else size, quote(path))
     del content, found, jax  # else what is packed stays until all is not

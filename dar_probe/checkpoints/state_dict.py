@@ -2,11 +2,12 @@
 
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from dar_probe.checkpoints.groups import SHADOW, Group, groups, unread_average
+from dar_probe.checkpoints.groups import SHADOW, Group, called_averages, groups
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
 
@@ -40,10 +41,13 @@ class Chosen(NamedTuple):
     note: str = ""
 
 
-def choose(content: Any, weights: Weights, shown: str) -> Chosen:
+def choose(
+    content: Any, weights: Weights, shown: str, beside: Mapping[str, int] | None = None
+) -> Chosen:
     """Return which weights of a file's content are taken.
 
     Models are found by their structure, under whatever names they lie; an average is preferred.
+    ``beside`` is how many numbers the file calls an average besides its content, by place.
 
     Raises:
         CheckpointError: there is none, or not the one that was asked for, or several that nothing
@@ -51,7 +55,7 @@ def choose(content: Any, weights: Weights, shown: str) -> Chosen:
     """
     chosen = _choose(content, weights, shown)
     if weights == "auto" and chosen.label != "ema":
-        _refuse_unread(content, chosen, shown)
+        _refuse_unread({**called_averages(content, shown), **(beside or {})}, chosen, shown)
     return chosen
 
 
@@ -67,16 +71,17 @@ def _choose(content: Any, weights: Weights, shown: str) -> Chosen:
     return Chosen(*_by_name(content, weights, shown))
 
 
-def _refuse_unread(content: Any, raw: Chosen, shown: str) -> None:
+def _refuse_unread(averages: Mapping[str, int], raw: Chosen, shown: str) -> None:
     """Refuse raw weights that are taken for want of an average, where there seems to be one.
 
     Raises:
         CheckpointError: something else in the file is called an average, and large enough.
     """
     size = sum(value.numel() for value in raw.state.values() if isinstance(value, Tensor))
-    if size and (average := unread_average(content, shown, size // 2)):
+    large = [place for place, count in averages.items() if 2 * count >= size]
+    if size and large:
         raise CheckpointError(
-            f"{shown} has an average under {quote(average, 60)}, but not as a state dict",
+            f"{shown} has an average under {quote(large[0], 60)}, but not as a state dict",
             hint="--weights model takes the raw weights beside it; for the average, give its "
             "tensors the names of the model's and save them: torch.save(state_dict, FILE)",
         )

@@ -19,6 +19,7 @@ from dar_probe.runtime import memory
 
 MAX_RATIO = 100  # of bytes to compressed ones: floats have hardly 2, masks and labels some more
 SMALL = 2**24  # bytes that may come of anything
+Outline = dict[str, tuple[tuple[int, ...], str]]  # shape and type of every array
 NUMBERS = frozenset(
     {"bool", "float16", "float32", "float64"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -58,7 +59,7 @@ def names_in(path: Path) -> list[str]:
             return sorted(_entries(archive, None))
 
 
-def outline(file: BufferedReader) -> dict[str, tuple[tuple[int, ...], str]]:
+def outline(file: BufferedReader) -> Outline:
     """Return shape and type of every array of an open .npz, from their headers alone.
 
     Raises:

@@ -17,6 +17,12 @@ PREDICTION_NAMES = {
     "epsilon": "noise", "score": "score",
 }  # fmt: skip
 
+# Settings by which trainers name what a model predicts, and of what.
+OBJECTIVE_SETTINGS = frozenset(
+    {"path_type", "prediction", "prediction_type", "parameterization", "predict_xstart"}
+    | {"noise_schedule", "beta_schedule"}
+)
+
 HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")  # in settings
 
 Presets = Mapping[tuple[int, int], int]  # (width, depth) -> heads

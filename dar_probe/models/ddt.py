@@ -173,7 +173,9 @@ def identify(header: Header, heads: int | None) -> Identified:
     shaped, depth = conventions.heads_of_size(header, norm, width), conventions.depth(header)
     encoder = _encoder(header, width, depth)
     patch, channels = _patch(header, features)
-    header.assumptions.append("read as DDT: time runs t = 1 - s; --objective overrides")
+    named = conventions.flow(header, "sit")
+    if not named:
+        header.assumptions.append("read as DDT: time runs t = 1 - s; --objective overrides")
     side = patch * max(SHAPE[1] // patch, 1)
     return Identified(
         family="ddt",
@@ -190,7 +192,7 @@ def identify(header: Header, heads: int | None) -> Identified:
         shape=(channels, side, side),
         any_side=patch,
         num_classes=conventions.classes(header, rows),
-        objective="sit",
+        objective=named or "sit",
         assumptions=header.assumptions,
     )
 

@@ -91,7 +91,7 @@ def survey(options: CheckpointOptions) -> Survey:
         found = _of_diffusers(read, options.objective, header)
         said = [*(folders.said_of(place, path) if home is None else ()), *of_weights(header)]
         return replace(found, assumptions=[*said, *found.assumptions])
-    identified = sized(kind.identify(header, options.heads))
+    identified = sized(registry.identify(kind, header, options.heads))
     model = blank(header, kind, identified)
     check_real(header, model)
     chosen, assumed = choose_objective(identified.objective, options.objective)

@@ -241,7 +241,7 @@ def _load_file(
     shape: Sequence[int] | None,
 ) -> Loaded:
     path = Path(options.path)
-    found = sized(kind.identify(header, options.heads), shape)
+    found = sized(registry.identify(kind, header, options.heads), shape)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.

@@ -211,6 +211,9 @@ def identify(header: Header, heads: int | None) -> Identified:
         "rows": frame.rows,
         "learn_sigma": frame.learn_sigma,
     }
+    header.assumptions.append(
+        "read as MDTv2: steps 0..999, linear betas, noise; --objective overrides"
+    )
     return Identified(
         family="mdt",
         sizes=sizes,

@@ -9,7 +9,9 @@ from torch import nn
 
 from dar_probe.checkpoints.header import Header
 from dar_probe.errors import UsageError, blamed
+from dar_probe.files.text import quote
 from dar_probe.models import (
+    conventions,
     ddt,
     ditmoe,
     fit,
@@ -26,7 +28,7 @@ from dar_probe.models import (
 )
 from dar_probe.models.sit import SiT
 from dar_probe.sites import discover
-from dar_probe.sites.family import Family
+from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
 
@@ -85,6 +87,22 @@ def family_of(header: Header, name: str | None = None) -> Family:
         rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
         norm=found.norm and _guarded(found.norm, name, "norm"),
     )
+
+
+def identify(family: Family, header: Header, heads: int | None = None) -> Identified:
+    """Tell what a file is; settings that name an objective, and are not looked at, are said."""
+    found = family.identify(header, heads)
+    unread = conventions.OBJECTIVE_SETTINGS - header.asked
+    told = {name: header.told(name) for name in sorted(unread)}
+    named = {name: value for name, value in told.items() if value not in (None, False)}
+    if not named or family not in FAMILIES:  # others may read settings by another way
+        return found
+    listed = " and ".join(f"{name} {quote(value, 40)}" for name, value in named.items())
+    said = (
+        f"the settings name {listed}, which for {family.title} choose no objective: it is "
+        f"{found.objective}; --objective overrides"
+    )
+    return replace(found, assumptions=[*found.assumptions, said])
 
 
 def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:

@@ -156,7 +156,7 @@ def _family(header: Header, learn_sigma: bool) -> tuple[Family, str]:
     if (port := str(header.args.get(PORT))) in PORTS:
         objective, why = PORTS[port]
         header.assumptions.append(f"{why}; --objective overrides")
-        return "sit", named or objective
+        return "sit", objective
     if repa:
         header.assumptions.append(f"{repa}: read as REPA, time runs t = s; --objective overrides")
         return "repa", named or "repa"

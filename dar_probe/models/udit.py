@@ -254,6 +254,9 @@ def identify(header: Header, heads: int | None) -> Identified:
         **_options(header, (width, shaped), depths),
     }
     side = _side(header, sizes["down_factor"])
+    header.assumptions.append(
+        "read as U-DiT: steps 0..999, linear betas, noise; --objective overrides"
+    )
     return Identified(
         family="udit",
         sizes={**sizes, "side": side},

@@ -71,7 +71,8 @@ class Visitor:
             handles = stack.enter_context(hooked())
             handles.extend(calls.watch() for calls in self._calls.values())
             if self._operations:
-                stack.enter_context(Visited(self._operations).watching())
+                often = {r.module: r.call[1] for r in subject.readers if r.operation is not None}
+                stack.enter_context(Visited(self._operations, often).watching())
             for index, writer in enumerate(subject.writers or ()):
                 handles.append(writer.register_forward_hook(partial(self._on_write, index)))
             if subject.state_site is not None:

@@ -115,12 +115,28 @@ class Visited(Watched):
 
     Args:
         visits: per call of a block the operations and who visits the state there.
+        calls: how often each of the blocks is called; left out: not compared.
     """
 
-    def __init__(self, visits: Mapping[Call, Sequence[tuple[Operation, Visit]]]) -> None:
+    def __init__(
+        self,
+        visits: Mapping[Call, Sequence[tuple[Operation, Visit]]],
+        calls: Mapping[nn.Module, int] | None = None,
+    ) -> None:
         super().__init__({block for block, _ in visits})
-        self._visits = visits
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # per visit the state, and its stand-in
+        self._visits, self._wanted = visits, calls or {}
+        # Per call and visit the state, and its stand-in.
+        self._seen: dict[tuple[Call, int], tuple[Tensor, Tensor]] = {}
+
+    def begin(self) -> None:
+        """Refuse a call too many: nobody visits what it reads. One too few lacks its visits."""
+        block, number = self._call()
+        if number >= self._wanted.get(block, number + 1):
+            raise ProbeError(
+                f"a {type(block).__name__} runs more often than the {self._wanted[block]} times "
+                "that it ran when its sites were found",
+                hint="the forward must take the same way for all samples and noise levels",
+            )
 
     def meet(self, call: Call, number: int, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation, on what the visitor makes of the state."""
@@ -132,15 +148,15 @@ class Visited(Watched):
                 raise ProbeError(
                     f"a {type(call[0]).__name__} runs {name_of(run)!r} where it ran "
                     f"{operation.names[step]!r} when its sites were found",
-                    hint="the forward must take the same way for all samples",
+                    hint="the forward must take the same way for all samples and noise levels",
                 )
             if step == 0:
                 state = tensors_of(args, kwargs)[operation.place]
-                self._seen[at] = state, visit(state)
-            old, new = self._seen[at]
+                self._seen[call, at] = state, visit(state)
+            old, new = self._seen[call, at]
             args, kwargs = replaced(args, old, new), replaced(kwargs, old, new)
             if step == len(operation.uses) - 1:
-                del self._seen[at]
+                del self._seen[call, at]
         return run(*args, **kwargs)
 
 

@@ -126,6 +126,21 @@ def test_an_average_is_preferred_and_what_lies_beside_is_no_model(tmp_path):
     assert torch.equal(checkpoints.read(path, weights="model").state["pos_embed"], raw["pos_embed"])
 
 
+def test_an_average_that_the_optimiser_keeps_is_not_passed_over(tmp_path):
+    """It may be one of parameters, or of updates as optax has it: raw weights must be asked for."""
+    raw = official()
+    own = jax_trees.arrays(raw)
+    average = {f"opt_state/1/ema/params/{name}": value + 1 for name, value in own.items()}
+    path = write(tmp_path / "x.npz", {**own, **average})
+    for look in (checkpoints.read, peek):
+        with pytest.raises(CheckpointError, match="has an average under 'opt_state/1/ema'"):
+            look(path)
+        look(path, weights="model")
+    assert torch.equal(checkpoints.read(path, weights="model").state["pos_embed"], raw["pos_embed"])
+    few = {"opt_state/1/ema/loss": np.zeros(3), "opt_state/0/mu/x": np.zeros(90_000)}
+    checkpoints.read(write(tmp_path / "x.npz", {**own, **few}))
+
+
 def test_a_state_dict_of_torch_in_numpys_arrays_is_taken_as_it_is(tmp_path):
     state = official()
     found = peek(write(tmp_path / "x.npz", {name: value.numpy() for name, value in state.items()}))

@@ -177,6 +177,25 @@ def test_each_pass_of_a_looped_block_has_operations_of_its_own():
     same(audit(model).dataset, audit(plain).dataset)
 
 
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [(DEPTH - 1, "runs more often than the 3 times"), (DEPTH + 2, r"'block 5 \w+' fired 0 times")],
+)
+def test_a_block_that_loops_as_often_as_the_noise_level_says_is_refused(late, words):
+    class ByLevel(Looped):
+        def forward(self, x, level):
+            for _ in range(DEPTH if level < 0.5 else late):
+                x = self.blocks[0](x)
+            return self.head(self.norm_out(x))
+
+    with pytest.raises(dp.ProbeError, match=words):
+        dp.audit(
+            made(ByLevel),
+            batch=lambda ids, level, /: ((*batch(ids, level)[0], float(level.max())), {}),
+            loss=loss, batch_size=1, **FEW,
+        )  # fmt: skip
+
+
 class Halved(Plain):
     """A factor is no norm: what is read keeps its scale."""
 
