@@ -1,4 +1,4 @@
-"""LoRA adapters: what they are of, and the line that makes a model of them. No torch."""
+"""LoRA adapters and their kin: what they are of, and the line that makes a model of them. No torch."""
 
 import json
 import re
@@ -23,6 +23,11 @@ SECOND = re.compile(r"(^|[._])(lora([._](B|up))|lora_linear_layer\.up)(\.[^.]+)?
 PART = re.compile(
     r"(^|[._])(lora([._](A|B|down|up|mid|magnitude)|_linear_layer)|lokr_|hada_|oft_|dora_scale)"
 )
+# Adapters of other factors, by the names of these and by peft's settings.
+OTHERS = {
+    kind: re.compile(rf"(^|[._])({names})_")
+    for kind, names in {"LoKr": "lokr", "LoHa": "hada|loha", "OFT": "b?oft"}.items()
+}
 MERGED = "'merged.pt'"
 # The module is the caller's own, so that this is a line of a script and no command.
 PEFT = "torch.save(peft.PeftModel.from_pretrained(model, {!r}).merge_and_unload().state_dict(), {})"
@@ -68,9 +73,11 @@ def refuse_folder(path: Path, names: list[str], shown: str) -> None:
     shapes = _shapes(path / file) if file else {}
     ranks = {rank} if type(rank) is int else _ranks(shapes)
     base = told.get("base_model_name_or_path")
+    # Where the names are in a pickle, the settings tell.
+    kind = _kind([*shapes, f"{str(told.get('peft_type')).lower()}_"])
     raise CheckpointError(
-        f"{shown} is a LoRA adapter{_of_rank(ranks)}{_of(base)}, no model",
-        hint=_with_model(path) + _merging(path, file or WEIGHTS[0], base, shapes),
+        f"{shown} is {kind} adapter{_of_rank(ranks)}{_of(base)}, no model",
+        hint=_with_model(path, shapes) + _merging(path, file or WEIGHTS[0], base, shapes),
     )
 
 
@@ -88,17 +95,28 @@ def refuse(shapes: Shapes, shown: str, path: Path) -> None:
         told = settings(path.parent / CONFIG)
         base = told.get("base_model_name_or_path")
         raise CheckpointError(
-            f"{shown} is a LoRA adapter{ranks}{_of(base)}, no model: it has {quote(parts[0])}",
-            hint=_with_model(path) + _merging(path.parent, path.name, base, shapes),
+            f"{shown} is {_kind(shapes)} adapter{ranks}{_of(base)}, no model: "
+            f"it has {quote(parts[0])}",
+            hint=_with_model(path, shapes) + _merging(path.parent, path.name, base, shapes),
         )
     raise CheckpointError(
-        f"{shown} holds a LoRA adapter{ranks} beside its model, not merged into it: it has "
+        f"{shown} holds {_kind(shapes)} adapter{ranks} beside its model, not merged into it: it has "
         f"{quote(parts[0])}",
         hint=f"of a model of peft: torch.save(model.merge_and_unload().state_dict(), {MERGED})",
     )
 
 
-def _with_model(path: Path) -> str:
+def _kind(names: Iterable[str]) -> str:
+    """Return what an adapter is called, with its article."""
+    found = {kind for kind, mark in OTHERS.items() for name in names if mark.search(name)}
+    kind = min(found, default="LoRA")
+    return f"an {kind}" if kind == "OFT" else f"a {kind}"
+
+
+def _with_model(path: Path, names: Iterable[str]) -> str:
+    """Return the command that merges an adapter in memory, where it can be."""
+    if path.suffix in (".bin", ".pt", ".ckpt", ".pth") or not any(map(FIRST.search, names)):
+        return ""
     return f"dar-probe analyze MODEL --adapter {shlex.quote(str(path))}; or "
 
 
@@ -108,6 +126,8 @@ def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:
         return "merge it into its model, here called model, and give that file: " + PEFT.format(
             str(home), MERGED
         )
+    if not any(map(FIRST.search, shapes)):
+        return "merge it into its model with what trained it, and give what that makes"
     of = quote(base, 80) if isinstance(base, str) and base else "BASE"
     base = base if of != "BASE" else of
     # Strings of JSON are strings of Python, in the quotes that a shell's own leave alone.

@@ -13,7 +13,7 @@ EPS = 1e-4  # REPA-E's (arXiv 2504.10483; models/sit.py); added to the variance
 FACTOR = 0.18215  # of Stable Diffusion's VAE, in DiT, SiT and REPA
 CHANNELS = 4  # of that VAE
 # What nobody wonders about: spreads of normalised and of scaled channels, and means of the former.
-USUAL, SCALED, FAR = (0.5, 2.0), (0.2, 3.0), 1.0
+USUAL, SCALED, FAR = (0.5, 2.0), (0.4, 3.0), 1.0
 ROWS = 64  # that are widened at once
 
 

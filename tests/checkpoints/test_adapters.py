@@ -99,6 +99,38 @@ def test_a_file_of_an_adapter(tmp_path, names):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("a LoKr", ["lokr_w1", "lokr_w2"]),
+        ("a LoHa", ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]),
+        ("an OFT", ["oft_blocks"]),
+    ],
+)
+def test_adapters_of_other_factors_are_called_what_they_are(tmp_path, kind, parts):
+    """``--adapter`` merges low-rank factors in safetensors, and is named for nothing else."""
+    path = save(tmp_path / "x.safetensors", [f"lycoris_blocks_0_attn.{part}" for part in parts])
+    assert "--adapter" not in refused(path, f"is {kind} adapter, no model")
+    home = tmp_path / "peft"
+    home.mkdir()
+    (home / "adapter_config.json").write_text(
+        json.dumps({"peft_type": kind.partition(" ")[2].upper()})
+    )
+    (home / "adapter_model.bin").write_bytes(b"a pickle")
+    assert "--adapter" not in refused(home, f"is {kind} adapter, no model")
+
+
+def test_an_adapter_in_a_pickle_is_merged_by_peft_alone(tmp_path):
+    torch.save({name: torch.ones(4, 8) for name in PEFT}, tmp_path / "adapter_model.bin")
+    hint = refused(tmp_path / "adapter_model.bin", "is a LoRA adapter of rank 4, no model")
+    assert "--adapter" not in hint and "merge_and_unload" in hint
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    hint = refused(tmp_path, "is a LoRA adapter of rank 4, no model")
+    assert "--adapter" not in hint and "merge_and_unload" in hint
+    save(tmp_path / "adapter_model.safetensors", PEFT)
+    assert f"--adapter {tmp_path}" in refused(tmp_path, "is a LoRA adapter of rank 4, no model")
+
+
 def test_several_ranks(tmp_path):
     path = save(tmp_path / "x.safetensors", ["a.0.lora_A.weight", "a.0.lora_B.weight"], rank=2)
     state = safetensors.torch.load_file(path) | {"a.1.lora_A.weight": torch.ones(8, 3)}

@@ -170,10 +170,12 @@ def test_lightningdits_shards_are_normalised_by_their_statistics(tmp_path):
     assert shard.changes == (said,)
 
 
-def test_moments_that_were_scaled_before_are_doubted(tmp_path):
+@pytest.mark.parametrize("scale", [1, 1.3 / 5 / 0.18215])
+def test_moments_that_were_scaled_before_are_doubted(tmp_path, scale):
+    """As they are drawn, and at the widest that a channel of scaled latents usually has."""
     repa(tmp_path)
     for path in tmp_path.rglob("*.npy"):
-        np.save(path, 0.18215 * np.load(path))
+        np.save(path, scale * 0.18215 * np.load(path))
     (doubt,) = datasets.load_data(f"latents:{tmp_path}").doubts
     assert doubt.startswith("Scaled by 0.18215") and "instead of about 1" in doubt
 
