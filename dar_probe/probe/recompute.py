@@ -15,7 +15,6 @@ from dar_probe.errors import ProbeError, UsageError, out_of_memory
 from dar_probe.probe.measure import Engine
 from dar_probe.probe.recorder import Visitor
 from dar_probe.runtime.torch_private import made_again, unmet
-from dar_probe.sites.block_lists import members
 from dar_probe.sites.homes import uncalled
 from dar_probe.sites.packing import elements
 from dar_probe.sites.subject import Subject
@@ -30,9 +29,7 @@ def parts(subject: Subject) -> list[nn.Module]:
         UsageError: there are none.
     """
     branches = [branch.output for reader in subject.readers for branch in reader.branches]
-    # Blocks of the bundled backbone write to a stream as they run: twice would be once too often.
-    blocks = members(subject.model) if subject.entrance is not None else []
-    listed = [m for block in blocks for m in (block.children() if uncalled(block) else (block,))]
+    listed = [m for block in subject.blocks for m in (block.children() if uncalled(block) else (block,))]
     found = list(dict.fromkeys([*branches, *listed]))
     if not found:
         raise UsageError(

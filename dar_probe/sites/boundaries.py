@@ -74,6 +74,7 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
         readers=(*readers, head),
         sources=tuple(sources),
         offered=((),) * (len(readers) + 1),
+        blocks=found.blocks,
         entrance=begins[0][0],
         facts={
             **facts(model, len(passed), view.take(passed[0].given[0])),

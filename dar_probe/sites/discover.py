@@ -285,6 +285,7 @@ def _by_sublayer(
         readers=tuple(readers),
         sources=tuple(sources),
         offered=offered_by_addition(sources),
+        blocks=found.blocks,
         entrance=next(found.first_of(p)[0] for p in found.passed if p.home == first.home),
         facts=facts(model, links[-1].block - 1, first.tokens[:, links[0].tokens]),
         assumptions=tuple(

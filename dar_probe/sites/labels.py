@@ -127,7 +127,7 @@ def _of_another_stream(found: Trace, links: Sequence[Link], at: int) -> bool:
     tensors = [tensor for read in own for tensor in (read.value, read.cut)]
 
     def made(sequence: Tensor) -> bool:
-        return any(sequence is t or depends(sequence, t, found.layout) for t in tensors)
+        return any(sequence is t or depends(sequence, t) for t in tensors)
 
     for read in found.reads:  # within a branch modules are cut off again, each at its input
         if read.home == own[-1].home and made(read.value):

@@ -148,7 +148,7 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
     entered = next(passed.given[:1] for passed in trace.passed if passed.home == own[0].home)
     begun = [read for read in trace.reads if read.home == own[0].home and read.at < own[0].at]
     same = [one for one in entered if one.shape == own[0].value.shape]  # no condition
-    taken = [one for one in same if _leads(own[0].value, [one], begun, trace.layout)]
+    taken = [one for one in same if _leads(own[0].value, [one], begun)]
     found = []
     for read in trace.reads:
         before = [(link, r) for link in links if (r := link.read) is not None and r.at < read.at]
@@ -156,19 +156,19 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
             continue
         if not before:  # what the first block does before the stream is first read as it is
             first = read.home == own[0].home
-            found += [read for value in taken if first and depends(read.value, value, read.layout)]
+            found += [read for value in taken if first and depends(read.value, value)]
             continue
         link, last = before[-1]
         if link is links[-1]:
             # Nothing is cut behind the head: does the stream come here by another way as well?
-            if depends(read.value, last.value, last.layout, link.tokens, besides=last.cut):
+            if depends(read.value, last.value, (last.layout, link.tokens), besides=last.cut):
                 found.append(read)
             continue
         (match,) = match_tokens(read, [last])
         if match is not None:  # it may read nothing but other tokens of the same sequence
             if match.there < link.tokens.stop and match.there + match.count > link.tokens.start:
                 found.append(read)
-        elif depends(read.value, last.value, last.layout, link.tokens):
+        elif depends(read.value, last.value, (last.layout, link.tokens)):
             found.append(read)
     return found
 
@@ -198,17 +198,17 @@ def returns_what_is_added(passed: Passed, state: State, following: State) -> boo
 def comes_from(trace: Trace, later: Tensor, passed: Passed) -> bool:
     """Tell whether a tensor depends on what a call of a block returned, by modules between too."""
     between = [read for read in trace.reads if read.home is None and read.at >= passed.left]
-    return _leads(later, list(passed.gave.values()), between, trace.layout)
+    return _leads(later, list(passed.gave.values()), between)
 
 
-def _leads(later: Tensor, goals: list[Tensor], between: list[Read], layout: Layout) -> bool:
+def _leads(later: Tensor, goals: list[Tensor], between: list[Read]) -> bool:
     """Tell whether a tensor depends on one of the goals, if need be by what modules read."""
     asked = [later]
     while asked:
         value = asked.pop()
-        if any(value is goal or depends(value, goal, layout) for goal in goals):
+        if any(value is goal or depends(value, goal) for goal in goals):
             return True
-        through = [read for read in between if depends(value, read.cut, layout)]
+        through = [read for read in between if depends(value, read.cut)]
         between = [read for read in between if read not in through]
         asked += [read.value for read in through]
     return False
@@ -217,13 +217,13 @@ def _leads(later: Tensor, goals: list[Tensor], between: list[Read], layout: Layo
 def depends(
     later: Tensor,
     earlier: Tensor,
-    layout: Layout,
-    tokens: slice = slice(None),
+    part: tuple[Layout, slice] | None = None,
     *,
     besides: Tensor | None = None,
 ) -> bool:
-    """Tell whether autograd leads from one tensor back to some tokens of an earlier one.
+    """Tell whether autograd leads from one tensor back to an earlier one, or to tokens of it.
 
+    ``part`` is how the earlier one lies, and which of its tokens count; None: all of it does.
     ``besides`` is a view of the earlier one, and what comes by it does not count.
     """
     if not later.requires_grad or not earlier.requires_grad:
@@ -240,7 +240,10 @@ def depends(
         return False
     if besides is not None and by_view is not None:
         slope = slope - by_view
-    return bool(layout.take(slope)[:, tokens].any())
+    if part is not None:
+        layout, tokens = part
+        slope = layout.take(slope)[:, tokens]
+    return bool(slope.any())
 
 
 def _link(step: _Step, block: int) -> Link:
@@ -350,7 +353,7 @@ def _before(
         led = [
             item
             for item, (gave, _) in passed.states().items()
-            if gave.shape == read.value.shape and depends(read.value, gave, trace.layout)
+            if gave.shape == read.value.shape and depends(read.value, gave)
         ]
         if len(led) == 1:
             _check_order(passed, passed.states()[led[0]], read)

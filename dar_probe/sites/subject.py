@@ -157,6 +157,7 @@ class Subject:
         routes: given the positional arguments of ``state_site``, the weights of every reader,
             (N, T, offered) each; None where every offered source enters with weight one.
         state_site: the module whose arguments carry the routing state.
+        blocks: the modules that discovery took for blocks, as far as they were called.
         entrance: the first block, where autograd starts if its input needs no gradient; None
             where the model's first input can require it.
         direct: forwards are called past their modules' hooks, see ``direct_calls``.
@@ -173,6 +174,7 @@ class Subject:
     writers: tuple[nn.Module, ...] | None = None
     routes: Callable[[tuple[Any, ...]], list[Tensor]] | None = None
     state_site: nn.Module | None = None
+    blocks: tuple[nn.Module, ...] = ()
     entrance: nn.Module | None = None
     direct: bool = False
     facts: dict[str, Any]

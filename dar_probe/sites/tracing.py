@@ -126,6 +126,11 @@ class Trace:
         """Of what the first block takes."""
         return self.layouts[0]
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks that were called, in the order of their first calls."""
+        return tuple(dict.fromkeys(passed.home[0] for passed in self.passed))
+
     def lies(self, value: Tensor) -> Layout | None:
         """Return how a state lies, by its shape; None where it is no state."""
         return next((layout for layout in self.layouts if layout.fits(value)), None)
@@ -319,15 +324,11 @@ class _Watch:
         return None
 
     def _is_sequence(self, value: Any) -> bool:
-        """Tell whether a value is (1, T, D) in the layout, with several tokens and features."""
-        layout = self.found.layout.last
-        return (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
-            and value.ndim <= 3
-            and layout.fits(value)
-            and min(layout.take(value).shape[1:]) > 1
-        )
+        """Tell whether a value is (1, T, D) in some layout, with several tokens and features."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 3:
+            return False
+        lies = [one.last for one in self.found.layouts if one.last.fits(value)]
+        return any(min(one.take(value).shape[1:]) > 1 for one in lies)
 
 
 class _Attention(TorchFunctionMode):

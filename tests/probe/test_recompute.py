@@ -57,10 +57,28 @@ def test_bundled_models(routing):
     equal(*both(*bundled(**routing)))
 
 
-@pytest.mark.parametrize("kind", [Stack, InLists, test_operations.ChannelsFirst])
-def test_modules(kind):
+class OneByOne(Stack):
+    """Its blocks are in no list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.last = self.blocks
+        del self.blocks
+
+    def run(self, x):
+        return self.last(self.third(self.second(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"),
+    [
+        (Stack, None), (InLists, None), (test_operations.ChannelsFirst, None),
+        (test_operations.Looped, None), (OneByOne, "first,second,third,last"),
+    ],
+)  # fmt: skip
+def test_modules(kind, blocks):
     model = made(kind)
-    subject = discover(model, *batch(torch.zeros(1, dtype=torch.int64), None))
+    subject = discover(model, *batch(torch.zeros(1, dtype=torch.int64), None), blocks=blocks)
     equal(*both(subject, batch, loss))
 
 

@@ -165,3 +165,44 @@ def test_of_as_many_rows_as_tokens_every_other_block_is_aside():
     found = dp.audit(Square(), batch=square, samples=2)
     said = found.manifest["assumptions"]
     assert any("aside of the measured stream are 2 blocks" in text for text in said)
+
+
+class Captioned(nn.Module):
+    """Attention to a text of its own row, behind a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(16), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm2, self.mlp = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, x, text):
+        x = x + self.attn(self.norm1(x), text, text, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+def test_text_is_another_stream_in_rows_of_places_as_of_frames():
+    class Video(Rows):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Captioned() for _ in range(4))
+
+        def forward(self, x, text):
+            x = self.embed(x).unflatten(1, (FRAMES, PLACES)).flatten(0, 1)
+            for k, block in enumerate(self.blocks):
+                rows = PLACES if k % 2 else FRAMES
+                repeated = text.repeat_interleave(rows, 0)
+                x = (
+                    turned(block(turned(x, FRAMES), repeated), PLACES)
+                    if k % 2
+                    else block(x, repeated)
+                )
+            return self.head(self.norm(x)).unflatten(0, (-1, FRAMES))
+
+    def captioned(ids, level):
+        text = [
+            torch.randn(7, 16, generator=torch.Generator().manual_seed(50 + int(i))) for i in ids
+        ]
+        return (*videos(ids, level)[0], torch.stack(text)), {}
+
+    found = dp.audit(Video(), batch=captioned, samples=2).dataset
+    assert found["reader_kind"].values.tolist() == ["cross_attention", "mlp"] * 4 + ["head"]

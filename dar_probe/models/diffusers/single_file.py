@@ -69,10 +69,16 @@ def read(header: Peek, path: Path) -> Folder:
             hint="give the file in bfloat16 or float32",
         )
     name = layouts.class_of(header)
-    beside = _beside(path, name)
+    beside, other = _beside(path, name), _beside(path, None)
     if beside is not None:
         found, said = beside, [f"settings are those of {quote(beside.settings[0].name)} beside it"]
         config = found.config
+    elif other is not None and name is not None and layouts.LAYOUTS[name].settings is None:
+        raise layouts.ask(
+            header,
+            f"its names are those of {name}, and the config.json beside it is of "
+            f"{other.class_name}, of which diffusers converts no single file",
+        )
     elif name is None:
         raise layouts.ask(header, "its names are those of diffusers, which do not tell the class")
     else:
@@ -81,6 +87,8 @@ def read(header: Peek, path: Path) -> Folder:
             weights=(), variant=None, bytes=0, settings=(), shapes={}, dtype="", assumptions=(),
         )  # fmt: skip
         config, said = layouts.settings(header, name)
+        if other is not None:
+            said = [*said, f"the config.json beside it is of {other.class_name}, and not used"]
     made = replace(
         found,
         path=path,
@@ -163,7 +171,9 @@ def _beside(path: Path, name: str | None) -> Folder | None:
                 return found
             table = _table()
             # Classes that are converted alike share a layout, such as Wan and SkyReels.
-            if name in table and table.get(found.class_name) is table[name]:
+            alike = name in table and table.get(found.class_name) is table[name]
+            # Names that tell too little for settings may be of a newer class, as LTX-2's are.
+            if alike or (found.class_name in table and layouts.LAYOUTS[name].settings is None):
                 return found
     return None
 

@@ -258,7 +258,28 @@ def test_settings_that_are_not_of_diffusers_are_not_looked_at(tmp_path):
 def test_settings_of_another_class_are_not_those_of_the_file(tmp_path):
     model, state = build("sd3 with two attentions")
     settings_beside(tmp_path, "wan")
-    same(load(save(tmp_path / "x.safetensors", state)).model, model)
+    loaded = load(save(tmp_path / "x.safetensors", state))
+    same(loaded.model, model)
+    said = "the config.json beside it is of WanTransformer3DModel, and not used"
+    assert said in loaded.assumptions
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("wan", "is no WanTransformer3DModel"),  # one of a layout that such names may have
+        ("pixart", "beside it is of PixArtTransformer2DModel, of which diffusers converts no"),
+    ],
+)
+def test_settings_are_not_asked_for_where_they_lie_beside_the_file(
+    tmp_path, monkeypatch, settings, words
+):
+    monkeypatch.setitem(MODELS, "ltx", (*tiny.MODELS["ltx-video"][:2], originals.ltx))
+    monkeypatch.setitem(MODELS, "pixart", (*tiny.MODELS["pixart"][:2], dict))
+    path = save(tmp_path / "x.safetensors", build("ltx")[1])
+    settings_beside(tmp_path, settings)
+    with pytest.raises(CheckpointError, match=words):
+        load(path)
 
 
 @pytest.mark.parametrize(
