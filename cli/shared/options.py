@@ -68,7 +68,7 @@ Objective = Annotated[
     str | None,
     typer.Option(
         help="What the model was trained on: sit (t=0 is noise), repa (t=1 is noise), rae, dit, "
-        "uvit, vp, edm, jit (jit:2 where the noise is doubled), meanflow, or "
+        "uvit, vp, edm, jit (or jit:NOISE_SCALE:LEAST), meanflow, jax-flow, jax-dit, or "
         "ddpm:SCHEDULE:PREDICTION (linear, scaled-linear, cosine; eps, v, x0).",
         metavar="NAME",
         show_default="as the file tells, else its family's",

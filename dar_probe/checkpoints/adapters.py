@@ -1,4 +1,4 @@
-"""LoRA adapters and their kin: what they are of, and the line that makes a model of them. No torch."""
+"""Adapters such as LoRA: what they are of, and the line that makes a model of them. No torch."""
 
 import json
 import re
@@ -100,8 +100,8 @@ def refuse(shapes: Shapes, shown: str, path: Path) -> None:
             hint=_with_model(path, shapes) + _merging(path.parent, path.name, base, shapes),
         )
     raise CheckpointError(
-        f"{shown} holds {_kind(shapes)} adapter{ranks} beside its model, not merged into it: it has "
-        f"{quote(parts[0])}",
+        f"{shown} holds {_kind(shapes)} adapter{ranks} beside its model, not merged into it: "
+        f"it has {quote(parts[0])}",
         hint=f"of a model of peft: torch.save(model.merge_and_unload().state_dict(), {MERGED})",
     )
 

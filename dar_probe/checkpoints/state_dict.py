@@ -93,7 +93,7 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
     pool = averages if weights == "ema" or (weights == "auto" and averages) else raws
     if not pool:
         raise CheckpointError(
-            f"{shown} holds no {weights} weights, but {_listed(found)}",
+            f"{shown} holds no {weights} weights, but {_listed(found, bool(averages))}",
             hint="leave the choice of weights out",
         )
     least = min(len(group.path) for group in pool)
@@ -101,7 +101,7 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
     named = [group for group in nearest if group.path and group.path[-1] in USUAL]
     if len(nearest) > 1 and len(named) != 1:
         raise CheckpointError(
-            f"{shown} holds several models, {_listed(nearest)}",
+            f"{shown} holds several models, {_listed(nearest, bool(averages))}",
             hint="save the weights of one of them: torch.save(model.state_dict(), FILE)",
         )
     taken = (named if len(nearest) > 1 else nearest)[0]
@@ -112,7 +112,7 @@ def _of_groups(found: list[Group], weights: Weights, shown: str) -> Chosen:
     if plain_pair and not taken.lent and not taken.unnamed:
         return Chosen(label, taken.state)
     what = "average" if taken.average else "raw weights" if averages else "weights"
-    rest = f"; beside it lie {_listed(others)}" if others else ""
+    rest = f"; beside it lie {_listed(others, bool(averages))}" if others else ""
     alone = "" if averages else "; nothing in it is called an average"
     lent = f"; it lacks {', '.join(map(_key, taken.lent[:3]))}, taken from the raw weights"
     order = "; its list has no names, and takes those of the raw weights in their order"
@@ -131,9 +131,10 @@ def _first(found: list[Group]) -> list[Group]:
     return [found[firsts[0]]] if alike and len(firsts) == 1 else found
 
 
-def _listed(found: list[Group]) -> str:
+def _listed(found: list[Group], told: bool) -> str:
+    """Name groups; what they are is ``told`` where some in the file are averages."""
     return " and ".join(
-        f"{group.shown} ({'average' if group.average else 'raw'})" for group in found[:5]
+        group.shown + f" ({'average' if group.average else 'raw'})" * told for group in found[:5]
     )
 
 

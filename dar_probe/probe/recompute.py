@@ -29,7 +29,9 @@ def parts(subject: Subject) -> list[nn.Module]:
         UsageError: there are none.
     """
     branches = [branch.output for reader in subject.readers for branch in reader.branches]
-    listed = [m for block in subject.blocks for m in (block.children() if uncalled(block) else (block,))]
+    listed = [
+        m for block in subject.blocks for m in (block.children() if uncalled(block) else (block,))
+    ]
     found = list(dict.fromkeys([*branches, *listed]))
     if not found:
         raise UsageError(

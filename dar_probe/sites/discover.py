@@ -124,12 +124,15 @@ def discover(
         how = (stated,) if stated else _features(found)
         called, norms = {b for b in own if not uncalled(b)}, set(filter(is_norm, model.modules()))
         begun = operations.find(model, args, kwargs, called, norms)
+        told = {one.features for ones in begun.values() for one in ones} - {None}
+        if stated is None and how == (PLAIN,) and told == {1}:
+            how = (replace(PLAIN, features=1),)
         try:
             second = look(how, begun) if begun else found
             links, aside = _followed(second, live_only)
         except NoStream:
             return _with_blind(by_block(model, found, str(error), stated), found)
-        if stated is None and not features_first(found, found.passed):
+        if stated is None and len(told) != 1 and not features_first(found, found.passed):
             unsure = _states(found)[:1]
         found = second
     else:
@@ -146,8 +149,7 @@ def discover(
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
     subject = _by_sublayer(model, found, links, aside)
-    # Of three axes the middle one holds tokens in nearly every model whose norms are operations.
-    said = [last_axis(state) for state in unsure if state.ndim > 3]
+    said = [last_axis(state) for state in unsure]
     return _with_blind(replace(subject, assumptions=(*subject.assumptions, *said)), found)
 
 
@@ -295,7 +297,7 @@ def _by_sublayer(
                 links,
                 [names[block] for block in aside],
                 [names[read.module] for read in stream_detection.others(found, links)],
-                found.layout,
+                found.layouts,
             )
         ),
     )
@@ -400,11 +402,19 @@ def _assumed(
     links: list[Link],
     aside: list[str],
     others: list[str],
-    how: Layout,
+    how: tuple[Layout, ...],
 ) -> list[str]:
     found = []
-    if how != PLAIN:
-        found.append(f"the states between blocks are {how.shown}: N samples, T tokens, D features")
+    if len(how) > 1:
+        rows = " and of ".join(str(one.rows) for one in how)
+        found.append(
+            f"the states between blocks are rows of {rows} to a sample by turns, such as frames "
+            "and places of a video"
+        )
+    elif how[0] != PLAIN:
+        found.append(
+            f"the states between blocks are {how[0].shown}: N samples, T tokens, D features"
+        )
     if others:
         many = "is 1 module" if len(others) == 1 else f"are {len(others)} modules"
         found.append(

@@ -32,12 +32,15 @@ class Operation:
         place: which tensor that the first of them takes is the state.
         names: of ``uses``.
         normed: the first module of the branch gets the same whatever the scale of the state.
+        features: the axis of the state that they normalise over, 1 or -1, the last one: each token
+            may have a scale of its own. None: neither, or both.
     """
 
     uses: tuple[int, ...]
     place: int
     names: tuple[str, ...]
     normed: bool
+    features: int | None = None
 
 
 class Watched(TorchFunctionMode):
@@ -281,7 +284,8 @@ def _begins(scene: _Scene, began: _Began) -> Operation | None:
         uses=uses,
         place=next(place for place, value in enumerate(values) if value is state),
         names=tuple(name_of(scene.ran[number].run) for number in uses),
-        normed=_ignores_scale(scene, state, began, sorted(chain)),
+        normed=_ignores(scene, state, SCALE * state, began, sorted(chain)),
+        features=_normalised(scene, state, began, sorted(chain)),
     )
 
 
@@ -301,9 +305,25 @@ def _leading_to(
     return found, met
 
 
-def _ignores_scale(scene: _Scene, state: Tensor, began: _Began, chain: list[int]) -> bool:
-    """Run the operations again on a larger state, and compare what the module gets."""
-    known: dict[int, Any] = {id(state): SCALE * state}
+def _normalised(scene: _Scene, state: Tensor, began: _Began, chain: list[int]) -> int | None:
+    """Return the axis, 1 or -1, along which alone the operations do not ignore factors."""
+
+    def ignored(axis: int) -> bool:
+        factors = torch.linspace(1, SCALE, state.shape[axis], device=state.device)
+        shape = [-1 if at == axis else 1 for at in range(state.ndim)]
+        changed = state * factors.to(state.dtype).reshape(shape)
+        return _ignores(scene, state, changed, began, chain)
+
+    axes = range(1, state.ndim)
+    left = [axis for axis in axes if not ignored(axis)] if state.ndim > 2 else []
+    return {1: 1, state.ndim - 1: -1}.get(left[0]) if len(left) == 1 else None
+
+
+def _ignores(
+    scene: _Scene, state: Tensor, changed: Tensor, began: _Began, chain: list[int]
+) -> bool:
+    """Run the operations again on a changed state, and compare what the module gets."""
+    known: dict[int, Any] = {id(state): changed}
     for number in chain:
         ran = scene.ran[number]
         args, kwargs = ran.args, ran.kwargs

@@ -113,7 +113,7 @@ def test_states_are_measured_however_their_axes_lie(kind, named):
 
 
 class WithoutNormsBlock(Block):
-    """Its norms are functions, which tell no axis."""
+    """Its norms are functions."""
 
     def forward(self, x):
         h = nn.functional.layer_norm(x.movedim(1, -1), (D,)).flatten(1, 2)
@@ -130,12 +130,17 @@ class WithoutNorms(Stack):
         return super().run(x.mT.unflatten(2, (2, T // 2))).flatten(2).mT
 
 
-def test_an_axis_of_features_that_nothing_tells_is_said():
-    found = dp.audit(made(WithoutNorms), batch=batch, loss=loss, **FEW)
-    said = f"the last one of (1, {D}, 2, {T // 2}) is taken; --layout names another"
-    assert any(said in text for text in found.manifest["assumptions"])
-    named = dp.audit(made(WithoutNorms), batch=batch, loss=loss, **FEW, layout="N D H W")
-    assert not any("is taken; --layout" in text for text in named.manifest["assumptions"])
+def test_functions_tell_the_axis_of_the_features_of_images():
+    class Plain(Block):
+        def forward(self, x):
+            x = x + self.attn(nn.functional.layer_norm(x, (D,)))
+            return x + self.mlp(nn.functional.layer_norm(x, (D,)))
+
+    plain = audit(made(Stack, Plain))
+    for given in ({}, {"layout": "N D H W"}):
+        found = dp.audit(made(WithoutNorms), batch=batch, loss=loss, **FEW, **given)
+        same(found.dataset, plain.dataset, ["rms", "grad_rms", "cosine", "loss"])
+        assert any("are N D ...: N samples" in text for text in found.manifest["assumptions"])
 
 
 def test_axes_are_named_in_their_order():

@@ -158,6 +158,35 @@ def test_streams_with_features_before_tokens_have_sublayers():
     same(found.dataset, audit(plain).dataset)
 
 
+class FirstByFunction(Plain):
+    """States (N, D, T), and no module normalises over D."""
+
+    def forward(self, x):
+        x = x + self.attn(F.rms_norm(x.mT, (D,), eps=1e-6)).mT
+        return x + self.mlp((x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)).mT).mT
+
+
+def test_operations_tell_which_axis_they_normalise_over():
+    plain = made(Stack, Functional)
+    model = made(ChannelsFirst, FirstByFunction, like=plain)
+    expected = audit(plain)
+    assert not any("axis" in one or "features" in one for one in expected.manifest["assumptions"])
+    found = audit(model)
+    assert any("are N D ...: N samples" in one for one in found.manifest["assumptions"])
+    same(found.dataset, expected.dataset)
+    same(dp.audit(model, batch=batch, loss=loss, layout="N D T", **FEW).dataset, expected.dataset)
+
+
+def test_without_norms_the_axis_of_features_is_said_to_be_assumed():
+    class Bare(Plain):
+        def forward(self, x):
+            x = x + self.attn(0.5 * x)
+            return x + self.mlp(0.5 * x)
+
+    said = audit(made(Stack, Bare)).manifest["assumptions"]
+    assert any("no norm tells the axis of the features" in one for one in said)
+
+
 class Looped(Stack):
     def __init__(self):
         super().__init__(Functional, depth=1)

@@ -99,7 +99,9 @@ def pair():
 def test_rows_are_measured_as_the_tokens_of_their_sample():
     rows, whole = pair()
     options = {"batch": videos, "samples": 3, "batch_size": 3}
-    found, expected = (dp.audit(model, **options).dataset for model in (rows, whole))
+    audited, plain = (dp.audit(model, **options) for model in (rows, whole))
+    assert any("rows of 3 and of 4 to a sample" in one for one in audited.manifest["assumptions"])
+    found, expected = audited.dataset, plain.dataset
     assert found["reader_name"].values.tolist() == expected["reader_name"].values.tolist()
     assert found["source_name"].values.tolist() == expected["source_name"].values.tolist()
     assert "block 2 fusion" in found["source_name"]
