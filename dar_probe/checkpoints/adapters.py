@@ -23,6 +23,7 @@ SECOND = re.compile(r"(^|[._])(lora([._](B|up))|lora_linear_layer\.up)(\.[^.]+)?
 PART = re.compile(
     r"(^|[._])(lora([._](A|B|down|up|mid|magnitude)|_linear_layer)|lokr_|hada_|oft_|dora_scale)"
 )
+LORA = "a LoRA"
 # Adapters of other factors, by the names of these and by peft's settings.
 OTHERS = {
     kind: re.compile(rf"(^|[._])({names})_")
@@ -109,8 +110,8 @@ def refuse(shapes: Shapes, shown: str, path: Path) -> None:
 def _kind(names: Iterable[str]) -> str:
     """Return what an adapter is called, with its article."""
     found = {kind for kind, mark in OTHERS.items() for name in names if mark.search(name)}
-    kind = min(found, default="LoRA")
-    return f"an {kind}" if kind == "OFT" else f"a {kind}"
+    kind = min(found, default="")
+    return f"an {kind}" if kind == "OFT" else f"a {kind}" if kind else LORA
 
 
 def _with_model(path: Path, names: Iterable[str]) -> str:
@@ -126,7 +127,7 @@ def _merging(home: Path, name: str, base: Any, shapes: Shapes) -> str:
         return "merge it into its model, here called model, and give that file: " + PEFT.format(
             str(home), MERGED
         )
-    if not any(map(FIRST.search, shapes)):
+    if _kind(shapes) != LORA:
         return "merge it into its model with what trained it, and give what that makes"
     of = quote(base, 80) if isinstance(base, str) and base else "BASE"
     base = base if of != "BASE" else of

@@ -186,5 +186,6 @@ def _unknown(what: str, name: str) -> UsageError:
         hint=f"known: {', '.join(OBJECTIVES | PORTS)}; ddpm:SCHEDULE:PREDICTION with a schedule of "
         f"{', '.join(SCHEDULES)} and a prediction of {', '.join(PREDICTIONS)}; "
         f"sit:PATH:PREDICTION and repa:PATH:PREDICTION with a path of {', '.join(PATHS)} and a "
-        f"prediction of {', '.join(FLOW_PREDICTIONS)}; jit:NOISE_SCALE or jit:NOISE_SCALE:LEAST",
+        f"prediction of {', '.join(FLOW_PREDICTIONS)}; jit:NOISE_SCALE or jit:NOISE_SCALE:LEAST, "
+        "such as jit:2",
     )
