@@ -30,7 +30,7 @@ def walk(
     on_cells: OnCells | None = None,
     careful: Careful | None = None,
 ) -> Arrays:
-    """Measure every variable of the schema; arrays are (levels, samples, ...).
+    """Measure every variable of the schema, of both streams; arrays are (levels, samples, ...).
 
     Args:
         subject: the model and its sites; the model is left bit for bit as it was.
@@ -55,7 +55,8 @@ def walk(
             lambda engine: measure(subject, batch, loss, cell_ids, cell_levels, engine=engine)
         )
         part = {name: value.cpu().numpy() for name, value in tensors.items()}
-        part["pooled"] = part["pooled"][_decoded(grid, part["pooled"], cells)]
+        for name in filter(_pooled, part):
+            part[name] = part[name][_decoded(grid, part[name], cells)]
         if cells.start == 0:
             _check_independence(subject, batch, loss, cell_ids, cell_levels, part["loss"])
         return part
@@ -64,12 +65,20 @@ def walk(
         joined = measure_shards(grid, work, shards=shards, ranks=ranks, on_cells=on_cells)
     shape = (len(grid.levels), len(grid.ids))
     del joined["batch_size"]
-    pooled = joined.pop("pooled")
-    arrays = {name: value.reshape(*shape, *value.shape[1:]) for name, value in joined.items()}
-    pooled = pooled.reshape(len(grid.levels), -1, *pooled.shape[1:])
-    decoded = np.full((*shape, pooled.shape[2]), np.nan)
-    decoded[:, : pooled.shape[1]] = decoding.decode(pooled, np.array(grid.levels))
-    return {**arrays, "decoded_level": decoded}
+    arrays = {}
+    for name, value in joined.items():
+        if not _pooled(name):
+            arrays[name] = value.reshape(*shape, *value.shape[1:])
+            continue
+        means = value.reshape(len(grid.levels), -1, *value.shape[1:])
+        decoded = np.full((*shape, means.shape[2]), np.nan)
+        decoded[:, : means.shape[1]] = decoding.decode(means, np.array(grid.levels))
+        arrays[name.replace("pooled", "decoded_level")] = decoded
+    return arrays
+
+
+def _pooled(name: str) -> bool:
+    return name.endswith("pooled")
 
 
 def _decoded(grid: Grid, pooled: np.ndarray, cells: slice) -> np.ndarray:

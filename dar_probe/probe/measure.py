@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
-from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.probe.recorder import Recorder, Together, Visitor
 from dar_probe.sites.autograd_entry import entering, entrance, nothing_overwritten
 from dar_probe.sites.subject import Subject
 
+SECOND = "second_"  # begins the names of what is measured of a second stream
 PAIRS = ("gate", "route", "route_token_std")  # over readers and sources
 Engine = Callable[[Visitor, tuple[Any, ...], dict[str, Any]], Any]
 LOSS_HINT = (
@@ -58,12 +59,16 @@ def measure(
     """Return every variable of the schema for one mixed batch, (N, ...) each.
 
     In place of ``decoded_level``, which is fitted on the whole walk, it holds ``pooled``
-    (N, R, D): the token means of what every reader reads. The model must be frozen and in eval
-    mode (``untouched``).
+    (N, R, D): the token means of what every reader reads. Of a second stream it holds the same
+    under names that begin with ``SECOND``. The model must be frozen and in eval mode
+    (``untouched``).
     """
     recorded = record(subject, batch, loss, sample_ids, noise_level, engine=engine)
     with torch.no_grad():
-        return reduce(recorded)
+        found = reduce(recorded)
+        if recorded.second is not None:
+            found |= {f"{SECOND}{name}": v for name, v in reduce(recorded.second).items()}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,7 @@ class Recorded:
         grads: dLoss/dh_l by each reader's branch (N, T, D), l = 1..L+1.
         by_block: dLoss/dz_k (N, T, D), k = 0..B.
         by_write: dLoss/dv_i (N, T, D), i = 0..L, under a router; else empty.
+        second: the same of a second stream, if the subject has one.
     """
 
     recorder: Recorder
@@ -83,6 +89,7 @@ class Recorded:
     grads: list[Tensor]
     by_block: list[Tensor]
     by_write: list[Tensor]
+    second: "Recorded | None" = None
 
     def weights(self) -> Tensor:
         """Return the weights w (N, T, R, S) of a router, zero where not offered."""
@@ -110,11 +117,18 @@ def record(
     """
     args, kwargs = batch(sample_ids, noise_level)
     # With frozen parameters autograd records nothing before something requires grad.
-    start = nullcontext() if subject.entrance is None else entrance(subject.entrance)
-    recorder = Recorder(subject)
-    with start:
-        output = engine(recorder, *entering(args, kwargs))
-    recorder.check()
+    subjects = [subject] if subject.second is None else [subject, subject.second]
+    tapped: dict[int, tuple[Tensor, Tensor]] = {}
+    recorders = [Recorder(one, tapped if subject.second else None) for one in subjects]
+    recorder = recorders[0]
+    with ExitStack() as stack:
+        for one in subjects:
+            if one.entrance is not None:
+                stack.enter_context(entrance(one.entrance))
+        visitor = recorder if subject.second is None else Together(recorders)
+        output = engine(visitor, *entering(args, kwargs))
+    for one in recorders:
+        one.check()
     if recorder.reads[0].ndim != 3 or len(recorder.reads[0]) != len(sample_ids):
         raise ProbeError(
             f"the stream has shape {tuple(recorder.reads[0].shape)} for {len(sample_ids)} samples",
@@ -122,10 +136,30 @@ def record(
         )
     losses = loss(output, sample_ids, noise_level)
     _check_finite(losses, recorder, subject, sample_ids, noise_level)
-    rows = subject.block_readers
-    blocks = [recorder.values[row] for row in rows]
-    wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
-    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    wanted = [_wanted(one) for one in recorders]
+    found = list(torch.autograd.grad(losses.sum(), sum(wanted, []), allow_unused=True))
+    parts = [
+        _recorded(one, losses.detach(), [found.pop(0) for _ in own])
+        for one, own in zip(recorders, wanted, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else replace(parts[0], second=parts[1])
+
+
+def _wanted(recorder: Recorder) -> list[Tensor]:
+    """Return what gradients are taken of: taps, states between blocks, writes of a router."""
+    subject = recorder.subject
+    blocks = [recorder.values[row] for row in subject.block_readers]
+    writes = recorder.writes if subject.routes is not None else ()
+    return [*recorder.taps, *blocks, *writes]
+
+
+def _recorded(recorder: Recorder, losses: Tensor, found: list[Tensor | None]) -> Recorded:
+    """Return one stream of a pass, with the gradients of what ``_wanted`` names.
+
+    Raises:
+        ProbeError: the loss does not depend on what a reader reads.
+    """
+    subject, rows = recorder.subject, recorder.subject.block_readers
     for reader, grad in zip(subject.readers, found, strict=False):
         if grad is None:
             raise ProbeError(
@@ -133,14 +167,15 @@ def record(
                 hint="name what reads the stream with --readers",
             )
     views = [reader.view for reader in subject.readers]
-    readers, states = len(views), len(views) + len(blocks)
-    by_block = zip(rows, found[readers:states], strict=True)
+    readers, states = len(views), len(views) + len(rows)
+    grads = cast("list[Tensor]", found)
+    by_block = zip(rows, grads[readers:states], strict=True)
     return Recorded(
         recorder=recorder,
-        losses=losses.detach(),
-        grads=[view.take(grad) for view, grad in zip(views, found, strict=False)],
+        losses=losses,
+        grads=[view.take(grad) for view, grad in zip(views, grads, strict=False)],
         by_block=[views[row].take(grad) for row, grad in by_block],
-        by_write=list(found[states:]),
+        by_write=grads[states:],
     )
 
 

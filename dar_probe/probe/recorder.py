@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -153,11 +153,35 @@ class _Calls:
         return output
 
 
+class Together(Visitor):
+    """Several visitors in one forward of one model.
+
+    Args:
+        visitors: of subjects of the same model.
+    """
+
+    def __init__(self, visitors: Sequence[Visitor]) -> None:
+        super().__init__(visitors[0].subject)
+        self._visitors = visitors
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for visitor in self._visitors:
+                stack.enter_context(visitor)
+            self._hooks = stack.pop_all()
+        return self
+
+
 class Recorder(Visitor):
     """Taps every read of one forward and follows every write.
 
     A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
     is the gradient along that branch alone, while ``reads`` keeps the stream itself.
+
+    Args:
+        subject: the model and its sites.
+        tapped: taps and what they stand for, by the taps' ids, of recorders that watch the same
+            forward: a branch that reads both streams is tapped once.
 
     Attributes:
         values: what stood at each reader, the stream itself and whatever else the tensor holds.
@@ -170,8 +194,11 @@ class Recorder(Visitor):
         state: positional arguments of the state site.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(
+        self, subject: Subject, tapped: dict[int, tuple[Tensor, Tensor]] | None = None
+    ) -> None:
         super().__init__(subject)
+        self._tapped = tapped
         self.values: list[Tensor] = []
         self.reads: list[Tensor] = []
         self.taps: list[Tensor] = []
@@ -188,7 +215,7 @@ class Recorder(Visitor):
 
     def read(self, index: int, value: Tensor) -> Tensor:
         """Take note of what reader ``index`` (from 0) reads, and return what it gets."""
-        tap = value.view_as(value)
+        tap, value = self._tap(value)
         self._fired.append(index)
         self.values.append(value)
         self.reads.append(self.subject.readers[index].view.take(value))
@@ -201,6 +228,16 @@ class Recorder(Visitor):
             else:
                 self.rounding.add(self.reads[-2], value, write)
         return tap
+
+    def _tap(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tap of what stands at a reader, and that itself."""
+        if self._tapped is None:
+            return value.view_as(value), value
+        if id(value) not in self._tapped:
+            tap = value.view_as(value)
+            self._tapped[id(tap)] = tap, value
+            return tap, value
+        return self._tapped[id(value)]
 
     def write(self, index: int, value: Tensor) -> None:
         """Take note of a write."""

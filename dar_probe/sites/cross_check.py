@@ -25,12 +25,13 @@ def agrees(
         return True
     inner = {part for m in called.values() for part in m.modules() if part is not m}
     own = [
-        found.outputs[at][0].double()
+        state[0].double()
         # A branch that holds its own norm began before that.
         for at in (*filter(read.at.__gt__, called), *range(read.at, min(stop, len(found.calls))))
         if at in found.outputs
         and found.calls[at][1] == read.home
         and found.calls[at][0] not in inner
+        for state in found.outputs[at]
     ]
     # Of a joint sequence the branch may return all, with the other tokens before or behind.
     count = len(write)
@@ -52,8 +53,10 @@ def written_by(
     if write is None or not bool(write.any()):
         return None
     for at, module in called.items():
-        own = found.outputs.get(at)
-        if own is None or at not in found.single or own[0].shape != write.shape:
+        if at not in found.outputs or at not in found.single:
+            continue
+        own = found.outputs[at][0]
+        if own[0].shape != write.shape:
             continue
         if bool((own[0].double() - write).norm() <= EQUAL * write.norm()):
             return module if found.count(module) == 1 else None

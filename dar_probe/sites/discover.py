@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
-from dar_probe.sites import layout, operations, stream_detection
+from dar_probe.sites import layout, operations, second_stream, stream_detection
 from dar_probe.sites.autograd_entry import nothing_overwritten
 from dar_probe.sites.block_lists import members, named, repeated
 from dar_probe.sites.boundaries import by_block, facts, features_first, last_axis
@@ -47,10 +47,12 @@ class Asked:
         two: returns args and kwargs of this sample and another one, which tell the axis of samples
             where it is not the first.
         judge: returns the loss of an output of this sample, which tells what of it counts.
+        second: name the sites of a second stream too, such as that of text: ``Subject.second``.
     """
 
     two: Callable[[], Inputs] | None = None
     judge: Judge | None = None
+    second: bool = False
 
 
 DIRECT = (
@@ -88,7 +90,8 @@ def discover(
         asked: what the caller can be asked about its samples and its loss.
 
     Raises:
-        ProbeError: there are no blocks, or what was asked for is no pre-norm stack.
+        ProbeError: there are no blocks, or what was asked for is no pre-norm stack, or there is no
+            second stream where one is asked for.
         UsageError: a pattern fits no module, or ``axes`` do not fit the states.
     """
     named_axes = None if axes is None else layout.parse(axes)
@@ -131,6 +134,8 @@ def discover(
             second = look(how, begun) if begun else found
             links, aside = _followed(second, live_only)
         except NoStream:
+            if asked.second:
+                raise _no_second(str(error)) from None
             return _with_blind(by_block(model, found, str(error), stated), found)
         if stated is None and len(told) != 1 and not features_first(found, found.passed):
             unsure = _states(found)[:1]
@@ -149,6 +154,8 @@ def discover(
             hint="the probe needs x = x + f(x), not x += f(x)",
         )
     subject = _by_sublayer(model, found, links, aside)
+    if asked.second:
+        subject = replace(subject, second=_second(model, found, links))
     said = [last_axis(state) for state in unsure]
     return _with_blind(replace(subject, assumptions=(*subject.assumptions, *said)), found)
 
@@ -238,6 +245,37 @@ def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
             f"{main.__name__}"
         )
     return [passed.home[0] for passed in found.passed if passed.home not in on_stream]
+
+
+def _second(model: nn.Module, found: Trace, links: list[Link]) -> Subject:
+    """Return the sites of a second stream.
+
+    Raises:
+        ProbeError: there is none.
+    """
+    try:
+        own = second_stream.follow(found, links)
+    except NoStream as error:
+        raise _no_second(str(error)) from None
+    blocks = {link.read.home: link.block for link in own if link.read is not None}
+    aside = [passed.home[0] for passed in found.passed if passed.home not in blocks]
+    subject = _by_sublayer(model, found, own, aside)
+    met = next(link for link in links if link.read is not None and link.read.home in blocks)
+    assert met.read is not None
+    if (number := blocks[met.read.home]) == met.block:
+        return subject
+    said = (
+        f"blocks of the second stream are counted from its own first one: its block {number} is "
+        f"block {met.block} of the first stream"
+    )
+    return replace(subject, assumptions=(*subject.assumptions, said))
+
+
+def _no_second(why: str) -> ProbeError:
+    return ProbeError(
+        f"no stream of text was found beside that of the output: {why}",
+        hint="blocks that read text by cross-attention have no stream of it; leave --stream out",
+    )
 
 
 def _by_sublayer(
@@ -344,7 +382,8 @@ def _fusion(found: Trace, link: Link, before: Link) -> Source | None:
 def _head(found: Trace, link: Link) -> Reader:
     if link.read is not None:
         return Reader(
-            name="head",
+            # A second stream has no head: what reads it last writes to the first one alone.
+            name="head" if link.read.home is None else f"block {link.block} last read",
             kind="head",
             block=link.block,
             module=link.read.module,
@@ -430,12 +469,15 @@ def _assumed(
             f"{many} could not be confirmed to be their branch's own output times a factor per "
             "channel: whatever else is added within the block is counted to them"
         )
+    last = links[-1].read
     if any(r.view.tokens is not None for r in readers):
         found.append(
             "a sequence holds other tokens too, such as text: only those that run through all "
             "blocks are measured"
+            if last is None or last.home is None
+            else "a sequence holds tokens of the first stream too, which are not measured here"
         )
-    if links[-1].read is None:
+    if last is None:
         found.append(
             "no reader was found behind the last block: what it returns is taken for what the head "
             "reads"

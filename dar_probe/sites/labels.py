@@ -29,7 +29,8 @@ def kind_of(
         names: theirs, within the block.
     """
     aside = _aside(found, links[-2], links[-1])
-    called = {at: module for at, module in called.items() if at not in aside}
+    beside = {part for at in aside if at in called for part in called[at].modules()}
+    called = {at: module for at, module in called.items() if module not in beside}
     text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
     attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
     if not attention:

@@ -59,7 +59,7 @@ class Link:
 
 
 @dataclass
-class _Frame:
+class Frame:
     """Tokens of a stretch of the stream, counted as its last reader counts them.
 
     Attributes:
@@ -79,10 +79,10 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A tensor of the stream: its token i is token i + offset of the frame."""
 
-    frame: _Frame
+    frame: Frame
     offset: int
 
     def tokens(self) -> slice:
@@ -90,10 +90,10 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     read: Read | None
-    place: _Place
-    came: tuple[Passed, Item, _Place, bool] | None = None
+    place: Place
+    came: tuple[Passed, Item, Place, bool] | None = None
     added: bool = False  # what came is added to the stream outside of the block
 
 
@@ -113,29 +113,50 @@ def follow(trace: Trace, *, live_only: bool = False) -> list[Link]:
         frame = steps[0].place.frame
         live = torch.nonzero(frame.live)[:, 0]
         frame.narrow(int(live[0]), int(live[-1] - live[0]) + 1)
-    ends = [1]  # how many steps each block has, the head's first
+    return back(trace, steps, [1])
+
+
+def back(trace: Trace, steps: list[Step], ends: list[int]) -> list[Link]:
+    """Return the reads of a stream in firing order, given the last ones.
+
+    Args:
+        trace: of a forward.
+        steps: what reads the stream at its end, the last one first.
+        ends: how many of these steps each block has, the last block first; a head counts as one.
+
+    Raises:
+        NoStream: a block hands on no state plus what it writes.
+    """
+    steps, ends = list(steps), list(ends)
     while (came := steps[-1].came) is not None:
         passed, item, place, _ = came
-        own = _block(trace, passed, passed.states()[item], place)
+        own = reads_within(trace, passed, passed.states()[item], place)
         last = steps[-1]
         if not own and last.read is not None:
             # The block may return what it writes, and the model adds it to the stream.
-            if own := _block(trace, passed, last.read, last.place):
+            if own := reads_within(trace, passed, last.read, last.place):
                 steps[-1] = replace(last, added=True)
         if not own:
             name = type(passed.home[0]).__name__
             raise NoStream(
                 f"a {name} hands on no state that a norm in it reads, plus what it writes"
             )
-        first = own[0]
-        assert first.read is not None
-        entered = next(p.entered for p in trace.passed if p.home == first.read.home)
-        own[0] = replace(first, came=_before(trace, first.read, first.place, entered))
-        steps += reversed(own)
+        steps += reversed(entered(trace, own))
         ends.append(len(own))
     steps.reverse()
     blocks = [k for k, count in enumerate(reversed(ends), 1) for _ in range(count)]
     return [_link(step, block) for step, block in zip(steps, blocks, strict=True)]
+
+
+def entered(trace: Trace, own: list[Step], *, strict: bool = False) -> list[Step]:
+    """Return the reads within a block, the first of which tells where the stream came from.
+
+    With ``strict`` it came as it is, neither rewritten nor scaled between the blocks.
+    """
+    first = own[0]
+    assert first.read is not None
+    at = next(p.entered for p in trace.passed if p.home == first.read.home)
+    return [replace(first, came=handed_on(trace, first.read, first.place, at, strict=strict)), *own[1:]]
 
 
 def others(trace: Trace, links: list[Link]) -> list[Read]:
@@ -160,6 +181,8 @@ def others(trace: Trace, links: list[Link]) -> list[Read]:
             continue
         link, last = before[-1]
         if link is links[-1]:
+            if last.home is not None:
+                continue  # of a second stream nothing is made behind its last read
             # Nothing is cut behind the head: does the stream come here by another way as well?
             if depends(read.value, last.value, (last.layout, link.tokens), besides=last.cut):
                 found.append(read)
@@ -246,7 +269,7 @@ def depends(
     return bool(slope.any())
 
 
-def _link(step: _Step, block: int) -> Link:
+def _link(step: Step, block: int) -> Link:
     came = None
     if step.came is not None and not step.added:
         passed, item, place, fresh = step.came
@@ -254,7 +277,7 @@ def _link(step: _Step, block: int) -> Link:
     return Link(read=step.read, tokens=step.place.tokens(), block=block, came=came)
 
 
-def _head(trace: Trace) -> _Step:
+def _head(trace: Trace) -> Step:
     """Find the norm that reads the stream after the last block, or else the last block's output."""
     last = max(passed.left for passed in trace.passed)
     end = max(trace.passed, key=lambda passed: passed.left)
@@ -262,31 +285,31 @@ def _head(trace: Trace) -> _Step:
     after = [read for read in trace.reads if read.home is None and read.at >= last]
     states = [*(State(read.cut, read.layout) for read in after), *end.states().values()]
     # A head that starts from zero hides the states from the output, but not that it reads them.
-    silent = not any(bool(_live(trace.output, *state).any()) for state in states)
+    silent = not any(bool(live_tokens(trace.output, *state).any()) for state in states)
     for read in after:
-        live = _live(trace.output, read.cut, read.layout, silent=silent)
-        place = _Place(_Frame(live, 0, len(live)), 0)
-        if live.any() and (came := _before(trace, read, place, last, strict=True)):
-            return _Step(read, place, came)
+        live = live_tokens(trace.output, read.cut, read.layout, silent=silent)
+        place = Place(Frame(live, 0, len(live)), 0)
+        if live.any() and (came := handed_on(trace, read, place, last, strict=True)):
+            return Step(read, place, came)
     lives = {
-        item: _live(trace.output, gave, layout, silent=silent)
+        item: live_tokens(trace.output, gave, layout, silent=silent)
         for item, (gave, layout) in end.states().items()
     }
     found = [(item, live) for item, live in lives.items() if live.any()]
     if len(found) != 1:
         raise NoStream("the output depends on no state, or on several, of the last block")
     item, live = found[0]
-    place = _Place(_Frame(live, 0, len(live)), 0)
-    return _Step(None, place, (end, item, place, False))
+    place = Place(Frame(live, 0, len(live)), 0)
+    return Step(None, place, (end, item, place, False))
 
 
-def _block(trace: Trace, passed: Passed, anchor: State | Read, place: _Place) -> list[_Step]:
+def reads_within(trace: Trace, passed: Passed, anchor: State | Read, place: Place) -> list[Step]:
     """Return the reads within one call of a block that ``anchor`` is the sum of, in order.
 
     ``place`` is that of the anchor: what the block hands on, or what is read after it.
     """
     reads = [read for read in trace.reads if read.home == passed.home]
-    steps: list[_Step] = []
+    steps: list[Step] = []
     for read, match in zip(reads, match_tokens(anchor, reads), strict=True):
         if match is None or not place.frame.holds(match.here + place.offset, match.count):
             continue
@@ -300,18 +323,18 @@ def _block(trace: Trace, passed: Passed, anchor: State | Read, place: _Place) ->
             )
         start = match.here + place.offset
         place.frame.narrow(start, match.count)
-        steps.append(_Step(read, _Place(place.frame, start - match.there)))
+        steps.append(Step(read, Place(place.frame, start - match.there)))
     return steps
 
 
-def _holds_what_came(read: Read, before: _Step) -> bool:
+def _holds_what_came(read: Read, before: Step) -> bool:
     assert before.read is not None
     return match_tokens(read, [before.read])[0] is not None
 
 
-def _before(
-    trace: Trace, read: Read, place: _Place, entered: int, *, strict: bool = False
-) -> tuple[Passed, Item, _Place, bool] | None:
+def handed_on(
+    trace: Trace, read: Read, place: Place, entered: int, *, strict: bool = False
+) -> tuple[Passed, Item, Place, bool] | None:
     """Return what the block before ``read`` handed on: call, element, place, fresh.
 
     The stream is handed on as it is, or with something added; or it goes around the block as well,
@@ -329,7 +352,7 @@ def _before(
             start = match.here + place.offset
             if place.frame.holds(start, match.count):
                 place.frame.narrow(start, match.count)
-                return passed, item, _Place(place.frame, start - match.there), False
+                return passed, item, Place(place.frame, start - match.there), False
     for passed in earlier:
         inside = [one for one in trace.reads if one.home == passed.home]
         around = [match.count for match in match_tokens(read, inside) if match is not None]
@@ -347,8 +370,8 @@ def _before(
                 _check_order(passed, State(gave, layout), read)
                 return passed, item, place, False
             tokens = layout.take(gave).shape[1]
-            frame = _Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
-            return passed, item, _Place(frame, 0), True
+            frame = Frame(torch.ones(tokens, dtype=torch.bool), 0, tokens)
+            return passed, item, Place(frame, 0), True
     for passed in earlier:  # the model itself may scale or mix the stream between two blocks
         led = [
             item
@@ -464,7 +487,7 @@ def features_first(state: Tensor, reads: list[Tensor], layout: Layout) -> bool |
     return found.pop() if len(found) == 1 else None
 
 
-def _live(output: Tensor, state: Tensor, layout: Layout, *, silent: bool = False) -> Tensor:
+def live_tokens(output: Tensor, state: Tensor, layout: Layout, *, silent: bool = False) -> Tensor:
     """Return which tokens of ``state`` the output depends on: (T,) bool.
 
     With ``silent`` those are all where there is any path, even one that multiplies by zero.

@@ -161,6 +161,7 @@ class Subject:
         entrance: the first block, where autograd starts if its input needs no gradient; None
             where the model's first input can require it.
         direct: forwards are called past their modules' hooks, see ``direct_calls``.
+        second: the sites of a second stream in the same forward, such as that of text.
         facts: model facts for the manifest.
         assumptions: one sentence for each thing that was taken for granted about the sites.
     """
@@ -177,6 +178,7 @@ class Subject:
     blocks: tuple[nn.Module, ...] = ()
     entrance: nn.Module | None = None
     direct: bool = False
+    second: "Subject | None" = None
     facts: dict[str, Any]
     assumptions: tuple[str, ...] = field(default=())
 

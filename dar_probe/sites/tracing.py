@@ -101,7 +101,7 @@ class Trace:
         reads: in firing order.
         passed: one entry for each call of a block, in firing order.
         calls: every module that ran, with the block it ran in.
-        outputs: per call of ``calls`` within blocks what it returned, if as wide as the stream.
+        outputs: per call of ``calls`` within blocks what it returned that is as wide as the stream.
         single: calls that returned one tensor, in no tuple.
         crossed: per call that returned one sequence, and got more than one, the others.
         dark: modules within blocks that ran while autograd recorded nothing.
@@ -114,7 +114,7 @@ class Trace:
     reads: list[Read] = field(default_factory=list)
     passed: list[Passed] = field(default_factory=list)
     calls: list[tuple[nn.Module, Home | None]] = field(default_factory=list)
-    outputs: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     single: set[int] = field(default_factory=set)
     crossed: dict[int, list[Tensor]] = field(default_factory=dict)
     dark: list[nn.Module] = field(default_factory=list)
@@ -287,8 +287,11 @@ class _Watch:
             found.single.add(at)
         if sum(map(self._is_sequence, outputs)) != 1:
             found.crossed.pop(at, None)
-        if self._homes.now and (state := self._as_wide(first_tensor(outputs))) is not None:
-            found.outputs[at] = state.detach()
+        if self._homes.now:
+            tensors = [value for value in outputs if isinstance(value, Tensor)]
+            wide = [state for value in tensors if (state := self._as_wide(value)) is not None]
+            if wide:
+                found.outputs[at] = tuple(state.detach() for state in wide)
         if (home := self._homes.leave(module)) is None:
             return
         passed = next(p for p in reversed(found.passed) if p.home == home)
@@ -308,14 +311,12 @@ class _Watch:
         }
         passed.versions = {item: value._version for item, value in passed.gave.items()}
 
-    def _as_wide(self, value: Tensor | None) -> Tensor | None:
+    def _as_wide(self, value: Tensor) -> Tensor | None:
         """Return an output as (1, T, D) if it is as wide as a state of the block, else None."""
         found = self.found
         given = found.passed[-1].given
         lies = ((v, found.lies(v)) for v in given)
         widths = {v.shape[how.features] for v, how in lies if how is not None}
-        if value is None:
-            return None
         for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
             if layout.fits(value) and value.shape[layout.features] in widths:
                 return layout.take(value)

@@ -33,7 +33,7 @@ def test_measured_tokens_end_with_those_that_the_output_depends_on():
 
 def test_a_stretch_holds_a_live_token_only_within_its_ends():
     def holds(live: list[bool], start: int, count: int) -> bool:
-        return stream_detection._Frame(torch.tensor(live), 0, len(live)).holds(start, count)
+        return stream_detection.Frame(torch.tensor(live), 0, len(live)).holds(start, count)
 
     assert holds([True, False, False], 0, 1)
     assert holds([True, False, False], -2, 3)

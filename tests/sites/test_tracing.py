@@ -93,7 +93,7 @@ def test_the_output_of_a_convolution_is_kept_as_tokens():
         block.mlp.register_forward_hook(lambda _, args, out: kept.append(out.detach()))
     found = tracing.trace(model, (torch.randn(1, 4, 5),), {}, set(model.blocks))
     tokens = [
-        found.outputs[at]
+        found.outputs[at][0]
         for at, (module, _) in enumerate(found.calls)
         if isinstance(module, nn.Conv2d)
     ]
