@@ -72,6 +72,7 @@ def ablate(
     ] = 16,
     batch_size: options.BatchSize = None,
     recompute: options.Recompute = False,
+    stream: options.Stream = "image",
     objective: options.Objective = None,
     heads: options.Heads = None,
     family: options.Family = None,
@@ -120,6 +121,7 @@ def ablate(
         seed=seed,
         data=data,
         recompute=recompute or None,
+        stream=stream,
     )
     wanted = InterventionOptions(
         kinds=None if kinds is None else tuple(kinds.split(",")),

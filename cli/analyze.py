@@ -50,6 +50,7 @@ def analyze(
     ] = None,
     batch_size: options.BatchSize = None,
     recompute: options.Recompute = False,
+    stream: options.Stream = "image",
     objective: options.Objective = None,
     heads: options.Heads = None,
     family: options.Family = None,
@@ -108,6 +109,7 @@ def analyze(
         seed=seed,
         data=data,
         recompute=recompute or None,
+        stream=stream,
     )
     folder = out or Path("dar-probe-out") / _name(checkpoints, adapter)
     output = OutputOptions(

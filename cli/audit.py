@@ -86,6 +86,7 @@ def audit(
         ),
     ] = 8,
     recompute: options.Recompute = False,
+    stream: options.Stream = "image",
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -208,7 +209,7 @@ def audit(
         training = FinetuneOptions(steps=train_steps, lr=lr, batch_size=batch_size, seed=seed)
     grid = GridOptions(
         noise_levels=noise_levels, samples=samples, batch_size=batch_size,
-        recompute=recompute or None,
+        recompute=recompute or None, stream=stream,
     )  # fmt: skip
     module, batch, loss = _call(factory)
     how = ModuleOptions(

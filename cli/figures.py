@@ -194,13 +194,13 @@ def _describe(
     """
     from dar_probe.errors import ProbeError
     from dar_probe.reports.figures import dilution, registry
-    from dar_probe.results.trajectory import last_step
+    from dar_probe.results.streams import single
 
     _check_kind(named, options)
     shown = []
     for stem in registry.stems(wanted, options):
         if stem == "dilution":
-            lines = [(name, last_step(ds)) for name, ds in named]
+            lines = [(name, single(ds)) for name, ds in named]
             shown.append((stem, dilution.dilution(lines, width=options.width)))
             continue
         reasons = [registry.lacks(ds, stem, options) for _, ds in named]

@@ -11,7 +11,7 @@ import xarray as xr
 
 from dar_probe.files.analysis_folder import BEFORE, OutputFolder
 from dar_probe.files.atomic import identity, write_text
-from dar_probe.results import fail_rule, metrics, schema, store, trajectory, verdict
+from dar_probe.results import fail_rule, metrics, schema, store, streams, trajectory, verdict
 from dar_probe.results.fail_rule import Rule
 from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric
@@ -37,6 +37,8 @@ class Analysis:
         before: the same module untrained, where this is the analysis of a trained copy.
         trajectory: the dataset with its dim ``step``, where several training steps were analysed;
             ``dataset``, metrics and verdict are those of the last one.
+        joint: the dataset with its dim ``stream``, where both streams of a joint model were
+            analysed; ``dataset``, metrics and verdict are those of the image's.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Analysis:
         fail_on: str | Rule | None = None,
         before: "Analysis | None" = None,
     ) -> None:
-        whole = schema.validate(dataset)
+        whole = streams.validate(dataset)
         self.trajectory = whole if "step" in whole.dims else None
-        self.dataset = whole if self.trajectory is None else trajectory.split(whole)[-1][1]
+        self.joint = whole if "stream" in whole.dims else None
+        self.dataset = streams.single(whole)
         self.thresholds = thresholds or Thresholds()
         self.rule = fail_rule.parse_rule(fail_on) if isinstance(fail_on, str) else fail_on
         self.before = before
@@ -67,8 +70,9 @@ class Analysis:
 
     @property
     def whole(self) -> xr.Dataset:
-        """What ``analysis.nc`` holds: the trajectory where there is one, else the dataset."""
-        return self.dataset if self.trajectory is None else self.trajectory
+        """What ``analysis.nc`` holds: a trajectory, both streams, or the dataset."""
+        found = self.joint if self.trajectory is None else self.trajectory
+        return self.dataset if found is None else found
 
     @cached_property
     def steps(self) -> list[tuple[int, "Analysis"]]:
@@ -81,6 +85,17 @@ class Analysis:
             for step, ds in pairs[:-1]
         ]
         return [*earlier, (pairs[-1][0], self)]
+
+    @cached_property
+    def streams(self) -> "dict[str, Analysis]":
+        """The analyses of image and text by these names; empty where one stream was analysed."""
+        if self.joint is None:
+            return {}
+        (first, _), *others = streams.split(self.joint).items()
+        rest = {
+            name: Analysis(ds, thresholds=self.thresholds, fail_on=self.rule) for name, ds in others
+        }
+        return {first: self, **rest}
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -96,9 +111,9 @@ class Analysis:
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds: verdict, findings, metrics, assumptions, warnings.
 
-        Of a trajectory also "steps": step, verdict and metrics of each. After training also
-        "training", the mean "loss", and "before": verdict, sentence, metrics
-        and loss of the untrained module.
+        Of a trajectory also "steps": step, verdict and metrics of each; of both streams of a joint
+        model "streams": the same of each, by its name. After training also "training", the mean
+        "loss", and "before": verdict, sentence, metrics and loss of the untrained module.
         """
         found = verdict.summary(self.dataset, self.metrics, self.verdict)
         if self.steps:
@@ -107,6 +122,14 @@ class Analysis:
             ]
             keys = ("verdict", "metrics")
             found["steps"] = [{"step": at, **{key: one[key] for key in keys}} for at, one in parts]
+        if self.streams:
+            found["streams"] = {
+                name: {key: one[key] for key in ("verdict", "sentence", "metrics")}
+                for name, one in (
+                    (name, verdict.summary(a.dataset, a.metrics, a.verdict))
+                    for name, a in self.streams.items()
+                )
+            }
         if self.before is None:
             return found
         earlier = self.before.summary

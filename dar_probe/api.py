@@ -76,6 +76,7 @@ def analyze(
     samples: int | None = None,
     batch_size: int | None = None,
     recompute: bool | None = None,
+    stream: str = "image",
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
@@ -121,6 +122,8 @@ def analyze(
         recompute: keep no inner tensor of a block, and make them again in the backward: less
             memory for one more forward, the same numbers bit for bit. Default: once memory has run
             out, before a batch is halved.
+        stream: of a joint model, such as SD3 and Flux, whose text is a stream of its own: "image",
+            "text", or "all" for both in the same forwards; then the dataset has a dim ``stream``.
         seed: random seed for noise and samples.
         device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
         dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
@@ -155,6 +158,7 @@ def analyze(
         samples=samples,
         batch_size=batch_size,
         recompute=recompute,
+        stream=stream,
         seed=seed,
         data=data,
     )
@@ -223,9 +227,9 @@ def ablate(
         formats: as for ``analyze``.
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
-        settings: name, batch_size, recompute, and of a checkpoint data, seed, device, dtype,
-            objective, heads, weights, family, text and adapter of ``analyze``; of a module batch,
-            loss, blocks, readers and layout of ``audit``.
+        settings: name, batch_size, recompute, stream, and of a checkpoint data, seed, device,
+            dtype, objective, heads, weights, family, text and adapter of ``analyze``; of a module
+            batch, loss, blocks, readers and layout of ``audit``.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
@@ -395,6 +399,7 @@ def audit(
     samples: int = 8,
     batch_size: int = 8,
     recompute: bool | None = None,
+    stream: str = "image",
     blocks: str | None = None,
     readers: str | None = None,
     layout: str | None = None,
@@ -431,6 +436,7 @@ def audit(
         batch_size: cells of the grid (pairs of sample and noise level) in one forward, halved
             where memory runs out; also the samples in one step of training.
         recompute: as for ``analyze``.
+        stream: as for ``analyze``.
         blocks: patterns of the names of blocks, e.g. "encoder.layers.*". Default: they are found.
         readers: patterns of the names of the modules that read the stream. Default: they are found.
         layout: the axes of the states between blocks: N samples, D features, all others tokens,
@@ -464,8 +470,12 @@ def audit(
         module,
         options,
         GridOptions(
-            noise_levels=noise_levels, samples=samples, batch_size=batch_size, recompute=recompute
-        ),
+            noise_levels=noise_levels,
+            samples=samples,
+            batch_size=batch_size,
+            recompute=recompute,
+            stream=stream,
+        ),  # fmt: skip
         training,
         rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,

@@ -21,7 +21,7 @@ from dar_probe.reports.style import palette
 from dar_probe.results import schema, store
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.results.paired import NUMBERS, over_depth
-from dar_probe.results.trajectory import last_step
+from dar_probe.results.streams import single
 from tests.helpers.drawn import printed, screened, unpacked
 from tests.helpers.synthetic import dataset, trained
 from tests.reports.test_figures import drawn_text
@@ -151,7 +151,7 @@ def test_rules_are_of_differences(usual):
 def test_of_a_training_run_the_last_step_is_compared(paths):
     found = compare(paths["run"], paths["routed"])
     assert "its last step, 200, is compared" in found.pairs[0].notes[0]
-    last = last_step(store.read(paths["run"] / "analysis.nc"))
+    last = single(store.read(paths["run"] / "analysis.nc"))
     alone = Comparison(Analysis(last), found.analyses[1])
     assert repr(alone.pairs[0].changes) == repr(found.pairs[0].changes)
     assert found.named[0][1].equals(last)

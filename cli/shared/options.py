@@ -64,6 +64,15 @@ Recompute = Annotated[
         rich_help_panel=panels.GRID,
     ),
 ]
+Stream = Annotated[
+    str,
+    typer.Option(
+        help="Of a model whose text is a stream of its own (SD3, Flux): image, text, or all.",
+        metavar="NAME",
+        rich_help_panel=panels.GRID,
+        autocompletion=one_of("image", "text", "all"),
+    ),
+]
 Objective = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ from dar_probe.probe.options import (
 )
 from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
+from dar_probe.results import streams
 from dar_probe.results.fail_rule import parse_rule
 from dar_probe.runtime.ranks import joined
 
@@ -55,6 +56,11 @@ def analyze(
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
         )  # fmt: skip
         run.check()
+        if len(checkpoints) > 1 and grid.stream == streams.ALL:
+            raise UsageError(
+                "a trajectory is of one stream",
+                hint="--stream image or text, or one checkpoint at a time",
+            )
         if len(checkpoints) > 1:
             return run_steps(run, checkpoints, grid, engine)
         return run.finish(run.plan(checkpoints[0], grid, engine), name=checkpoints[0].name)
@@ -84,7 +90,7 @@ def analyze_module(
     Raises:
         ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    plan.check_engine(engine, recompute=grid.recompute)
+    plan.check_engine(engine, recompute=grid.recompute, stream=grid.stream)
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)

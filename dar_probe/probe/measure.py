@@ -127,8 +127,8 @@ def record(
                 stack.enter_context(entrance(one.entrance))
         visitor = recorder if subject.second is None else Together(recorders)
         output = engine(visitor, *entering(args, kwargs))
-    for one in recorders:
-        one.check()
+    for watching in recorders:
+        watching.check()
     if recorder.reads[0].ndim != 3 or len(recorder.reads[0]) != len(sample_ids):
         raise ProbeError(
             f"the stream has shape {tuple(recorder.reads[0].shape)} for {len(sample_ids)} samples",

@@ -22,6 +22,7 @@ from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.sharding import Grid
 from dar_probe.probe.user_functions import batch_of, check_batch, check_loss, loss_of, tensors
+from dar_probe.results import streams
 from dar_probe.runtime.checks import check_counts
 from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
@@ -88,7 +89,7 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
     if options.batch is not None:
         with untouched(module):
             check_batch(batch, float(levels[len(levels) // 2]), samples)
-    subject = find_sites(module, replace(options, batch=batch), levels.tolist())
+    subject = find_sites(module, replace(options, batch=batch), levels.tolist(), stream=grid.stream)
     if options.loss is not None and loss is not None:
         ids = torch.arange(min(samples, 2))
         _try_loss(module, batch, loss, ids, float(levels[len(levels) // 2]))
@@ -119,7 +120,10 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
             subject,
             cells,
             data=data,
-            config={"stand_in_loss": stood_in},
+            config={
+                "stand_in_loss": stood_in,
+                **({} if grid.stream == streams.IMAGE else {"stream": grid.stream}),
+            },
             assumptions=[*assumptions, *subject.assumptions],
             warnings=warnings,
         ),
@@ -156,13 +160,20 @@ def _standing_in(what: str) -> str:
     return f"no loss was given: {what} stands in"
 
 
-def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float]) -> Subject:
+def find_sites(
+    module: nn.Module,
+    options: ModuleOptions,
+    levels: Sequence[float],
+    *,
+    stream: str = streams.IMAGE,
+) -> Subject:
     """Name the sites of a module without wrappers, and tell whether it is as it was made.
 
     Args:
         module: without wrappers.
         options: with a batch function.
         levels: noise levels of the grid, rising.
+        stream: as for ``GridOptions``.
     """
     assert options.batch is not None
     with untouched(module):
@@ -175,9 +186,16 @@ def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float
             asked=Asked(
                 two=partial(_inputs, module, options.batch, level, 2),
                 judge=None if loss is None else partial(_loss_of_one, loss, level),
+                second=stream != streams.IMAGE,
             ),
         )  # fmt: skip
-    return replace(subject, facts={**subject.facts, "fresh": freshness(module)})
+        if subject.second is None and stream != streams.IMAGE:
+            raise UsageError(
+                f"a {type(module).__name__} has one stream: it reads its labels as a vector",
+                hint="leave --stream out",
+            )
+    subject = replace(subject, facts={**subject.facts, "fresh": freshness(module)})
+    return plan.of_stream(subject, stream)
 
 
 def _loss_of_one(loss: Loss, level: float, output: Any) -> Tensor:

@@ -33,6 +33,8 @@ class GridOptions:
             else the model's own samples. A module has its data from its batch function.
         recompute: keep no inner tensor of a block, but make it again in the backward: less memory
             for one more forward, the same numbers. None: once memory has run out.
+        stream: of a joint model, whose text is a stream of its own: "image" (the one that the
+            output comes from), "text", or "all" for both in the same forwards.
     """
 
     noise_levels: Levels | None = None
@@ -41,6 +43,7 @@ class GridOptions:
     seed: int = 0
     data: str | None = None
     recompute: bool | None = None
+    stream: str = "image"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,14 @@ from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.derivative_check import wrong_derivative
 from dar_probe.probe.grid import walk
-from dar_probe.probe.measure import Batch, Engine, Loss, hooks
+from dar_probe.probe.measure import SECOND, Batch, Engine, Loss, hooks
 from dar_probe.probe.options import GridOptions
 from dar_probe.probe.recompute import Careful
 from dar_probe.probe.recorder import untouched
 from dar_probe.probe.self_check import prove
 from dar_probe.probe.sharding import Arrays, Grid, measure_shards
 from dar_probe.probe.user_functions import forward_of
-from dar_probe.results import assemble
+from dar_probe.results import assemble, streams
 from dar_probe.results.schema import OWN_SAMPLES
 from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
@@ -119,25 +119,45 @@ class Task:
             on_cells=tell,
             careful=careful,
         )
+        manifest = {
+            **self.manifest,
+            "batch_size": tell.batch_size,
+            "engine": self.engine,
+            "recompute": careful.recomputes,
+        }
+        first = self._assembled(self.subject, arrays, manifest)
+        if (second := self.subject.second) is None:
+            return first
+        arrays = {
+            name.removeprefix(SECOND): v for name, v in arrays.items() if name.startswith(SECOND)
+        }
+        own = {key: second.facts[key] for key in ("depth", "width", "tokens")}
+        common = [text for text in manifest["assumptions"] if text not in self.subject.assumptions]
+        manifest = {
+            **manifest,
+            "model": {**manifest["model"], **own},
+            "sites": describe(second),
+            "assumptions": [*common, *second.assumptions],
+        }
+        text = self._assembled(second, arrays, manifest)
+        return streams.join({streams.IMAGE: first, streams.TEXT: text})
+
+    def _assembled(self, subject: Subject, arrays: Arrays, manifest: dict[str, Any]) -> xr.Dataset:
+        """Return the dataset of one stream."""
         found = assemble.assemble(
             arrays,
             assemble.Axes(
-                readers=self.subject.readers,
-                sources=self.subject.sources,
+                readers=subject.readers,
+                sources=subject.sources,
                 levels=np.array(self.grid.levels),
                 timestep=self.timestep,
                 log_snr=self.log_snr,
                 ids=np.array(self.grid.ids),
             ),
-            manifest={
-                **self.manifest,
-                "batch_size": tell.batch_size,
-                "engine": self.engine,
-                "recompute": careful.recomputes,
-            },
+            manifest=manifest,
             torch=torch.__version__,
         )
-        return assemble.without_gradients(found) if "blind" in self.subject.facts else found
+        return assemble.without_gradients(found) if "blind" in subject.facts else found
 
     @property
     def recompute(self) -> bool | None:
@@ -228,15 +248,21 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def check_engine(name: str, *, recompute: bool | None = None) -> None:
-    """Refuse an engine that is none of ``ENGINES``, or cannot recompute where that is asked for.
+def check_engine(name: str, *, recompute: bool | None = None, stream: str = streams.IMAGE) -> None:
+    """Refuse an engine that is none of ``ENGINES``, or cannot do what else is asked for.
 
     Raises:
         UsageError: naming those there are.
     """
-    if recompute and name != "hooks":
+    if stream not in streams.CHOICES:
         raise UsageError(
-            f"recompute is of hooks, and the engine is {name}", hint="leave the engine out"
+            f"there is no stream {quote(stream, 40)}", hint=f"one of {', '.join(streams.CHOICES)}"
+        )
+    asked = {"recompute": bool(recompute), f"stream {stream}": stream == streams.ALL}
+    wanted = next((what for what, true in asked.items() if true), None)
+    if wanted and name != "hooks":
+        raise UsageError(
+            f"{wanted} is of hooks, and the engine is {name}", hint="leave the engine out"
         )
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", hint=f"known: {', '.join(ENGINES)}")
@@ -251,7 +277,7 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    check_engine(engine, recompute=grid.recompute)
+    check_engine(engine, recompute=grid.recompute, stream=grid.stream)
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
@@ -281,6 +307,7 @@ def of_checkpoint(
         engine=engine,
         assumed=assumed,
         doubted=rows.name != OWN_SAMPLES,
+        stream=grid.stream,
     )
     return replace(task, grid=replace(task.grid, recompute=grid.recompute))
 
@@ -295,6 +322,7 @@ def of_rows(
     engine: str = "hooks",
     assumed: Sequence[str] = (),
     doubted: bool = False,
+    stream: str = streams.IMAGE,
 ) -> Task:
     """Return the task of a model on samples that are given.
 
@@ -307,6 +335,7 @@ def of_rows(
         engine: as for ``api.analyze``.
         assumed: one sentence for each thing that was assumed about the samples.
         doubted: compare the objective with others, and warn in the manifest where one fits better.
+        stream: as for ``GridOptions``.
 
     Raises:
         CheckpointError, ProbeError: the sites are not where they were named.
@@ -323,8 +352,15 @@ def of_rows(
         subject = loaded.subject
         found: tuple[str, ...] = ()
         if subject is None:
-            subject = _discover(loaded, one, lambda: problem.batch(rows.ids[:2], level.repeat(2)))
+            two = lambda: problem.batch(rows.ids[:2], level.repeat(2))  # noqa: E731
+            subject = _discover(loaded, one, two, second=stream != streams.IMAGE)
+            subject = of_stream(subject, stream)
             found = subject.assumptions
+        elif stream != streams.IMAGE:
+            raise UsageError(
+                f"a {loaded.identified.family} has one stream: it reads its labels as a vector",
+                hint="leave --stream out",
+            )
         found += prove(subject, *one, shown=quote(loaded.file["name"]))
         warnings: list[str] = []
         if loaded.subject is None:
@@ -357,6 +393,7 @@ def of_rows(
                 "data_sha256": rows_of.digest(rows),
                 "objective": objective.name,
                 "conditions": loaded.conditions,
+                **({} if stream == streams.IMAGE else {"stream": stream}),
             },
             seed=seed,
             assumptions=[*loaded.assumptions, *assumed, *found],
@@ -366,9 +403,23 @@ def of_rows(
     return task.called(loaded.name)
 
 
-def _discover(loaded: Loaded, inputs: Inputs, two: Callable[[], Inputs]) -> Subject:
+def of_stream(subject: Subject, stream: str) -> Subject:
+    """Return a subject of what ``GridOptions.stream`` names; of two streams it has ``second``."""
+    if subject.second is None:
+        return subject
+    own = {key: subject.second.facts[key] for key in ("depth", "width", "tokens")}
+    second = replace(subject.second, family=subject.family, facts={**subject.facts, **own})
+    if stream == streams.TEXT:
+        return replace(second, direct=subject.direct)
+    return replace(subject, second=second)
+
+
+def _discover(
+    loaded: Loaded, inputs: Inputs, two: Callable[[], Inputs], *, second: bool = False
+) -> Subject:
     """Find the sites of a model that no family's file describes, on the tokens of its samples."""
-    found = registry.find(loaded.model, *inputs, live_only=True, asked=Asked(two=two))
+    asked = Asked(two=two, second=second)
+    found = registry.find(loaded.model, *inputs, live_only=True, asked=asked)
     heads = loaded.identified.sizes.get("num_attention_heads")
     facts = {
         **found.facts,

@@ -21,8 +21,8 @@ from dar_probe.results.comparability import (
 )
 from dar_probe.results.metrics import Metric
 from dar_probe.results.schema import VARIABLES
+from dar_probe.results.streams import single
 from dar_probe.results.symptoms import CHOICES, SYMPTOMS, unit_of
-from dar_probe.results.trajectory import last_step
 from dar_probe.results.verdict import plain, unmeasured
 
 NUMBERS = (*SYMPTOMS, *CHOICES, "loss")
@@ -103,11 +103,11 @@ def compare(
         raise UsageError("a comparison takes two analyses or more")
     names = distinct([name for name, _ in analyses])
     reference, *others = zip(names, (ds for _, ds in analyses), strict=True)
-    first = last_step(reference[1])
+    first = single(reference[1])
     own = _draws(first, resamples=resamples, seed=seed)
     pairs = []
     for name, whole in others:
-        other = last_step(whole)
+        other = single(whole)
         reason = obstacle(first, other)
         changes: list[Change] = []
         if not reason:
@@ -138,7 +138,7 @@ def over_depth(
     Raises:
         UsageError: the two cannot be compared, or have no depth in common.
     """
-    reference, other = last_step(reference), last_step(other)
+    reference, other = single(reference), single(other)
     reason = obstacle(reference, other) or unlike_depth(reference, other, variable)
     if variable == "loss":
         reason = reason or unlike_losses(reference, other)

@@ -13,7 +13,7 @@ from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import kinds
 from dar_probe.files.atomic import write_atomically
 from dar_probe.files.text import quote
-from dar_probe.results.schema import validate
+from dar_probe.results.streams import validate
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 LARGE = 4096  # bytes from which compressing an array is worth its chunk

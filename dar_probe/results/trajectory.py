@@ -53,8 +53,3 @@ def split(ds: xr.Dataset) -> list[tuple[int, xr.Dataset]]:
         one.attrs = {**ds.attrs, "manifest": json.dumps({**whole, **steps[at]})}
         pairs.append((int(step), one))
     return pairs
-
-
-def last_step(ds: xr.Dataset) -> xr.Dataset:
-    """Return the analysis of a trajectory's last training step; any other as it is."""
-    return split(ds)[-1][1] if "step" in ds.dims else ds

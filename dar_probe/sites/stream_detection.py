@@ -72,9 +72,11 @@ class Frame:
     high: int
 
     def holds(self, start: int, count: int) -> bool:
+        """Tell whether the output depends on one of so many tokens from ``start`` on."""
         return bool(self.live[max(start, 0) : max(start + count, 0)].any())
 
     def narrow(self, start: int, count: int) -> None:
+        """Measure no other tokens than so many from ``start`` on."""
         self.low, self.high = max(self.low, start), min(self.high, start + count)
 
 
@@ -86,11 +88,14 @@ class Place:
     offset: int
 
     def tokens(self) -> slice:
+        """Return which tokens of the tensor are measured."""
         return slice(self.frame.low - self.offset, self.frame.high - self.offset)
 
 
 @dataclass(frozen=True)
 class Step:
+    """One read of the stream while it is followed back, and what the block before handed on."""
+
     read: Read | None
     place: Place
     came: tuple[Passed, Item, Place, bool] | None = None
@@ -156,7 +161,10 @@ def entered(trace: Trace, own: list[Step], *, strict: bool = False) -> list[Step
     first = own[0]
     assert first.read is not None
     at = next(p.entered for p in trace.passed if p.home == first.read.home)
-    return [replace(first, came=handed_on(trace, first.read, first.place, at, strict=strict)), *own[1:]]
+    return [
+        replace(first, came=handed_on(trace, first.read, first.place, at, strict=strict)),
+        *own[1:],
+    ]
 
 
 def others(trace: Trace, links: list[Link]) -> list[Read]:

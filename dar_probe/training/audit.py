@@ -10,6 +10,7 @@ from dar_probe.probe import module_plan
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.plan import OnCells, Task
 from dar_probe.probe.recorder import same_randomness
+from dar_probe.results import streams
 from dar_probe.results.fail_rule import Rule
 from dar_probe.training.finetune import FinetuneOptions, OnStep, train_copy
 
@@ -77,7 +78,10 @@ def _trained(
             first_id=len(task.grid.ids),
             on_step=tell,
         )
-    subject = module_plan.find_sites(twin, replace(options, batch=task.batch), levels)
+    stream = task.manifest["config"].get("stream", streams.IMAGE)
+    subject = module_plan.find_sites(
+        twin, replace(options, batch=task.batch), levels, stream=stream
+    )
     own = {
         "model": {**task.manifest["model"], **subject.facts},
         "training": {**asdict(training), "first_loss": losses[0], "final_loss": losses[-1]},

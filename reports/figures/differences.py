@@ -12,7 +12,7 @@ from dar_probe.reports.style import palette, source_maps
 from dar_probe.results.comparability import obstacle, unlike_depth
 from dar_probe.results.paired import over_depth
 from dar_probe.results.schema import VARIABLES
-from dar_probe.results.trajectory import last_step
+from dar_probe.results.streams import single
 
 Named = Sequence[tuple[str, xr.Dataset]]
 
@@ -66,7 +66,7 @@ def differences(analyses: Named, *, width: Width = "two") -> Figure:
 
 def drawable(analyses: Named) -> list[int]:
     """Return the positions of the analyses that differ from the first over a common depth."""
-    (_, reference), *others = [(name, last_step(ds)) for name, ds in analyses]
+    (_, reference), *others = [(name, single(ds)) for name, ds in analyses]
     return [
         at
         for at, (_, ds) in enumerate(others, start=1)

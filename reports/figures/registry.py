@@ -20,7 +20,7 @@ from dar_probe.reports.figures import (
 from dar_probe.reports.figures.arrangement import Width
 from dar_probe.reports.figures.description import Figure
 from dar_probe.reports.style import palette
-from dar_probe.results.trajectory import last_step
+from dar_probe.results.streams import single
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def lacks(ds: xr.Dataset, stem: str, options: Options) -> str:
         UsageError: a variable without a heatmap, a noise level outside [0, 1].
     """
     entry = _entry(stem)
-    ds = ds if entry.whole else last_step(ds)
+    ds = ds if entry.whole else single(ds)
     if entry.by_kind and options.kind is not None:
         if options.kind not in ds["reader_kind"].values:
             return f"no reader is of kind {options.kind!r}"
@@ -149,7 +149,7 @@ def describe(ds: xr.Dataset, stem: str, options: Options, *, name: str) -> Figur
         UsageError: there is no such figure, the data cannot give it, or the options do not fit.
     """
     entry = _entry(stem)
-    ds = ds if entry.whole else last_step(ds)
+    ds = ds if entry.whole else single(ds)
     if stem == "dilution":  # its legend says the name
         return dilution.dilution([(name, ds)], width=options.width)
     return replace(entry.describe(ds, options, stem), heading=name)

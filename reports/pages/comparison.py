@@ -22,7 +22,7 @@ from dar_probe.results import metrics, schema
 from dar_probe.results.intervals import numbers
 from dar_probe.results.metrics import Metric
 from dar_probe.results.paired import NUMBERS, Pair, amount, distinct, signed
-from dar_probe.results.trajectory import last_step
+from dar_probe.results.streams import single
 from dar_probe.results.verdict import Verdict, judge, plain, unmeasured
 
 LONG = 600  # characters of a sentence
@@ -52,7 +52,7 @@ def render(
         judged: what ``metrics.compute`` and ``verdict.judge`` gave for each; left out, they are
             asked, by the default thresholds.
     """
-    datasets = [last_step(ds) for _, ds in analyses]
+    datasets = [single(ds) for _, ds in analyses]
     if judged is None:
         found = [metrics.compute(ds) for ds in datasets]
         judged = [(own, judge(ds, own)) for ds, own in zip(datasets, found, strict=True)]

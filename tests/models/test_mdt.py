@@ -165,7 +165,7 @@ def test_the_sites(case):
     assert (identified.num_classes, identified.objective) == (10, "dit")
     assert identified.assumptions == [
         "read as MDTv2: steps 0..999, linear betas, noise; --objective overrides",
-        "the last of 11 rows in the label table is taken for the dropped labels"
+        "the last of 11 rows in the label table is taken for the dropped labels",
     ]
 
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dar_probe.errors import UsageError
-from dar_probe.results import metrics, schema, trajectory
+from dar_probe.results import metrics, schema
 from dar_probe.results import paired as pairs
 from dar_probe.results.metrics import Metric
 from dar_probe.results.paired import NUMBERS, Pair, compare, over_depth
+from dar_probe.results.streams import single
 from tests.helpers.synthetic import dataset, trained
 
 SMALL = {"blocks": 4, "samples": 6, "levels": 3}
@@ -297,7 +298,7 @@ def test_unmeasured_and_single_samples_have_sentences(routed, rerouted):
 
 def test_of_a_training_run_the_last_step_is_compared():
     run = trained(**SMALL, steps=2)
-    last = trajectory.last_step(run)
+    last = single(run)
     assert schema.manifest(last)["checkpoint"]["name"] == "step-0000200.pt"
     plain = dataset(**SMALL, seed=2)  # the seed of the last step
     pair = one(plain, run)

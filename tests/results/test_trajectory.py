@@ -13,6 +13,7 @@ from dar_probe.analysis import Analysis
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.probe.steps import step_of
 from dar_probe.results import schema, store, trajectory
+from dar_probe.results.streams import single
 from tests.helpers import tiny
 from tests.helpers.synthetic import dataset, trained
 
@@ -40,12 +41,12 @@ def test_the_last_step_is_the_last_of_any_number_and_one_moment_is_its_own():
     for count in (1, 2, 3, 4):
         joined = trajectory.join(parts[:count])
         last, wanted = max(parts[:count], key=lambda part: part[0])
-        found = trajectory.last_step(joined)
+        found = single(joined)
         xr.testing.assert_equal(found, wanted)
         assert "step" not in found.dims
         assert schema.manifest(found)["checkpoint"]["name"] == f"{last}.pt"
         assert joined["step"].values.tolist() == sorted(step for step, _ in parts[:count])
-    assert trajectory.last_step(parts[0][1]) is parts[0][1]
+    assert single(parts[0][1]) is parts[0][1]
 
 
 def test_unlike_analyses_are_not_joined():
