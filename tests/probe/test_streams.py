@@ -1,0 +1,130 @@
+"""Both streams of joint models: every number is that of plain autograd on the same module."""
+
+import numpy as np
+import pytest
+import torch
+
+import dar_probe as dp
+from dar_probe.probe.measure import hooks
+from dar_probe.probe.recorder import Recorder, Together, untouched
+from dar_probe.sites.discover import Asked, discover
+from tests.sites import joint
+from tests.sites.joint import DOUBLE, SINGLE
+
+LEVELS, SAMPLES = [0.3, 0.6], 3
+GIVEN = {"batch": joint.batch, "loss": joint.loss, "noise_levels": LEVELS, "samples": SAMPLES}
+
+
+def cosine(a, b):
+    a, b = a.detach()[0], b.detach()[0]
+    return float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean())
+
+
+def reference(model, level, i):
+    """Return rms, grad_rms and cosine by block, and gates by reader, of each stream."""
+    ids, at = torch.tensor([i]), torch.tensor([level], dtype=torch.float64)
+    output, *streams = joint.gated(model, *joint.batch(ids, at)[0])
+    loss = joint.loss(output, ids, at).sum()
+    found = []
+    for stream in streams:
+        last = len(stream.gates)
+        doubles = [2 * k for k in range(DOUBLE)]
+        rows = [*doubles, *range(2 * DOUBLE, last)]
+        states = [stream.states[row] for row in rows]
+        slopes = torch.autograd.grad(loss, states, retain_graph=True)
+        gates = torch.autograd.grad(loss, stream.gates, retain_graph=True)
+        found.append(
+            {
+                "rms": [float(s.detach().square().mean().sqrt()) for s in states],
+                "grad_rms": [float(s.square().mean().sqrt()) for s in slopes],
+                "cosine": [np.nan, *map(cosine, states, states[1:])],
+                "gate": [gate.tolist() for gate in gates],
+            }
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def model():
+    return joint.made()
+
+
+@pytest.fixture(scope="module")
+def both(model):
+    return dp.analyze(model, stream="all", **GIVEN)
+
+
+def test_every_number_of_both_streams_is_that_of_autograd(model, both):
+    datasets = [both.streams[name].dataset for name in ("image", "text")]
+    assert datasets[0].sizes["reader"] == datasets[1].sizes["reader"] + 1 == 2 * DOUBLE + SINGLE + 1
+    for row, level in enumerate(LEVELS):
+        for i in range(SAMPLES):
+            for ds, wanted in zip(datasets, reference(model, level, i), strict=True):
+                one = ds.isel(noise_level=row, sample=i)
+                for name in ("rms", "grad_rms", "cosine"):
+                    np.testing.assert_allclose(one[name], wanted[name], rtol=1e-9, err_msg=name)
+                for reader, gates in enumerate(wanted["gate"]):
+                    shown = one["gate"].values[reader]
+                    np.testing.assert_allclose(shown[: len(gates)], gates, rtol=1e-7, atol=1e-12)
+                    assert np.isnan(shown[len(gates) :]).all()
+
+
+def test_the_text_s_last_reader_writes_to_the_image_alone(both):
+    text = both.streams["text"].dataset
+    blocks = DOUBLE + SINGLE
+    assert text["reader_name"].values[-1] == f"block {blocks} last read"
+    assert text["reader_kind"].values.tolist()[:2] == ["attention", "mlp"]
+    assert text.sizes["block"] == blocks
+    assert both.streams["image"].dataset["reader_name"].values[-1] == "head"
+
+
+def test_one_stream_alone_has_the_numbers_that_it_has_beside_the_other(model, both, tmp_path):
+    for name, one in both.streams.items():
+        alone = dp.analyze(model, stream=name, **GIVEN).dataset
+        for variable in alone.data_vars:
+            np.testing.assert_array_equal(
+                alone[variable], one.dataset[variable], err_msg=f"{name} {variable}"
+            )
+    both.save(tmp_path / "both", figures=False)
+    again = dp.open_analysis(tmp_path / "both")
+    assert again.whole.identical(both.whole) and list(again.streams) == ["image", "text"]
+    for name, one in again.streams.items():
+        assert one.dataset.identical(both.streams[name].dataset)
+    assert list(again.summary["streams"]) == ["image", "text"]
+    assert again.summary["metrics"] == again.summary["streams"]["image"]["metrics"]
+
+
+def test_looking_at_both_changes_nothing(model):
+    args, kwargs = joint.batch(torch.arange(2), torch.full((2,), 0.5, dtype=torch.float64))
+    with untouched(model):
+        subject = discover(model, tuple(v[:1] for v in args), kwargs,
+                           asked=Asked(second=True))  # fmt: skip
+        assert subject.second is not None
+        plain = model(*args)
+        tapped = {}
+        visitors = [Recorder(one, tapped) for one in (subject, subject.second)]
+        assert torch.equal(hooks(Together(visitors), args, kwargs), plain)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    # In single blocks one norm reads both: it has one tap, and both recorders have it.
+    image, text = visitors
+    shared = {id(tap) for tap in image.taps} & {id(tap) for tap in text.taps}
+    assert len(shared) == SINGLE
+
+
+def test_recomputing_gives_the_same_numbers_of_both(model, both):
+    again = dp.analyze(model, stream="all", recompute=True, **GIVEN)
+    for name in both.whole.data_vars:
+        np.testing.assert_array_equal(again.whole[name], both.whole[name], err_msg=name)
+
+
+def test_what_has_one_stream_is_told_so(model):
+    from tests.sites.test_written_otherwise import FEW, batch, loss, made
+
+    with pytest.raises(dp.ProbeError, match="no stream of text was found beside"):
+        dp.analyze(made(), batch=batch, loss=loss, stream="text", **FEW)
+    with pytest.raises(dp.UsageError, match="there is no stream 'words'"):
+        dp.analyze(model, stream="words", **GIVEN)
+    with pytest.raises(dp.UsageError, match="stream all is of hooks"):
+        dp.analyze(model, stream="all", engine="nnsight", **GIVEN)
+    with pytest.raises(dp.UsageError, match="has one stream: it reads its labels"):
+        dp.analyze("fixtures/digits-residual.pt", stream="text", noise_levels=[0.5], samples=2)
