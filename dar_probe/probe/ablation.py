@@ -5,7 +5,7 @@ changed read follows from it. N samples, T tokens, D features; R readers, S sour
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from dar_probe.errors import UsageError
 from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
-from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.probe.recorder import Recorder, Together, Visitor
 from dar_probe.results.interventions import KIND_TEXT
 from dar_probe.routing.mixing import mixture
 from dar_probe.sites.subject import Subject
 
 KINDS = tuple(KIND_TEXT)
+# Kinds that skip a block: for which streams, and how their names end.
+STREAMS = {"block": ("image", "text"), "image_block": ("image",), "text_block": ("text",)}
+NAMED = {"block": "", "image_block": " for the image", "text_block": " for the text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,20 @@ class Intervention:
 
     Attributes:
         kind: "gate" (one source for one reader), "source" (one source for all readers), "block"
-            (a block's writes for all readers outside it: the block is skipped), "uniform" (a
-            router's weights are made equal), "frozen" (they are those of another noise level).
+            (a block's writes for all readers outside it: the block is skipped, for both streams
+            where there are two), "image_block" and "text_block" (for one of two streams),
+            "uniform" (a router's weights are made equal), "frozen" (they are those of another
+            noise level).
         name: e.g. "block 3 mlp without embedding".
         gates: the (reader, source) pairs, from 0, whose gate is zero.
+        second: the same of the second stream.
         router: the reader, from 0, whose weights are replaced.
     """
 
     kind: str
     name: str
     gates: frozenset[tuple[int, int]] = frozenset()
+    second: frozenset[tuple[int, int]] = frozenset()
     router: int | None = None
 
 
@@ -66,18 +73,9 @@ def choose(
         found += [single(subject, l, i) for l, i in _pairs(subject, gate, pairs, seed)]
     if "source" in kinds:
         found += [_removed(subject, "source", s.name, [i]) for i, s in enumerate(subject.sources)]
-    if "block" in kinds:
-        blocks = sorted({source.block for source in subject.sources} - {0})
-        found += [
-            _removed(
-                subject,
-                "block",
-                f"block {block}",
-                [i for i, source in enumerate(subject.sources) if source.block == block],
-                outside=block,
-            )
-            for block in blocks
-        ]
+    for kind in kinds:
+        if kind in STREAMS:
+            found += [_skipped(subject, kind, block) for block in _blocks(subject)]
     for kind in ("uniform", "frozen"):
         if kind in kinds:
             found += [
@@ -86,7 +84,7 @@ def choose(
                 if len(subject.offered[l]) > 1
             ]
     # What ends a stage is read by nobody there.
-    return [change for change in found if change.gates or change.router is not None]
+    return [one for one in found if one.gates or one.second or one.router is not None]
 
 
 def check_kinds(subject: Subject, kinds: Iterable[str]) -> None:
@@ -117,16 +115,34 @@ def check_kinds(subject: Subject, kinds: Iterable[str]) -> None:
             "this model has no router whose weights could be replaced",
             hint="leave out uniform and frozen",
         )
-    if "block" in kinds and not can_skip(subject):
+    if subject.second is None and {"image_block", "text_block"} & set(kinds):
+        raise UsageError(
+            "one stream is measured, so that no block can be skipped for one of two",
+            hint="--stream all measures both of a joint model",
+        )
+    if set(STREAMS) & set(kinds) and not can_skip(subject):
         raise UsageError(
             "this model rewrites its stream between blocks, so that no block can be skipped",
             hint="--kinds gate,source takes sources from readers",
         )
 
 
+def kinds_for(subject: Subject) -> list[str]:
+    """Return the kinds that a model has something for."""
+    routers = ("uniform", "frozen")
+    return [
+        kind
+        for kind in KINDS
+        if (subject.routes is not None or kind not in routers)
+        and (kind not in STREAMS or can_skip(subject))
+        and (kind not in ("image_block", "text_block") or subject.second is not None)
+    ]
+
+
 def can_skip(subject: Subject) -> bool:
     """Tell whether blocks can be skipped: nothing but readers takes their writes."""
-    return not any(source.kind == "fusion" for source in subject.sources)
+    sources = (*subject.sources, *(subject.second.sources if subject.second else ()))
+    return not any(source.kind == "fusion" for source in sources)
 
 
 def single(subject: Subject, reader: int, source: int) -> Intervention:
@@ -185,7 +201,11 @@ def measure(
         del recorded
         true = []
         for change in changes:
-            output = engine(Editor(subject, change, frozen), args, kwargs)
+            editor: Visitor = Editor(subject, change, frozen)
+            if subject.second is not None:
+                other = replace(change, gates=change.second, router=None)
+                editor = Together([editor, Editor(subject.second, other)])
+            output = engine(editor, args, kwargs)
             true.append(loss(output, sample_ids, noise_level) - before)
     return {"gate_ablated": torch.stack(true, 1), "gate_linear": torch.stack(linear, 1)}
 
@@ -275,11 +295,11 @@ def _predict(
 ) -> list[Tensor]:
     recorder, grads = recorded.recorder, recorded.grads
     gate = reduce(recorded)["gate"]
+    second = reduce(recorded.second)["gate"] if recorded.second is not None else gate
     found = []
     for change in changes:
         if change.router is None:
-            readers, sources = zip(*sorted(change.gates), strict=True)
-            found.append(-gate[:, list(readers), list(sources)].sum(-1))
+            found.append(-_sum(gate, change.gates) - _sum(second, change.second))
             continue
         editor = Editor(subject, change, frozen)
         editor.remember(recorder.state or ())
@@ -290,6 +310,12 @@ def _predict(
     return found
 
 
+def _sum(gate: Tensor, pairs: frozenset[tuple[int, int]]) -> Tensor:
+    """Return the sums (N,) of the gates (N, R, S) of these readers and sources."""
+    readers, sources = [l for l, _ in sorted(pairs)], [i for _, i in sorted(pairs)]
+    return gate[:, readers, sources].sum(-1)
+
+
 def _weights(
     subject: Subject, inputs: tuple[tuple[Any, ...], dict[str, Any]], engine: Engine
 ) -> list[Tensor]:
@@ -298,6 +324,32 @@ def _weights(
     recorder.check()
     assert subject.routes is not None and recorder.state is not None
     return subject.routes(recorder.state)
+
+
+def _blocks(subject: Subject) -> list[int]:
+    """Return the blocks that write to either stream, as the first one counts them."""
+    found = {source.block for source in subject.sources} - {0}
+    if subject.second is not None:
+        ahead = subject.second.facts["ahead"]
+        found |= {s.block + ahead for s in subject.second.sources if s.block} & set(
+            range(1, subject.readers[-1].block)
+        )
+    return sorted(found)
+
+
+def _skipped(subject: Subject, kind: str, block: int) -> Intervention:
+    """Return the change that skips a block, for the streams of its kind."""
+    pairs: dict[str, frozenset[tuple[int, int]]] = {"image": frozenset(), "text": frozenset()}
+    own = {"image": (subject, block)}
+    if subject.second is not None:
+        own["text"] = subject.second, block - subject.second.facts["ahead"]
+    for stream in STREAMS[kind]:
+        if stream in own:
+            where, number = own[stream]
+            sources = [i for i, source in enumerate(where.sources) if source.block == number > 0]
+            pairs[stream] = _removed(where, kind, "", sources, outside=number).gates
+    name = f"without block {block}{NAMED[kind]}"
+    return Intervention(kind=kind, name=name, gates=pairs["image"], second=pairs["text"])
 
 
 def _removed(

@@ -152,11 +152,7 @@ def _intervening(task: plan.Task, wanted: InterventionOptions) -> plan.Task:
             anything is measured: afterwards it would be late, and leave shards.
     """
     levels, subject = task.grid.levels, task.subject
-    usual = [
-        kind
-        for kind in (ablation.KINDS if subject.routes is not None else ablation.KINDS[:3])
-        if kind != "block" or ablation.can_skip(subject)
-    ]
+    usual = ablation.kinds_for(subject)
     level = levels[len(levels) // 2] if wanted.frozen_at is None else wanted.frozen_at
     kinds = usual if wanted.kinds is None else list(wanted.kinds)
     ablation.check_kinds(subject, kinds)

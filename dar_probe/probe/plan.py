@@ -196,8 +196,9 @@ class Task:
         subject, grid, at = self.subject, self.grid, wanted["frozen_at"]
         changes = [ablation.single(subject, l - 1, i) for l, i in wanted["gates"]]
         seed = int(self.manifest["seed"] or 0)
+        gate = streams.single(ds)["gate"].values
         for change in ablation.choose(
-            subject, ds["gate"].values, kinds=wanted["kinds"], pairs=wanted["pairs"], seed=seed
+            subject, gate, kinds=wanted["kinds"], pairs=wanted["pairs"], seed=seed
         ):
             if change not in changes:
                 changes.append(change)
@@ -411,7 +412,8 @@ def of_stream(subject: Subject, stream: str) -> Subject:
     second = replace(subject.second, family=subject.family, facts={**subject.facts, **own})
     if stream == streams.TEXT:
         return replace(second, direct=subject.direct)
-    return replace(subject, second=second)
+    ahead = subject.second.facts["ahead"]
+    return replace(subject, second=replace(second, facts={**second.facts, "ahead": ahead}))
 
 
 def _discover(

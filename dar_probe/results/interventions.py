@@ -36,6 +36,8 @@ KIND_TEXT = {
     "gate": "one source taken from one reader",
     "source": "one source taken from all readers",
     "block": "one block skipped",
+    "image_block": "one block skipped for the image alone",
+    "text_block": "one block skipped for the text alone",
     "uniform": "one router's weights made equal",
     "frozen": "one router's weights taken from another noise level",
 }

@@ -262,7 +262,9 @@ def _second(model: nn.Module, found: Trace, links: list[Link]) -> Subject:
     subject = _by_sublayer(model, found, own, aside)
     met = next(link for link in links if link.read is not None and link.read.home in blocks)
     assert met.read is not None
-    if (number := blocks[met.read.home]) == met.block:
+    number = blocks[met.read.home]
+    subject = replace(subject, facts={**subject.facts, "ahead": met.block - number})
+    if number == met.block:
         return subject
     said = (
         f"blocks of the second stream are counted from its own first one: its block {number} is "

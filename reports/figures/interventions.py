@@ -20,6 +20,8 @@ LOOKS = {
     "gate": (palette.BLUE, "o"),
     "source": (palette.ORANGE, "^"),
     "block": (palette.OTHERS[0], "s"),
+    "image_block": (palette.OTHERS[5], "P"),
+    "text_block": (palette.OTHERS[3], "X"),
     "uniform": (palette.OTHERS[1], "D"),
     "frozen": (palette.OTHERS[2], "v"),
 }

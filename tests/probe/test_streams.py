@@ -128,3 +128,44 @@ def test_what_has_one_stream_is_told_so(model):
         dp.analyze(model, stream="all", engine="nnsight", **GIVEN)
     with pytest.raises(dp.UsageError, match="has one stream: it reads its labels"):
         dp.analyze("fixtures/digits-residual.pt", stream="text", noise_levels=[0.5], samples=2)
+
+
+def skipped(model, ids, at, block, streams):
+    """Return the losses of one sample without a block's writes to some streams, written plainly."""
+    image, text = joint.batch(ids, at)[0]
+    image, text = model.embed(image), model.words(text)
+    for k, one in enumerate([*model.doubles, *model.singles], 1):
+        new = one(image, text)
+        image = image if k == block and "image" in streams else new[0]
+        text = text if k == block and "text" in streams else new[1]
+    return joint.loss(model.head(model.norm(image)), ids, at)
+
+
+def test_blocks_are_skipped_for_one_stream_or_both(model):
+    """In a real forward that leaves the block's writes out: for the image, the text, or both."""
+    found = dp.ablate(model, stream="all", pairs=0, kinds=["block", "image_block", "text_block"],
+                      **GIVEN).whole  # fmt: skip
+    blocks = DOUBLE + SINGLE
+    kinds = {"block": ("image", "text"), "image_block": ("image",), "text_block": ("text",)}
+    names = [f"without block {k}" for k in range(1, blocks + 1)]
+    names += [f"{name} for the image" for name in names[:blocks]]
+    # What the last block writes to the text nobody reads.
+    names += [f"{name} for the text" for name in names[: blocks - 1]]
+    assert found["ablation_name"].values.tolist() == names
+    for at, (name, kind) in enumerate(zip(names, found["ablation_kind"].values, strict=True)):
+        block = int(name.split()[2])
+        for row, level in enumerate(LEVELS):
+            ids, levels = torch.arange(SAMPLES), torch.full((SAMPLES,), level, dtype=torch.float64)
+            with torch.no_grad():
+                # A block's own text readers meet its own writes: attention before the MLP.
+                true = skipped(model, ids, levels, block, kinds[kind])
+                true = true - joint.loss(model(*joint.batch(ids, levels)[0]), ids, levels)
+            shown = found["gate_ablated"].values[row, :, at]
+            np.testing.assert_allclose(shown, true, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
+def test_kinds_of_one_of_two_streams_take_both(model):
+    with pytest.raises(dp.UsageError, match="one stream is measured"):
+        dp.ablate(model, kinds=["text_block"], **GIVEN)
+    text = dp.ablate(model, stream="text", pairs=2, kinds=["gate", "block"], **GIVEN)
+    assert set(text.dataset["ablation_kind"].values) == {"gate", "block"}
