@@ -49,7 +49,7 @@ class Analysis:
         fail_on: str | Rule | None = None,
         before: "Analysis | None" = None,
     ) -> None:
-        whole = streams.validate(dataset)
+        whole = streams.validate(streams.selected(dataset))
         self.trajectory = whole if "step" in whole.dims else None
         self.joint = whole if "stream" in whole.dims else None
         self.dataset = streams.single(whole)
@@ -236,10 +236,10 @@ class Analysis:
         if figures:
             from dar_probe.reports import printing
 
-            printing.write_all(
-                self.whole, folder / "figures", name=self.name, formats=formats,
-                on_figure=partial(tell, "drawing"),
-            )  # fmt: skip
+            drawn = partial(printing.write_all, formats=formats, on_figure=partial(tell, "drawing"))
+            drawn(self.whole, folder / "figures", name=self.name)
+            if (text := self.streams.get(streams.TEXT)) is not None:
+                drawn(text.dataset, folder / "figures" / "text", name=f"{self.name}, text")
 
     def _write_summary(self, path: Path) -> None:
         write_text(path, json.dumps(self.summary, indent=2, allow_nan=False) + "\n")
@@ -247,6 +247,7 @@ class Analysis:
     def _write_page(self, path: Path) -> None:
         from dar_probe.reports.pages import analysis
 
+        text = self.streams.get(streams.TEXT)
         html = analysis.render(
             self.dataset,
             self.metrics,
@@ -254,6 +255,7 @@ class Analysis:
             thresholds=self.thresholds,
             changes=self.changes,
             trajectory=self.trajectory,
+            text=(text.dataset, text.metrics) if text is not None else None,
         )
         write_text(path, html)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote, split
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,9 @@ def show(
     if analysis.steps:
         console.print()
         _steps(console, analysis)
+    if analysis.streams:
+        console.print()
+        _streams(console, analysis)
     for finding in verdict.findings:
         if finding.name not in SYMPTOMS and finding.sentence not in verdict.sentence:
             _bullet(console, finding.sentence, _colour(finding.status))
@@ -233,17 +236,37 @@ def _steps(console: Console, analysis: "Analysis") -> None:
     """Print the symptoms at each training step, the first and the last among at most eight."""
     from dar_probe.reports.style.palette import evenly
 
-    heads = ["step", *(symptom.label for symptom in SYMPTOMS.values()), "verdict"]
+    shown = [analysis.steps[at] for at in evenly(len(analysis.steps), STEPS_MOST)]
+    _judged(console, "step", [(str(step), one) for step, one in shown], right=(0, 1, 2, 3))
+
+
+def _streams(console: Console, analysis: "Analysis") -> None:
+    """Print the symptoms of each stream, and what judges the text's."""
+    _judged(console, "stream", list(analysis.streams.items()), right=(1, 2, 3))
+    for name, one in analysis.streams.items():
+        if one is analysis:
+            continue
+        _bullet(console, f"{name}: {one.verdict.sentence}", _colour(one.verdict.status))
+        for assumption in one.manifest["assumptions"]:
+            if assumption not in analysis.manifest["assumptions"]:
+                _bullet(console, f"Assumed of the {name}: {assumption}", "dim")
+
+
+def _judged(
+    console: Console, what: str, found: Sequence[tuple[str, "Analysis"]], *, right: Sequence[int]
+) -> None:
+    """Print one row for each analysis: the three symptoms, and the verdict."""
+    heads = [what, *(symptom.label for symptom in SYMPTOMS.values()), "verdict"]
     rows = [[Text(head, style="dim") for head in heads]]
-    for step, one in (analysis.steps[at] for at in evenly(len(analysis.steps), STEPS_MOST)):
+    for label, one in found:
         status = one.verdict.status
-        row = [Text(str(step))]
+        row = [Text(label)]
         row += [
             Text(quantity(one.metrics[name].value, symptom.unit))
             for name, symptom in SYMPTOMS.items()
         ]
         rows.append([*row, Text(status, style=_colour(status))])
-    aligned(console, rows, right=(0, 1, 2, 3))
+    aligned(console, rows, right=right)
 
 
 def _changes(console: Console, analysis: "Analysis") -> None:

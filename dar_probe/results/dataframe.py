@@ -6,7 +6,7 @@ import pandas as pd
 import xarray as xr
 
 from dar_probe.errors import UsageError
-from dar_probe.results import metrics, schema, trajectory
+from dar_probe.results import metrics, schema, streams, trajectory
 from dar_probe.results.schema import ABLATION, VARIABLES, Variable
 
 Per = Literal["sample", "level", "pooled"]
@@ -24,13 +24,14 @@ ABOUT = {  # the coordinates that tell what a position of a dim is
 def to_dataframe(ds: xr.Dataset, *names: str, per: Per = "sample") -> pd.DataFrame:
     """Return variables as a tidy frame: one row for every cell of their dims.
 
-    Columns, as far as the variables have the dim: ``step`` (of a trajectory), ``noise_level`` with
+    Columns, as far as the variables have the dim: ``step`` (of a trajectory), ``stream`` (of both
+    streams of a joint model), ``noise_level`` with
     ``timestep`` and ``log_snr``, ``sample``, then every depth dim with the names, kinds and blocks
     of its positions, then one column for each variable. A sublayer has the name of the reader
     that writes it. Pairs of reader and source that are not offered have no row.
 
     Args:
-        ds: an analysis, or a trajectory.
+        ds: an analysis, a trajectory, or both streams.
         names: variables of the same dims; left out, those over blocks.
         per: "sample" gives the numbers as measured; "level" pools them over samples as the
             schema says, and "pooled" over samples and noise levels. Pooled columns have columns
@@ -49,7 +50,13 @@ def to_dataframe(ds: xr.Dataset, *names: str, per: Per = "sample") -> pd.DataFra
         return pd.concat([frame.assign(step=step) for step, frame in parts], ignore_index=True)[
             ["step", *parts[0][1].columns]
         ]
-    ds = _with_sublayer_names(ds)
+    if "stream" in ds.dims and not set(wanted) & set(ABLATION):
+        both = streams.split(ds)
+        frames = [to_dataframe(one, *wanted, per=per) for one in both.values()]
+        order = ["stream", *frames[0].columns]
+        frames = [f.assign(stream=name) for name, f in zip(both, frames, strict=True)]
+        return pd.concat(frames, ignore_index=True)[order]
+    ds = _with_sublayer_names(streams.single(ds))
     if per == "sample":
         rows = ds[list(wanted)]
     elif per == "pooled":

@@ -69,22 +69,33 @@ def split(ds: xr.Dataset) -> dict[str, xr.Dataset]:
     Raises:
         CheckpointError: the manifest does not tell the streams apart.
     """
-    whole = schema.manifest(ds)
-    own = whole.pop("streams", None)
+    own = schema.manifest(ds).get("streams")
     names = [str(name) for name in ds["stream"].values]
     if not isinstance(own, dict) or list(own) != names or not all(map(_sound, own.values())):
         raise CheckpointError("the dataset's manifest does not tell its streams apart")
-    found = {}
-    for at, name in enumerate(names):
-        parts = dict(own[name])
-        sizes = parts.pop("sizes")
-        own_sites = {dim: slice(sizes[dim]) for dim in SITES}
-        one = ds.isel({"stream": at, **own_sites}).drop_vars("stream")
-        if at:
-            one = one.drop_dims([dim for dim in ("ablation", "intervention") if dim in one.dims])
-        one.attrs = {**ds.attrs, "manifest": json.dumps({**whole, **parts})}
-        found[name] = one
+    found = {name: selected(ds.isel(stream=at)) for at, name in enumerate(names)}
+    for name in names[1:]:
+        dims = [dim for dim in ("ablation", "intervention") if dim in found[name].dims]
+        found[name] = found[name].drop_dims(dims)
     return found
+
+
+def selected(ds: xr.Dataset) -> xr.Dataset:
+    """Return the analysis of one stream, given ``ds.sel(stream=NAME)``; any other as it is.
+
+    Raises:
+        CheckpointError: the manifest does not tell of that stream.
+    """
+    if "stream" not in ds.coords or "stream" in ds.dims:
+        return ds
+    whole = schema.manifest(ds)
+    own = whole.pop("streams", {}).get(str(ds["stream"].item()))
+    if not _sound(own):
+        raise CheckpointError("the dataset's manifest does not tell its streams apart")
+    sizes = own.pop("sizes")
+    one = ds.isel({dim: slice(sizes[dim]) for dim in SITES}).drop_vars("stream")
+    one.attrs = {**ds.attrs, "manifest": json.dumps({**whole, **own})}
+    return one
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:

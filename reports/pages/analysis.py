@@ -34,6 +34,7 @@ def render(
     thresholds: Thresholds | None = None,
     changes: Mapping[str, tuple[Metric, Metric]] | None = None,
     trajectory: xr.Dataset | None = None,
+    text: tuple[xr.Dataset, Mapping[str, Metric]] | None = None,
 ) -> str:
     """Return the whole page; it loads nothing, and equal arguments give an equal page.
 
@@ -44,6 +45,7 @@ def render(
         thresholds: those that ``judge`` was given; left out, its own.
         changes: numbers before and after training, where ``ds`` is of a trained copy.
         trajectory: the analyses of a whole training run, where ``ds`` is of its last step.
+        text: the analysis and the metrics of the text's stream, where ``ds`` is of the image's.
 
     Raises:
         CheckpointError: the dataset carries no readable manifest.
@@ -54,9 +56,11 @@ def render(
     steps = [] if trajectory is None else [(step, means(one)) for step, one in split(trajectory)]
     shown = [] if trajectory is None else analysis_figures.of_training(trajectory, steps, limits)
     over_training = analysis_figures.numbered(shown)  # before all else: it was asked for
-    figures = analysis_figures.numbered(
-        analysis_figures.of_analysis(ds, name_of(manifest), every), first=len(shown) + 1
-    )
+    all_figures = analysis_figures.of_analysis(ds, name_of(manifest), every)
+    if text is not None:
+        both = analysis_figures.of_streams({"image": ds, "text": text[0]})
+        all_figures = [*both, *all_figures, *analysis_figures.of_text(text[0])]
+    figures = analysis_figures.numbered(all_figures, first=len(shown) + 1)
     return document.render(
         "report.html.j2",
         name=palette.clean(name_of(manifest), 120),
@@ -74,6 +78,7 @@ def render(
             tables.blocks(ds),
             tables.readers(ds, every),
             *([tables.steps(steps)] if steps else []),
+            *([tables.streams({"image": metrics, "text": text[1]})] if text else []),
         ],
         define=definitions.definitions(),
         findings=[(finding, _meaning(finding.name)) for finding in verdict.findings],

@@ -1,6 +1,6 @@
 """The figures of the page, each with its title, caption, definitions and what is said of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any
@@ -101,6 +101,29 @@ def of_training(
                 )
             )
     return shown
+
+
+def of_streams(found: Mapping[str, xr.Dataset]) -> list[Shown]:
+    """Return the figure of both streams over depth."""
+    said = " ".join(f"{name.capitalize()}: {alt_text.depth(ds)}" for name, ds in found.items())
+    return [
+        Shown(
+            title="Image and text over depth",
+            caption=wording.STREAMS_CAPTION,
+            figure=dilution.dilution(list(found.items()), middles=True),
+            alt=said,
+            define=("rms", "grad_rms", "cosine"),
+        )
+    ]
+
+
+def of_text(ds: xr.Dataset) -> list[Shown]:
+    """Return the figures of the text's stream, in a fold of their own."""
+    every = source_maps.sublayer_maps(ds)
+    return [
+        replace(one, title=f"Text: {one.title}", fold="The stream of the text", still=False)
+        for one in of_analysis(ds, "text", every)
+    ]
 
 
 def numbered(shown: Sequence[Shown], first: int = 1) -> list[dict[str, Any]]:

@@ -153,6 +153,19 @@ def steps(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> Table:
     return Table(id="steps", caption=caption, columns=columns, rows=rows)
 
 
+def streams(found: Mapping[str, Mapping[str, Metric]]) -> Table:
+    """Return one row per stream: the three symptoms, from what ``metrics.compute`` gave."""
+    columns = [Column(name="stream", title="Stream", kind="text")]
+    for name, symptom in SYMPTOMS.items():
+        columns.append(Column(name=name, title=symptom.title, define=f"metric:{name}"))
+    rows = [
+        [Cell(text=stream), *(number_cell(m[n].value, m[n].low, m[n].high) for n in SYMPTOMS)]
+        for stream, m in found.items()
+    ]
+    caption = "The three symptoms of each stream, with 95 % intervals"
+    return Table(id="streams", caption=caption, columns=columns, rows=rows)
+
+
 def number_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:
     """Return a number with its interval, where it has one."""
     if not np.isfinite(value):

@@ -174,6 +174,10 @@ STEPS_CAPTION = (
     "The three symptoms at every checkpoint of the run, pooled over samples and noise levels. "
     "Bands: 95 % intervals over samples. Dotted: warning limit; dashed: failure limit."
 )
+STREAMS_CAPTION = (
+    "The stream of the image, which the output comes from, and that of the text, which blocks read "
+    "beside it. Each has its own blocks, counted from 1. The verdict is the image's."
+)
 EFFECT_CAPTION = (
     "Every point is one intervention by a real forward: a gate set to zero, a block skipped, a "
     "router's weights replaced. On the dashed line the first-order prediction of the gates is "

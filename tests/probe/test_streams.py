@@ -169,3 +169,30 @@ def test_kinds_of_one_of_two_streams_take_both(model):
         dp.ablate(model, kinds=["text_block"], **GIVEN)
     text = dp.ablate(model, stream="text", pairs=2, kinds=["gate", "block"], **GIVEN)
     assert set(text.dataset["ablation_kind"].values) == {"gate", "block"}
+
+
+def test_a_selected_stream_is_an_analysis(both):
+    for name, one in both.streams.items():
+        selected = both.whole.sel(stream=name)
+        assert selected.dar.analysis.dataset.identical(one.dataset)
+        assert selected.dar.verdict.sentence == one.verdict.sentence
+    frame = both.to_dataframe("rms")
+    assert list(frame.columns)[:2] == ["stream", "noise_level"]
+    sizes = [one.dataset["rms"].size for one in both.streams.values()]
+    assert frame.groupby("stream").size().tolist() == sizes
+    text = frame[frame["stream"] == "text"]["rms"].values
+    np.testing.assert_array_equal(text, both.streams["text"].dataset["rms"].values.ravel())
+
+
+def test_files_of_both_streams(model, tmp_path):
+    found = dp.ablate(model, stream="all", pairs=2, **GIVEN)
+    found.save(tmp_path / "both", formats=["png"])
+    drawn = {path.relative_to(tmp_path / "both" / "figures").as_posix()
+             for path in (tmp_path / "both" / "figures").rglob("*.png")}  # fmt: skip
+    assert {"interventions.png", "dilution.png", "text/dilution.png"} <= drawn
+    assert "text/interventions.png" not in drawn
+    page = (tmp_path / "both" / "report.html").read_text()
+    for words in ("Image and text over depth", "The stream of the text", "Text: Depth"):
+        assert words in page
+    again = dp.open_analysis(tmp_path / "both").streams
+    assert "gate_ablated" in again["image"].dataset and "gate_ablated" not in again["text"].dataset

@@ -29,6 +29,8 @@ SYMBOLS = {
     "s": "square",
     "D": "diamond",
     "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
     "x": "x-thin-open",
 }
 DOT = "consistent sign"  # what the pointer says of a cell with a dot
