@@ -12,13 +12,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-TOP_CHANNELS = 0.01
+TOP = 0.01  # share of channels, or of tokens, that counts as the largest ones
 
 
 def block_statistics(
     states: Sequence[Tensor], norms: Tensor, grads: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Return rms, rms_top1, grad_rms, cosine and cosine_centred, (N, B+1) each.
+    """Return every variable over blocks, see ``dar_probe.results.schema``, (N, B+1) each.
 
     Args:
         states: z_0..z_B (N, T, D) each.
@@ -42,6 +42,8 @@ def block_statistics(
     return {
         "rms": rms(norms, width).T,
         "rms_top1": _top_share(torch.stack(energy, 1)),
+        "token_top1": _top_share(norms.square()).T,
+        "token_norm_top1": _top_share(norms).T,
         "grad_rms": rms(torch.stack(grad_norms, 1), width),
         "cosine": _cosine(dots, norms),
         "cosine_centred": _cosine(centred_dots, torch.stack(centred_norms)),
@@ -165,6 +167,6 @@ def _cosine(dots: Sequence[Tensor], norms: Tensor) -> Tensor:
 
 
 def _top_share(energy: Tensor) -> Tensor:
-    """Share of the energy (..., D) in the largest 1 % of channels."""
-    count = max(1, math.ceil(TOP_CHANNELS * energy.shape[-1]))
+    """Share that the largest 1 % of the last axis have, at least one of them."""
+    count = max(1, math.ceil(TOP * energy.shape[-1]))
     return energy.topk(count, dim=-1).values.sum(-1) / energy.sum(-1)

@@ -9,7 +9,7 @@ import xarray as xr
 
 from dar_probe.errors import CheckpointError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 GRID = ("noise_level", "sample")
 INDEX_DIMS = ("noise_level", "sample", "block", "sublayer", "reader", "source")
 
@@ -71,6 +71,26 @@ VARIABLES: dict[str, Variable] = {
         definition="share of the energy of z_k (sum over tokens of squares) "
         "in the largest 1 % of channels, at least one channel",
         source="dar-probe",
+        low=0.0,
+        high=1.0,
+    ),
+    "token_top1": Variable(
+        dims=("block",),
+        long_name="energy in the top 1 % of tokens",
+        title="Energy in the top tokens",
+        caption="The share that 1 % of the tokens hold: registers and sinks stand out.",
+        definition="share of the energy of z_k (sum over features of squares) "
+        "in the largest 1 % of tokens, at least one token",
+        source="dar-probe; tokens of large norm as in arXiv 2309.16588",
+        low=0.0,
+        high=1.0,
+    ),
+    "token_norm_top1": Variable(
+        dims=("block",),
+        long_name="norm in the top 1 % of tokens",
+        definition="share of the norms of the tokens of z_k that the largest 1 % of tokens have, "
+        "at least one token",
+        source="dar-probe; tokens of large norm as in arXiv 2309.16588",
         low=0.0,
         high=1.0,
     ),

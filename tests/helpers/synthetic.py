@@ -82,6 +82,8 @@ def dataset(
         "read_residual": 1e-7 * scatter(sublayers + 1),
         "loss": (0.3 + 0.7 * noise)[:, None] * scatter(),
         **_decoded(noise, samples, sublayers + 1, rng),
+        "token_top1": np.clip(0.1 * scatter(blocks + 1), 0, 1),
+        "token_norm_top1": np.clip(0.05 * scatter(blocks + 1), 0, 1),
     }
     assert set(variables) == set(schema.VARIABLES), "plant values for the variable here"
     data = {

@@ -9,7 +9,7 @@ import torch
 from dar_probe.errors import UsageError
 from dar_probe.models import sit_family
 from dar_probe.probe import ablation, nnsight_engine
-from dar_probe.probe.ablation import KINDS, Intervention
+from dar_probe.probe.ablation import Intervention, kinds_for
 from dar_probe.probe.measure import hooks, measure
 from dar_probe.probe.recorder import untouched
 from tests.helpers import reference, tiny
@@ -27,7 +27,7 @@ def setting(options):
 def changes_of(subject, problem, data, *, pairs=8):
     with untouched(subject.model):
         gate = measure(subject, problem.batch, problem.loss, data.ids, LEVELS)["gate"]
-    kinds = KINDS if subject.routes is not None else KINDS[:3]
+    kinds = kinds_for(subject)
     return ablation.choose(subject, gate.numpy()[None], kinds=kinds, pairs=pairs, seed=0)
 
 
@@ -52,7 +52,12 @@ def slow_losses(model, problem, data, options, levels, gates=None, replaced=None
 def test_interventions_equal_the_transcription(options):
     model, subject, data, problem = setting(options)
     changes = changes_of(subject, problem, data)
-    assert {change.kind for change in changes} == set(KINDS[: 5 if subject.routes else 3])
+    assert {change.kind for change in changes} == {
+        "gate",
+        "source",
+        "block",
+        *(("uniform", "frozen") if subject.routes else ()),
+    }
     found = run(subject, problem, data, changes)
     readers = len(subject.readers)
     with torch.no_grad():

@@ -93,6 +93,9 @@ def test_states_writes_and_routes_equal_their_definitions(options):
         close(found["rms"][:, k], np.sqrt((z**2).mean((1, 2))))
         energy = (z**2).sum(1)
         close(found["rms_top1"][:, k], energy.max(1) / energy.sum(1))  # 1 % of 16: one channel
+        tokens = (z**2).sum(2)
+        close(found["token_top1"][:, k], tokens.max(1) / tokens.sum(1))
+        close(found["token_norm_top1"][:, k], (tokens.max(1) ** 0.5) / (tokens**0.5).sum(1))
         if k:
             close(found["cosine"][:, k], token_cosine(reads[blocks[k - 1]], z))
             earlier = reads[blocks[k - 1]]

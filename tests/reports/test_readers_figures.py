@@ -200,7 +200,7 @@ def test_every_variable_with_one_depth_has_a_heatmap(dar):
             expected = metrics.over_noise(dar, name).values[first:]
             np.testing.assert_allclose(values(mesh), expected)
             drawn += 1
-    assert drawn == 13
+    assert drawn == 15
 
 
 def panels_of_heatmap(figure: Figure) -> list[QuadMesh]:

@@ -228,7 +228,8 @@ def test_what_lies_within_a_range_is_as_defined() -> None:
     found = {name: (spec.low, spec.high) for name, spec in schema.VARIABLES.items()}
     free, size, share = (None, None), (0, None), (0, 1)
     assert found == {
-        "rms": size, "rms_top1": share, "grad_rms": size,
+        "rms": size, "rms_top1": share, "token_top1": share, "token_norm_top1": share,
+        "grad_rms": size,
         "cosine": (-1, 1), "cosine_centred": (-1, 1),
         "write_rms": size, "write_ratio": size, "write_lost": size,
         "gate": free, "route": free, "route_token_std": size, "route_entropy": size,
