@@ -1,8 +1,10 @@
 """Samples addressed by id: the shipped digits, folders of images, files of latents, and noise."""
 
+import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dar_probe.diffusion import latents_folder
+from dar_probe.diffusion import latents_folder, webdataset
 from dar_probe.diffusion.latent_norm import SCALED, LatentNorm
 from dar_probe.errors import UsageError
 from dar_probe.files import arrays, kinds
@@ -187,10 +189,11 @@ def images(
 ) -> Data:
     """Return the images of a folder in [-1, 1]; subfolders in the order of their names are classes.
 
-    Images lie as a camera's note (EXIF) says. Hidden files and folders are none.
+    Images lie as a camera's note (EXIF) says. Hidden files and folders are none. Archives of
+    WebDataset have the class of each image beside it.
 
     Args:
-        folder: looked through with its subfolders.
+        folder: looked through with its subfolders; or one that holds .tar archives, or one of them.
         shape: (C, h, h) of a sample.
         most: only the first so many are read, by folder and name; None: all of them.
         labels_matter: to a model with classes, so that ``changes`` say where they come from.
@@ -198,15 +201,11 @@ def images(
     Raises:
         UsageError: no such folder, no images, an unreadable image, or channels not 1 or 3.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.suffix == webdataset.ENDING and folder.is_file()):
         raise UsageError(f"there is no folder {str(folder)!r}", hint="--data images:DIR")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
+    names = sorted(_images_in(folder))  # of a file none
+    shards = [] if names else webdataset.archives(folder)
+    if not names and not shards:
         raise UsageError(
             f"the folder {str(folder)!r} holds no images",
             hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}, subfolders included",
@@ -217,9 +216,11 @@ def images(
             hint="encode the images first and pass --data latents:PATH",
         )
     channels, size, _ = shape
-    classes = sorted({p.relative_to(folder).parts[:-1] for p in paths})
-    total, paths = len(paths), paths[:most]
-    read = [_read_image(path, channels, size) for path in paths]
+    if shards:
+        return _images_of(folder, shards, shape, most, labels_matter=labels_matter)
+    classes = sorted({name[:-1] for name in names})
+    total, names = len(names), names[:most]
+    read = [_read_image(folder.joinpath(*name), channels, size) for name in names]
     said = _classes(["/".join(one) for one in classes])
     changes = _changes([found for _, found in read], channels, size)
     if labels_matter:
@@ -231,8 +232,59 @@ def images(
         description=f"{total} images, cropped to a square and resized to {size}x{size}, "
         f"in [-1, 1]; {said}",
         latents=torch.stack([pixels for pixels, _ in read]),
-        labels=torch.tensor([classes.index(p.relative_to(folder).parts[:-1]) for p in paths]),
-        ids=torch.arange(len(paths)),
+        labels=torch.tensor([classes.index(name[:-1]) for name in names]),
+        ids=torch.arange(len(names)),
+        changes=changes,
+    )
+
+
+def _images_in(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the images of a folder as the parts of their paths in it; a million takes seconds."""
+    endings = tuple(IMAGE_SUFFIXES)
+    for home, inner, found in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        parts = Path(home).relative_to(folder).parts
+        for name in (*inner, *found):  # a folder with an image's name is refused as one
+            if name.lower().endswith(endings) and not name.startswith("."):
+                yield (*parts, name)
+
+
+def _images_of(
+    folder: Path,
+    shards: Sequence[Path],
+    shape: tuple[int, ...],
+    most: int | None,
+    *,
+    labels_matter: bool,
+) -> Data:
+    """Return the first images of WebDataset's archives."""
+    read, labels = [], []
+    for sample in webdataset.samples(shards, most):
+        ends = [end for end in sample.parts if f".{end.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        if len(ends) != 1:
+            raise UsageError(
+                f"the sample {quote(sample.name, 60)} has {len(ends)} images, instead of one",
+                hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        name = Path(f"{sample.name}.{ends[0]}")
+        read.append(_read_image(name, shape[0], shape[1], sample.parts[ends[0]]))
+        labels.append(webdataset.label_of(sample))
+    if not read:
+        raise UsageError(f"{quote(folder)} holds archives without samples")
+    changes = _changes([found for _, found in read], shape[0], shape[1])
+    if labels_matter:
+        changes += (
+            "every image is taken for class 0: no archive tells another"
+            if all(label is None for label in labels)
+            else "labels: as the archives tell them",
+        )
+    return Data(
+        name=f"images:{folder}",
+        description=f"{len(read)} images of WebDataset's archives, cropped to a square and resized "
+        f"to {shape[1]}x{shape[1]}, in [-1, 1]",
+        latents=torch.stack([pixels for pixels, _ in read]),
+        labels=torch.tensor([label or 0 for label in labels]),
+        ids=torch.arange(len(read)),
         changes=changes,
     )
 
@@ -347,15 +399,19 @@ def _changes(found: Sequence[_Found], channels: int, size: int) -> tuple[str, ..
     return (f"of {len(found)} images: {', '.join(said)}",) if said else ()
 
 
-def _read_image(path: Path, channels: int, size: int) -> tuple[Tensor, _Found]:
+def _read_image(
+    path: Path, channels: int, size: int, held: bytes | None = None
+) -> tuple[Tensor, _Found]:
+    """Return an image (C, h, h), of a file or of what is ``held`` of it already."""
     wanted = "L" if channels == 1 else "RGB"
+    opened = kinds.open_file(path) if held is None else nullcontext(io.BytesIO(held))
     try:
-        with kinds.open_file(path) as file, warnings.catch_warnings():
+        with opened as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own, higher limit of pixels
             # Its other formats are many, and one of them starts Ghostscript.
             with Image.open(file, formats=IMAGE_FORMATS) as stored:
                 image: Image.Image = stored
-                size_on_disk = os.fstat(file.fileno()).st_size
+                size_on_disk = os.fstat(file.fileno()).st_size if held is None else len(held)
                 most = min(MAX_PIXELS, max(SMALL_PIXELS, 1000 * size_on_disk))
                 if image.width * image.height > most:
                     raise ValueError(f"its {image.width}x{image.height} pixels are too many")
@@ -391,6 +447,8 @@ def _rows(path: Path, most: int | None) -> latents_folder.Rows:
         return latents_folder.read(path, most)
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}", hint="--data latents:PATH")
+    if path.suffix == webdataset.ENDING:
+        return latents_folder.read_archives([path], most)
     beside = (path.parent / latents_folder.STATS).exists()
     if beside and latents_folder.SHARD.fullmatch(path.name):
         return latents_folder.read_shards([path], most)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dar_probe.checkpoints import reader
+from dar_probe.diffusion import webdataset
 from dar_probe.diffusion.latent_norm import CHANNELS, STABLE_DIFFUSION, LatentNorm
 from dar_probe.errors import CheckpointError, UsageError
 from dar_probe.files import arrays, kinds
@@ -26,7 +27,6 @@ INSIDE = "vae-sd"  # where REPA keeps latents in the folder that its --data-dir 
 FEATURES, CLASSES = "_features", "_labels"  # end the names of fast-DiT's two folders
 # What trainers keep latents in that is not read, by the end of its name.
 UNREAD = {
-    ".tar": "a tar archive, as WebDataset writes",
     ".parquet": "a Parquet table",
     ".arrow": "an Arrow table, as datasets of Hugging Face write",
     ".mdb": "an LMDB database",
@@ -66,6 +66,7 @@ def read(folder: Path, most: int | None = None) -> Rows:
     LightningDiT's holds .safetensors files of ``latents`` and ``labels``, and latents_stats.pt.
     REPA's holds one .npy file a row, in subfolders, and their labels in dataset.json. fast-DiT's
     is a pair of folders, NAME_features and NAME_labels, with one .npy file a batch in each.
+    WebDataset's holds .tar archives, and nothing of these.
 
     Raises:
         UsageError: it is neither, or a file of it is damaged or fits no other.
@@ -74,7 +75,10 @@ def read(folder: Path, most: int | None = None) -> Rows:
     folder = inside if inside.is_dir() else folder
     try:
         with os.scandir(folder) as entries:
-            known = sorted(e.name for e in entries if e.name.endswith((".safetensors", FEATURES)))
+            ends = (".safetensors", FEATURES, webdataset.ENDING)
+            known = sorted(e.name for e in entries if e.name.endswith(ends))
+        archives = [folder / name for name in known if name.endswith(webdataset.ENDING)]
+        known = [name for name in known if not name.endswith(webdataset.ENDING)]
         if shards := [name for name in known if name.endswith(".safetensors")]:
             return read_shards([folder / name for name in shards], most)
         if pair := _pair(folder, known):
@@ -86,6 +90,8 @@ def read(folder: Path, most: int | None = None) -> Rows:
             hint="check its permissions",
         ) from None
     if not names:
+        if archives:
+            return read_archives(archives, most)
         if what := _unread(folder):
             raise UsageError(f"the folder {quote(folder)} is not read: it holds {what}", hint=SAVE)
         raise UsageError(
@@ -94,6 +100,30 @@ def read(folder: Path, most: int | None = None) -> Rows:
             f"as REPA does (with their {LABELS}) and fast-DiT, subfolders included",
         )
     return _read_rows(folder, names)
+
+
+def read_archives(paths: Sequence[Path], most: int | None = None) -> Rows:
+    """Return the first ``most`` rows of WebDataset's archives; None: all.
+
+    Raises:
+        UsageError: a sample is damaged, has no class where others have one, or fits no other.
+    """
+    values, labels = [], []
+    for sample in webdataset.samples(paths, most):
+        values.append(webdataset.latent_of(sample))
+        labels.append(webdataset.label_of(sample))
+        if values[-1].shape != values[0].shape:
+            raise UsageError(
+                f"the sample {quote(sample.name, 60)} has latents {values[-1].shape}, and the "
+                f"first one {values[0].shape}",
+                hint="the latents of one set have one shape",
+            )
+    if not values:
+        raise UsageError(f"{quote(paths[0].name)} holds no samples")
+    told = [label for label in labels if label is not None]
+    if told and len(told) < len(labels):
+        raise UsageError(f"{quote(paths[0].name)} tells the classes of some samples alone")
+    return Rows(np.stack(values), np.array(told) if told else None)
 
 
 def read_shards(paths: Sequence[Path], most: int | None = None) -> Rows:

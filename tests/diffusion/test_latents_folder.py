@@ -115,7 +115,7 @@ def test_samples_of_twice_the_channels_are_called_what_they_may_be(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("00000.tar", "WebDataset"), ("train.parquet", "Parquet"), ("data.mdb", "LMDB"),
+    [("train.parquet", "Parquet"), ("data.mdb", "LMDB"),
      ("shard.00000.mds", "MosaicML"), ("7.pt", "one .pt file a row"),
      ("n01440764/1.npz", "one .npz file a row")],
 )  # fmt: skip
