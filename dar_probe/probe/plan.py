@@ -19,10 +19,11 @@ from dar_probe.models import registry
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load_checkpoint
 from dar_probe.models.options import CheckpointOptions
-from dar_probe.probe import ablation, nnsight_engine
+from dar_probe.probe import ablation, nnsight_engine, recompute
 from dar_probe.probe import samples as rows_of
 from dar_probe.probe.denoising import Denoising, contradiction
 from dar_probe.probe.derivative_check import wrong_derivative
+from dar_probe.probe.estimate import Estimate, estimate
 from dar_probe.probe.grid import walk
 from dar_probe.probe.measure import SECOND, Batch, Engine, Loss, hooks
 from dar_probe.probe.options import GridOptions
@@ -163,6 +164,24 @@ class Task:
     def recompute(self) -> bool | None:
         """As the grid says; hooks alone can."""
         return self.grid.recompute if self.engine == "hooks" else False
+
+    def estimate(self) -> Estimate:
+        """Return what measuring this will take; interventions are one more forward each."""
+        return estimate(self.subject, self.batch, self.grid)
+
+    def fitting(self) -> "Task":
+        """Return the task with recomputing, where a pass would not fit into memory without."""
+        if self.recompute is not None:
+            return self
+        found = self.estimate()
+        room = memory_check.available(next(self.subject.model.parameters()).device)
+        if found.memory(recompute=False) <= room:
+            return self
+        try:
+            recompute.parts(self.subject)
+        except UsageError:
+            return self
+        return replace(self, grid=replace(self.grid, recompute=True))
 
     def called(self, name: str | None) -> "Task":
         """Return the task of the same model under another name; None leaves it as it is."""
@@ -310,7 +329,8 @@ def of_checkpoint(
         doubted=rows.name != OWN_SAMPLES,
         stream=grid.stream,
     )
-    return replace(task, grid=replace(task.grid, recompute=grid.recompute))
+    task = replace(task, grid=replace(task.grid, recompute=grid.recompute))
+    return task.fitting() if large else task
 
 
 def of_rows(
