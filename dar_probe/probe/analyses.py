@@ -18,7 +18,9 @@ from dar_probe.probe.options import (
 from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
 from dar_probe.results.fail_rule import parse_rule
-from dar_probe.runtime.ranks import joined
+from dar_probe.runtime.ranks import alive, joined
+from dar_probe.runtime.sharded import ranks_of
+from dar_probe.sites.unwrap import unwrap
 
 
 def analyze(
@@ -72,6 +74,8 @@ def analyze_module(
 ) -> Analysis:
     """Analyse a module that somebody brings, in this process alone.
 
+    One that is sharded over processes is analysed by all of them in step, and the first one writes.
+
     Args:
         module: with a pre-norm residual stack; it is left bit for bit as it was.
         options: how it is run, and where its stream is read.
@@ -88,10 +92,22 @@ def analyze_module(
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
-    run = Run(output=output, rule=rule, on_cells=on_cells)
-    run.check()
+    run = Run(output=output, rule=rule, ranks=ranks_of(unwrap(module)), on_cells=on_cells)
+    with alive():
+        run.check()
+        return _of_module(run, module, options, grid, interventions, engine)
+
+
+def _of_module(
+    run: Run,
+    module: nn.Module,
+    options: ModuleOptions,
+    grid: GridOptions,
+    interventions: InterventionOptions | None,
+    engine: str,
+) -> Analysis:
     task = replace(module_plan.of_module(module, options, grid), engine=engine)
-    if output.out is not None:
+    if run.output.out is not None:
         task = module_plan.identified(task)
     if interventions is not None:
         task = _intervening(task, interventions)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Visitor
+from dar_probe.runtime.sharded import gathered
 from dar_probe.sites.autograd_entry import entering, entrance, nothing_overwritten
 from dar_probe.sites.subject import Subject
 
@@ -88,9 +89,9 @@ class Recorded:
         """Return the weights w (N, T, R, S) of a router, zero where not offered."""
         subject, state = self.recorder.subject, self.recorder.state
         assert subject.routes is not None and state is not None
-        return statistics.wide(
-            _dense(subject.routes(state), subject.offered, like=self.recorder.writes[0])
-        )
+        with gathered(subject.model, subject.router):
+            routes = subject.routes(state)
+        return statistics.wide(_dense(routes, subject.offered, like=self.recorder.writes[0]))
 
 
 @nothing_overwritten()
@@ -110,7 +111,9 @@ def record(
     """
     args, kwargs = batch(sample_ids, noise_level)
     # With frozen parameters autograd records nothing before something requires grad.
-    start = nullcontext() if subject.entrance is None else entrance(subject.entrance)
+    start = nullcontext()
+    if subject.entrance is not None:
+        start = entrance(subject.entrance, first=subject.sharded)
     recorder = Recorder(subject)
     with start:
         output = engine(recorder, *entering(args, kwargs))

@@ -37,6 +37,7 @@ from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
 from dar_probe.sites.layout import Inputs
@@ -413,7 +414,7 @@ def provenance(
 
     The model is called as its checkpoint is; without one, as its class is.
     """
-    name = checkpoint["name"] if checkpoint else type(subject.model).__name__
+    name = checkpoint["name"] if checkpoint else class_of(subject.model).__name__
     parameter = next(subject.model.parameters())
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dar_probe.errors import ProbeError
+from dar_probe.errors import ProbeError, lost_connection
 
 AGAIN = "the message of that process says why; run the job again with --resume"
 
@@ -20,10 +20,12 @@ class Ranks:
     Attributes:
         rank: its number; 0 leads, and alone touches files.
         world: how many there are.
+        in_step: all do the same work at the same time: they share one module, not the work.
     """
 
     rank: int = 0
     world: int = 1
+    in_step: bool = False
 
     @property
     def leads(self) -> bool:
@@ -51,7 +53,13 @@ class Ranks:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let the leader do the body before the others: it fills a cache that they read."""
+        """Let the leader do the body before the others: it fills a cache that they read.
+
+        In step all do it together.
+        """
+        if self.in_step:
+            yield
+            return
         if not self.leads:
             self.gather(None)
         yield
@@ -121,16 +129,9 @@ def alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _lost(error):
+        if not lost_connection(error):
             raise
         raise ProbeError(
             "another process of this job has ended",
             hint=AGAIN,
         ) from error
-
-
-def _lost(error: RuntimeError) -> bool:
-    # Gloo raises bare RuntimeErrors, which begin with the place in its source.
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from dar_probe.runtime.sharded import class_of, gathering, is_dtensor, is_sharded
 from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
@@ -154,7 +155,7 @@ class Trace:
         sizes: Counter[type[nn.Module]] = Counter()
         for passed in self.passed:
             block = passed.home[0]
-            sizes[type(block)] += sum(p.numel() for p in block.parameters())
+            sizes[class_of(block)] += sum(p.numel() for p in block.parameters())
         return max(sizes, key=lambda kind: sizes[kind])
 
 
@@ -181,9 +182,11 @@ def trace(
     if not expected:
         return watch.found
     with ExitStack() as stack:
+        sharded = is_sharded(model)
         for module in set(expected):  # the first ones may run without gradients
-            stack.enter_context(entrance(module))
-        stack.enter_context(_watched(model, watch.enter, watch.leave))
+            stack.enter_context(entrance(module, first=sharded))
+        stack.enter_context(_watched(model, watch.enter, watch.leave, first=sharded))
+        stack.enter_context(gathering(model))
         if operations:
             visits = {
                 call: [(one, partial(watch.take, one)) for one in found]
@@ -226,7 +229,7 @@ class _Watch:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         found, at = self.found, len(self.found.calls)
-        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        given = [v for v in (*args, *kwargs.values()) if _is_whole(v)]
         value = given[0] if given else None
         number = self._count[module]
         self._count[module] += 1
@@ -297,7 +300,7 @@ class _Watch:
         passed.gave = {
             item: value
             for item, value in leaves(output).items()
-            if isinstance(value, Tensor)
+            if _is_whole(value)
             and (value.ndim >= 3 or found.lies(value) is not None)
             and value.requires_grad
         }
@@ -314,7 +317,7 @@ class _Watch:
         given = found.passed[-1].given
         lies = ((v, found.lies(v)) for v in given)
         widths = {v.shape[how.features] for v, how in lies if how is not None}
-        if value is None:
+        if value is None or is_dtensor(value):
             return None
         for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
             if layout.fits(value) and value.shape[layout.features] in widths:
@@ -325,7 +328,7 @@ class _Watch:
 
     def _is_sequence(self, value: Any) -> bool:
         """Tell whether a value is (1, T, D) in some layout, with several tokens and features."""
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 3:
+        if not _is_whole(value) or not value.is_floating_point() or value.ndim > 3:
             return False
         lies = [one.last for one in self.found.layouts if one.last.fits(value)]
         return any(min(one.take(value).shape[1:]) > 1 for one in lies)
@@ -341,7 +344,7 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func is functional.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention and not is_dtensor(made):
             key = args[1] if len(args) > 1 else kwargs["key"]
             self._found.attended.append((len(self._found.calls), key, made))
         return made
@@ -360,10 +363,15 @@ def _features_last(module: nn.Module, value: Tensor) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises the features of each token by itself."""
-    name = type(module).__name__.lower()
+    name = class_of(module).__name__.lower()
     # Norms over the batch or over groups of channels do not read tokens (N, T, D) by themselves.
     others = ("batch", "group", "instance")
     return "norm" in name and not list(module.children()) and not any(o in name for o in others)
+
+
+def _is_whole(value: Any) -> bool:
+    """Tell whether a value is a tensor; within branches, some are spread over processes."""
+    return isinstance(value, Tensor) and not is_dtensor(value)
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -443,17 +451,18 @@ def _look(
         if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 
-    with _watched(model, enter, leave), torch.no_grad():
+    with _watched(model, enter, leave, first=is_sharded(model)), torch.no_grad():
         model(*args, **kwargs)
     return found - normed, calls
 
 
 @contextmanager
 def _watched(
-    model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None]
+    model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None], *, first: bool
 ) -> Iterator[None]:
+    """Call ``enter`` and ``leave`` at every module; ``first``: enter before the hooks of others."""
     with hooked() as handles:
         for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
             handles.append(module.register_forward_hook(leave))
         yield
