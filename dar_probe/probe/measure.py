@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ def record(
     """
     args, kwargs = batch(sample_ids, noise_level)
     # With frozen parameters autograd records nothing before something requires grad.
-    start = nullcontext()
+    start: AbstractContextManager[None] = nullcontext()
     if subject.entrance is not None:
         start = entrance(subject.entrance, first=subject.sharded)
     recorder = Recorder(subject)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dar_probe.errors import ProbeError
 from dar_probe.runtime.ranks import ALONE, Ranks
@@ -102,21 +102,21 @@ def gathering(model: nn.Module) -> Iterator[None]:
     """Let a forward within be followed by backwards from any of its states.
 
     FSDP gathers the parameters of a module again where a backward comes to its output; one that
-    begins at a state inside would find none. Here it gathers them at every state that a module
-    takes or returns, those of one module at a time.
+    begins at a state inside would read memory that is given back. Here whatever comes to a state
+    that a module takes or returns gathers what the state was made with, one module at a time.
     """
     parts = fsdp_parts(model)
     if not parts:
         yield
         return
-    chains = _chains(model, parts)
-    keeper = _Keeper()
+    keeper = _Keeper(_chains(model, parts))
     handles = []
     try:
-        for module, chain in chains.items():
-            ask = _Ask(keeper, chain)
-            handles.append(module.register_forward_pre_hook(ask.before, with_kwargs=True))
-            handles.append(module.register_forward_hook(ask.after))
+        for module in model.modules():
+            handles.append(
+                module.register_forward_pre_hook(keeper.enter, with_kwargs=True, prepend=True)
+            )
+            handles.append(module.register_forward_hook(keeper.leave))
         yield
     finally:
         for handle in handles:
@@ -142,39 +142,56 @@ def gathered(model: nn.Module, inside: nn.Module | None) -> Iterator[None]:
 
 
 class _Keeper:
-    """Holds the parameters of one module, and of those around it, gathered."""
+    """Gathers what states were made with: parameters of one module, and of those around it.
 
-    def __init__(self) -> None:
-        self._chain: tuple[Any, ...] = ()
+    Args:
+        chains: per module those of FSDP that hold it.
+    """
 
-    def hold(self, chain: tuple[Any, ...]) -> None:
-        for part in self._chain:
+    def __init__(self, chains: dict[nn.Module, tuple[Any, ...]]) -> None:
+        self._chains = chains
+        self._held: tuple[Any, ...] = ()
+        self._running: list[nn.Module] = []
+        self._met = WeakIdKeyDictionary()
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Meet what a module takes: it was made by what calls it, or before."""
+        if self._running:
+            self._meet((*args, *kwargs.values()), self._chains[self._running[-1]])
+        self._running.append(module)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Meet what a module returns."""
+        self._running.pop()
+        self._meet(tensors_of(output), self._chains[module])
+
+    def _meet(self, values: Any, chain: tuple[Any, ...]) -> None:
+        for value in values:
+            if not isinstance(value, Tensor) or not value.requires_grad or value in self._met:
+                continue  # whoever met it first knows best what made it
+            self._met[value] = None
+
+            def gather(grad: Tensor) -> None:
+                self._hold(chain)
+
+            value.register_hook(gather)  # type: ignore[no-untyped-call]
+
+    def _hold(self, chain: tuple[Any, ...]) -> None:
+        for part in self._held:
             if not any(part is one for one in chain):
                 part.reshard()
         for part in chain:
             part.unshard()
-        self._chain = chain
+        self._held = chain
 
 
-class _Ask:
-    """Asks a keeper for a module's parameters where a backward comes to its states."""
-
-    def __init__(self, keeper: _Keeper, chain: tuple[Any, ...]) -> None:
-        self._keeper, self._chain = keeper, chain
-
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._at((*args, *kwargs.values()))
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._at(output if isinstance(output, tuple | list) else (output,))
-
-    def _at(self, values: Any) -> None:
-        for value in values:
-            if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-                value.register_hook(self._gather)  # type: ignore[no-untyped-call]
-
-    def _gather(self, grad: Tensor) -> None:
-        self._keeper.hold(self._chain)
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output in nested tuples, lists and dicts."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict | tuple | list):
+        for part in output.values() if isinstance(output, dict) else output:
+            yield from tensors_of(part)
 
 
 def _chains(model: nn.Module, parts: list[Any]) -> dict[nn.Module, tuple[Any, ...]]:

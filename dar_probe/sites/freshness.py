@@ -31,11 +31,12 @@ def freshness(model: nn.Module) -> str:
     # Some gains are stored as their difference from one.
     if not all(bool((p == 0).all()) or bool((p == 1).all()) for p in parameters):
         return ""
-    weights = [module.weight for module in model.modules() if class_of(module) is nn.Linear]
+    layers = [module for module in model.modules() if class_of(module) is nn.Linear]
+    weights = [one.get_parameter("weight") for one in layers]
     if parameters and not (weights and all(_of_16_bits(whole(one)) for one in weights[:MOST])):
         return NORMS
-    layers = [weight for weight in weights if weight.numel() >= ENOUGH]
-    seen = layers[:: max(len(layers) // MOST, 1)]
+    large = [weight for weight in weights if weight.numel() >= ENOUGH]
+    seen = large[:: max(len(large) // MOST, 1)]
     drawn = [_as_drawn(whole(weight)) for weight in seen]
     return LAYERS if drawn and sum(drawn) >= SHARE * len(drawn) else ""
 
