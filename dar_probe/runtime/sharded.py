@@ -4,7 +4,7 @@ All processes of such a module take part in every forward and backward: they run
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,16 +98,17 @@ def resharded(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def gathering(model: nn.Module) -> Iterator[None]:
+def gathering(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
     """Let a forward within be followed by backwards from any of its states.
 
     FSDP gathers the parameters of a module again where a backward comes to its output; one that
     begins at a state inside would read memory that is given back. Here whatever comes to a state
-    that a module takes or returns gathers what the state was made with, one module at a time.
+    that a module takes or returns gathers what the state was made with, one module at a time; so
+    it does at others that what is yielded is called with, as soon as they are made.
     """
     parts = fsdp_parts(model)
     if not parts:
-        yield
+        yield lambda value: None
         return
     keeper = _Keeper(_chains(model, parts))
     handles = []
@@ -117,7 +118,7 @@ def gathering(model: nn.Module) -> Iterator[None]:
                 module.register_forward_pre_hook(keeper.enter, with_kwargs=True, prepend=True)
             )
             handles.append(module.register_forward_hook(keeper.leave))
-        yield
+        yield keeper.meet
     finally:
         for handle in handles:
             handle.remove()
@@ -155,26 +156,28 @@ class _Keeper:
         self._met = WeakIdKeyDictionary()
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Meet what a module takes: it was made by what calls it, or before."""
-        if self._running:
-            self._meet((*args, *kwargs.values()), self._chains[self._running[-1]])
+        """Meet what a module takes: what calls it has made it."""
+        for value in tensors_of([args, kwargs]):
+            self.meet(value)
         self._running.append(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Meet what a module returns."""
+        for value in tensors_of(output):
+            self.meet(value)
         self._running.pop()
-        self._meet(tensors_of(output), self._chains[module])
 
-    def _meet(self, values: Any, chain: tuple[Any, ...]) -> None:
-        for value in values:
-            if not isinstance(value, Tensor) or not value.requires_grad or value in self._met:
-                continue  # whoever met it first knows best what made it
-            self._met[value] = None
+    def meet(self, value: Tensor) -> None:
+        """Meet what the module that runs now has made, unless it was met before."""
+        if not value.requires_grad or value in self._met:
+            return
+        self._met[value] = None
+        chain = self._chains[self._running[-1]] if self._running else ()
 
-            def gather(grad: Tensor) -> None:
-                self._hold(chain)
+        def gather(grad: Tensor) -> None:
+            self._hold(chain)
 
-            value.register_hook(gather)  # type: ignore[no-untyped-call]
+        value.register_hook(gather)  # type: ignore[no-untyped-call]
 
     def _hold(self, chain: tuple[Any, ...]) -> None:
         for part in self._held:

@@ -25,6 +25,7 @@ from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements, leaves
 
 Judge = Callable[[Any], Tensor]  # the loss of an output
+Meet = Callable[[Tensor], None]  # see ``gathering``
 
 
 class State(NamedTuple):
@@ -186,14 +187,14 @@ def trace(
         for module in set(expected):  # the first ones may run without gradients
             stack.enter_context(entrance(module, first=sharded))
         stack.enter_context(_watched(model, watch.enter, watch.leave, first=sharded))
-        stack.enter_context(gathering(model))
+        meet = stack.enter_context(gathering(model))
         if operations:
             visits = {
-                call: [(one, partial(watch.take, one)) for one in found]
+                call: [(one, partial(watch.take, one, meet)) for one in found]
                 for call, found in operations.items()
             }
             stack.enter_context(Visited(visits).watching())
-        stack.enter_context(_Attention(watch.found))
+        stack.enter_context(_Attention(watch.found, meet))
         args, kwargs = entering(args, kwargs)
         output = model(*args, **kwargs)
     chosen = _judged(output, judge)
@@ -266,9 +267,10 @@ class _Watch:
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
 
-    def take(self, operation: Operation, value: Tensor) -> Tensor:
+    def take(self, operation: Operation, meet: Meet, value: Tensor) -> Tensor:
         """Cut off what operations of a block take."""
         found, home = self.found, self._homes.now
+        meet(value)
         assert home is not None
         if (layout := found.lies(value)) is None:
             return value
@@ -337,15 +339,16 @@ class _Watch:
 class _Attention(TorchFunctionMode):
     """Notes where attention runs, whatever the module that runs it is called."""
 
-    def __init__(self, found: Trace) -> None:
+    def __init__(self, found: Trace, meet: Meet) -> None:
         super().__init__()
-        self._found = found
+        self._found, self._meet = found, meet
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention and not is_dtensor(made):
             key = args[1] if len(args) > 1 else kwargs["key"]
+            self._meet(key)
             self._found.attended.append((len(self._found.calls), key, made))
         return made
 

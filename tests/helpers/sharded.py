@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -230,7 +231,8 @@ def trained_on(wrap, *, before=0, fails=False):
 
 def breaks(output, ids, level):
     """A loss that fails in the backward."""
-    output.register_hook(_break)
+    if output.requires_grad:
+        output.register_hook(_break)
     return output.square().flatten(1).mean(1)
 
 
@@ -242,7 +244,7 @@ def message(call):
     """Return what a call is refused with, in every process."""
     try:
         call()
-    except (DarProbeError, ValueError) as error:
+    except (DarProbeError, ValueError) as error:  # ours, and that of ``breaks``
         return f"{type(error).__name__}: {error} | {getattr(error, 'hint', '')}"
     return "not refused"
 
@@ -252,7 +254,7 @@ def refused(wrap, **settings):
 
 
 def sequence_parallel(model, *, local):
-    """Norms on a part of the tokens each; the stream between is a part too, as DTensor or not."""
+    """Norms see a part of the tokens each; so does the stream between, a DTensor or a part."""
     plan = {
         "norm1": SequenceParallel(use_local_output=False),
         "norm2": SequenceParallel(use_local_output=False),
@@ -263,17 +265,18 @@ def sequence_parallel(model, *, local):
     }
     for branch in ("attention", "mlp"):
         plan[f"{branch}.up"] = ColwiseParallel()
-        plan[f"{branch}.down"] = RowwiseParallel(
-            output_layouts=Shard(1), use_local_output=local
-        )
-    model.embed_to = None
-    parallelize_module(
-        model, mesh(), {"embed": RowwiseParallel(
+        plan[f"{branch}.down"] = RowwiseParallel(output_layouts=Shard(1), use_local_output=local)
+    outside = {
+        "embed": RowwiseParallel(
             input_layouts=Replicate(), output_layouts=Shard(1), use_local_output=local
-        )},
-    )  # fmt: skip
+        ),
+        "norm": SequenceParallel(use_local_output=False),
+        "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    parallelize_module(model, mesh(), outside)
     for block in model.blocks:
-        block.scale = nn.Parameter(torch.ones(()))
+        if not local:  # a parameter of the block itself, beside a state that is a DTensor
+            block.scale = nn.Parameter(distribute_tensor(block.scale.detach(), mesh()))
         parallelize_module(block, mesh(), plan)
     return model
 
@@ -322,9 +325,7 @@ SCENES = {
     "norms as functions, every module": lambda _: audited(every_module, lambda: stack("function")),
     "recomputed": lambda _: audited(by_block, recompute=True),
     "copies of pieces": lambda _: audited(hybrid),
-    **{
-        f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_block, one) for one in ROUTED
-    },
+    **{f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_block, one) for one in ROUTED},
     "flux": lambda _: of_diffusers("flux"),
     "sd3": lambda _: of_diffusers("sd3"),
     "bfloat16": half,
