@@ -51,7 +51,7 @@ def analyze(
     if not checkpoints:
         raise UsageError("there is no checkpoint to analyse")
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
-    with joined() as ranks:
+    with joined(in_step=checkpoints[0].shard) as ranks, alive():
         run = Run(
             output=output, rule=rule, ranks=ranks,
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
@@ -106,6 +106,7 @@ def _of_module(
     interventions: InterventionOptions | None,
     engine: str,
 ) -> Analysis:
+    plan.check_engine(engine, sharded=run.ranks.in_step)
     task = replace(module_plan.of_module(module, options, grid), engine=engine)
     if run.output.out is not None:
         task = module_plan.identified(task)
@@ -131,7 +132,7 @@ def ablate(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     check_interventions(wanted)
-    with joined() as ranks:
+    with joined(in_step=checkpoint.shard) as ranks, alive():
         run = Run(
             output=output, ranks=ranks,
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,

@@ -28,6 +28,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 import dar_probe as dp
 from dar_probe.errors import DarProbeError
+from dar_probe.models.fsdp import share_out
 from tests.helpers import tiny
 
 FEW = {"samples": 3, "batch_size": 2}
@@ -96,6 +97,12 @@ def by_block(model, **options):
     for block in model.blocks:
         fully_shard(block, mesh=mesh(), **options)
     return fully_shard(model, mesh=mesh(), **options)
+
+
+def by_branch(model):
+    """As ``--shard`` does with models of ours."""
+    share_out(model, mesh())
+    return model
 
 
 def blocks_alone(model):
@@ -325,7 +332,7 @@ SCENES = {
     "norms as functions, every module": lambda _: audited(every_module, lambda: stack("function")),
     "recomputed": lambda _: audited(by_block, recompute=True),
     "copies of pieces": lambda _: audited(hybrid),
-    **{f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_block, one) for one in ROUTED},
+    **{f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_branch, one) for one in ROUTED},
     "flux": lambda _: of_diffusers("flux"),
     "sd3": lambda _: of_diffusers("sd3"),
     "bfloat16": half,
