@@ -364,7 +364,9 @@ def play(folder, names=None):
     found = {}
     for name in names or SCENES:
         try:
+            import time; t=time.time()
             found[name] = SCENES[name](folder)
+            print("TIME", name, round(time.time()-t,2))
         except Exception:
             found[name] = traceback.format_exc()
             print(found[name], file=sys.stderr)
