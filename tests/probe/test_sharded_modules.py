@@ -5,16 +5,19 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import dar_probe as dp
 from dar_probe.errors import UsageError
-from tests.helpers import sharded, warm
+from dar_probe.training.config import TrainConfig
+from dar_probe.training.loop import checkpoint_args
+from tests.helpers import sharded, tiny, warm
 from tests.helpers.shell import FIXTURES, torchrun
 
 # Played with the others in the slow lane.
 SLOW = (
-    "blocks alone", "all at once", "kept after the forward", "post-norm", "norms as functions",
-    "copies of pieces", "ablated residual", "ablated dar-static-2", "flux", "bfloat16",
+    "every module", "recomputed", "norms as functions, every module", "blocks alone", "all at once", "kept after the forward", "post-norm", "norms as functions",
+    "copies of pieces", "ablated residual", "ablated dar-static-2", "flux", "sd3", "bfloat16",
     "trained after a failure",
 )  # fmt: skip
 QUICK = tuple(name for name in sharded.SCENES if name not in SLOW)
@@ -121,27 +124,42 @@ def test_the_leader_writes_and_a_finished_analysis_is_found(quick, tmp_path):
 
 JOB = """
 import sys
+import torch
 import dar_probe as dp
-dp.analyze(sys.argv[1], noise_levels=2, samples=3, batch_size=2, shard=True, out=sys.argv[2],
-           figures=False, report=False)
+torch.set_num_threads(1)
+dp.analyze(sys.argv[1], data=sys.argv[3], noise_levels=2, samples=3, batch_size=2, shard=True,
+           out=sys.argv[2], figures=False, report=False)
 """
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A checkpoint with a router."""
+    path = tmp_path_factory.mktemp("small") / "model.pt"
+    model = tiny.model(size=8, dtype=torch.float32, **tiny.ROUTINGS[3])
+    settings = checkpoint_args(TrainConfig(), model.config.to_dict())
+    torch.save({"ema": model.state_dict(), "args": settings}, path)
+    return path
 
 
 @pytest.mark.parametrize(("kind", "processes"), [
     ("ours", 2), ("diffusers", 2), pytest.param("ours", 3, marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_a_checkpoint_is_shared_out_over_the_ranks(tmp_path, kind, processes):
+def test_a_checkpoint_is_shared_out_over_the_ranks(tmp_path, small, kind, processes):
     """One of ours bit for bit; of diffusers to rounding: weights of a file lie otherwise."""
-    path, out, script = FIXTURES / "digits-dar-dynamic.pt", tmp_path / "out", tmp_path / "job.py"
+    path, out, data = small, tmp_path / "out", "digits"
     if kind == "diffusers":
         pytest.importorskip("diffusers")
-        from tests.models.diffusers import tiny
+        from tests.models.diffusers import tiny as models
 
-        path = tiny.save("sd3", tmp_path / "sd3")
+        path, data = models.save("sd3", tmp_path / "sd3"), f"latents:{tmp_path / 'x.npz'}"
+        x = np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32)
+        np.savez(tmp_path / "x.npz", latents=x, labels=np.arange(3))
+    script = tmp_path / "job.py"
     script.write_text(JOB)
-    done = warm.ranks(processes, script, path, out, light=True)
+    done = warm.ranks(processes, script, path, out, data, light=True)
     assert done.returncode == 0, done.stderr
-    alone = dp.analyze(path, noise_levels=2, samples=3, batch_size=2)
+    alone = dp.analyze(path, data=data, noise_levels=2, samples=3, batch_size=2)
     found = sharded.compared(dp.open_analysis(out), alone)
     # Measured of diffusers: 3e-7.
     assert_same([found], within=2e-6 if kind == "diffusers" else 0.0)
@@ -162,7 +180,9 @@ def test_without_torchrun_no_model_is_shared_out(monkeypatch):
 
 KILLED = """
 import os, sys, threading, time
+import torch
 import dar_probe as dp
+torch.set_num_threads(1)
 after = float(sys.argv[3])
 begun = threading.Event()
 def watch():
@@ -178,10 +198,10 @@ dp.analyze(sys.argv[1], noise_levels=8, samples=8, batch_size=2, shard=True, out
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_killed_rank_ends_the_job_and_the_folder_is_continued(tmp_path, seed):
+def test_a_killed_rank_ends_the_job_and_the_folder_is_continued(tmp_path, small, seed):
     script, out = tmp_path / "job.py", tmp_path / "out"
     script.write_text(KILLED)
-    path = FIXTURES / "digits-dar-dynamic.pt"
+    path = small
     after = float(np.random.default_rng(seed).uniform(0, 0.5))
     done = torchrun(2, script, path, out, after)
     assert done.returncode != 0 and not out.exists()
