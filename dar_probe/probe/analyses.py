@@ -9,6 +9,7 @@ from dar_probe.analysis import Analysis, OnFile
 from dar_probe.errors import UsageError
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, module_plan, plan
+from dar_probe.probe.in_step import check_same_question
 from dar_probe.probe.options import (
     GridOptions,
     InterventionOptions,
@@ -94,6 +95,10 @@ def analyze_module(
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
     run = Run(output=output, rule=rule, ranks=ranks_of(unwrap(module)), on_cells=on_cells)
     with alive():
+        check_same_question(
+            run.ranks, options.asked, grid, interventions, engine, output.out is None,
+            output.resume,
+        )  # fmt: skip
         run.check()
         return _of_module(run, module, options, grid, interventions, engine)
 

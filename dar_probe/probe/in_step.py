@@ -21,6 +21,23 @@ from dar_probe.sites.unwrap import plain_name
 NEAR = 1e-3  # relative: sums of the same states on two devices
 
 
+def check_same_question(ranks: Ranks, *asked: Any) -> None:
+    """Make sure that all processes of a sharded module ask for the same.
+
+    Args:
+        ranks: this process among those of the module.
+        asked: plain data that tells what is done.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if ranks.in_step and len(set(ranks.gather(repr(asked)))) > 1:
+        raise UsageError(
+            "the processes of a sharded module ask for different things of it",
+            hint="call with the same arguments in every process, out included: one of them writes",
+        )
+
+
 def check_in_step(
     module: nn.Module, run: Callable[[], Inputs], ranks: Ranks, *, blocks: str | None = None
 ) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.probe import module_plan
+from dar_probe.probe.in_step import check_same_question
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.plan import OnCells, Task
 from dar_probe.probe.recorder import same_randomness
@@ -54,6 +55,7 @@ def audit(
         )
     if ranks.in_step:
         with alive():
+            check_same_question(ranks, options.asked, grid)
             task = module_plan.of_module(module, options, grid)
             return Analysis(task.measure(ranks=ranks, on_cells=on_cells), fail_on=rule)
     task = module_plan.of_module(module, options, grid)

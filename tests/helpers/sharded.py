@@ -190,10 +190,8 @@ def ablated(wrap, routing):
     return compared(dp.ablate(wrap(copy.deepcopy(model)), **options), wanted)
 
 
-def half(module):
-    """In bfloat16, weights in float32: only that it is measured, and near."""
-    found = audited(partial(by_block, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)))
-    return found
+def in_half(model):
+    return by_block(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
 
 
 def steps(model, count=2):
@@ -332,10 +330,12 @@ SCENES = {
     "norms as functions, every module": lambda _: audited(every_module, lambda: stack("function")),
     "recomputed": lambda _: audited(by_block, recompute=True),
     "copies of pieces": lambda _: audited(hybrid),
-    **{f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_branch, one) for one in ROUTED},
+    **{
+        f"ablated {tiny.name_of(one)}": lambda _, one=one: ablated(by_branch, one) for one in ROUTED
+    },
     "flux": lambda _: of_diffusers("flux"),
     "sd3": lambda _: of_diffusers("sd3"),
-    "bfloat16": half,
+    "bfloat16": lambda _: audited(in_half),
     "tensor parallel": lambda _: audited(tensor_parallel),
     "two dimensions": lambda _: audited(in_two_dimensions),
     "trained": lambda _: trained_on(by_block, before=1),
@@ -344,6 +344,7 @@ SCENES = {
     "sequence of DTensors": lambda _: refused(partial(sequence_parallel, local=False)),
     "sequence of parts": lambda _: refused(partial(sequence_parallel, local=True)),
     "inputs of the rank": lambda _: refused(by_block, batch=of_its_rank),
+    "another question": lambda _: refused(by_block, noise_levels=[0.1 * dist.get_rank()]),
     "copy": lambda _: message(
         lambda: dp.audit(by_block(stack()), batch=batch, loss=breaks, train_steps=1)
     ),

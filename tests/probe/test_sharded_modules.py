@@ -16,7 +16,8 @@ from tests.helpers.shell import FIXTURES, torchrun
 
 # Played with the others in the slow lane.
 SLOW = (
-    "every module", "recomputed", "norms as functions, every module", "blocks alone", "all at once", "kept after the forward", "post-norm", "norms as functions",
+    "every module", "recomputed", "norms as functions, every module", "blocks alone",
+    "all at once", "kept after the forward", "post-norm", "norms as functions",
     "copies of pieces", "ablated residual", "ablated dar-static-2", "flux", "sd3", "bfloat16",
     "trained after a failure",
 )  # fmt: skip
@@ -107,6 +108,7 @@ def test_training_goes_on_after_an_audit_that_failed_half_way(slow):
     ("sequence of DTensors", "ProbeError: what 'blocks.0' takes or returns is spread over"),
     ("sequence of parts", "ProbeError: the processes that share this module see different states"),
     ("inputs of the rank", "UsageError: the batch function gives the processes of a sharded"),
+    ("another question", "UsageError: the processes of a sharded module ask for different"),
     ("copy", "UsageError: a module that is sharded over processes cannot be copied"),
     ("watch", "UsageError: the parameters of this module are sharded over processes, and one"),
     ("probe", "UsageError: the parameters of this module are sharded over processes, and one"),
