@@ -82,6 +82,7 @@ def ablate(
     dtype: options.Dtype = "float32",
     text: options.Text = None,
     adapter: options.Adapter = None,
+    shard: options.Shard = False,
     engine: options.Engine = "hooks",
     name: options.Name = None,
     resume: options.Resume = False,
@@ -113,6 +114,7 @@ def ablate(
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
         device=device, dtype=dtype, text=text, name=name, adapter=adapter,
+        shard=shard,
     )  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels,

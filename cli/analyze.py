@@ -60,6 +60,7 @@ def analyze(
     dtype: options.Dtype = "float32",
     text: options.Text = None,
     adapter: options.Adapter = None,
+    shard: options.Shard = False,
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
@@ -99,6 +100,7 @@ def analyze(
         CheckpointOptions(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
             device=device, dtype=dtype, text=text, name=name, adapter=adapter,
+            shard=shard,
         )
         for path in checkpoints
     ]  # fmt: skip

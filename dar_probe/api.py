@@ -86,6 +86,7 @@ def analyze(
     family: str | None = None,
     text: str | Path | None = None,
     adapter: str | Path | None = None,
+    shard: bool = False,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -99,7 +100,8 @@ def analyze(
     """Analyse a model: how information travels across its depth at every noise level.
 
     Under torchrun the ranks share the work on checkpoints, and each of them returns the whole
-    analysis. A module is analysed by the process that asks for it.
+    analysis. A module is analysed by the process that asks for it; one that is sharded over
+    processes, by FSDP2 or tensor parallelism, must be asked for by all of them.
 
     Args:
         model: a checkpoint file of a known family, or a folder of diffusers; several checkpoints
@@ -138,6 +140,8 @@ def analyze(
             inputs. Default: conditions are drawn at random.
         adapter: a LoRA adapter that is merged into the model in memory by peft: the folder or the
             .safetensors file that peft or diffusers saved. Default: none.
+        shard: under torchrun, share the checkpoint's parameters out over the ranks by FSDP2, so
+            that none holds the whole model: the same numbers, measured by all of them together.
         engine: "hooks" or "nnsight"; both give the same numbers, bit for bit.
         out: folder for the files of the analysis. Default: none are written.
         resume: continue an analysis into ``out`` that was cut off.
@@ -172,6 +176,7 @@ def analyze(
     of_file = {
         "device": device, "dtype": dtype, "objective": objective, "heads": heads,
         "weights": weights, "family": family, "text": text, "adapter": adapter,
+        "shard": shard or None,
     }  # fmt: skip
     if isinstance(model, nn.Module):
         options = _module_options(of_module, of_file, name)
@@ -228,7 +233,8 @@ def ablate(
         on_cells: called with (done, total) after each batch of cells, first of the analysis and
             then of the interventions.
         settings: name, batch_size, recompute, stream, and of a checkpoint data, seed, device,
-            dtype, objective, heads, weights, family, text and adapter of ``analyze``; of a module
+            dtype, objective, heads, weights, family, text, adapter and shard of ``analyze``; of a
+            module
             batch, loss, blocks, readers and layout of ``audit``.
 
     Raises:
@@ -248,7 +254,7 @@ def ablate(
     of_module = {key: settings.pop(key, None) for key in OF_MODULES}
     name = settings.pop("name", None)
     of_grid = {key: settings.pop(key) for key in OF_GRIDS if key in settings}
-    _refuse_unknown("ablate", settings, OF_FILES)
+    _refuse_unknown("ablate", settings, (*OF_FILES, "shard"))
     grid = GridOptions(**of_grid)
     if isinstance(model, nn.Module):
         options = _module_options(of_module, settings, name)
@@ -423,7 +429,8 @@ def audit(
 
     Args:
         module: any torch module. torch.compile, DataParallel and DistributedDataParallel are taken
-            off. It is left bit for bit as it was.
+            off. One that is sharded by FSDP2 or tensor parallelism is audited by all its processes,
+            each with the same arguments. It is left bit for bit as it was.
         batch: batch(sample_ids (N,) int64, noise_level (N,)) -> (args, kwargs) for ``module``; a
             pure function of each (id, level). Levels have the type of the module's weights and lie
             beside them. Default: random inputs by the config of a class of transformers or
@@ -544,7 +551,8 @@ def doctor(device: str = "auto") -> Checkup:
     return checkup(device)
 
 
-OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in ("path", "name"))
+NOT_OF_ALL = ("path", "name", "shard")
+OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in NOT_OF_ALL)
 OF_MODULES = tuple(f.name for f in fields(ModuleOptions) if f.name != "name")
 OF_GRIDS = tuple(f.name for f in fields(GridOptions))
 OF_DRAWING = tuple(f.name for f in fields(SamplingOptions))

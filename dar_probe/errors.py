@@ -77,6 +77,13 @@ def out_of_memory(error: Exception) -> bool:
     return name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
+def lost_connection(error: Exception) -> bool:
+    """Tell whether another process of the job is gone in the middle of a collective."""
+    # Gloo raises bare RuntimeErrors, which begin with the place in its source.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in kinds or ("RuntimeError" in kinds and "gloo" in str(error).lower())
+
+
 FRAMES = 5  # of the user's own code that an error shows
 
 
@@ -84,8 +91,8 @@ FRAMES = 5  # of the user's own code that an error shows
 def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iterator[None]:
     """Raise ``refuse(why)`` for whatever somebody else's code raises within.
 
-    Our own errors and a lack of memory pass as they are. The error's ``origin`` has the lines of
-    the user's files that led to it.
+    Our own errors, a lack of memory and the end of another process of the job pass as they are. The
+    error's ``origin`` has the lines of the user's files that led to it.
 
     Args:
         refuse: makes the error from its reason.
@@ -96,7 +103,7 @@ def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iter
     except DarProbeError:
         raise
     except Exception as error:  # somebody else's code fails in any way it likes
-        if out_of_memory(error):
+        if out_of_memory(error) or lost_connection(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
         if not ours and _HOME in Path(frames[-1].filename).parents:

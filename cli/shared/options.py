@@ -186,6 +186,15 @@ Adapter = Annotated[
         rich_help_panel=panels.MODEL,
     ),
 ]
+Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard",
+        help="Under torchrun: share the model itself out over the processes (FSDP2).",
+        show_default="each holds the whole model",
+        rich_help_panel=panels.MODEL,
+    ),
+]
 Solver = Annotated[
     str,
     typer.Option(

@@ -26,6 +26,7 @@ class CheckpointOptions:
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
         adapter: a LoRA adapter that is merged into it, a folder or a .safetensors file.
+        shard: share its parameters out over the processes of the job, see ``models.fsdp``.
     """
 
     path: str | Path
@@ -38,6 +39,7 @@ class CheckpointOptions:
     text: str | Path | None = None
     name: str | None = None
     adapter: str | Path | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def subject(model: SiT, *, family: str = "sit") -> Subject:
         sites["writers"] = tuple(stream.writers)
         sites["routes"] = lambda arguments: stream.routes(arguments[1])
         sites["state_site"] = model.blocks[0]
+        sites["router"] = stream
     else:
         sites["offered"] = tuple(() for _ in readers)
         sites["granularity"] = "block"

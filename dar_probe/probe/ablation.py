@@ -17,6 +17,7 @@ from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record
 from dar_probe.probe.recorder import Recorder, Together, Visitor
 from dar_probe.results.interventions import KIND_TEXT
 from dar_probe.routing.mixing import mixture
+from dar_probe.runtime.sharded import gathered
 from dar_probe.sites.subject import Subject
 
 KINDS = tuple(KIND_TEXT)
@@ -305,7 +306,8 @@ def _predict(
         editor.remember(recorder.state or ())
         for index, write in enumerate(recorder.writes):
             editor.write(index, write)
-        difference = editor.rerouted(change.router)
+        with gathered(subject.model, subject.router):
+            difference = editor.rerouted(change.router)
         found.append((grads[change.router] * difference).sum((1, 2)).to(gate.dtype))
     return found
 
@@ -323,7 +325,8 @@ def _weights(
     engine(recorder, *inputs)
     recorder.check()
     assert subject.routes is not None and recorder.state is not None
-    return subject.routes(recorder.state)
+    with gathered(subject.model, subject.router):
+        return subject.routes(recorder.state)
 
 
 def _blocks(subject: Subject) -> list[int]:

@@ -9,6 +9,7 @@ from dar_probe.analysis import Analysis, OnFile
 from dar_probe.errors import UsageError
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, module_plan, plan
+from dar_probe.probe.in_step import check_same_question
 from dar_probe.probe.options import (
     GridOptions,
     InterventionOptions,
@@ -19,7 +20,9 @@ from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
 from dar_probe.results import streams
 from dar_probe.results.fail_rule import parse_rule
-from dar_probe.runtime.ranks import joined
+from dar_probe.runtime.ranks import alive, joined
+from dar_probe.runtime.sharded import ranks_of
+from dar_probe.sites.unwrap import unwrap
 
 
 def analyze(
@@ -50,7 +53,7 @@ def analyze(
     if not checkpoints:
         raise UsageError("there is no checkpoint to analyse")
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
-    with joined() as ranks:
+    with joined(in_step=checkpoints[0].shard) as ranks, alive():
         run = Run(
             output=output, rule=rule, ranks=ranks,
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,
@@ -78,6 +81,8 @@ def analyze_module(
 ) -> Analysis:
     """Analyse a module that somebody brings, in this process alone.
 
+    One that is sharded over processes is analysed by all of them in step, and the first one writes.
+
     Args:
         module: with a pre-norm residual stack; it is left bit for bit as it was.
         options: how it is run, and where its stream is read.
@@ -94,10 +99,27 @@ def analyze_module(
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
-    run = Run(output=output, rule=rule, on_cells=on_cells)
-    run.check()
+    run = Run(output=output, rule=rule, ranks=ranks_of(unwrap(module)), on_cells=on_cells)
+    with alive():
+        check_same_question(
+            run.ranks, options.asked, grid, interventions, engine, output.out is None,
+            output.resume,
+        )  # fmt: skip
+        run.check()
+        return _of_module(run, module, options, grid, interventions, engine)
+
+
+def _of_module(
+    run: Run,
+    module: nn.Module,
+    options: ModuleOptions,
+    grid: GridOptions,
+    interventions: InterventionOptions | None,
+    engine: str,
+) -> Analysis:
+    plan.check_engine(engine, sharded=run.ranks.in_step)
     task = replace(module_plan.of_module(module, options, grid), engine=engine)
-    if output.out is not None:
+    if run.output.out is not None:
         task = module_plan.identified(task)
     if interventions is not None:
         task = _intervening(task, interventions)
@@ -121,7 +143,7 @@ def ablate(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     check_interventions(wanted)
-    with joined() as ranks:
+    with joined(in_step=checkpoint.shard) as ranks, alive():
         run = Run(
             output=output, ranks=ranks,
             on_cells=on_cells, on_verdict=on_verdict, on_file=on_file,

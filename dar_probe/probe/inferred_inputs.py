@@ -18,6 +18,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objective import Objective, per_sample_loss
 from dar_probe.models.diffusers import inputs, scheduler
 from dar_probe.probe.measure import Batch, Loss
+from dar_probe.runtime.sharded import class_of
 
 TOKENS = 64  # at most, in one sequence
 CHANNELS = 3  # where the config does not say
@@ -130,7 +131,7 @@ def _images(module: nn.Module, config: Any) -> Inputs | None:
 def _diffusers(module: nn.Module) -> Inputs | None:
     """Normal noise for latents, noised along the path of the class, and its denoising loss."""
     settings: Any = module.config
-    name, config = type(module).__name__, dict(settings)
+    name, config = class_of(module).__name__, dict(settings)
     call = inputs.plan(name, config, seed=SEED)
     objective, assumed = scheduler.of_class(name, config)
 

@@ -20,6 +20,7 @@ from dar_probe.probe.options import GridOptions, Levels, ModuleOptions, sort
 from dar_probe.probe.recorder import frozen
 from dar_probe.probe.user_functions import batch_of, loss_of
 from dar_probe.runtime.ranks import leads
+from dar_probe.runtime.sharded import is_sharded
 from dar_probe.sites.autograd_entry import entering
 from dar_probe.sites.listing import writing
 from dar_probe.sites.unwrap import unwrap
@@ -106,6 +107,7 @@ class Probe:
             names = {name: settings.pop(name, None) for name in ("blocks", "readers", "layout")}
             wanted = ModuleOptions(batch=batch, loss=loss, **names)
             module = unwrap(model)
+            _refuse_sharded(module)
             try:
                 planned = module_plan.of_module(module, wanted, GridOptions(**settings))
                 subject, self._batch, self._loss = planned.subject, planned.batch, planned.loss
@@ -213,6 +215,7 @@ class Probe:
                 f"a {type(model).__name__} cannot be watched; it takes the module that is trained",
                 hint="dar-probe analyze measures checkpoints",
             )
+        _refuse_sharded(model)
         planned = None
         if leads():
             planned = module_plan.of_module(
@@ -245,3 +248,16 @@ class Probe:
             raise UsageError(f"there is no noise level {noise_level}", hint="0 is data, 1 is noise")
         chosen = torch.tensor(list(self.ids if ids is None else ids))
         return chosen, torch.full((len(chosen),), float(noise_level), dtype=torch.float64)
+
+
+def _refuse_sharded(module: nn.Module) -> None:
+    """Refuse a module that several processes run in step: here one of them works alone.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if is_sharded(module):
+        raise UsageError(
+            "the parameters of this module are sharded over processes, and one alone cannot run it",
+            hint="call dp.analyze or dp.audit on every process instead, at a step as well",
+        )

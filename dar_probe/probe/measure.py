@@ -13,6 +13,7 @@ from torch import Tensor
 from dar_probe.errors import ProbeError
 from dar_probe.probe import gates, statistics
 from dar_probe.probe.recorder import Recorder, Together, Visitor
+from dar_probe.runtime.sharded import gathered
 from dar_probe.sites.autograd_entry import entering, entrance, nothing_overwritten
 from dar_probe.sites.subject import Subject
 
@@ -95,9 +96,9 @@ class Recorded:
         """Return the weights w (N, T, R, S) of a router, zero where not offered."""
         subject, state = self.recorder.subject, self.recorder.state
         assert subject.routes is not None and state is not None
-        return statistics.wide(
-            _dense(subject.routes(state), subject.offered, like=self.recorder.writes[0])
-        )
+        with gathered(subject.model, subject.router):
+            routes = subject.routes(state)
+        return statistics.wide(_dense(routes, subject.offered, like=self.recorder.writes[0]))
 
 
 @nothing_overwritten()
@@ -124,7 +125,7 @@ def record(
     with ExitStack() as stack:
         for one in subjects:
             if one.entrance is not None:
-                stack.enter_context(entrance(one.entrance))
+                stack.enter_context(entrance(one.entrance, first=subject.sharded))
         visitor = recorder if subject.second is None else Together(recorders)
         output = engine(visitor, *entering(args, kwargs))
     for watching in recorders:

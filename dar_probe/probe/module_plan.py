@@ -17,6 +17,7 @@ from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
 from dar_probe.probe import inferred_inputs, plan
+from dar_probe.probe.in_step import check_in_step
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.recorder import untouched
@@ -24,6 +25,7 @@ from dar_probe.probe.sharding import Grid
 from dar_probe.probe.user_functions import batch_of, check_batch, check_loss, loss_of, tensors
 from dar_probe.results import streams
 from dar_probe.runtime.checks import check_counts
+from dar_probe.runtime.sharded import class_of, is_sharded, ranks_of, whole
 from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
 from dar_probe.sites.subject import Subject
@@ -44,7 +46,8 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
     """Find the sites of a module and return what ``api.audit`` measures.
 
     Args:
-        module: any module; wrappers such as DistributedDataParallel are taken off.
+        module: any module; wrappers such as DistributedDataParallel are taken off. One that is
+            sharded over processes is asked for by all of them.
         options: how it is run, and where its stream is read.
         grid: noise levels, samples and batch size; data and seed are the batch function's own.
 
@@ -89,6 +92,13 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
     if options.batch is not None:
         with untouched(module):
             check_batch(batch, float(levels[len(levels) // 2]), samples)
+    level = float(levels[len(levels) // 2])
+    if is_sharded(module):
+        with untouched(module):
+            check_in_step(
+                module, partial(_inputs, module, batch, level), ranks_of(module),
+                blocks=options.blocks,
+            )  # fmt: skip
     subject = find_sites(module, replace(options, batch=batch), levels.tolist(), stream=grid.stream)
     if options.loss is not None and loss is not None:
         ids = torch.arange(min(samples, 2))
@@ -140,6 +150,7 @@ def identified(task: plan.Task) -> plan.Task:
         args, kwargs = task.batch(ids, torch.tensor([level], dtype=torch.float64))
     for name, value in [*state.items(), *enumerate(tensors(args)), *enumerate(tensors(kwargs))]:
         if isinstance(value, Tensor):
+            value = whole(value)
             raw = value.detach().cpu().contiguous().reshape(-1)
             found.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
             found.update(raw.view(torch.uint8).numpy().data)
@@ -246,7 +257,8 @@ def _own_inputs(module: nn.Module) -> inferred_inputs.Inputs:
     found = inferred_inputs.find(module)
     if found is None:
         raise UnknownInputsError(
-            f"a {type(module).__name__} came without a batch function, and none is known for it",
+            f"a {class_of(module).__name__} came without a batch function, and none is known for "
+            "it",
             hint="batch(sample_ids, noise_level) -> (args, kwargs)",
         )
     return found

@@ -67,6 +67,12 @@ class ModuleOptions:
     layout: str | None = None
     name: str | None = None
 
+    @property
+    def asked(self) -> tuple[str | bool | None, ...]:
+        """What is asked for, as plain data."""
+        own = self.batch is not None, self.loss is not None
+        return (*own, self.blocks, self.readers, self.layout, self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionOptions:

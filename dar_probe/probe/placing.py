@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dar_probe.errors import UsageError, blamed
 from dar_probe.probe.options import ModuleOptions
 from dar_probe.runtime.device import find_device, find_dtype
+from dar_probe.runtime.sharded import is_sharded
 
 
 def placed(
@@ -39,6 +40,11 @@ def placed(
     first = next(module.parameters(), None)
     if first is None or (device is None and dtype is None):
         return module, options
+    if is_sharded(module):
+        raise UsageError(
+            "a module that is sharded over processes is measured where it is, as it is",
+            hint="leave device and dtype out",
+        )
     home, own = first.device, first.dtype
     place = home if device is None else find_device(device)
     kind = own if dtype is None else find_dtype(dtype)

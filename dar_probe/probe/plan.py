@@ -15,7 +15,7 @@ from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.text import quote
-from dar_probe.models import registry
+from dar_probe.models import fsdp, registry
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load_checkpoint
 from dar_probe.models.options import CheckpointOptions
@@ -38,6 +38,7 @@ from dar_probe.routing.stream import scheme_of
 from dar_probe.runtime.checks import check_counts
 from dar_probe.runtime.device import find_device, find_dtype
 from dar_probe.runtime.ranks import ALONE, Ranks
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.discover import Asked
 from dar_probe.sites.freshness import freshness
 from dar_probe.sites.layout import Inputs
@@ -109,7 +110,7 @@ class Task:
         engine = ENGINES[self.engine]
         if self.manifest["checkpoint"] is None:  # the module is the user's own
             engine = forward_of(engine)
-        careful = Careful(engine, self.subject, self.recompute)
+        careful = Careful(engine, self.subject, self._recomputing(ranks))
         arrays = walk(
             self.subject,
             self.grid,
@@ -183,6 +184,10 @@ class Task:
             return self
         return replace(self, grid=replace(self.grid, recompute=True))
 
+    def _recomputing(self, ranks: Ranks) -> bool | None:
+        """Return the same; in step no process can decide alone to do so once its memory is full."""
+        return bool(self.recompute) if ranks.in_step else self.recompute
+
     def called(self, name: str | None) -> "Task":
         """Return the task of the same model under another name; None leaves it as it is."""
         if name is None:
@@ -225,7 +230,7 @@ class Task:
             raise UsageError("no intervention was asked for")
         all_ids, all_levels = grid.cell_ids(), grid.cell_levels()
 
-        careful = Careful(ENGINES[self.engine], subject, self.recompute)
+        careful = Careful(ENGINES[self.engine], subject, self._recomputing(ranks))
 
         def work(cells: slice) -> Arrays:
             found = careful(
@@ -268,7 +273,13 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def check_engine(name: str, *, recompute: bool | None = None, stream: str = streams.IMAGE) -> None:
+def check_engine(
+    name: str,
+    *,
+    recompute: bool | None = None,
+    stream: str = streams.IMAGE,
+    sharded: bool = False,
+) -> None:
     """Refuse an engine that is none of ``ENGINES``, or cannot do what else is asked for.
 
     Raises:
@@ -284,40 +295,64 @@ def check_engine(name: str, *, recompute: bool | None = None, stream: str = stre
         raise UsageError(
             f"{wanted} is of hooks, and the engine is {name}", hint="leave the engine out"
         )
+    if sharded and name != "hooks":
+        raise UsageError(
+            f"hooks alone measure a sharded model, and the engine is {name}",
+            hint="leave the engine out",
+        )
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", hint=f"known: {', '.join(ENGINES)}")
 
 
 def of_checkpoint(
-    checkpoint: CheckpointOptions, grid: GridOptions, *, engine: str = "hooks"
+    checkpoint: CheckpointOptions,
+    grid: GridOptions,
+    *,
+    engine: str = "hooks",
+    ranks: Ranks = ALONE,
 ) -> Task:
     """Load a checkpoint and return what ``api.analyze``, given the same options, measures.
+
+    Args:
+        checkpoint: the file, and what it may not tell.
+        grid: samples and noise levels.
+        engine: as for ``api.analyze``.
+        ranks: the processes over which the model is shared out, where that is asked for.
 
     Raises:
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    check_engine(engine, recompute=grid.recompute, stream=grid.stream)
+    check_engine(engine, recompute=grid.recompute, stream=grid.stream, sharded=checkpoint.shard)
+    if checkpoint.shard and not ranks.in_step:
+        raise UsageError("shard is for analyze and ablate, under torchrun", hint="leave it out")
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
     find_dtype(checkpoint.dtype)
     data = rows_of.read(grid.data, grid.samples or ROWS)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
-    loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
+    if checkpoint.shard:
+        over = fsdp.mesh(place, ranks)
+        with ranks.in_turn():  # each reads all of the file: together they would not fit
+            loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
+            fsdp.share_out(loaded.model, over)
+    else:
+        loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
+        if place.type == "cuda":
+            memory_check.require(
+                sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
+            )
+        loaded.model.to(place)
     loaded = replace(
         loaded, name=checkpoint.name or display_name(checkpoint.path, checkpoint.adapter)
     )
-    if place.type == "cuda":
-        memory_check.require(
-            sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
-        )
-    loaded.model.to(place)
     large = sum(p.numel() for p in loaded.model.parameters()) > LARGE
     small = place.type == "cpu" and large
     rows, assumed = rows_of.choose(
-        loaded, data, asked=grid.samples, default=8 if small else ROWS, seed=grid.seed
-    )
+        loaded, data, asked=grid.samples, default=8 if small else ROWS, seed=grid.seed,
+        ranks=ranks,
+    )  # fmt: skip
     task = of_rows(
         loaded,
         rows,
@@ -486,7 +521,7 @@ def provenance(
 
     The model is called as its checkpoint is; without one, as its class is.
     """
-    name = checkpoint["name"] if checkpoint else type(subject.model).__name__
+    name = checkpoint["name"] if checkpoint else class_of(subject.model).__name__
     parameter = next(subject.model.parameters())
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dar_probe.errors import ProbeError, UsageError, out_of_memory
 from dar_probe.probe.measure import Engine
 from dar_probe.probe.recorder import Visitor
+from dar_probe.runtime.sharded import class_of
 from dar_probe.runtime.torch_private import made_again, unmet
 from dar_probe.sites.homes import uncalled
 from dar_probe.sites.packing import elements
@@ -104,7 +105,7 @@ def _recomputing(modules: list[nn.Module]) -> Iterator[None]:
     own = [(module, module.__dict__.get("forward")) for module in modules]
     try:
         for module in modules:
-            module.__dict__["forward"] = _checked(module.forward, type(module).__name__)
+            module.__dict__["forward"] = _checked(module.forward, class_of(module).__name__)
         yield
     finally:
         for module, forward in own:

@@ -16,7 +16,9 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
+from dar_probe.runtime.sharded import own_part, resharded
 from dar_probe.runtime.torch_private import without_checkpointing
+from dar_probe.sites.autograd_entry import begin
 from dar_probe.sites.direct_calls import heard
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.operations import Call, Operation, Visited
@@ -32,7 +34,10 @@ class Visitor:
 
     Attributes:
         subject: the model and its sites.
+        begins: what it sees must require grad, from the entrance on.
     """
+
+    begins = False
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -69,7 +74,8 @@ class Visitor:
             if subject.direct:
                 stack.enter_context(heard(subject.model))
             handles = stack.enter_context(hooked())
-            handles.extend(calls.watch() for calls in self._calls.values())
+            for calls in self._calls.values():
+                handles.append(calls.watch(first=subject.sharded))
             if self._operations:
                 often = {r.module: r.call[1] for r in subject.readers if r.operation is not None}
                 stack.enter_context(Visited(self._operations, often).watching())
@@ -96,7 +102,10 @@ class Visitor:
             self._operations.setdefault(call, []).append((site.operation, visit))
             return
         key = site.module, site.when
-        self._calls.setdefault(key, _Calls(site.module, [])).visits.append((site, visit))
+        # What is spread over processes is seen before hooks of others, which come before ours.
+        begins = self.begins and self.subject.sharded and site.module is self.subject.entrance
+        calls = self._calls.setdefault(key, _Calls(site.module, [], begins=begins))
+        calls.visits.append((site, visit))
 
     def _on_passage(self, source: int, value: Tensor) -> Tensor:
         self.see(source, value)
@@ -117,12 +126,14 @@ class _Calls:
 
     module: nn.Module
     visits: list[tuple[Site, Callable[[Tensor], Tensor]]]
+    begins: bool = False
     count: int = 0
 
-    def watch(self) -> RemovableHandle:
+    def watch(self, *, first: bool) -> RemovableHandle:
+        """Stand at the module; ``first``: before the hooks that others put on it already."""
         if self.visits[0][0].when == "output":
             return self.module.register_forward_hook(self._after)
-        return self.module.register_forward_pre_hook(self._before, with_kwargs=True)
+        return self.module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=first)
 
     def _due(self) -> Iterator[tuple[Site, Callable[[Tensor], Tensor]]]:
         for site, visit in self.visits:
@@ -135,6 +146,8 @@ class _Calls:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.begins and torch.is_grad_enabled():
+            begin(args, kwargs)
         for _, visit in self._due():
             at = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
             if at is not None:
@@ -193,6 +206,8 @@ class Recorder(Visitor):
         rounding: what plain addition loses; None without writers, or under a router.
         state: positional arguments of the state site.
     """
+
+    begins = True
 
     def __init__(
         self, subject: Subject, tapped: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -340,6 +355,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Mode of every submodule, requires_grad of every parameter, every buffer, and requires_grad of
     tensors that modules hold as plain attributes are afterwards as they were.
     """
+    with resharded(model), _frozen(model):
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
     recorded = {id(value) for value in _held(model) if value.requires_grad}
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -403,6 +424,7 @@ def _restore(
         module._buffers[name] = buffer
         if buffer.is_leaf and not value.requires_grad:
             buffer.requires_grad_(False)  # a first block may read a buffer, where autograd starts
-        if not torch.equal(buffer, value):  # a forward may count or cache, in eval mode too
+        # A forward may count or cache, in eval mode too.
+        if not torch.equal(own_part(buffer), own_part(value)):
             with torch.no_grad():
                 buffer.copy_(value)

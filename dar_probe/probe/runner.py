@@ -74,7 +74,7 @@ class Run:
     def plan(self, checkpoint: CheckpointOptions, grid: GridOptions, engine: str) -> plan.Task:
         """Load a checkpoint and return what is measured of it."""
         with self.ranks.leader_first():  # it may draw samples, which the others then find
-            return plan.of_checkpoint(checkpoint, grid, engine=engine)
+            return plan.of_checkpoint(checkpoint, grid, engine=engine, ranks=self.ranks)
 
     def finish(self, task: Measurable, *, name: str | None = None) -> Analysis:
         """Measure, or take what was measured before, and let the leader write the files.

@@ -16,6 +16,7 @@ from dar_probe.files.atomic import write_atomically
 from dar_probe.files.text import quote
 from dar_probe.models.loading import Loaded
 from dar_probe.results.schema import OWN_SAMPLES
+from dar_probe.runtime.ranks import ALONE, Ranks
 
 MAX_TEXT = 600  # characters of how samples were drawn
 
@@ -36,7 +37,13 @@ def read(spec: str | None, most: int | None = None) -> Data | str | None:
 
 
 def choose(
-    loaded: Loaded, wanted: Data | str | None, *, asked: int | None, default: int, seed: int
+    loaded: Loaded,
+    wanted: Data | str | None,
+    *,
+    asked: int | None,
+    default: int,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[Data, list[str]]:
     """Return the samples, and what had to be assumed about them.
 
@@ -51,6 +58,7 @@ def choose(
         asked: number of samples that was asked for: the first rows.
         default: number where none was asked for, or fewer where there are fewer.
         seed: random seed for samples that the model draws.
+        ranks: the processes that share the model, if several do.
 
     Raises:
         UsageError: the data do not fit the model, or have fewer rows than asked for.
@@ -59,7 +67,7 @@ def choose(
     assumed: list[str] = []
     if wanted is None:
         if found.shape != (1, 8, 8) or found.num_classes != 10:
-            rows = own(loaded, asked or default, seed=seed)
+            rows = own(loaded, asked or default, seed=seed, ranks=ranks)
             return rows, [f"no data were given: {rows.description}"]
         wanted = "digits"
         assumed = ["no data were given: the held-out rows of the handwritten digits"]
@@ -79,7 +87,7 @@ def choose(
     return rows, [*assumed, *rows.changes]
 
 
-def own(loaded: Loaded, count: int, *, seed: int) -> Data:
+def own(loaded: Loaded, count: int, *, seed: int, ranks: Ranks = ALONE) -> Data:
     """Return ``count`` samples of the model itself, labels in turn; drawn once per checkpoint."""
     found, parameter = loaded.identified, next(loaded.model.parameters())
     what = (
@@ -90,6 +98,8 @@ def own(loaded: Loaded, count: int, *, seed: int) -> Data:
     name = hashlib.sha256(f"{what}-{count}-{seed}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{name}.npz"
     drawn = _stored(path, (count, *found.shape))
+    if ranks.in_step:  # all of them draw, or none does
+        drawn = ranks.from_leader(drawn)
     if drawn is None:
         drawn = loaded.draw(count, seed=seed)
         if not bool(torch.isfinite(drawn[0]).all()):
@@ -97,7 +107,8 @@ def own(loaded: Loaded, count: int, *, seed: int) -> Data:
                 f"the samples that {quote(loaded.file['name'])} draws are NaN or infinite",
                 hint="give samples with --data, or another --objective",
             )
-        _store(path, *drawn)
+        if ranks.leads or not ranks.in_step:
+            _store(path, *drawn)
     latents, description = drawn
     return Data(
         name=OWN_SAMPLES,

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar_probe.errors import out_of_memory
+from dar_probe.errors import ProbeError, out_of_memory
 from dar_probe.runtime.ranks import ALONE, Ranks
 
 Arrays = dict[str, np.ndarray]
 Work = Callable[[slice], Arrays]
 OnCells = Callable[[int, int], None]
+SAME = ("rms", "loss", "grad_rms", "write_rms")  # what ranks in step are compared by
+ROUNDING = 1e-2  # relative: how far they may differ
 
 
 class Shards(Protocol):
@@ -76,7 +78,7 @@ def measure_shards(
 
     The grid is cut by its own batch size alone, before ranks share the shards in turns: any
     number of ranks does the same work on the same shards. A batch that does not fit into memory
-    is halved.
+    is halved. Ranks in step do all shards together: they share one model.
 
     Args:
         grid: what is walked.
@@ -93,7 +95,7 @@ def measure_shards(
         known = {index: part for index, part in loaded.items() if part is not None}
     parts: dict[int, Arrays] = ranks.from_leader(known)
     missing = [(index, cells) for index, cells in chunks if index not in parts]
-    halving = _Halving(work, grid.batch_size)
+    halving = _Halving(work, grid.batch_size, in_step=ranks.in_step and ranks.world > 1)
 
     def tell() -> None:
         if on_cells:
@@ -102,10 +104,10 @@ def measure_shards(
 
     if parts:
         tell()
-    for start in range(0, len(missing), ranks.world):
-        turn = missing[start : start + ranks.world]
-        own = halving(turn[ranks.rank][1]) if ranks.rank < len(turn) else None
-        for (index, _), part in zip(turn, ranks.gather(own), strict=False):
+    width = 1 if ranks.in_step else ranks.world
+    for start in range(0, len(missing), width):
+        turn = missing[start : start + width]
+        for (index, _), part in zip(turn, _shared(halving, turn, ranks), strict=False):
             parts[index] = part
             if shards is not None and ranks.leads:
                 shards.save(first + index, part)
@@ -113,12 +115,42 @@ def measure_shards(
     return _joined([parts[index] for index, _ in chunks])
 
 
-class _Halving:
-    """Does the work in batches that fit into memory."""
+def _shared(work: Work, turn: list[tuple[int, slice]], ranks: Ranks) -> list[Arrays]:
+    """Return the arrays of the shards of one turn: each rank does one of them, or in step all one.
 
-    def __init__(self, work: Work, size: int) -> None:
+    Raises:
+        ProbeError: ranks in step found different numbers.
+    """
+    if not ranks.in_step:
+        return ranks.gather(work(turn[ranks.rank][1]) if ranks.rank < len(turn) else None)
+    own = work(turn[0][1])
+    said = ranks.gather({name: own[name] for name in SAME if name in own})
+    if not all(_agrees(said[0][name], one[name]) for one in said for name in said[0]):
+        raise different()
+    return [ranks.from_leader(own)]
+
+
+def _agrees(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=ROUNDING, equal_nan=True)
+
+
+def different() -> ProbeError:
+    """Return the error of processes that share a module, and see different states in it."""
+    return ProbeError(
+        "the processes that share this module see different states: each has a part of the stream "
+        "of its own (sequence parallelism), or they were given different inputs",
+        hint="let blocks take and return whole tensors, the same on every process, as without "
+        "SequenceParallel; the batch function must not depend on the rank",
+    )
+
+
+class _Halving:
+    """Does the work in batches that fit into memory, unless ranks are in step."""
+
+    def __init__(self, work: Work, size: int, *, in_step: bool = False) -> None:
         self.work = work
         self.size = size
+        self.in_step = in_step
 
     def __call__(self, cells: slice) -> Arrays:
         found: list[Arrays] = []
@@ -129,6 +161,13 @@ class _Halving:
                 found.append(self.work(piece))
             except Exception as error:  # allocators have no common error
                 length = piece.stop - piece.start
+                if self.in_step and out_of_memory(error):
+                    # The others are in the middle of this batch, and wait for this process.
+                    raise ProbeError(
+                        f"memory ran out in a batch of {length}, which processes that share one "
+                        "module cannot halve each for itself",
+                        hint="ask for a smaller --batch-size, or for --recompute",
+                    ) from error
                 if length == 1 or not out_of_memory(error):
                     raise
                 self.size = math.ceil(length / 2)

@@ -10,6 +10,7 @@ from dar_probe.errors import ProbeError, UsageError, blamed
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.probe.measure import Batch, Loss, check_losses
 from dar_probe.probe.recorder import Visitor
+from dar_probe.runtime.sharded import class_of
 
 PURE_HINT = (
     "make it a function of each sample's id: torch.randn(shape, "
@@ -55,7 +56,7 @@ def forward_of(engine: Callable[..., Any]) -> Callable[..., Any]:
     """Return an engine that blames a user's module for what its forward raises."""
 
     def run(visitor: Visitor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = type(visitor.subject.model).__name__
+        name = class_of(visitor.subject.model).__name__
         with blamed(lambda why: UsageError(f"the forward of {name} fails: {why}"), ours=False):
             return engine(visitor, args, kwargs)
 

@@ -121,7 +121,7 @@ class Turns:
         if reader != self.turns + 1:
             raise UsageError(
                 f"reader {reader} reads the stream out of turn, expected reader {self.turns + 1}",
-                hint="checkpoint the branches (attention, MLP), not whole blocks",
+                hint="checkpoint, or fully_shard, the branches (attention, MLP), not whole blocks",
             )
         self.turns += 1
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dar_probe.errors import ProbeError
+from dar_probe.errors import ProbeError, UsageError, lost_connection
 
 AGAIN = "the message of that process says why; run the job again with --resume"
 
@@ -20,10 +20,12 @@ class Ranks:
     Attributes:
         rank: its number; 0 leads, and alone touches files.
         world: how many there are.
+        in_step: all do the same work at the same time: they share one module, not the work.
     """
 
     rank: int = 0
     world: int = 1
+    in_step: bool = False
 
     @property
     def leads(self) -> bool:
@@ -50,8 +52,23 @@ class Ranks:
         return self.gather(value if self.leads else None)[0]
 
     @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one process after the other do the body."""
+        for _ in range(self.rank):
+            self.gather(None)
+        yield
+        for _ in range(self.rank, self.world):
+            self.gather(None)
+
+    @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let the leader do the body before the others: it fills a cache that they read."""
+        """Let the leader do the body before the others: it fills a cache that they read.
+
+        In step all do it together.
+        """
+        if self.in_step:
+            yield
+            return
         if not self.leads:
             self.gather(None)
         yield
@@ -63,9 +80,22 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Yield this process's place in the job that torchrun started, if it did."""
-    if not _in_job():
+def joined(*, in_step: bool = False) -> Iterator[Ranks]:
+    """Yield this process's place in the job that torchrun started, if it did.
+
+    Args:
+        in_step: the processes share one model, and not the work.
+
+    Raises:
+        UsageError: they are to share a model, and torchrun has started none.
+    """
+    if in_step and "RANK" not in os.environ:
+        raise UsageError(
+            "--shard shares the model out over the processes of torchrun, and this is a process of "
+            "its own",
+            hint="torchrun --nproc-per-node 2 -m dar_probe.cli analyze ... --shard",
+        )
+    if not _in_job() and not in_step:
         yield ALONE
         return
     import torch.distributed as dist
@@ -75,7 +105,7 @@ def joined() -> Iterator[Ranks]:
             # Small arrays cross on the CPU, whatever the device; gradients where they are.
             dist.init_process_group("cpu:gloo,cuda:nccl" if _nccl() else "gloo")
         try:
-            yield Ranks(rank=dist.get_rank(), world=dist.get_world_size())
+            yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), in_step=in_step)
         finally:
             dist.destroy_process_group()
 
@@ -121,16 +151,9 @@ def alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _lost(error):
+        if not lost_connection(error):
             raise
         raise ProbeError(
             "another process of this job has ended",
             hint=AGAIN,
         ) from error
-
-
-def _lost(error: RuntimeError) -> bool:
-    # Gloo raises bare RuntimeErrors, which begin with the place in its source.
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

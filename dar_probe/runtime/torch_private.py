@@ -1,4 +1,4 @@
-"""The three places where torch is asked what its public interface does not tell."""
+"""The four places where torch is asked what its public interface does not tell."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +71,19 @@ def without_checkpointing() -> Iterator[None]:
     finally:
         for name, thing in theirs.items():
             setattr(checkpointing, name, thing)
+
+
+def forget_reduction_dtypes(part: Any) -> None:
+    """Let a module of ``fully_shard`` look again at which of its parameters are trained.
+
+    At its first forward FSDP notes in which number type gradients are reduced: in none, where all
+    parameters are frozen at that moment.
+    """
+    state = part._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one group alone before torch 2.12
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        if group is not None:
+            group._init_mp_dtypes()
 
 
 class _Once:

@@ -11,24 +11,33 @@ from dar_probe.errors import ProbeError
 
 
 @contextmanager
-def entrance(block: nn.Module) -> Iterator[None]:
+def entrance(block: nn.Module, *, first: bool = False) -> Iterator[None]:
     """Let autograd record from the first block on, where nothing before it requires grad.
 
     What the model itself holds requires grad then, not a copy: the model may use it again beside
     the block, as the residual addition outside of a block or a long skip does. Call the model on
     ``entering`` arguments, so that those are no tensors of the caller.
+
+    Args:
+        block: the first block.
+        first: before the hooks that others put on it already.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if _unrecorded(value):
-                value.requires_grad_()
+        begin(args, kwargs)
 
-    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
     try:
         yield
     finally:
         handle.remove()
+
+
+def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let autograd record what is made of these arguments."""
+    for value in (*args, *kwargs.values()):
+        if _unrecorded(value):
+            value.requires_grad_()
 
 
 def entering(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dar_probe.errors import UsageError
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.homes import uncalled
 from dar_probe.sites.hooks import hooked
 from dar_probe.sites.tracing import is_norm
@@ -41,7 +42,7 @@ def members(model: nn.Module) -> list[nn.Module]:
         name: found
         for name, found in lists.items()
         if len(found) > 1
-        and len(set(map(type, found))) == 1
+        and len(set(map(class_of, found))) == 1
         and all(next(member.children(), None) is not None for member in found)
         and not isinstance(found[0], LISTS)
     }
@@ -60,13 +61,13 @@ def members(model: nn.Module) -> list[nn.Module]:
         for name, found in chosen.items()
         if not any(name.startswith(f"{other}.") for other in chosen)
     }
-    kinds = {type(one) for found in outer.values() for one in found if not uncalled(one)}
+    kinds = {class_of(one) for found in outer.values() for one in found if not uncalled(one)}
     homes = {name.rpartition(".")[0] for name in outer}
     single = [
         child
         for home in homes
         for child in model.get_submodule(home).children()
-        if type(child) in kinds
+        if class_of(child) in kinds
     ]
     return [*(member for found in outer.values() for member in found), *single]
 
@@ -82,7 +83,7 @@ def _holds_stages(found: list[nn.Module]) -> bool:
         if uncalled(one)
         or (isinstance(one, nn.ModuleList) and min(map(_norms, _filled(one)), default=0) > 1)
     ]
-    return bool(stages) and all(len(set(map(type, one))) == 1 for one in stages)
+    return bool(stages) and all(len(set(map(class_of, one))) == 1 for one in stages)
 
 
 def _norms(module: nn.Module) -> int:

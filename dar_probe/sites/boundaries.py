@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites import stream_detection
 from dar_probe.sites.layout import HINT, PLAIN, Layout
 from dar_probe.sites.subject import Reader, Source, Subject, View
@@ -19,7 +20,7 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
     ``stated`` is the layout that the user names.
     """
     main = found.main()
-    passed = [p for p in found.passed if type(p.home[0]) is main]
+    passed = [p for p in found.passed if class_of(p.home[0]) is main]
     last = passed[-1]
     item = next(iter(last.gave), None)
     taken = all(p.given and found.layout.fits(p.given[0]) for p in passed)
@@ -36,7 +37,7 @@ def by_block(model: nn.Module, found: Trace, why: str, stated: Layout | None = N
         ):
             raise ProbeError(
                 "nothing can be compared between the blocks: tokens change their places from a "
-                f"{type(call.home[0]).__name__} to the next block",
+                f"{class_of(call.home[0]).__name__} to the next block",
                 hint="let the blocks hand on tokens in one order, and reorder them within",
             )
     begins = [found.first_of(p) for p in passed]
@@ -144,7 +145,7 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
     """
     for call, following in pairwise(passed):
         state, after = call.given[0], following.given[0]
-        kind = type(call.home[0]).__name__
+        kind = class_of(call.home[0]).__name__
         if not stream_detection.comes_from(found, after, call):
             raise ProbeError(
                 f"nothing can be measured between the blocks: {why}, and what a {kind} takes first "
@@ -162,7 +163,7 @@ def _check_linked(found: Trace, passed: list[Passed], why: str) -> None:
         if _adds_up(found, call, following):
             raise ProbeError(
                 f"nothing can be measured between the blocks: {why}, and a "
-                f"{type(following.home[0]).__name__} adds up two states that the block before "
+                f"{class_of(following.home[0]).__name__} adds up two states that the block before "
                 "handed on: the stream is their sum, which stands nowhere",
                 hint="add them before the norm: norm(x + residual), not norm(x, residual)",
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites import layout, operations, second_stream, stream_detection
 from dar_probe.sites.autograd_entry import nothing_overwritten
 from dar_probe.sites.block_lists import members, named, repeated
@@ -199,7 +200,7 @@ def _plain(found: Trace) -> bool:
     states = [
         state
         for passed in found.passed
-        if type(passed.home[0]) is main
+        if class_of(passed.home[0]) is main
         for state in (*passed.given[:1], *passed.gave.values())
     ]
     return any(map(PLAIN.fits, states)) or not states
@@ -238,7 +239,7 @@ def _aside(found: Trace, links: list[Link]) -> list[nn.Module]:
     if len(on_stream) < 2:
         raise NoStream("no stream runs through two blocks")
     main = found.main()
-    counted = [passed.home in on_stream for passed in found.passed if type(passed.home[0]) is main]
+    counted = [p.home in on_stream for p in found.passed if class_of(p.home[0]) is main]
     if 2 * sum(counted) < len(counted):
         raise NoStream(
             f"the stream that the output depends on runs through {sum(counted)} of {len(counted)} "

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from dar_probe.runtime.sharded import class_of, whole
+
 NORMS = "every norm still has its initial parameters"
 LAYERS = "its linear layers hold what PyTorch draws for new ones"
 ENOUGH = 1024  # weights of a layer, from which their spread is known to a few percent
@@ -23,18 +25,19 @@ def freshness(model: nn.Module) -> str:
     parameters = [
         parameter
         for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
+        if "norm" in class_of(module).__name__.lower()
+        for parameter in map(whole, module.parameters(recurse=False))
     ]
     # Some gains are stored as their difference from one.
     if not all(bool((p == 0).all()) or bool((p == 1).all()) for p in parameters):
         return ""
-    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
-    if parameters and not (weights and all(map(_of_16_bits, weights[:MOST]))):
+    layers = [module for module in model.modules() if class_of(module) is nn.Linear]
+    weights = [one.get_parameter("weight") for one in layers]
+    if parameters and not (weights and all(_of_16_bits(whole(one)) for one in weights[:MOST])):
         return NORMS
-    layers = [weight for weight in weights if weight.numel() >= ENOUGH]
-    seen = layers[:: max(len(layers) // MOST, 1)]
-    drawn = [_as_drawn(weight) for weight in seen]
+    large = [weight for weight in weights if weight.numel() >= ENOUGH]
+    seen = large[:: max(len(large) // MOST, 1)]
+    drawn = [_as_drawn(whole(weight)) for weight in seen]
     return LAYERS if drawn and sum(drawn) >= SHARE * len(drawn) else ""
 
 

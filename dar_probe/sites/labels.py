@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.stream_detection import Link, depends
 from dar_probe.sites.tracing import Read, Trace
 
@@ -31,7 +32,7 @@ def kind_of(
     aside = _aside(found, links[-2], links[-1])
     beside = {part for at in aside if at in called for part in called[at].modules()}
     called = {at: module for at, module in called.items() if module not in beside}
-    text = {at: f"{names[m]} {type(m).__name__}".lower() for at, m in called.items()}
+    text = {at: f"{names[m]} {class_of(m).__name__}".lower() for at, m in called.items()}
     attention = [at for at, words in text.items() if "attention" in words or "attn" in words]
     if not attention:
         kind = _attended(found, links[-2], links[-1])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dar_probe.errors import ProbeError
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.hooks import hooked
 
 Call = tuple[nn.Module, int]  # a block and which of its calls
@@ -136,8 +137,8 @@ class Visited(Watched):
         block, number = self._call()
         if number >= self._wanted.get(block, number + 1):
             raise ProbeError(
-                f"a {type(block).__name__} runs more often than the {self._wanted[block]} times "
-                "that it ran when its sites were found",
+                f"a {class_of(block).__name__} runs more often than the {self._wanted[block]} "
+                "times that it ran when its sites were found",
                 hint="the forward must take the same way for all samples and noise levels",
             )
 
@@ -149,7 +150,7 @@ class Visited(Watched):
             step = operation.uses.index(number)
             if name_of(run) != operation.names[step]:
                 raise ProbeError(
-                    f"a {type(call[0]).__name__} runs {name_of(run)!r} where it ran "
+                    f"a {class_of(call[0]).__name__} runs {name_of(run)!r} where it ran "
                     f"{operation.names[step]!r} when its sites were found",
                     hint="the forward must take the same way for all samples and noise levels",
                 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dar_probe.runtime.sharded import class_of
 from dar_probe.sites.layout import Layout
 from dar_probe.sites.packing import Item
 from dar_probe.sites.tracing import Passed, Read, State, Trace
@@ -142,7 +143,7 @@ def back(trace: Trace, steps: list[Step], ends: list[int]) -> list[Link]:
             if own := reads_within(trace, passed, last.read, last.place):
                 steps[-1] = replace(last, added=True)
         if not own:
-            name = type(passed.home[0]).__name__
+            name = class_of(passed.home[0]).__name__
             raise NoStream(
                 f"a {name} hands on no state that a norm in it reads, plus what it writes"
             )
@@ -397,7 +398,7 @@ def handed_on(
 def _check_order(passed: Passed, state: State, read: Read) -> None:
     """Refuse tokens at other places: no token of the old stream is that of the new one."""
     if reordered(State(read.value, read.layout), state):
-        kind = type(passed.home[0]).__name__
+        kind = class_of(passed.home[0]).__name__
         raise NoStream(f"tokens change their places behind a {kind}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dar_probe.runtime.sharded import is_sharded
 from dar_probe.sites.layout import PLAIN, Layout
 from dar_probe.sites.operations import Operation
 from dar_probe.sites.packing import Item
@@ -157,6 +158,7 @@ class Subject:
         routes: given the positional arguments of ``state_site``, the weights of every reader,
             (N, T, offered) each; None where every offered source enters with weight one.
         state_site: the module whose arguments carry the routing state.
+        router: the module whose parameters ``routes`` needs.
         blocks: the modules that discovery took for blocks, as far as they were called.
         entrance: the first block, where autograd starts if its input needs no gradient; None
             where the model's first input can require it.
@@ -175,6 +177,7 @@ class Subject:
     writers: tuple[nn.Module, ...] | None = None
     routes: Callable[[tuple[Any, ...]], list[Tensor]] | None = None
     state_site: nn.Module | None = None
+    router: nn.Module | None = None
     blocks: tuple[nn.Module, ...] = ()
     entrance: nn.Module | None = None
     direct: bool = False
@@ -187,6 +190,11 @@ class Subject:
         """Rows of ``readers`` whose reads are z_0..z_B: the first of each block, and the head."""
         blocks = [reader.block for reader in self.readers]
         return [i for i, b in enumerate(blocks) if i == 0 or b != blocks[i - 1]]
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether the model's parameters are spread over processes, which run it in step."""
+        return is_sharded(self.model)
 
     @cached_property
     def offered_mask(self) -> Tensor:

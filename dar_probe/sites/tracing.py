@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from dar_probe.runtime.sharded import class_of, gathering, is_dtensor, is_sharded
 from dar_probe.sites.autograd_entry import entering, entrance
 from dar_probe.sites.homes import Home, Homes
 from dar_probe.sites.hooks import hooked
@@ -24,6 +25,7 @@ from dar_probe.sites.operations import Call, Operation, Visited
 from dar_probe.sites.packing import Item, elements, leaves
 
 Judge = Callable[[Any], Tensor]  # the loss of an output
+Meet = Callable[[Tensor], None]  # see ``gathering``
 
 
 class State(NamedTuple):
@@ -154,7 +156,7 @@ class Trace:
         sizes: Counter[type[nn.Module]] = Counter()
         for passed in self.passed:
             block = passed.home[0]
-            sizes[type(block)] += sum(p.numel() for p in block.parameters())
+            sizes[class_of(block)] += sum(p.numel() for p in block.parameters())
         return max(sizes, key=lambda kind: sizes[kind])
 
 
@@ -181,16 +183,18 @@ def trace(
     if not expected:
         return watch.found
     with ExitStack() as stack:
+        sharded = is_sharded(model)
         for module in set(expected):  # the first ones may run without gradients
-            stack.enter_context(entrance(module))
-        stack.enter_context(_watched(model, watch.enter, watch.leave))
+            stack.enter_context(entrance(module, first=sharded))
+        stack.enter_context(_watched(model, watch.enter, watch.leave, first=sharded))
+        meet = stack.enter_context(gathering(model))
         if operations:
             visits = {
-                call: [(one, partial(watch.take, one)) for one in found]
+                call: [(one, partial(watch.take, one, meet)) for one in found]
                 for call, found in operations.items()
             }
             stack.enter_context(Visited(visits).watching())
-        stack.enter_context(_Attention(watch.found))
+        stack.enter_context(_Attention(watch.found, meet))
         args, kwargs = entering(args, kwargs)
         output = model(*args, **kwargs)
     chosen = _judged(output, judge)
@@ -226,7 +230,7 @@ class _Watch:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         found, at = self.found, len(self.found.calls)
-        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        given = [v for v in (*args, *kwargs.values()) if _is_whole(v)]
         value = given[0] if given else None
         number = self._count[module]
         self._count[module] += 1
@@ -263,9 +267,10 @@ class _Watch:
         )  # fmt: skip
         return _replace(args, kwargs, value, cut)
 
-    def take(self, operation: Operation, value: Tensor) -> Tensor:
+    def take(self, operation: Operation, meet: Meet, value: Tensor) -> Tensor:
         """Cut off what operations of a block take."""
         found, home = self.found, self._homes.now
+        meet(value)
         assert home is not None
         if (layout := found.lies(value)) is None:
             return value
@@ -300,7 +305,7 @@ class _Watch:
         passed.gave = {
             item: value
             for item, value in leaves(output).items()
-            if isinstance(value, Tensor)
+            if _is_whole(value)
             and (value.ndim >= 3 or found.lies(value) is not None)
             and value.requires_grad
         }
@@ -317,6 +322,8 @@ class _Watch:
         given = found.passed[-1].given
         lies = ((v, found.lies(v)) for v in given)
         widths = {v.shape[how.features] for v, how in lies if how is not None}
+        if is_dtensor(value):
+            return None
         for layout in (*found.layouts, *(layout.last for layout in found.layouts)):
             if layout.fits(value) and value.shape[layout.features] in widths:
                 return layout.take(value)
@@ -326,7 +333,7 @@ class _Watch:
 
     def _is_sequence(self, value: Any) -> bool:
         """Tell whether a value is (1, T, D) in some layout, with several tokens and features."""
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim > 3:
+        if not _is_whole(value) or not value.is_floating_point() or value.ndim > 3:
             return False
         lies = [one.last for one in self.found.layouts if one.last.fits(value)]
         return any(min(one.take(value).shape[1:]) > 1 for one in lies)
@@ -335,15 +342,16 @@ class _Watch:
 class _Attention(TorchFunctionMode):
     """Notes where attention runs, whatever the module that runs it is called."""
 
-    def __init__(self, found: Trace) -> None:
+    def __init__(self, found: Trace, meet: Meet) -> None:
         super().__init__()
-        self._found = found
+        self._found, self._meet = found, meet
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func is functional.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention and not is_dtensor(made):
             key = args[1] if len(args) > 1 else kwargs["key"]
+            self._meet(key)
             self._found.attended.append((len(self._found.calls), key, made))
         return made
 
@@ -361,10 +369,15 @@ def _features_last(module: nn.Module, value: Tensor) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises the features of each token by itself."""
-    name = type(module).__name__.lower()
+    name = class_of(module).__name__.lower()
     # Norms over the batch or over groups of channels do not read tokens (N, T, D) by themselves.
     others = ("batch", "group", "instance")
     return "norm" in name and not list(module.children()) and not any(o in name for o in others)
+
+
+def _is_whole(value: Any) -> bool:
+    """Tell whether a value is a tensor; within branches, some are spread over processes."""
+    return isinstance(value, Tensor) and not is_dtensor(value)
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -444,17 +457,18 @@ def _look(
         if module in inside and not is_norm(module) and not hands_on:
             found.add(module)
 
-    with _watched(model, enter, leave), torch.no_grad():
+    with _watched(model, enter, leave, first=is_sharded(model)), torch.no_grad():
         model(*args, **kwargs)
     return found - normed, calls
 
 
 @contextmanager
 def _watched(
-    model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None]
+    model: nn.Module, enter: Callable[..., Any], leave: Callable[..., None], *, first: bool
 ) -> Iterator[None]:
+    """Call ``enter`` and ``leave`` at every module; ``first``: enter before the hooks of others."""
     with hooked() as handles:
         for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
             handles.append(module.register_forward_hook(leave))
         yield

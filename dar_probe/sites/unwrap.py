@@ -11,20 +11,21 @@ from dar_probe.sites.autograd_entry import nothing_overwritten, with_grad
 from dar_probe.sites.hooks import hooked
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-# By name: to import them takes longer than the audit of a small model.
-SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+FSDP1 = "FullyShardedDataParallel"  # by name: its import takes longer than a small audit
 INNER = ("_orig_mod", "_checkpoint_wrapped_module")  # torch's names for what it wrapped
 
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside torch.compile, DataParallel and DistributedDataParallel.
 
-    Wrappers may be stacked in any order. Submodules that are compiled or checkpointed stay as
-    they are: held ``untouched`` they run eagerly, and their hooks fire.
+    Wrappers may be stacked in any order. Modules of ``fully_shard`` and of tensor parallelism have
+    no wrapper: they stay as they are, and all their processes run in step. Submodules that are
+    compiled or checkpointed stay as they are: held ``untouched`` they run eagerly, and their hooks
+    fire.
 
     Raises:
-        ProbeError: parameters are sharded over processes, or a submodule has a parallel wrapper
-            of its own.
+        ProbeError: parameters are flattened by FullyShardedDataParallel, or a submodule has a
+            parallel wrapper of its own.
     """
     while True:
         if "_orig_mod" in module._modules:
@@ -40,12 +41,12 @@ def unwrap(module: nn.Module) -> nn.Module:
                 "forward concerns other devices or processes",
                 hint="put the wrapper's .module in its place",
             )
-        kinds = {kind.__name__ for kind in type(part).__mro__}
-        shards = any(type(p).__name__ == "DTensor" for p in part.parameters(recurse=False))
-        if shards or kinds & SHARDED:
+        if FSDP1 in {kind.__name__ for kind in type(part).__mro__}:
             raise ProbeError(
-                "the parameters of the module are sharded over processes (FSDP or DTensor)",
-                hint="gather the full state dict and load it into a plain copy of the model",
+                f"the parameters of the module are sharded over processes by {FSDP1}, which "
+                "flattens them and hides the modules that they belong to",
+                hint="shard it with torch.distributed.fsdp.fully_shard instead, or load its full "
+                "state dict into a plain copy of the model",
             )
     return module
 

@@ -7,11 +7,15 @@ from torch import nn
 from dar_probe.analysis import Analysis
 from dar_probe.errors import UsageError
 from dar_probe.probe import module_plan
+from dar_probe.probe.in_step import check_same_question
 from dar_probe.probe.options import GridOptions, ModuleOptions
 from dar_probe.probe.plan import OnCells, Task
 from dar_probe.probe.recorder import same_randomness
 from dar_probe.results import streams
 from dar_probe.results.fail_rule import Rule
+from dar_probe.runtime.ranks import alive
+from dar_probe.runtime.sharded import ranks_of
+from dar_probe.sites.unwrap import unwrap
 from dar_probe.training.finetune import FinetuneOptions, OnStep, train_copy
 
 
@@ -43,6 +47,18 @@ def audit(
         ProbeError: no pre-norm stack was found, or nothing could be measured.
         UsageError: an argument does not fit.
     """
+    ranks = ranks_of(unwrap(module))
+    if training is not None and ranks.in_step:
+        raise UsageError(
+            "a module that is sharded over processes cannot be copied, and it is a copy that is "
+            "trained",
+            hint="leave train_steps out",
+        )
+    if ranks.in_step:
+        with alive():
+            check_same_question(ranks, options.asked, grid)
+            task = module_plan.of_module(module, options, grid)
+            return Analysis(task.measure(ranks=ranks, on_cells=on_cells), fail_on=rule)
     task = module_plan.of_module(module, options, grid)
     if training is None:
         return Analysis(task.measure(on_cells=on_cells), fail_on=rule)

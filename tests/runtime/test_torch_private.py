@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from dar_probe.runtime.torch_private import memory_events, without_checkpointing
+from dar_probe.runtime.torch_private import (
+    forget_reduction_dtypes,
+    memory_events,
+    without_checkpointing,
+)
 
 
 def test_allocations_and_releases_come_in_order():
@@ -37,3 +45,26 @@ def test_a_checkpoint_can_be_switched_off(reentrant):
     x, total = run()
     total.backward()
     assert x.grad is not None and len(seen) == 2
+
+
+def test_a_sharded_module_that_first_ran_frozen_can_be_trained():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        mesh = init_device_mesh("cpu", (1,))
+        model = fully_shard(nn.Linear(3, 3), mesh=mesh, mp_policy=half)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            model(torch.ones(2, 3))
+        model.reshard()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        group = model._get_fsdp_state()._fsdp_param_groups[0]
+        assert group._orig_dtype is None, "torch has changed: this is needed no more"
+        forget_reduction_dtypes(model)
+        assert group._orig_dtype is torch.float32
+        model(torch.ones(2, 3)).sum().backward()
+        assert all(p.grad.dtype is torch.float32 for p in model.parameters())
+    finally:
+        dist.destroy_process_group()

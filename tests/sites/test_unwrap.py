@@ -219,14 +219,19 @@ def tensor_parallel(model):
 
 
 @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
-@pytest.mark.parametrize(
-    "wrap", [fsdp1, fsdp1_inside, fsdp2, tensor_parallel], ids=lambda wrap: wrap.__name__
-)
-def test_sharded_parameters_are_refused(wrap, one_process):
+@pytest.mark.parametrize("wrap", [fsdp1, fsdp1_inside], ids=lambda wrap: wrap.__name__)
+def test_flattened_parameters_are_refused(wrap, one_process):
     model = wrap(stack())
-    with pytest.raises(dp.ProbeError, match="sharded over processes") as caught:
+    with pytest.raises(dp.ProbeError, match="over processes by FullyShardedDataParallel") as caught:
         audit(model)
-    assert "full state dict" in caught.value.hint
+    assert "fully_shard" in caught.value.hint and "full state dict" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize("wrap", [fsdp2, tensor_parallel], ids=lambda wrap: wrap.__name__)
+def test_sharded_parameters_of_one_process_are_measured_as_they_are(wrap, one_process):
+    """Of several processes: tests/probe/test_sharded_modules.py."""
+    same(audit(wrap(stack())), audit(stack()))
 
 
 class Scaled(nn.Module):
