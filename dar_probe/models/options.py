@@ -26,6 +26,9 @@ class CheckpointOptions:
         text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
         adapter: a LoRA adapter that is merged into it, a folder or a .safetensors file.
+        offload: where the weights of blocks stay until their block runs: "disk", in the files of
+            a folder of diffusers, or "cpu", in host memory while the model runs on a GPU; None:
+            all of them are beside the model.
     """
 
     path: str | Path
@@ -38,6 +41,7 @@ class CheckpointOptions:
     text: str | Path | None = None
     name: str | None = None
     adapter: str | Path | None = None
+    offload: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.text import quote
+from dar_probe.models import offload as offloading
 from dar_probe.models import registry
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load_checkpoint
@@ -62,6 +63,7 @@ class Task:
         manifest: provenance, see ``provenance``.
         engine: one of ``ENGINES``.
         interventions: what ``ablation.wanted`` returns; None: nothing is intervened with.
+        offload: where the weights of blocks are between their calls, one of ``offload.KINDS``.
     """
 
     subject: Subject
@@ -73,6 +75,7 @@ class Task:
     manifest: dict[str, Any]
     engine: str = "hooks"
     interventions: dict[str, Any] | None = None
+    offload: str | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -133,7 +136,8 @@ class Task:
                 **self.manifest,
                 "batch_size": tell.batch_size,
                 "engine": self.engine,
-                "recompute": careful.recomputes,
+                "recompute": careful.recomputes or self.offload is not None,
+                "offload": self.offload,
             },
             torch=torch.__version__,
         )
@@ -141,8 +145,8 @@ class Task:
 
     @property
     def recompute(self) -> bool | None:
-        """As the grid says; hooks alone can."""
-        return self.grid.recompute if self.engine == "hooks" else False
+        """As the grid says; hooks alone can, and blocks whose weights come and go do anyway."""
+        return self.grid.recompute if self.engine == "hooks" and self.offload is None else False
 
     def called(self, name: str | None) -> "Task":
         """Return the task of the same model under another name; None leaves it as it is."""
@@ -228,12 +232,25 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def check_engine(name: str, *, recompute: bool | None = None) -> None:
-    """Refuse an engine that is none of ``ENGINES``, or cannot recompute where that is asked for.
+def check_engine(
+    name: str, *, recompute: bool | None = None, offload: str | None = None
+) -> None:
+    """Refuse an engine that is none of ``ENGINES``, or cannot do what else is asked for.
 
     Raises:
         UsageError: naming those there are.
     """
+    offloading.check(offload)
+    if offload is not None and recompute is False:
+        raise UsageError(
+            f"with offload={offload!r} blocks are always run again in the backward: their weights "
+            "would stay otherwise",
+            hint="leave recompute out",
+        )
+    if offload is not None and name != "hooks":
+        raise UsageError(
+            f"offload is of hooks, and the engine is {name}", hint="leave the engine out"
+        )
     if recompute and name != "hooks":
         raise UsageError(
             f"recompute is of hooks, and the engine is {name}", hint="leave the engine out"
@@ -251,10 +268,12 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    check_engine(engine, recompute=grid.recompute)
+    check_engine(engine, recompute=grid.recompute, offload=checkpoint.offload)
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
+    if checkpoint.offload == "cpu":
+        offloading.check_cpu(place)
     find_dtype(checkpoint.dtype)
     data = rows_of.read(grid.data, grid.samples or ROWS)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
@@ -262,11 +281,7 @@ def of_checkpoint(
     loaded = replace(
         loaded, name=checkpoint.name or display_name(checkpoint.path, checkpoint.adapter)
     )
-    if place.type == "cuda":
-        memory_check.require(
-            sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
-        )
-    loaded.model.to(place)
+    _bring(loaded, place, streamed=checkpoint.offload is not None)
     large = sum(p.numel() for p in loaded.model.parameters()) > LARGE
     small = place.type == "cpu" and large
     rows, assumed = rows_of.choose(
@@ -282,7 +297,25 @@ def of_checkpoint(
         assumed=assumed,
         doubted=rows.name != OWN_SAMPLES,
     )
-    return replace(task, grid=replace(task.grid, recompute=grid.recompute))
+    grid_again = replace(task.grid, recompute=grid.recompute)
+    return replace(task, grid=grid_again, offload=checkpoint.offload)
+
+
+def _bring(loaded: Loaded, place: torch.device, *, streamed: bool) -> None:
+    """Bring a model to its device, or of its blocks, where they are streamed, one at a time.
+
+    Raises:
+        ProbeError: there is no room.
+    """
+    model = loaded.model
+    if streamed:
+        memory_check.require(offloading.needed(model), place)
+        own = dict(model.named_parameters(remove_duplicate=False))
+        offloading.stream(model, own if loaded.weights is None else loaded.weights, place)
+        return
+    if place.type == "cuda":
+        memory_check.require(sum(p.numel() * p.element_size() for p in model.parameters()), place)
+    model.to(place)
 
 
 def of_rows(
@@ -312,11 +345,11 @@ def of_rows(
         CheckpointError, ProbeError: the sites are not where they were named.
     """
     model, objective = loaded.model, loaded.objective
-    parameter = next(model.parameters())
     reached = torch.unique(objective.reached(torch.from_numpy(levels)))
     problem = Denoising(
-        objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
-    )
+        objective, rows, seed=seed, device=offloading.device_of(model), dtype=dtype_of(model),
+        call=loaded.call,
+    )  # fmt: skip
     with untouched(model):
         level = reached[len(reached) // 2].reshape(1)
         one = problem.batch(rows.ids[:1], level)
@@ -374,7 +407,7 @@ def _discover(loaded: Loaded, inputs: Inputs, two: Callable[[], Inputs]) -> Subj
         **found.facts,
         "family": loaded.identified.family,
         "heads": heads,
-        "fresh": freshness(loaded.model),
+        "fresh": freshness(loaded.model, offloading.stored(loaded.model)),
     }
     return replace(found, family=loaded.identified.family, facts=facts)
 
@@ -414,7 +447,6 @@ def provenance(
     The model is called as its checkpoint is; without one, as its class is.
     """
     name = checkpoint["name"] if checkpoint else type(subject.model).__name__
-    parameter = next(subject.model.parameters())
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {
         "checkpoint": checkpoint,
@@ -429,7 +461,7 @@ def provenance(
             **(config or {}),
         },
         "seed": seed,
-        "device": str(parameter.device),
+        "device": str(offloading.device_of(subject.model)),
         "dtype": dtype,
         "assumptions": assumptions,
         "warnings": list(warnings),

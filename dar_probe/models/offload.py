@@ -1,0 +1,190 @@
+"""Weights of blocks that lie elsewhere: they come for each call of their block, and go after it.
+
+Blocks are run again in the backward, and their weights come again: a graph that kept inner tensors
+would keep the weights of every block as well. Weights are moved by accelerate.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dar_probe.errors import UsageError
+from dar_probe.runtime.torch_private import made_again, unmet
+from dar_probe.sites.homes import uncalled
+
+KINDS = ("disk", "cpu")
+_STORED: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
+
+
+def check(kind: str | None) -> None:
+    """Refuse what is none of ``KINDS``.
+
+    Raises:
+        UsageError: naming those there are, or accelerate, which is not installed.
+    """
+    if kind is None:
+        return
+    if kind not in KINDS:
+        raise UsageError(f"unknown place {kind!r} of weights", hint="--offload takes disk or cpu")
+    accelerate()
+
+
+def check_cpu(place: torch.device) -> None:
+    """Refuse to keep weights in host memory for a model that runs there.
+
+    Raises:
+        UsageError: it does.
+    """
+    if place.type == "cpu":
+        raise UsageError(
+            "--offload cpu keeps weights in host memory for a model on a GPU, and this one runs "
+            "on the CPU, where its weights lie in that memory as it is",
+            hint="--offload disk leaves the weights of a diffusers folder in its files; or "
+            "--device cuda",
+        )
+
+
+def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device) -> None:
+    """Bring a model to a device, all but the weights of its blocks, which come when they are called.
+
+    Between calls the parameters of blocks are on the meta device; they have the shapes and the
+    types of those that come.
+
+    Args:
+        model: its parameters may be on the meta device, its buffers are real.
+        weights: every parameter by its name, on the CPU; what is asked for may be read then.
+        place: where blocks run.
+
+    Raises:
+        UsageError: no blocks were found.
+    """
+    from accelerate.utils import PrefixedDataset, set_module_tensor_to_device
+
+    found = blocks(model)
+    inside = tuple(f"{name}." for name in found)
+    here = str(place)  # accelerate knows "cpu" by its name alone
+    for name, _ in list(model.named_parameters(remove_duplicate=False)):
+        if not name.startswith(inside):
+            set_module_tensor_to_device(model, name, here, value=weights[name])
+    for name, _ in list(model.named_buffers(remove_duplicate=False)):
+        set_module_tensor_to_device(model, name, here)
+    for name, block in found.items():
+        _attach(block, PrefixedDataset(weights, f"{name}."), here)
+    _STORED[model] = weights
+
+
+def stored(model: nn.Module) -> Mapping[str, Tensor]:
+    """Return every parameter of a model that ``stream`` was given; of another model none."""
+    return _STORED.get(model, {})
+
+
+def needed(model: nn.Module) -> int:
+    """Return the bytes of weights that are beside a model at once: one block, and all but blocks.
+
+    Raises:
+        UsageError: see ``blocks``.
+    """
+    sizes = [_bytes(block) for block in blocks(model).values()]
+    return _bytes(model) - sum(sizes) + max(sizes)
+
+
+@contextmanager
+def streamed(model: nn.Module, place: torch.device) -> Iterator[None]:
+    """Let a model on the CPU run on another device block by block; afterwards it is as it was.
+
+    Raises:
+        UsageError: see ``stream``.
+    """
+    own = [(m, dict(m._parameters), dict(m._buffers), dict(m.__dict__)) for m in model.modules()]
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        stream(model, weights, place)
+        yield
+    finally:
+        _STORED.pop(model, None)
+        for module, parameters, buffers, attributes in own:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+            if "forward" in attributes:
+                module.__dict__["forward"] = attributes["forward"]
+            else:
+                module.__dict__.pop("forward", None)
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the members of a model's outermost lists by name; of lists in a list, their members.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found: dict[str, nn.Module] = {}
+
+    def look(name: str, module: nn.Module, listed: bool) -> None:
+        if listed and not uncalled(module):
+            found[name] = module
+            return
+        for part, child in module.named_children():
+            look(f"{name}.{part}" if name else part, child, uncalled(module))
+
+    look("", model, False)
+    if not any(True for block in found.values() for _ in block.parameters()):
+        raise UsageError(
+            f"a {type(model).__name__} has no list of blocks whose weights could come one by one",
+            hint="leave --offload out",
+        )
+    return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a model runs on: that of the first weight which is not elsewhere."""
+    first = next((p for p in model.parameters() if not p.is_meta), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def accelerate() -> Any:
+    """Return the package.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import accelerate as package
+    except ImportError:
+        raise UsageError(
+            "weights are moved by accelerate, which is not installed",
+            hint="pip install 'dar-probe[diffusers]'",
+        ) from None
+    return package
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _attach(block: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+    """Let a block fetch its weights in each forward, and run again in the backward."""
+    from accelerate.hooks import AlignDevicesHook
+
+    mover = AlignDevicesHook(place, offload=True, weights_map=weights, place_submodules=True)
+    mover.init_hook(block)
+    forward: Callable[..., Any] = block.forward
+
+    def fetched(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch.no_grad(), unmet():
+                mover.pre_forward(block)
+            return forward(*args, **kwargs)
+        finally:  # an error, such as of memory that ran out, must not leave weights behind
+            with torch.no_grad(), unmet():
+                mover.post_forward(block, None)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return made_again(fetched, *args, **kwargs)
+        return fetched(*args, **kwargs)
+
+    block.__dict__["forward"] = run
