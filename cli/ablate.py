@@ -81,6 +81,7 @@ def ablate(
     dtype: options.Dtype = "float32",
     text: options.Text = None,
     adapter: options.Adapter = None,
+    offload: options.Offload = None,
     engine: options.Engine = "hooks",
     name: options.Name = None,
     resume: options.Resume = False,
@@ -112,6 +113,7 @@ def ablate(
     model = CheckpointOptions(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
         device=device, dtype=dtype, text=text, name=name, adapter=adapter,
+        offload=offload,
     )  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels,

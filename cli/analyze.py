@@ -59,6 +59,7 @@ def analyze(
     dtype: options.Dtype = "float32",
     text: options.Text = None,
     adapter: options.Adapter = None,
+    offload: options.Offload = None,
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
@@ -98,6 +99,7 @@ def analyze(
         CheckpointOptions(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
             device=device, dtype=dtype, text=text, name=name, adapter=adapter,
+            offload=offload,
         )
         for path in checkpoints
     ]  # fmt: skip

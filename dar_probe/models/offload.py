@@ -73,7 +73,10 @@ def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device)
     for name, _ in list(model.named_buffers(remove_duplicate=False)):
         set_module_tensor_to_device(model, name, here)
     for name, block in found.items():
-        _attach(block, PrefixedDataset(weights, f"{name}."), here)
+        for part, module in list(block.named_modules()):
+            if part and any(True for _ in module.parameters(recurse=False)):
+                _attach(module, PrefixedDataset(weights, f"{name}.{part}."), here, whole=False)
+        _attach(block, PrefixedDataset(weights, f"{name}."), here, whole=True)
     _STORED[model] = weights
 
 
@@ -165,26 +168,34 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _attach(block: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
-    """Let a block fetch its weights in each forward, and run again in the backward."""
+def _attach(
+    module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool
+) -> None:
+    """Let a module fetch its weights in each forward, and run again in the backward.
+
+    ``whole`` is a block, with those of all its parts. Other modules fetch their own, where their
+    block does not run: DiT of diffusers calls the embedding in its first block beside the blocks.
+    """
     from accelerate.hooks import AlignDevicesHook
 
-    mover = AlignDevicesHook(place, offload=True, weights_map=weights, place_submodules=True)
-    mover.init_hook(block)
-    forward: Callable[..., Any] = block.forward
+    mover = AlignDevicesHook(place, offload=True, weights_map=weights, place_submodules=whole)
+    mover.init_hook(module)
+    forward: Callable[..., Any] = module.forward
 
     def fetched(*args: Any, **kwargs: Any) -> Any:
         try:
             with torch.no_grad(), unmet():
-                mover.pre_forward(block)
+                mover.pre_forward(module)
             return forward(*args, **kwargs)
         finally:  # an error, such as of memory that ran out, must not leave weights behind
             with torch.no_grad(), unmet():
-                mover.post_forward(block, None)
+                mover.post_forward(module, None)
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if not any(p.is_meta for p in module.parameters(recurse=whole)):
+            return forward(*args, **kwargs)
         if torch.is_grad_enabled():
             return made_again(fetched, *args, **kwargs)
         return fetched(*args, **kwargs)
 
-    block.__dict__["forward"] = run
+    module.__dict__["forward"] = run
