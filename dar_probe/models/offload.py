@@ -49,7 +49,7 @@ def check_cpu(place: torch.device) -> None:
 
 
 def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device) -> None:
-    """Bring a model to a device, all but the weights of its blocks, which come when they are called.
+    """Bring a model to a device, but the weights of a block only when that is called.
 
     Between calls the parameters of blocks are on the meta device; they have the shapes and the
     types of those that come.
@@ -102,20 +102,22 @@ def streamed(model: nn.Module, place: torch.device) -> Iterator[None]:
     Raises:
         UsageError: see ``stream``.
     """
-    own = [(m, dict(m._parameters), dict(m._buffers), dict(m.__dict__)) for m in model.modules()]
+    own = [
+        (m, dict(m._parameters), dict(m._buffers), m.__dict__.get("forward"))
+        for m in model.modules()
+    ]
     weights = dict(model.named_parameters(remove_duplicate=False))
     try:
         stream(model, weights, place)
         yield
     finally:
         _STORED.pop(model, None)
-        for module, parameters, buffers, attributes in own:
+        for module, parameters, buffers, forward in own:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
-            if "forward" in attributes:
-                module.__dict__["forward"] = attributes["forward"]
-            else:
-                module.__dict__.pop("forward", None)
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -168,9 +170,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _attach(
-    module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool
-) -> None:
+def _attach(module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool) -> None:
     """Let a module fetch its weights in each forward, and run again in the backward.
 
     ``whole`` is a block, with those of all its parts. Other modules fetch their own, where their

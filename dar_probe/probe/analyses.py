@@ -15,6 +15,7 @@ from dar_probe.probe.options import (
     ModuleOptions,
     OutputOptions,
 )
+from dar_probe.probe.placing import offloaded
 from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
 from dar_probe.results.fail_rule import parse_rule
@@ -84,18 +85,20 @@ def analyze_module(
     Raises:
         ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    plan.check_engine(engine, recompute=grid.recompute)
+    plan.check_engine(engine, recompute=grid.recompute, offload=options.offload)
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
     run = Run(output=output, rule=rule, on_cells=on_cells)
     run.check()
-    task = replace(module_plan.of_module(module, options, grid), engine=engine)
-    if output.out is not None:
-        task = module_plan.identified(task)
-    if interventions is not None:
-        task = _intervening(task, interventions)
-    return run.finish(task, name=options.name)
+    with offloaded(module, options) as (module, options):
+        task = module_plan.of_module(module, options, grid)
+        task = replace(task, engine=engine, offload=options.offload)
+        if output.out is not None:
+            task = module_plan.identified(task)
+        if interventions is not None:
+            task = _intervening(task, interventions)
+        return run.finish(task, name=options.name)
 
 
 def ablate(

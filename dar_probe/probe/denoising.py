@@ -127,7 +127,8 @@ def _rivalled(
 
 
 def _relative_loss(model: nn.Module, problem: Denoising, data: Data) -> float:
-    losses, zeros = [], []
+    losses: list[float] = []
+    zeros: list[float] = []
     # Where weights come for each call, one call for all levels reads them once.
     together = len(CHECK_LEVELS) if offload.stored(model) else 1
     for start in range(0, len(CHECK_LEVELS), together):
@@ -137,7 +138,6 @@ def _relative_loss(model: nn.Module, problem: Denoising, data: Data) -> float:
         args, kwargs = problem.batch(ids, s)
         output = problem.call.prediction(model(*args, **kwargs))
         for found, guess in ((losses, output), (zeros, torch.zeros_like(output))):
-            found += [
-                one.mean().item() for one in problem.error(guess, ids, s).split(len(data))
-            ]
+            errors = problem.error(guess, ids, s).reshape(len(levels), -1)
+            found += [one.mean().item() for one in errors]
     return float(np.mean(losses) / np.mean(zeros))

@@ -16,6 +16,7 @@ from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
+from dar_probe.models.offload import stored
 from dar_probe.probe import inferred_inputs, plan
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.options import GridOptions, ModuleOptions
@@ -130,7 +131,7 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
 def identified(task: plan.Task) -> plan.Task:
     """Return the task with a hash of weights and inputs, so that files continue only their own."""
     found = hashlib.sha256()
-    state = task.subject.model.state_dict()
+    state = {**task.subject.model.state_dict(), **stored(task.subject.model)}
     ids, level = torch.tensor(task.grid.ids[:1]), task.grid.levels[len(task.grid.levels) // 2]
     with untouched(task.subject.model):
         args, kwargs = task.batch(ids, torch.tensor([level], dtype=torch.float64))
@@ -177,7 +178,7 @@ def find_sites(module: nn.Module, options: ModuleOptions, levels: Sequence[float
                 judge=None if loss is None else partial(_loss_of_one, loss, level),
             ),
         )  # fmt: skip
-    return replace(subject, facts={**subject.facts, "fresh": freshness(module)})
+    return replace(subject, facts={**subject.facts, "fresh": freshness(module, stored(module))})
 
 
 def _loss_of_one(loss: Loss, level: float, output: Any) -> Tensor:

@@ -232,9 +232,7 @@ class _Tell:
             self.on_cells(done, self.cells)
 
 
-def check_engine(
-    name: str, *, recompute: bool | None = None, offload: str | None = None
-) -> None:
+def check_engine(name: str, *, recompute: bool | None = None, offload: str | None = None) -> None:
     """Refuse an engine that is none of ``ENGINES``, or cannot do what else is asked for.
 
     Raises:

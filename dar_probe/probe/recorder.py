@@ -156,7 +156,7 @@ class _Calls:
 class Recorder(Visitor):
     """Taps every read of one forward and follows every write.
 
-    A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
+    A tap hands an alias of ``u`` to the branch: the forward is unchanged, and the tap's gradient
     is the gradient along that branch alone, while ``reads`` keeps the stream itself.
 
     Attributes:
@@ -188,7 +188,8 @@ class Recorder(Visitor):
 
     def read(self, index: int, value: Tensor) -> Tensor:
         """Take note of what reader ``index`` (from 0) reads, and return what it gets."""
-        tap = value.view_as(value)
+        # view_as may give an axis of length 1 another stride, for which torch multiplies otherwise.
+        tap: Tensor = torch.ops.aten.alias(value)
         self._fired.append(index)
         self.values.append(value)
         self.reads.append(self.subject.readers[index].view.take(value))

@@ -26,10 +26,10 @@ def freshness(model: nn.Module, elsewhere: Mapping[str, Tensor] | None = None) -
         elsewhere: parameters by name that the model holds on the meta device; they are read one
             by one.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
 
     def value(parameter: Tensor) -> Tensor:
-        return elsewhere[names[parameter]] if elsewhere and parameter.is_meta else parameter
+        return elsewhere[names[id(parameter)]] if elsewhere and parameter.is_meta else parameter
 
     parameters = [
         parameter
