@@ -4,6 +4,7 @@ Blocks are run again in the backward, and their weights come again: a graph that
 would keep the weights of every block as well. Weights are moved by accelerate.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,8 @@ def check_cpu(place: torch.device) -> None:
 def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device) -> None:
     """Bring a model to a device, but the weights of a block only when that is called.
 
-    Between calls the parameters of blocks are on the meta device; they have the shapes and the
-    types of those that come.
+    Parameters of blocks that are not here are on the meta device, in the shapes and types of those
+    that come. The block that ran last keeps its own until another one runs.
 
     Args:
         model: its parameters may be on the meta device, its buffers are real.
@@ -67,16 +68,14 @@ def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device)
     found = blocks(model)
     inside = tuple(f"{name}." for name in found)
     here = str(place)  # accelerate knows "cpu" by its name alone
+    blocks_here = _Here()
     for name, _ in list(model.named_parameters(remove_duplicate=False)):
         if not name.startswith(inside):
             set_module_tensor_to_device(model, name, here, value=weights[name])
     for name, _ in list(model.named_buffers(remove_duplicate=False)):
         set_module_tensor_to_device(model, name, here)
     for name, block in found.items():
-        for part, module in list(block.named_modules()):
-            if part and any(True for _ in module.parameters(recurse=False)):
-                _attach(module, PrefixedDataset(weights, f"{name}.{part}."), here, whole=False)
-        _attach(block, PrefixedDataset(weights, f"{name}."), here, whole=True)
+        _attach(block, PrefixedDataset(weights, f"{name}."), here, blocks_here)
     _STORED[model] = weights
 
 
@@ -170,32 +169,107 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _attach(module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool) -> None:
-    """Let a module fetch its weights in each forward, and run again in the backward.
+class _Here:
+    """The blocks whose weights are here: those that run, and of the others the last one that ran.
 
-    ``whole`` is a block, with those of all its parts. Other modules fetch their own, where their
-    block does not run: DiT of diffusers calls the embedding in its first block beside the blocks.
+    That one goes only when another one comes: a block that runs twice in turn is fetched once.
     """
-    from accelerate.hooks import AlignDevicesHook
 
-    mover = AlignDevicesHook(place, offload=True, weights_map=weights, place_submodules=whole)
-    mover.init_hook(module)
-    forward: Callable[..., Any] = module.forward
+    def __init__(self) -> None:
+        self._movers: dict[nn.Module, Any] = {}
+        self._running: Counter[nn.Module] = Counter()
 
-    def fetched(*args: Any, **kwargs: Any) -> Any:
+    def __contains__(self, block: nn.Module) -> bool:
+        return block in self._movers
+
+    @contextmanager
+    def running(self, block: nn.Module, mover: Any) -> Iterator[None]:
+        """Have the weights of a block here while it runs."""
+        for other in [m for m in self._movers if m is not block and not self._running[m]]:
+            self._release(other)
+        if block not in self._movers:
+            self._fetch(block, mover)
+        self._running[block] += 1
+        try:
+            yield
+        finally:
+            self._running[block] -= 1
+
+    def _fetch(self, block: nn.Module, mover: Any) -> None:
+        self._movers[block] = mover
         try:
             with torch.no_grad(), unmet():
-                mover.pre_forward(module)
+                mover.pre_forward(block)
+        except BaseException:  # memory ran out halfway: none of them may stay
+            self._release(block)
+            raise
+
+    def _release(self, block: nn.Module) -> None:
+        with torch.no_grad(), unmet():
+            self._movers.pop(block).post_forward(block, None)
+
+
+def _attach(block: nn.Module, weights: Mapping[str, Tensor], place: str, here: _Here) -> None:
+    """Let a block fetch its weights in each forward, and run again in the backward."""
+    from accelerate.utils import PrefixedDataset
+
+    mover = _mover(block, weights, place, whole=True)
+    forward: Callable[..., Any] = block.forward
+
+    def fetched(*args: Any, **kwargs: Any) -> Any:
+        with here.running(block, mover):
             return forward(*args, **kwargs)
-        finally:  # an error, such as of memory that ran out, must not leave weights behind
+
+    block.__dict__["forward"] = _again(fetched)
+    for name, part in list(block.named_modules()):
+        if part is not block and any(True for _ in part.parameters(recurse=False)):
+            _attach_part(part, PrefixedDataset(weights, f"{name}."), place, lambda: block in here)
+
+
+def _attach_part(
+    part: nn.Module, weights: Mapping[str, Tensor], place: str, inside: Callable[[], bool]
+) -> None:
+    """Let a part of a block fetch its own weights, where those of the block are not here.
+
+    DiT of diffusers calls the embedding in its first block beside the blocks.
+    """
+    mover = _mover(part, weights, place, whole=False)
+    forward: Callable[..., Any] = part.forward
+
+    def fetched(*args: Any, **kwargs: Any) -> Any:
+        if inside():
+            return forward(*args, **kwargs)
+        try:
             with torch.no_grad(), unmet():
-                mover.post_forward(module, None)
+                mover.pre_forward(part)
+            return forward(*args, **kwargs)
+        finally:
+            with torch.no_grad(), unmet():
+                mover.post_forward(part, None)
+
+    again = _again(fetched)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not any(p.is_meta for p in module.parameters(recurse=whole)):
-            return forward(*args, **kwargs)
-        if torch.is_grad_enabled():
-            return made_again(fetched, *args, **kwargs)
-        return fetched(*args, **kwargs)
+        return forward(*args, **kwargs) if inside() else again(*args, **kwargs)
 
-    module.__dict__["forward"] = run
+    part.__dict__["forward"] = run
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that runs again in the backward, where there is to be one."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return made_again(forward, *args, **kwargs)
+        return forward(*args, **kwargs)
+
+    return run
+
+
+def _mover(module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool) -> Any:
+    """Return accelerate's hook for a module, or for all of its parts, and empty them."""
+    from accelerate.hooks import AlignDevicesHook
+
+    hook = AlignDevicesHook(place, offload=True, weights_map=weights, place_submodules=whole)
+    hook.init_hook(module)
+    return hook

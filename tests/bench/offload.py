@@ -44,12 +44,12 @@ def main():
             home, weights = write(Path(folder) / "flux", blocks, options.heads)
             x = np.random.default_rng(7).standard_normal((1, options.tokens, 64), dtype=np.float32)
             np.savez(Path(folder) / "x.npz", latents=x, labels=np.zeros(1, np.int64))
-            print(f"{blocks} + {2 * blocks} blocks are written", file=sys.stderr, flush=True) if (
-                weights > SHARD
-            ) else None
             peak, seconds = analysed(home, f"latents:{folder}/x.npz", options.dtype)
         size = torch.tensor([], dtype=getattr(torch, options.dtype)).element_size()
         found[blocks] = np.array([peak, seconds])
+        if not options.small:
+            print(f"{blocks} + {2 * blocks}: {peak / 2**30:.3f} GiB, {seconds:.1f} s",
+                  file=sys.stderr, flush=True)  # fmt: skip
         rows.append([
             f"{blocks} + {2 * blocks}", weights // 2, f"{weights / 1e9:.3f}",
             f"{peak / 2**30:.3f}", f"{seconds:.1f}", f"{weights // 2 * size / 2**30:.3f}",

@@ -53,7 +53,26 @@ def test_a_block_that_fails_leaves_no_weights_behind():
     with offload.streamed(model, CPU):
         with pytest.raises(RuntimeError, match="shape"):
             model.blocks[0](torch.zeros(1, 3, 5))
-        assert all(p.is_meta for p in model.blocks.parameters())
+        model.blocks[1](torch.zeros(1, 6, 16))
+        assert here(model.blocks) == [1]
+
+
+def test_weights_that_do_not_come_whole_do_not_stay(monkeypatch):
+    model = made()
+    weights = dict(model.named_parameters())
+    last = weights.pop("blocks.0.mlp.2.bias")
+    offload.stream(model, weights, CPU)
+    with pytest.raises(KeyError):
+        model.blocks[0](torch.zeros(1, 6, 16))
+    assert here(model.blocks) == []
+    weights["blocks.0.mlp.2.bias"] = last
+    model.blocks[0](torch.zeros(1, 6, 16))
+    assert here(model.blocks) == [0]
+
+
+def here(blocks):
+    """Return the blocks with weights that are not on the meta device."""
+    return [i for i, one in enumerate(blocks) if not all(p.is_meta for p in one.parameters())]
 
 
 class Copied(dict):
@@ -93,7 +112,9 @@ def test_few_blocks_live_at_once_forward_and_backward(depth):
     assert grad.abs().sum() > 0
     block = sum(p.nbytes for p in model.blocks[0].parameters())
     assert weights.most - resident <= 2 * block
-    assert all(p.is_meta for p in model.blocks.parameters())
+    assert here(model.blocks) == [0]
+    model.blocks[0](x)
+    assert weights.times == 2, "the block that ran last is fetched no more"
     assert offload.needed(model) == block + resident
 
 
@@ -110,11 +131,17 @@ class Beside(nn.Module):
 
 def test_a_part_that_is_called_outside_its_block():
     torch.manual_seed(0)
-    model, x = Beside().eval(), torch.randn(2, 6, 16)
+    model, x = Beside().eval(), torch.randn(2, 6, 16, requires_grad=True)
     expected = model(x)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), x)
     with offload.streamed(model, CPU):
-        assert torch.equal(model(x), expected)
-        assert all(p.is_meta for p in model.stack.blocks.parameters())
+        for _ in range(2):
+            x.requires_grad_()
+            found = model(x)
+            assert torch.equal(found, expected)
+            (slope,) = torch.autograd.grad(found.sum(), x)
+            torch.testing.assert_close(slope, expected_slope, rtol=0, atol=0)
+        assert here(model.stack.blocks) == [0]
 
 
 def test_blocks_are_members_of_the_outermost_lists():
