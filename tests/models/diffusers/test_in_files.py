@@ -10,6 +10,7 @@ from dar_probe.checkpoints import diffusers_folder, memory_check
 from dar_probe.models.diffusers import in_files, inputs
 from dar_probe.models.diffusers import model as hub_model
 from dar_probe.sites.freshness import LAYERS, NORMS
+from tests.helpers import warm
 from tests.models.diffusers import tiny
 
 diffusers = pytest.importorskip("diffusers")
@@ -154,3 +155,16 @@ def test_what_cannot_be_is_refused(sharded, tmp_path):
     with pytest.raises(dp.UsageError, match="one file of weights is read whole") as caught:
         dp.analyze("fixtures/digits-residual.pt", offload="disk", **GRID)
     assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["analyze", "ablate"])
+def test_the_command(sharded, tmp_path, command):
+    home, grid = sharded("flux")
+    asked = ["--samples", 1, "--noise-levels", "0.5", "--data", grid["data"], "--out", "out"]
+    asked += ["--pairs", 2, "--kinds", "gate"] if command == "ablate" else []
+    done = warm.run(command, home, *asked, "--offload", "disk", cwd=tmp_path, light=True)
+    assert done.returncode == 0, done.stderr
+    manifest = dp.open_analysis(tmp_path / "out" / "analysis.nc").manifest
+    assert manifest["offload"] == "disk"
+    done = warm.run(command, home, *asked, "--offload", "cpu", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 2 and "--offload cpu keeps weights in host memory" in done.stderr
