@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dar_probe.errors import UsageError
-from dar_probe.runtime.torch_private import made_again, unmet
+from dar_probe.models.rerun import Rerun
+from dar_probe.runtime.torch_private import unmet
 from dar_probe.sites.homes import uncalled
 
 KINDS = ("disk", "cpu")
@@ -68,7 +69,7 @@ def stream(model: nn.Module, weights: Mapping[str, Tensor], place: torch.device)
     found = blocks(model)
     inside = tuple(f"{name}." for name in found)
     here = str(place)  # accelerate knows "cpu" by its name alone
-    blocks_here = _Here()
+    blocks_here = _Here(place)
     for name, _ in list(model.named_parameters(remove_duplicate=False)):
         if not name.startswith(inside):
             set_module_tensor_to_device(model, name, here, value=weights[name])
@@ -173,11 +174,19 @@ class _Here:
     """The blocks whose weights are here: those that run, and of the others the last one that ran.
 
     That one goes only when another one comes: a block that runs twice in turn is fetched once.
+
+    Attributes:
+        rerun: what lets them run again in the backward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: torch.device) -> None:
+        self.rerun = Rerun(place)
         self._movers: dict[nn.Module, Any] = {}
         self._running: Counter[nn.Module] = Counter()
+
+    def runs(self, block: nn.Module) -> bool:
+        """Tell whether a block runs now."""
+        return self._running[block] > 0
 
     def __contains__(self, block: nn.Module) -> bool:
         return block in self._movers
@@ -220,14 +229,17 @@ def _attach(block: nn.Module, weights: Mapping[str, Tensor], place: str, here: _
         with here.running(block, mover):
             return forward(*args, **kwargs)
 
-    block.__dict__["forward"] = _again(fetched)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return here.rerun.run(fetched, args, kwargs)
+
+    block.__dict__["forward"] = run
     for name, part in list(block.named_modules()):
         if part is not block and any(True for _ in part.parameters(recurse=False)):
-            _attach_part(part, PrefixedDataset(weights, f"{name}."), place, lambda: block in here)
+            _attach_part(part, PrefixedDataset(weights, f"{name}."), place, block, here)
 
 
 def _attach_part(
-    part: nn.Module, weights: Mapping[str, Tensor], place: str, inside: Callable[[], bool]
+    part: nn.Module, weights: Mapping[str, Tensor], place: str, block: nn.Module, here: _Here
 ) -> None:
     """Let a part of a block fetch its own weights, where those of the block are not here.
 
@@ -237,7 +249,7 @@ def _attach_part(
     forward: Callable[..., Any] = part.forward
 
     def fetched(*args: Any, **kwargs: Any) -> Any:
-        if inside():
+        if block in here:
             return forward(*args, **kwargs)
         try:
             with torch.no_grad(), unmet():
@@ -247,23 +259,12 @@ def _attach_part(
             with torch.no_grad(), unmet():
                 mover.post_forward(part, None)
 
-    again = _again(fetched)
-
     def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if inside() else again(*args, **kwargs)
+        if here.runs(block):
+            return forward(*args, **kwargs)
+        return here.rerun.run(fetched, args, kwargs)
 
     part.__dict__["forward"] = run
-
-
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that runs again in the backward, where there is to be one."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return made_again(forward, *args, **kwargs)
-        return forward(*args, **kwargs)
-
-    return run
 
 
 def _mover(module: nn.Module, weights: Mapping[str, Tensor], place: str, *, whole: bool) -> Any:
