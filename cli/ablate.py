@@ -83,6 +83,7 @@ def ablate(
     text: options.Text = None,
     adapter: options.Adapter = None,
     shard: options.Shard = False,
+    offload: options.Offload = None,
     engine: options.Engine = "hooks",
     name: options.Name = None,
     resume: options.Resume = False,
@@ -115,6 +116,7 @@ def ablate(
         path=checkpoint, weights=weights, family=family, objective=objective, heads=heads,
         device=device, dtype=dtype, text=text, name=name, adapter=adapter,
         shard=shard,
+        offload=offload,
     )  # fmt: skip
     grid = GridOptions(
         noise_levels=noise_levels,

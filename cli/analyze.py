@@ -61,6 +61,7 @@ def analyze(
     text: options.Text = None,
     adapter: options.Adapter = None,
     shard: options.Shard = False,
+    offload: options.Offload = None,
     engine: options.Engine = "hooks",
     fail_on: Annotated[
         str | None,
@@ -101,6 +102,7 @@ def analyze(
             path=path, weights=weights, family=family, objective=objective, heads=heads,
             device=device, dtype=dtype, text=text, name=name, adapter=adapter,
             shard=shard,
+            offload=offload,
         )
         for path in checkpoints
     ]  # fmt: skip

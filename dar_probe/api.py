@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def analyze(
     text: str | Path | None = None,
     adapter: str | Path | None = None,
     shard: bool = False,
+    offload: str | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -142,6 +143,11 @@ def analyze(
             .safetensors file that peft or diffusers saved. Default: none.
         shard: under torchrun, share the checkpoint's parameters out over the ranks by FSDP2, so
             that none holds the whole model: the same numbers, measured by all of them together.
+        offload: where the weights of blocks stay until their block runs, forward and again in the
+            backward: "disk", in the files of a folder of diffusers, so that a model larger than
+            memory is analysed; or "cpu", in host memory while the model runs on a GPU, for
+            checkpoints and modules. The same numbers bit for bit; it takes accelerate. Default:
+            all weights lie where the model runs.
         engine: "hooks" or "nnsight"; both give the same numbers, bit for bit.
         out: folder for the files of the analysis. Default: none are written.
         resume: continue an analysis into ``out`` that was cut off.
@@ -179,12 +185,14 @@ def analyze(
         "shard": shard or None,
     }  # fmt: skip
     if isinstance(model, nn.Module):
-        options = _module_options(of_module, of_file, name)
+        options = replace(_module_options(of_module, of_file, name), offload=offload)
         return analyses.analyze_module(
             model, options, grid, output, engine=engine, on_cells=on_cells
         )
     paths = [model] if isinstance(model, str | Path) else _paths(model)
-    checkpoints = [_checkpoint(path, of_module, of_file, name) for path in paths]
+    checkpoints = [
+        replace(_checkpoint(path, of_module, of_file, name), offload=offload) for path in paths
+    ]
     return analyses.analyze(checkpoints, grid, output, engine=engine, on_cells=on_cells)
 
 
@@ -197,6 +205,7 @@ def ablate(
     frozen_at: float | None = None,
     noise_levels: Levels = 5,
     samples: int = 16,
+    offload: str | None = None,
     engine: str = "hooks",
     out: str | Path | None = None,
     resume: bool = False,
@@ -223,6 +232,7 @@ def ablate(
             Default: the middle one.
         noise_levels: as for ``analyze``.
         samples: as for ``analyze``.
+        offload: as for ``analyze``.
         engine: as for ``analyze``.
         out: as for ``analyze``.
         resume: as for ``analyze``.
@@ -257,11 +267,11 @@ def ablate(
     _refuse_unknown("ablate", settings, (*OF_FILES, "shard"))
     grid = GridOptions(**of_grid)
     if isinstance(model, nn.Module):
-        options = _module_options(of_module, settings, name)
+        options = replace(_module_options(of_module, settings, name), offload=offload)
         return analyses.analyze_module(
             model, options, grid, output, wanted, engine=engine, on_cells=on_cells
         )
-    checkpoint = _checkpoint(model, of_module, settings, name)
+    checkpoint = replace(_checkpoint(model, of_module, settings, name), offload=offload)
     return analyses.ablate(checkpoint, grid, wanted, output, engine=engine, on_cells=on_cells)
 
 
@@ -551,9 +561,9 @@ def doctor(device: str = "auto") -> Checkup:
     return checkup(device)
 
 
-NOT_OF_ALL = ("path", "name", "shard")
-OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in NOT_OF_ALL)
-OF_MODULES = tuple(f.name for f in fields(ModuleOptions) if f.name != "name")
+OWN = ("path", "name", "shard", "offload")  # of analyze and ablate, by keywords of their own
+OF_FILES = tuple(f.name for f in fields(CheckpointOptions) if f.name not in OWN)
+OF_MODULES = tuple(f.name for f in fields(ModuleOptions) if f.name not in OWN)
 OF_GRIDS = tuple(f.name for f in fields(GridOptions))
 OF_DRAWING = tuple(f.name for f in fields(SamplingOptions))
 

@@ -66,6 +66,7 @@ LANES = {
     "checkpoints/test_sizes.py": "slow subprocess",
     "checkpoints/test_adapters.py::test_the_line": "slow subprocess extras",
     "models/diffusers/test_single_file.py::test_it_is": "slow",
+    "models/diffusers/test_in_files.py": "slow",
     "checkpoints/test_peek.py::test_reading_costs": "slow subprocess",
     "hostile/test_publishing.py": "slow",
     "hostile/test_fuzz.py": "slow",
@@ -147,6 +148,10 @@ LANES = {
     "test_comparison.py": "browser",
     "models/diffusers": "extras",
     "models/test_lora.py": "extras lowest",  # peft
+    "models/test_offload.py": "extras",
+    "bench/test_bench_scripts.py::test_script[offload]": "extras",
+    "probe/test_placing.py::test_a_module_is": "extras",  # accelerate
+    "probe/test_placing.py::test_a_module_in_host": "extras gpu",
     # The lowest versions of dependencies: here are the files that lean on one of them most.
     "results/test_metrics.py": "lowest",  # numpy, xarray
     "results/test_dataframe.py": "lowest",  # pandas, seaborn

@@ -195,6 +195,17 @@ Shard = Annotated[
         rich_help_panel=panels.MODEL,
     ),
 ]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Where weights stay until their block runs: disk (a diffusers folder larger than "
+        "memory) or cpu (host memory, for a GPU). Slower, the same numbers.",
+        metavar="PLACE",
+        show_default="beside the model",
+        rich_help_panel=panels.MODEL,
+        autocompletion=one_of("disk", "cpu"),
+    ),
+]
 Solver = Annotated[
     str,
     typer.Option(

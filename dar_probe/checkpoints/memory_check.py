@@ -32,10 +32,12 @@ def require(need: int, device: torch.device | str = "cpu") -> None:
         ProbeError: there is less. Running out of memory later has the same exit code, 4.
     """
     device = torch.device(device)
-    have = available(device)
+    have, on_cpu = available(device), device.type == "cpu"
     if need > have:
         raise ProbeError(
             f"this needs {need / GIB:.1f} GiB on {device}, and {have / GIB:.1f} GiB are available",
             hint="try --dtype bfloat16, fewer --samples or a smaller --batch-size"
-            + (", or --device cuda" if device.type == "cpu" and torch.cuda.is_available() else ""),
+            + (", or --device cuda" if on_cpu and torch.cuda.is_available() else "")
+            + f"; --offload {'disk (of a diffusers folder)' if on_cpu else 'cpu'} has a block at a "
+            "time in memory",
         )

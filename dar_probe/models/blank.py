@@ -27,6 +27,18 @@ def without_weights() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Build modules with parameters on the meta device, and with buffers as they compute them.
+
+    It takes accelerate, which puts each parameter there as soon as it is made.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False), _Unfilled():
+        yield
+
+
 class _Unfilled(TorchFunctionMode):
     def __torch_function__(
         self,

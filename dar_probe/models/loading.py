@@ -23,9 +23,9 @@ from dar_probe.diffusion.latent_norm import LatentNorm
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import CheckpointError, ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
-from dar_probe.models import lora, registry
+from dar_probe.models import lora, offload, registry
 from dar_probe.models.blank import without_weights
-from dar_probe.models.diffusers import conditioning, inputs, sampling, single_file
+from dar_probe.models.diffusers import conditioning, in_files, inputs, sampling, single_file
 from dar_probe.models.diffusers import model as hub_model
 from dar_probe.models.diffusers import scheduler as clock
 from dar_probe.models.options import CheckpointOptions
@@ -105,6 +105,8 @@ class Loaded:
         name: what figures and tables call the model; None: as its file.
         rivals: what the same weights may be as well, see ``Family``.
         norm: how its training normalised the data it was given; None: it did not.
+        weights: every parameter by name where the model has none of them yet: they are read from
+            their files as they are asked for; None: the model has its own.
     """
 
     file: dict[str, Any]
@@ -119,6 +121,7 @@ class Loaded:
     name: str | None = None
     rivals: Mapping[str, nn.Module] = field(default_factory=dict)
     norm: LatentNorm | None = None
+    weights: Mapping[str, Tensor] | None = None
 
     def draw(self, count: int, *, seed: int) -> tuple[Tensor, str]:
         """Return samples (count, *shape) of the model itself, labels in turn, and how.
@@ -134,10 +137,11 @@ class Loaded:
                 self.model, self.call.call, self.objective, self.scheduler, count=count, seed=seed
             )
         labels = torch.arange(count) % max(self.identified.num_classes, 1)
-        parameter = next(self.model.parameters())
+        place = samplers.Place(
+            device=offload.device_of(self.model), dtype=next(self.model.parameters()).dtype
+        )
         drawn = samplers.draw(
-            self.model, self.objective, labels, self.identified.shape,
-            seed=seed, place=samplers.Place(device=parameter.device, dtype=parameter.dtype),
+            self.model, self.objective, labels, self.identified.shape, seed=seed, place=place
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         mean = samplers.has_two_times(self.objective)
@@ -173,6 +177,7 @@ def load_checkpoint(
         UsageError: an option does not fit.
     """
     dtype = find_dtype(options.dtype)
+    offload.check(options.offload)
     place = hub.local(options.path)
     options = replace(options, path=folders.model_file(place))
     if (home := diffusers_folder.home_of(options.path)) is not None:
@@ -187,6 +192,7 @@ def load_checkpoint(
             return _adapted(loaded, options)
         options = replace(options, path=file)
     path = Path(options.path)
+    _refuse_in_files(options, home)
     header = peek.peek(path, weights=check_weights(options.weights))
     kind = registry.family_of(header, options.family)
     if is_of_diffusers(header, kind, options):
@@ -200,10 +206,31 @@ def load_checkpoint(
     return _adapted(replace(loaded, assumptions=[*said, *loaded.assumptions]), options)
 
 
+def _refuse_in_files(options: CheckpointOptions, home: Path | None) -> None:
+    """Refuse to leave the weights of a single file in it.
+
+    Raises:
+        UsageError: that is asked for.
+    """
+    if options.offload != "disk":
+        return
+    what = "one file of weights is" if home is None else "weights that are packed or converted are"
+    raise UsageError(
+        f"--offload disk leaves weights in the files of a diffusers folder, and {what} read whole",
+        hint="save its transformer by diffusers: model.save_pretrained(FOLDER); --recompute and "
+        "--dtype bfloat16 take less memory, too",
+    )
+
+
 def _adapted(loaded: Loaded, options: CheckpointOptions) -> Loaded:
     """Return a checkpoint with the adapter merged into its model, where one is asked for."""
     if options.adapter is None:
         return loaded
+    if loaded.weights is not None:
+        raise UsageError(
+            "an adapter is merged into weights in memory, and --offload disk has none there",
+            hint="merge it beforehand, and save the model: model.save_pretrained(FOLDER)",
+        )
     merged = lora.merge(loaded.model, options.adapter)
     both = f"{loaded.file['sha256']}:{merged.sha256}"
     file = {
@@ -293,7 +320,15 @@ def _load_diffusers(
     """Build the transformer of a folder, or of the single file whose ``header`` is given."""
     given = conditioning.read_conditions(options.text) if options.text is not None else None
     call, chosen, assumed = plan(read, options.objective, shape=shape, given=given, seed=seed)
-    model, file = _of_folder(read, dtype) if header is None else _of_file(read, header, options)
+    weights = None
+    if header is not None:
+        model, file = _of_file(read, header, options)
+    elif options.offload == "disk":
+        model, weights = in_files.build(read, dtype=dtype)
+        file = _told(read)
+    else:
+        memory_check.require(memory_check.needed(read.shapes, dtype))
+        model, file = hub_model.build(read, dtype=dtype), _told(read)
     return Loaded(
         file=file,
         identified=Identified(
@@ -316,14 +351,13 @@ def _load_diffusers(
         call=BySignature(call, hub_model.dtype_of(model)),
         scheduler=read.scheduler,
         conditions=f"{_digest(given) if given else seed}-{dtype}",
+        weights=weights,
     )
 
 
-def _of_folder(
-    read: diffusers_folder.Folder, dtype: torch.dtype
-) -> tuple[nn.Module, dict[str, Any]]:
-    memory_check.require(memory_check.needed(read.shapes, dtype))
-    return hub_model.build(read, dtype=dtype), {
+def _told(read: diffusers_folder.Folder) -> dict[str, Any]:
+    """Return what the manifest says of a folder."""
+    return {
         "name": diffusers_folder.name_of(read.path),
         "sha256": read.sha256,
         "bytes": read.bytes,

@@ -27,6 +27,9 @@ class CheckpointOptions:
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
         adapter: a LoRA adapter that is merged into it, a folder or a .safetensors file.
         shard: share its parameters out over the processes of the job, see ``models.fsdp``.
+        offload: where the weights of blocks stay until their block runs: "disk", in the files of
+            a folder of diffusers, or "cpu", in host memory while the model runs on a GPU; None:
+            all of them are beside the model.
     """
 
     path: str | Path
@@ -40,6 +43,7 @@ class CheckpointOptions:
     name: str | None = None
     adapter: str | Path | None = None
     shard: bool = False
+    offload: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from dar_probe.probe.options import (
     ModuleOptions,
     OutputOptions,
 )
+from dar_probe.probe.placing import offloaded
 from dar_probe.probe.runner import OnVerdict, Run
 from dar_probe.probe.steps import run_steps
 from dar_probe.results import streams
@@ -95,7 +96,7 @@ def analyze_module(
     Raises:
         ProbeError, UsageError: see ``dar_probe.errors``.
     """
-    plan.check_engine(engine, recompute=grid.recompute, stream=grid.stream)
+    plan.check_engine(engine, recompute=grid.recompute, stream=grid.stream, offload=options.offload)
     if interventions is not None:
         check_interventions(interventions)
     rule = None if output.fail_on is None else parse_rule(output.fail_on)
@@ -106,7 +107,8 @@ def analyze_module(
             output.resume,
         )  # fmt: skip
         run.check()
-        return _of_module(run, module, options, grid, interventions, engine)
+        with offloaded(module, options) as (module, options):
+            return _of_module(run, module, options, grid, interventions, engine)
 
 
 def _of_module(
@@ -118,7 +120,8 @@ def _of_module(
     engine: str,
 ) -> Analysis:
     plan.check_engine(engine, sharded=run.ranks.in_step)
-    task = replace(module_plan.of_module(module, options, grid), engine=engine)
+    task = module_plan.of_module(module, options, grid)
+    task = replace(task, engine=engine, offload=options.offload)
     if run.output.out is not None:
         task = module_plan.identified(task)
     if interventions is not None:

@@ -11,6 +11,7 @@ from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.data import Data
 from dar_probe.diffusion.objective import Objective
 from dar_probe.diffusion.objectives import candidates
+from dar_probe.models import offload
 from dar_probe.models.loading import ByClass, Call
 
 CHECK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -126,12 +127,17 @@ def _rivalled(
 
 
 def _relative_loss(model: nn.Module, problem: Denoising, data: Data) -> float:
-    losses, zeros = [], []
-    for level in CHECK_LEVELS:
-        wanted = torch.full((len(data),), level, dtype=torch.float64)
-        s = problem.objective.reached(wanted)
-        args, kwargs = problem.batch(data.ids, s)
+    losses: list[float] = []
+    zeros: list[float] = []
+    # Where weights come for each call, one call for all levels reads them once.
+    together = len(CHECK_LEVELS) if offload.stored(model) else 1
+    for start in range(0, len(CHECK_LEVELS), together):
+        levels = torch.tensor(CHECK_LEVELS[start : start + together], dtype=torch.float64)
+        ids = data.ids.repeat(len(levels))
+        s = problem.objective.reached(levels.repeat_interleave(len(data)))
+        args, kwargs = problem.batch(ids, s)
         output = problem.call.prediction(model(*args, **kwargs))
-        losses.append(problem.error(output, data.ids, s).mean().item())
-        zeros.append(problem.error(torch.zeros_like(output), data.ids, s).mean().item())
+        for found, guess in ((losses, output), (zeros, torch.zeros_like(output))):
+            errors = problem.error(guess, ids, s).reshape(len(levels), -1)
+            found += [one.mean().item() for one in errors]
     return float(np.mean(losses) / np.mean(zeros))

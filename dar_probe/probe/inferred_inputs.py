@@ -17,6 +17,7 @@ from torch.nn import functional
 from dar_probe.diffusion import data as datasets
 from dar_probe.diffusion.objective import Objective, per_sample_loss
 from dar_probe.models.diffusers import inputs, scheduler
+from dar_probe.models.offload import device_of
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.runtime.sharded import class_of
 
@@ -86,7 +87,7 @@ def _tokens(module: nn.Module, config: Any, masked: bool) -> Inputs | None:
         return torch.from_numpy(np.stack(drawn))
 
     def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids = rows(sample_ids).to(_device(module))
+        ids = rows(sample_ids).to(device_of(module))
         mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
         return (), {"input_ids": ids, **mask, **options}
 
@@ -118,7 +119,7 @@ def _images(module: nn.Module, config: Any) -> Inputs | None:
     def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pixels = datasets.noise(sample_ids, shape, seed=SEED)
         dtype = next(module.parameters()).dtype
-        return (), {"pixel_values": pixels.to(_device(module), dtype), **options}
+        return (), {"pixel_values": pixels.to(device_of(module), dtype), **options}
 
     return Inputs(
         batch=batch,
@@ -136,12 +137,12 @@ def _diffusers(module: nn.Module) -> Inputs | None:
     objective, assumed = scheduler.of_class(name, config)
 
     def rows(sample_ids: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        like = next(module.parameters())
+        like, place = next(module.parameters()), device_of(module)
         x, noise = (
-            datasets.noise(sample_ids, call.shape, seed=seed).to(like.device, like.dtype)
+            datasets.noise(sample_ids, call.shape, seed=seed).to(place, like.dtype)
             for seed in (SEED, SEED + 1)
         )
-        return x, noise, noise_level.to(like.device)
+        return x, noise, noise_level.to(place)
 
     def batch(sample_ids: Tensor, noise_level: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, noise, s = rows(sample_ids, noise_level)
@@ -165,10 +166,6 @@ def _diffusers(module: nn.Module) -> Inputs | None:
 def _options(module: nn.Module) -> dict[str, Any]:
     takes = inspect.signature(module.forward).parameters
     return {"use_cache": False} if "use_cache" in takes else {}
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 # One entry a library.

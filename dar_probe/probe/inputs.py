@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dar_probe.diffusion import data as datasets
 from dar_probe.errors import UsageError
 from dar_probe.files.text import quote
+from dar_probe.models.offload import device_of
 from dar_probe.probe.measure import Batch
 
 DIGITS = 12  # of one dimension
@@ -30,7 +31,7 @@ def random_batch(module: nn.Module, text: str, *, seed: int = 0) -> Batch:
     shape = tuple(map(int, parts))
     if kind not in ("", "float", "long") or 0 in shape:
         raise UsageError(f"{quote(text)} is no input shape", hint="e.g. --input 8,64 or 16:long")
-    parameter = next(module.parameters())
+    place, dtype = device_of(module), next(module.parameters()).dtype
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
     vocabulary = tables[0] if tables else 2
 
@@ -40,8 +41,8 @@ def random_batch(module: nn.Module, text: str, *, seed: int = 0) -> Batch:
                 np.random.default_rng([seed, int(i)]).integers(0, vocabulary, shape)
                 for i in sample_ids
             ]
-            return (torch.from_numpy(np.stack(rows)).to(parameter.device),), {}
+            return (torch.from_numpy(np.stack(rows)).to(place),), {}
         x = datasets.noise(sample_ids, shape, seed=seed)
-        return (x.to(parameter.device, parameter.dtype),), {}
+        return (x.to(place, dtype),), {}
 
     return batch

@@ -16,6 +16,7 @@ from dar_probe.diffusion.noise_levels import parse_levels
 from dar_probe.diffusion.objective import Objective
 from dar_probe.errors import UsageError, blamed
 from dar_probe.models import registry
+from dar_probe.models.offload import stored
 from dar_probe.probe import inferred_inputs, plan
 from dar_probe.probe.in_step import check_in_step
 from dar_probe.probe.measure import Batch, Loss
@@ -144,7 +145,7 @@ def of_module(module: nn.Module, options: ModuleOptions, grid: GridOptions) -> p
 def identified(task: plan.Task) -> plan.Task:
     """Return the task with a hash of weights and inputs, so that files continue only their own."""
     found = hashlib.sha256()
-    state = task.subject.model.state_dict()
+    state = {**task.subject.model.state_dict(), **stored(task.subject.model)}
     ids, level = torch.tensor(task.grid.ids[:1]), task.grid.levels[len(task.grid.levels) // 2]
     with untouched(task.subject.model):
         args, kwargs = task.batch(ids, torch.tensor([level], dtype=torch.float64))
@@ -205,7 +206,8 @@ def find_sites(
                 f"a {type(module).__name__} has one stream: it reads its labels as a vector",
                 hint="leave --stream out",
             )
-    subject = replace(subject, facts={**subject.facts, "fresh": freshness(module)})
+    fresh = freshness(module, stored(module))
+    subject = replace(subject, facts={**subject.facts, "fresh": fresh})
     return plan.of_stream(subject, stream)
 
 

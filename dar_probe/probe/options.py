@@ -58,6 +58,8 @@ class ModuleOptions:
         readers: patterns of the names of what reads the stream. None: they are found.
         layout: the axes of the states between blocks, e.g. "T N D". None: they are found.
         name: what figures and tables call the module. None: the name of its class.
+        offload: "cpu": the module stays in host memory and runs on a GPU, where the weights of
+            each block come as it runs. None: it runs where it is.
     """
 
     batch: "Batch | None" = None
@@ -66,6 +68,7 @@ class ModuleOptions:
     readers: str | None = None
     layout: str | None = None
     name: str | None = None
+    offload: str | None = None
 
     @property
     def asked(self) -> tuple[str | bool | None, ...]:

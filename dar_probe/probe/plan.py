@@ -16,6 +16,7 @@ from dar_probe.errors import UsageError
 from dar_probe.files.analysis_folder import OutputFolder
 from dar_probe.files.text import quote
 from dar_probe.models import fsdp, registry
+from dar_probe.models import offload as offloading
 from dar_probe.models.diffusers.model import dtype_of
 from dar_probe.models.loading import Loaded, load_checkpoint
 from dar_probe.models.options import CheckpointOptions
@@ -64,6 +65,7 @@ class Task:
         manifest: provenance, see ``provenance``.
         engine: one of ``ENGINES``.
         interventions: what ``ablation.wanted`` returns; None: nothing is intervened with.
+        offload: where the weights of blocks are between their calls, one of ``offload.KINDS``.
     """
 
     subject: Subject
@@ -75,6 +77,7 @@ class Task:
     manifest: dict[str, Any]
     engine: str = "hooks"
     interventions: dict[str, Any] | None = None
+    offload: str | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -125,7 +128,8 @@ class Task:
             **self.manifest,
             "batch_size": tell.batch_size,
             "engine": self.engine,
-            "recompute": careful.recomputes,
+            "recompute": careful.recomputes or self.offload is not None,
+            "offload": self.offload,
         }
         first = self._assembled(self.subject, arrays, manifest)
         if (second := self.subject.second) is None:
@@ -163,8 +167,8 @@ class Task:
 
     @property
     def recompute(self) -> bool | None:
-        """As the grid says; hooks alone can."""
-        return self.grid.recompute if self.engine == "hooks" else False
+        """As the grid says; hooks alone can, and blocks whose weights come and go do anyway."""
+        return self.grid.recompute if self.engine == "hooks" and self.offload is None else False
 
     def estimate(self) -> Estimate:
         """Return what measuring this will take; interventions are one more forward each."""
@@ -279,17 +283,34 @@ def check_engine(
     recompute: bool | None = None,
     stream: str = streams.IMAGE,
     sharded: bool = False,
+    offload: str | None = None,
 ) -> None:
     """Refuse an engine that is none of ``ENGINES``, or cannot do what else is asked for.
 
     Raises:
         UsageError: naming those there are.
     """
+    offloading.check(offload)
+    if offload is not None and recompute is False:
+        raise UsageError(
+            f"with offload={offload!r} blocks are always run again in the backward: their weights "
+            "would stay otherwise",
+            hint="leave recompute out",
+        )
+    if sharded and offload is not None:
+        raise UsageError(
+            "a model is shared out over processes, or its weights are streamed, not both",
+            hint="leave offload or shard out",
+        )
     if stream not in streams.CHOICES:
         raise UsageError(
             f"there is no stream {quote(stream, 40)}", hint=f"one of {', '.join(streams.CHOICES)}"
         )
-    asked = {"recompute": bool(recompute), f"stream {stream}": stream == streams.ALL}
+    asked = {
+        "recompute": bool(recompute),
+        f"stream {stream}": stream == streams.ALL,
+        "offload": offload is not None,
+    }
     wanted = next((what for what, true in asked.items() if true), None)
     if wanted and name != "hooks":
         raise UsageError(
@@ -323,12 +344,17 @@ def of_checkpoint(
         CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
     """
     # All that can be told without the file comes first: reading a large one takes a while.
-    check_engine(engine, recompute=grid.recompute, stream=grid.stream, sharded=checkpoint.shard)
+    check_engine(
+        engine, recompute=grid.recompute, stream=grid.stream, sharded=checkpoint.shard,
+        offload=checkpoint.offload,
+    )  # fmt: skip
     if checkpoint.shard and not ranks.in_step:
         raise UsageError("shard is for analyze and ablate, under torchrun", hint="leave it out")
     check_counts(samples=grid.samples, batch_size=grid.batch_size)
     levels = None if grid.noise_levels is None else parse_levels(grid.noise_levels)
     place = find_device(checkpoint.device)
+    if checkpoint.offload == "cpu":
+        offloading.check_cpu(place)
     find_dtype(checkpoint.dtype)
     data = rows_of.read(grid.data, grid.samples or ROWS)
     shape = tuple(data.latents.shape[1:]) if isinstance(data, Data) else None
@@ -339,11 +365,7 @@ def of_checkpoint(
             fsdp.share_out(loaded.model, over)
     else:
         loaded = load_checkpoint(checkpoint, shape=shape, seed=grid.seed)
-        if place.type == "cuda":
-            memory_check.require(
-                sum(p.numel() * p.element_size() for p in loaded.model.parameters()), place
-            )
-        loaded.model.to(place)
+        _bring(loaded, place, streamed=checkpoint.offload is not None)
     loaded = replace(
         loaded, name=checkpoint.name or display_name(checkpoint.path, checkpoint.adapter)
     )
@@ -364,8 +386,26 @@ def of_checkpoint(
         doubted=rows.name != OWN_SAMPLES,
         stream=grid.stream,
     )
-    task = replace(task, grid=replace(task.grid, recompute=grid.recompute))
-    return task.fitting() if large else task
+    again = replace(task.grid, recompute=grid.recompute)
+    task = replace(task, grid=again, offload=checkpoint.offload)
+    return task.fitting() if large and not checkpoint.shard else task
+
+
+def _bring(loaded: Loaded, place: torch.device, *, streamed: bool) -> None:
+    """Bring a model to its device, or of its blocks, where they are streamed, one at a time.
+
+    Raises:
+        ProbeError: there is no room.
+    """
+    model = loaded.model
+    if streamed:
+        memory_check.require(offloading.needed(model), place)
+        own = dict(model.named_parameters(remove_duplicate=False))
+        offloading.stream(model, own if loaded.weights is None else loaded.weights, place)
+        return
+    if place.type == "cuda":
+        memory_check.require(sum(p.numel() * p.element_size() for p in model.parameters()), place)
+    model.to(place)
 
 
 def of_rows(
@@ -397,11 +437,11 @@ def of_rows(
         CheckpointError, ProbeError: the sites are not where they were named.
     """
     model, objective = loaded.model, loaded.objective
-    parameter = next(model.parameters())
     reached = torch.unique(objective.reached(torch.from_numpy(levels)))
     problem = Denoising(
-        objective, rows, seed=seed, device=parameter.device, dtype=dtype_of(model), call=loaded.call
-    )
+        objective, rows, seed=seed, device=offloading.device_of(model), dtype=dtype_of(model),
+        call=loaded.call,
+    )  # fmt: skip
     with untouched(model):
         level = reached[len(reached) // 2].reshape(1)
         one = problem.batch(rows.ids[:1], level)
@@ -482,7 +522,7 @@ def _discover(
         **found.facts,
         "family": loaded.identified.family,
         "heads": heads,
-        "fresh": freshness(loaded.model),
+        "fresh": freshness(loaded.model, offloading.stored(loaded.model)),
     }
     return replace(found, family=loaded.identified.family, facts=facts)
 
@@ -522,7 +562,6 @@ def provenance(
     The model is called as its checkpoint is; without one, as its class is.
     """
     name = checkpoint["name"] if checkpoint else class_of(subject.model).__name__
-    parameter = next(subject.model.parameters())
     dtype = str(dtype_of(subject.model)).removeprefix("torch.")
     return {
         "checkpoint": checkpoint,
@@ -537,7 +576,7 @@ def provenance(
             **(config or {}),
         },
         "seed": seed,
-        "device": str(parameter.device),
+        "device": str(offloading.device_of(subject.model)),
         "dtype": dtype,
         "assumptions": assumptions,
         "warnings": list(warnings),

@@ -188,7 +188,7 @@ class Together(Visitor):
 class Recorder(Visitor):
     """Taps every read of one forward and follows every write.
 
-    A tap hands ``u.view_as(u)`` to the branch: the forward is unchanged, and the tap's gradient
+    A tap hands an alias of ``u`` to the branch: the forward is unchanged, and the tap's gradient
     is the gradient along that branch alone, while ``reads`` keeps the stream itself.
 
     Args:
@@ -246,10 +246,11 @@ class Recorder(Visitor):
 
     def _tap(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tap of what stands at a reader, and that itself."""
+        # view_as may give an axis of length 1 another stride, for which torch multiplies otherwise.
         if self._tapped is None:
-            return value.view_as(value), value
+            return torch.ops.aten.alias(value), value
         if id(value) not in self._tapped:
-            tap = value.view_as(value)
+            tap: Tensor = torch.ops.aten.alias(value)
             self._tapped[id(tap)] = tap, value
             return tap, value
         return self._tapped[id(value)]

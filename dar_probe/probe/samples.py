@@ -15,6 +15,7 @@ from dar_probe.files import arrays
 from dar_probe.files.atomic import write_atomically
 from dar_probe.files.text import quote
 from dar_probe.models.loading import Loaded
+from dar_probe.models.offload import device_of
 from dar_probe.results.schema import OWN_SAMPLES
 from dar_probe.runtime.ranks import ALONE, Ranks
 
@@ -93,7 +94,7 @@ def own(loaded: Loaded, count: int, *, seed: int, ranks: Ranks = ALONE) -> Data:
     what = (
         f"{loaded.file['sha256']}-{loaded.file['weights']}-{loaded.objective.name}"
         f"-{found.shape}-{found.sizes.get('heads')}-{loaded.conditions}"
-        f"-{parameter.dtype}-{parameter.device.type}"
+        f"-{parameter.dtype}-{device_of(loaded.model).type}"
     )
     name = hashlib.sha256(f"{what}-{count}-{seed}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{name}.npz"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dar_probe.errors import ProbeError, UsageError, blamed
 from dar_probe.models.diffusers.model import dtype_of
+from dar_probe.models.offload import device_of
 from dar_probe.probe.measure import Batch, Loss, check_losses
 from dar_probe.probe.recorder import Visitor
 from dar_probe.runtime.sharded import class_of
@@ -25,7 +26,7 @@ def batch_of(batch: Batch, module: nn.Module) -> Batch:
     ``(1 - noise_level) * x`` stays what the module takes. What it raises names its own file and
     line.
     """
-    place, dtype = next(module.parameters()).device, dtype_of(module)
+    place, dtype = device_of(module), dtype_of(module)
 
     def called(sample_ids: Tensor, noise_level: Tensor, /) -> tuple[Any, dict[str, Any]]:
         with _blamed_on("batch function", sample_ids):
@@ -43,7 +44,7 @@ def batch_of(batch: Batch, module: nn.Module) -> Batch:
 
 def loss_of(loss: Loss, module: nn.Module) -> Loss:
     """Return a user's loss as the probe calls it; levels and errors are as for ``batch_of``."""
-    place, dtype = next(module.parameters()).device, dtype_of(module)
+    place, dtype = device_of(module), dtype_of(module)
 
     def called(output: Any, sample_ids: Tensor, noise_level: Tensor, /) -> Tensor:
         with _blamed_on("loss function", sample_ids):

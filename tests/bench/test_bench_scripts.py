@@ -23,6 +23,7 @@ ROWS = {
         "2 x 64, 16 tokens", "4 x 64, 16 tokens", "2 x 64, 64 tokens", "2 x 16, 16 tokens",
     ],
     "memory": ["residual", "dynamic"],
+    "offload": ["1 + 2", "2 + 4", "projected: 19 + 38"],
     "precision": ["rms", "grad_rms", "cosine", "write_rms", "gate", "query_share", "write_lost"],
     "recompute": ["2 x 64, 16 tokens", "4 x 64, 16 tokens"],
     "routing": [

@@ -7,13 +7,13 @@ from dar_probe.cli import app
 NAMES = {
     "": "--version --debug --install-completion --show-completion",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --recompute "
-    "--objective --heads --family --weights --seed --device --dtype --text --adapter "
+    "--objective --heads --family --weights --seed --device --dtype --text --adapter --offload "
     "--engine --fail-on --resume --name --overwrite --no-figures --no-report --formats --json "
     "--config",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
     "--batch-size --recompute --objective --heads --family --weights --seed --device --dtype "
-    "--text --adapter --engine --resume --name --overwrite --no-figures --no-report --formats "
-    "--json --config",
+    "--text --adapter --offload --engine --resume --name --overwrite --no-figures --no-report "
+    "--formats --json --config",
     "audit": "FACTORY --input --noise-levels --samples --batch-size --recompute --blocks "
     "--readers --layout --device --dtype --train-steps --lr --seed --out --fail-on --junit "
     "--name --overwrite --no-figures --no-report --formats --json --config",

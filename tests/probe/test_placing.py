@@ -1,12 +1,17 @@
 """A module of another number type, with the inputs and the loss that its author wrote."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import dar_probe as dp
 from dar_probe.errors import UsageError
 from dar_probe.probe.options import ModuleOptions
-from dar_probe.probe.placing import placed
+from dar_probe.probe.placing import offloaded, placed
+from tests.sites.test_written_otherwise import FEW, made
+from tests.sites.test_written_otherwise import batch as stack_batch
+from tests.sites.test_written_otherwise import loss as stack_loss
 
 
 def batch(sample_ids, noise_level):
@@ -74,3 +79,48 @@ def test_what_cannot_be_copied_is_refused():
         placed(nn.Linear(1, 1), ModuleOptions(), device=None, dtype="int8")
     with pytest.raises(UsageError, match="not available"):
         placed(nn.Linear(1, 1), ModuleOptions(), device="meta", dtype=None)
+
+
+def test_a_module_is_kept_in_host_memory_for_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    module, options = made(), ModuleOptions(batch=stack_batch, loss=stack_loss)
+    with offloaded(module, options) as found:
+        assert found == (module, options), "nothing is wrapped where nothing is asked for"
+    for place, said in (("disk", "lie in memory already"), ("cpu", "runs on the CPU")):
+        with pytest.raises(dp.UsageError, match=said) as caught:
+            dp.analyze(module, batch=stack_batch, loss=stack_loss, offload=place, **FEW)
+        assert "disk" in caught.value.hint
+    with pytest.raises(dp.UsageError, match="lie on meta already") as caught:
+        dp.ablate(module.to("meta"), batch=stack_batch, loss=stack_loss, offload="cpu", **FEW)
+    assert "module.to('cpu')" in caught.value.hint
+
+
+def test_a_module_is_streamed_to_the_gpu_and_back(monkeypatch, tmp_path):
+    """The CPU stands in for the GPU: what is fetched is the same, where it goes is not."""
+    module = made()
+    given = {"batch": stack_batch, "loss": stack_loss, **FEW}
+    plain = dp.analyze(module, out=tmp_path / "plain", report=False, figures=False, **given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("dar_probe.probe.placing.check_cpu", lambda place: None)
+    first = next(module.blocks.parameters())
+    again = dp.analyze(
+        module, offload="cpu", out=tmp_path / "again", report=False, figures=False, **given
+    )
+    for name, value in plain.dataset.data_vars.items():
+        np.testing.assert_array_equal(again.dataset[name].values, value.values, err_msg=name)
+    assert again.manifest["offload"] == "cpu" and again.manifest["recompute"] is True
+    assert again.manifest["config"]["module_sha256"] == plain.manifest["config"]["module_sha256"]
+    assert again.manifest["model"] == plain.manifest["model"]
+    assert next(module.blocks.parameters()) is first
+    assert not any("forward" in part.__dict__ for part in module.modules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_module_in_host_memory_runs_on_a_gpu():
+    module, given = made(), {"batch": stack_batch, "loss": stack_loss, **FEW}
+    plain = dp.audit(module, device="cuda", **given).dataset
+    again = dp.analyze(module, offload="cpu", **given)
+    assert again.manifest["device"].startswith("cuda")
+    for name, value in plain.data_vars.items():
+        np.testing.assert_array_equal(again.dataset[name].values, value.values, err_msg=name)
+    assert all(p.device.type == "cpu" for p in module.parameters())

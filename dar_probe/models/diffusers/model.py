@@ -5,7 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,8 +76,18 @@ def empty(folder: Folder) -> nn.Module:
         UsageError: diffusers is not installed.
         CheckpointError: it has no such transformer, or cannot build it from these settings.
     """
+    return made(folder, without_weights())
+
+
+def made(folder: Folder, manner: AbstractContextManager[None]) -> nn.Module:
+    """Return the transformer as a folder's settings make it within a context, in eval mode.
+
+    Raises:
+        UsageError: diffusers is not installed.
+        CheckpointError: it has no such transformer, or cannot build it from these settings.
+    """
     kind = transformer_class(folder.class_name)
-    with quiet(), without_weights():
+    with quiet(), manner:
         try:
             built: nn.Module = kind.from_config(folder.config).eval()
         except Exception as error:  # a constructor may raise anything on settings that do not fit

@@ -14,6 +14,7 @@ from dar_probe.diffusion.objective import Objective
 from dar_probe.models.diffusers import scheduler as clock
 from dar_probe.models.diffusers.inputs import Signature
 from dar_probe.models.diffusers.model import dtype_of, quiet, scheduler_class
+from dar_probe.models.offload import device_of
 
 STEPS = 25
 _STEP = ("self", "model_output", "timestep", "sample")
@@ -48,7 +49,6 @@ def draw(
     Raises:
         CheckpointError: diffusers has no such scheduler.
     """
-    parameter = next(model.parameters())
     kind = scheduler_class(str(scheduler["_class_name"])) if scheduler is not None else None
     if kind is None or not _can_step(kind):
         method = "Euler steps" if isinstance(objective, Flow) else "DDIM steps"
@@ -58,7 +58,7 @@ def draw(
             call.shape,
             seed=seed, sampler=samplers.Sampler(steps=steps),
             place=samplers.Place(
-                device=parameter.device, dtype=dtype_of(model), batch_size=batch_size
+                device=device_of(model), dtype=dtype_of(model), batch_size=batch_size
             ),
         )  # fmt: skip
         return drawn, f"{_many(count)} drawn from the model itself ({steps} {method}, {why})"
@@ -96,8 +96,8 @@ def _run(
     seed: int,
 ) -> Tensor:
     """Return one batch of samples."""
-    parameter = next(model.parameters())
-    x = datasets.noise(ids, call.shape, seed=seed).to(parameter.device)
+    place = device_of(model)
+    x = datasets.noise(ids, call.shape, seed=seed).to(place)
     x = x * float(stepper.init_noise_sigma) if hasattr(stepper, "init_noise_sigma") else x
     extra = {}
     if "generator" in inspect.signature(stepper.step).parameters:  # a sample's own, in any batch
@@ -109,7 +109,7 @@ def _run(
         scaled = x
         if hasattr(stepper, "scale_model_input"):
             scaled = stepper.scale_model_input(x, t)
-        time = _model_time(t, objective, scheduler).to(parameter.device).expand(len(ids))
+        time = _model_time(t, objective, scheduler).to(place).expand(len(ids))
         args, kwargs = call.inputs(scaled.to(dtype_of(model)), time, ids)
         predicted = sign * call.prediction(model(*args, **kwargs)).float()
         x = stepper.step(predicted, t, x, return_dict=False, **extra)[0]
