@@ -126,7 +126,7 @@ def record(
     losses = loss(output, sample_ids, noise_level)
     _check_finite(losses, recorder, subject, sample_ids, noise_level)
     rows = subject.block_readers
-    blocks = [recorder.values[row] for row in rows]
+    blocks = [recorder.origins[row] for row in rows]
     wanted = [*recorder.taps, *blocks, *(recorder.writes if subject.routes is not None else ())]
     found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
     for reader, grad in zip(subject.readers, found, strict=False):
