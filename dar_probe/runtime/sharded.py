@@ -4,6 +4,7 @@ All processes of such a module take part in every forward and backward: they run
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,8 +85,14 @@ def reshard(model: nn.Module) -> None:
 def resharded(model: nn.Module) -> Iterator[None]:
     """Hold the parameters of FSDP in their places before and after, however it ends within."""
     reshard(model)
-    try:
+    if not fsdp_parts(model):
         yield
+        return
+    try:
+        with warnings.catch_warnings():
+            # It warns of what in-place operations would do, and those are refused.
+            warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
+            yield
     except BaseException:
         # A forward or a backward may have ended half-way.
         for part in _outermost(fsdp_parts(model)):
