@@ -146,7 +146,8 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "processes"), [
-    ("ours", 2), ("diffusers", 2), pytest.param("ours", 3, marks=pytest.mark.slow),
+    ("ours", 2), pytest.param("ours", 3, marks=pytest.mark.slow),
+    pytest.param("diffusers", 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_checkpoint_is_shared_out_over_the_ranks(tmp_path, small, kind, processes):
     """One of ours bit for bit; of diffusers to rounding: weights of a file lie otherwise."""
