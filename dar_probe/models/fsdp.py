@@ -12,6 +12,8 @@ from dar_probe.runtime.ranks import Ranks
 from dar_probe.sites.block_lists import members
 from dar_probe.sites.homes import uncalled
 
+# What a model itself calls of a block, past the block: it is shared out by itself.
+ALONE = {"DiTTransformer2DModel": ("transformer_blocks.0.norm1.emb",)}
 HINT = "leave --shard out: processes then share the samples, and each holds the whole model"
 
 
@@ -58,7 +60,7 @@ def share_out(model: nn.Module, place: Any) -> None:
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose parameters are gathered together."""
+    """Return the modules whose parameters are gathered together, the inner ones first."""
     blocks = list(dict.fromkeys(members(model)))
     # Blocks of ours hand on states beside what they return, where FSDP would not see them; lists of
     # modules run nothing themselves.
@@ -68,4 +70,5 @@ def _parts(model: nn.Module) -> list[nn.Module]:
         for block in blocks
         for part in (block.children() if inner or uncalled(block) else (block,))
     ]
-    return [part for part in found if next(part.parameters(), None) is not None]
+    alone = [model.get_submodule(name) for name in ALONE.get(type(model).__name__, ())]
+    return [p for p in (*alone, *found) if next(p.parameters(), None) is not None]

@@ -149,7 +149,7 @@ def record(
 def _wanted(recorder: Recorder) -> list[Tensor]:
     """Return what gradients are taken of: taps, states between blocks, writes of a router."""
     subject = recorder.subject
-    blocks = [recorder.values[row] for row in subject.block_readers]
+    blocks = [recorder.origins[row] for row in subject.block_readers]
     writes = recorder.writes if subject.routes is not None else ()
     return [*recorder.taps, *blocks, *writes]
 

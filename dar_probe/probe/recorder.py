@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dar_probe.errors import ProbeError
 from dar_probe.probe.statistics import Rounding
-from dar_probe.runtime.sharded import own_part, resharded
+from dar_probe.runtime.sharded import Origins, own_part, resharded
 from dar_probe.runtime.torch_private import without_checkpointing
 from dar_probe.sites.autograd_entry import begin
 from dar_probe.sites.direct_calls import heard
@@ -42,6 +42,7 @@ class Visitor:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._hooks = ExitStack()
+        self._origins = Origins()
         self._calls: dict[tuple[nn.Module, str], _Calls] = {}
         self._operations: dict[Call, list[tuple[Operation, Callable[[Tensor], Tensor]]]] = {}
 
@@ -74,6 +75,8 @@ class Visitor:
             if subject.direct:
                 stack.enter_context(heard(subject.model))
             handles = stack.enter_context(hooked())
+            if subject.sharded:
+                handles.extend(self._origins.watch(subject.model))
             for calls in self._calls.values():
                 handles.append(calls.watch(first=subject.sharded))
             if self._operations:
@@ -198,6 +201,7 @@ class Recorder(Visitor):
 
     Attributes:
         values: what stood at each reader, the stream itself and whatever else the tensor holds.
+        origins: the same tensors as the model has them, where FSDP hands on others to its modules.
         reads: h_l (N, T, D), l = 1..L+1, the measured part of them.
         taps: what the branches got instead of ``values``.
         seen: the stream (N, T, D) before each fusion, by the fusion's number as a source.
@@ -215,6 +219,7 @@ class Recorder(Visitor):
         super().__init__(subject)
         self._tapped = tapped
         self.values: list[Tensor] = []
+        self.origins: list[Tensor] = []
         self.reads: list[Tensor] = []
         self.taps: list[Tensor] = []
         self.seen: dict[int, Tensor] = {}
@@ -233,6 +238,7 @@ class Recorder(Visitor):
         tap, value = self._tap(value)
         self._fired.append(index)
         self.values.append(value)
+        self.origins.append(self._origins.of(value))
         self.reads.append(self.subject.readers[index].view.take(value))
         self.taps.append(tap)
         self._versions.append(value._version)

@@ -139,10 +139,15 @@ def _told_to_end() -> Iterator[None]:
         yield  # Python lets only the main thread listen
         return
     before = signal.signal(signal.SIGTERM, leave)
+    after = before
     try:
         yield
+    except ProbeError:
+        # What it says must still be said: the signal most often comes a moment later.
+        after = signal.SIG_IGN
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, after)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ All processes of such a module take part in every forward and backward: they run
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dar_probe.errors import ProbeError
@@ -83,8 +85,14 @@ def reshard(model: nn.Module) -> None:
 def resharded(model: nn.Module) -> Iterator[None]:
     """Hold the parameters of FSDP in their places before and after, however it ends within."""
     reshard(model)
-    try:
+    if not fsdp_parts(model):
         yield
+        return
+    try:
+        with warnings.catch_warnings():
+            # It warns of what in-place operations would do, and those are refused.
+            warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
+            yield
     except BaseException:
         # A forward or a backward may have ended half-way.
         for part in _outermost(fsdp_parts(model)):
@@ -140,6 +148,37 @@ def gathered(model: nn.Module, inside: nn.Module | None) -> Iterator[None]:
     finally:
         for part in wanted:
             part.reshard()
+
+
+class Origins:
+    """Tells what tensors were before FSDP handed them on as new ones, to the modules it has taken.
+
+    A state that is used elsewhere too, as by a long skip, has all of its gradient there.
+    """
+
+    def __init__(self) -> None:
+        self._origins = WeakIdKeyDictionary()
+        self._given: list[list[Tensor]] = []
+
+    def of(self, value: Tensor) -> Tensor:
+        """Return what a tensor was outside of all modules of FSDP."""
+        while value in self._origins:
+            value = self._origins[value]
+        return value
+
+    def watch(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Stand before and behind what FSDP does at its modules."""
+        for part in fsdp_parts(model):
+            yield part.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
+            yield part.register_forward_pre_hook(self._behind, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._given.append(list(tensors_of([args, kwargs])))
+
+    def _behind(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for old, new in zip(self._given.pop(), tensors_of([args, kwargs]), strict=True):
+            if new is not old:
+                self._origins[new] = old
 
 
 class _Keeper:

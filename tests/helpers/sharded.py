@@ -65,8 +65,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
+    """Blocks between an embedding and a head; ``kind`` skip: the first state enters again, late."""
+
     def __init__(self, kind="pre", depth=3, width=16):
         super().__init__()
+        self.join = nn.Linear(2 * width, width) if kind == "skip" else None
         self.embed = nn.Linear(5, width)
         self.blocks = nn.ModuleList(Block(width, kind) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
@@ -74,8 +77,12 @@ class Stack(nn.Module):
 
     def forward(self, x):
         x = self.embed(x)
+        first = None
         for block in self.blocks:
+            if self.join is not None and block is self.blocks[-1]:
+                x = self.join(torch.cat([x, first], -1))
             x = block(x)
+            first = x if first is None else first
         return self.head(self.norm(x))
 
 
@@ -328,6 +335,7 @@ SCENES = {
     "post-norm, every module": lambda _: audited(every_module, lambda: stack("post")),
     "norms as functions": lambda _: audited(by_block, lambda: stack("function")),
     "norms as functions, every module": lambda _: audited(every_module, lambda: stack("function")),
+    "a long skip": lambda _: audited(by_block, lambda: stack("skip")),
     "recomputed": lambda _: audited(by_block, recompute=True),
     "copies of pieces": lambda _: audited(hybrid),
     **{
