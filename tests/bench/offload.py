@@ -4,6 +4,7 @@ Flux in full size, 24 GB on the disk:
 python tests/bench/offload.py --blocks 19 --heads 24 --tokens 256 --folder FOLDER
 """
 
+import gc
 import os
 import signal
 import sys
@@ -111,6 +112,7 @@ def store(home, shard, number):
 
 def analysed(home, data, dtype):
     """Return the peak of anonymous memory in bytes, over the whole process, and the seconds."""
+    gc.collect()  # the model before this one, whose parts refer to each other
     with Watch() as watch:
         began = time.perf_counter()
         dp.analyze(
