@@ -75,6 +75,14 @@ def analyze(
     name: options.Name = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Print the time, memory and disk that the analysis will need, and end there.",
+            rich_help_panel=panels.GRID,
+        ),
+    ] = False,
     no_figures: options.NoFigures = False,
     no_report: options.NoReport = False,
     formats: options.Formats = None,
@@ -115,6 +123,9 @@ def analyze(
         recompute=recompute or None,
         stream=stream,
     )
+    if estimate:
+        terminal.show_estimate(analyses.estimate(wanted[-1], grid, engine=engine), as_json=as_json)
+        return
     folder = out or Path("dar-probe-out") / _name(checkpoints, adapter)
     output = OutputOptions(
         out=folder,

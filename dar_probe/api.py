@@ -25,6 +25,7 @@ from dar_probe.models.sit import SiT, SiTConfig
 from dar_probe.probe import analyses
 from dar_probe.probe import bench as pricing
 from dar_probe.probe.bench import Price
+from dar_probe.probe.estimate import Foreseen
 from dar_probe.probe.measure import Batch, Loss
 from dar_probe.probe.options import (
     GridOptions,
@@ -497,6 +498,31 @@ def audit(
         rule=None if fail_on is None else parse_rule(fail_on),
         on_cells=on_cells,
         on_step=on_step,
+    )
+
+
+def estimate(model: str | Path, *, engine: str = "hooks", **settings: Any) -> Foreseen:
+    """Say what ``analyze`` will need, from one measured block; the model is loaded for it.
+
+    Args:
+        model: a checkpoint.
+        engine: as for ``analyze``.
+        settings: of ``analyze``: what of the checkpoint and of its grid is asked for.
+
+    Returns:
+        Cells, seconds, and bytes of memory and disk, beside what the machine has; ``sentence`` says
+        whether it fits.
+
+    Example:
+        >>> dp.estimate("fixtures/digits-residual.pt", samples=64).sentence
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    of_grid = {key: settings.pop(key) for key in OF_GRIDS if key in settings}
+    _refuse_unknown("estimate", settings, (*OF_FILES, "offload"))
+    return analyses.estimate(
+        CheckpointOptions(path=model, **settings), GridOptions(**of_grid), engine=engine
     )
 
 

@@ -27,6 +27,7 @@ from dar_probe.runtime import ranks
 
 if TYPE_CHECKING:
     from dar_probe.analysis import Analysis
+    from dar_probe.probe.estimate import Foreseen
     from dar_probe.results.verdict import Verdict
 
 __all__ = [
@@ -142,6 +143,40 @@ def _command(console: Console, words: list[str]) -> None:
 def show_json(analysis: "Analysis") -> None:
     """Print what summary.json holds."""
     sys.stdout.write(json.dumps(analysis.summary, indent=2) + "\n")
+
+
+def show_estimate(found: "Foreseen", *, as_json: bool = False) -> None:
+    """Print what an analysis will need, and what to do where it does not fit."""
+    if as_json:
+        sys.stdout.write(json.dumps(found.summary, indent=2) + "\n")
+        return
+    console = console_on(sys.stdout)
+    one = found.estimate
+    rows = [
+        ("cells", f"{one.cells} (samples times noise levels), {one.batch_size} in one pass"),
+        ("time", f"about {_lasting(one.seconds)}; {_lasting(one.seconds_again)} with --recompute"),
+        ("weights", _size(one.weights)),
+        ("one pass", f"{_size(one.memory(recompute=False))}; "
+         f"{_size(one.memory(recompute=True))} with --recompute"),
+        ("available", f"{_size(found.available)} beside the weights"),
+        ("dataset", f"{_size(one.disk)} on disk, at most"),
+    ]  # fmt: skip
+    aligned(console, [[Text(name, style="dim"), Text(text)] for name, text in rows], right=[])
+    console.print()
+    write(console, Text(found.sentence))
+    write(console, Text(found.rests_on, style="dim"))
+
+
+def _size(count: int) -> str:
+    unit = next((u for u in ("GiB", "MiB") if count >= 2 ** (30 if u == "GiB" else 20)), "KiB")
+    return f"{count / 2 ** {'GiB': 30, 'MiB': 20, 'KiB': 10}[unit]:.3g} {unit}"
+
+
+def _lasting(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
 
 
 def show_files(folder: Path, *, figures: bool = True, report: bool = True) -> None:

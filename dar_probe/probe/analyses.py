@@ -6,9 +6,12 @@ from dataclasses import replace
 from torch import nn
 
 from dar_probe.analysis import Analysis, OnFile
+from dar_probe.checkpoints import memory_check
 from dar_probe.errors import UsageError
+from dar_probe.models import offload
 from dar_probe.models.options import CheckpointOptions
 from dar_probe.probe import ablation, module_plan, plan
+from dar_probe.probe.estimate import Foreseen
 from dar_probe.probe.in_step import check_same_question
 from dar_probe.probe.options import (
     GridOptions,
@@ -68,6 +71,19 @@ def analyze(
         if len(checkpoints) > 1:
             return run_steps(run, checkpoints, grid, engine)
         return run.finish(run.plan(checkpoints[0], grid, engine), name=checkpoints[0].name)
+
+
+def estimate(
+    checkpoint: CheckpointOptions, grid: GridOptions, *, engine: str = "hooks"
+) -> Foreseen:
+    """Return what ``analyze``, given the same, will need; the model is loaded for it.
+
+    Raises:
+        CheckpointError, ProbeError, UsageError: see ``dar_probe.errors``.
+    """
+    task = plan.of_checkpoint(checkpoint, grid, engine=engine)
+    device = offload.device_of(task.subject.model)
+    return Foreseen(estimate=task.estimate(), available=memory_check.available(device))
 
 
 def analyze_module(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -54,6 +54,52 @@ class Estimate:
     def cells_within(self, available: int, *, recompute: bool) -> int:
         """Return how many cells a pass can have in so many bytes; 0: not even one."""
         return available // self.memory(recompute=recompute, batch_size=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """An estimate beside what the machine has.
+
+    Attributes:
+        estimate: what measuring takes.
+        available: bytes that can be had where the model runs, beside its weights.
+    """
+
+    estimate: Estimate
+    available: int
+
+    @property
+    def sentence(self) -> str:
+        """Whether it fits, and what to do where it does not."""
+        one, room = self.estimate, self.available
+        if one.memory(recompute=False) <= room:
+            return "It fits into memory as it is."
+        cells = one.cells_within(room, recompute=True)
+        if cells >= one.batch_size:
+            return "It fits with --recompute, which large models take by themselves."
+        if cells:
+            return f"It fits with --recompute --batch-size {cells}."
+        return (
+            "Not even one cell fits: --dtype bfloat16 halves it, --offload disk leaves the weights "
+            "of a diffusers folder in its files, --shard shares the model out under torchrun."
+        )
+
+    rests_on = (
+        "From one block of one cell, measured here; loading the model, drawing samples, pictures "
+        "and files are not counted. Time within a factor of two, memory rather too much."
+    )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers, seconds and bytes, for programs."""
+        one = self.estimate
+        return {
+            **asdict(one),
+            "memory": one.memory(recompute=False),
+            "memory_again": one.memory(recompute=True),
+            "available": self.available,
+            "sentence": self.sentence,
+        }
 
 
 def estimate(subject: Subject, batch: Batch, grid: Grid) -> Estimate:

@@ -7,16 +7,16 @@ from dar_probe.cli import app
 NAMES = {
     "": "--version --debug --install-completion --show-completion",
     "analyze": "CHECKPOINTS --out --data --noise-levels --samples --batch-size --recompute "
-    "--objective --heads --family --weights --seed --device --dtype --text --adapter --offload "
-    "--engine --fail-on --resume --name --overwrite --no-figures --no-report --formats --json "
-    "--config",
+    "--stream --shard --estimate --objective --heads --family --weights --seed --device --dtype "
+    "--text --adapter --offload --engine --fail-on --resume --name --overwrite --no-figures "
+    "--no-report --formats --json --config",
     "ablate": "CHECKPOINT --out --kinds --pairs --gate --frozen-at --data --noise-levels --samples "
-    "--batch-size --recompute --objective --heads --family --weights --seed --device --dtype "
-    "--text --adapter --offload --engine --resume --name --overwrite --no-figures --no-report "
-    "--formats --json --config",
-    "audit": "FACTORY --input --noise-levels --samples --batch-size --recompute --blocks "
-    "--readers --layout --device --dtype --train-steps --lr --seed --out --fail-on --junit "
-    "--name --overwrite --no-figures --no-report --formats --json --config",
+    "--batch-size --recompute --stream --shard --objective --heads --family --weights --seed "
+    "--device --dtype --text --adapter --offload --engine --resume --name --overwrite "
+    "--no-figures --no-report --formats --json --config",
+    "audit": "FACTORY --input --noise-levels --samples --batch-size --recompute --stream "
+    "--blocks --readers --layout --device --dtype --train-steps --lr --seed --out --fail-on "
+    "--junit --name --overwrite --no-figures --no-report --formats --json --config",
     "bench": "CHECKPOINT --model --batch-size --repeats --threads --heads --family --device "
     "--dtype --json",
     "compare": "ANALYSES --out --fail-on --names --json",

@@ -1,15 +1,19 @@
 """What an analysis will need is known beforehand, from one block."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+import dar_probe as dp
 from dar_probe.checkpoints import memory_check
+from dar_probe.cli import app
 from dar_probe.probe import bench, recompute
-from dar_probe.probe.estimate import estimate
+from dar_probe.probe.estimate import Foreseen, estimate
 from dar_probe.probe.measure import hooks, measure
 from dar_probe.probe.module_plan import of_module
 from dar_probe.probe.options import GridOptions, ModuleOptions
@@ -105,3 +109,26 @@ def test_what_would_not_fit_is_recomputed_from_the_beginning(monkeypatch):
         assert task.fitting().grid.recompute is expected
     never = replace(task, grid=replace(task.grid, recompute=False))
     assert never.fitting() is never
+
+
+def test_the_command_line_says_whether_it_fits():
+    words = ["analyze", "fixtures/digits-residual.pt", "--samples", "4", "--estimate"]
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and "It fits into memory as it is." in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    same = dp.estimate("fixtures/digits-residual.pt", samples=4)
+    assert told["cells"] == same.estimate.cells == 40 and told["memory"] > 0
+
+
+def test_what_does_not_fit_is_told_what_would():
+    one = estimate(found(8), batch, Grid(levels=(0.5,), ids=tuple(range(8)), batch_size=8))
+    few = one.memory(recompute=True, batch_size=3)
+    rooms = [one.memory(recompute=False), one.memory(recompute=True), few, 1]
+    said = [Foreseen(estimate=one, available=room).sentence for room in rooms]
+    assert [text.partition(",")[0] for text in said] == [
+        "It fits into memory as it is.",
+        "It fits with --recompute",
+        "It fits with --recompute --batch-size 3.",
+        "Not even one cell fits: --dtype bfloat16 halves it",
+    ]
