@@ -149,7 +149,6 @@ LANES = {
     "models/diffusers": "extras",
     "models/test_lora.py": "extras lowest",  # peft
     "models/test_offload.py": "extras",
-    "bench/test_bench_scripts.py::test_script[offload]": "extras",
     "probe/test_placing.py::test_a_module_is": "extras",  # accelerate
     "probe/test_placing.py::test_a_module_in_host": "extras gpu",
     # The lowest versions of dependencies: here are the files that lean on one of them most.

@@ -379,12 +379,10 @@ def of_checkpoint(
         loaded,
         rows,
         parse_levels(5 if small else 10) if levels is None else levels,
-        batch_size=grid.batch_size,
-        seed=grid.seed,
+        grid,
         engine=engine,
         assumed=assumed,
         doubted=rows.name != OWN_SAMPLES,
-        stream=grid.stream,
     )
     again = replace(task.grid, recompute=grid.recompute)
     task = replace(task, grid=again, offload=checkpoint.offload)
@@ -412,13 +410,11 @@ def of_rows(
     loaded: Loaded,
     rows: Data,
     levels: np.ndarray,
+    grid: GridOptions,
     *,
-    batch_size: int | None = None,
-    seed: int = 0,
     engine: str = "hooks",
     assumed: Sequence[str] = (),
     doubted: bool = False,
-    stream: str = streams.IMAGE,
 ) -> Task:
     """Return the task of a model on samples that are given.
 
@@ -426,17 +422,16 @@ def of_rows(
         loaded: the model, on its device, and what is known of it.
         rows: the samples.
         levels: wanted noise levels, rising.
-        batch_size: as for ``api.analyze``.
-        seed: random seed of the noise.
+        grid: batch size, random seed of the noise, and which stream.
         engine: as for ``api.analyze``.
         assumed: one sentence for each thing that was assumed about the samples.
         doubted: compare the objective with others, and warn in the manifest where one fits better.
-        stream: as for ``GridOptions``.
 
     Raises:
         CheckpointError, ProbeError: the sites are not where they were named.
     """
     model, objective = loaded.model, loaded.objective
+    seed, stream = grid.seed, grid.stream
     reached = torch.unique(objective.reached(torch.from_numpy(levels)))
     problem = Denoising(
         objective, rows, seed=seed, device=offloading.device_of(model), dtype=dtype_of(model),
@@ -463,10 +458,10 @@ def of_rows(
             subject, warnings = with_derivatives_checked(
                 subject, problem.batch, problem.loss, rows.ids[:1].tolist(), float(level)
             )
-    grid = Grid(
+    cells = Grid(
         levels=tuple(reached.tolist()),
         ids=tuple(rows.ids.tolist()),
-        batch_size=_batch_size(batch_size, subject.facts),
+        batch_size=_batch_size(grid.batch_size, subject.facts),
     )
     warning = None
     if doubted:
@@ -474,7 +469,7 @@ def of_rows(
             warning = contradiction(model, problem, rows, seed=seed, rivals=loaded.rivals)
     task = Task(
         subject=subject,
-        grid=grid,
+        grid=cells,
         batch=problem.batch,
         loss=problem.loss,
         timestep=objective.model_time(reached).numpy().astype(np.float64),
@@ -482,7 +477,7 @@ def of_rows(
         engine=engine,
         manifest=provenance(
             subject,
-            grid,
+            cells,
             data={"name": rows.name, "description": rows.description},
             checkpoint=loaded.file,
             config={

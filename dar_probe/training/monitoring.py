@@ -12,6 +12,7 @@ from dar_probe.models.loading import ByClass, Loaded
 from dar_probe.models.sit import SiTConfig
 from dar_probe.models.sit_family import FAMILY
 from dar_probe.probe.monitor import Watch
+from dar_probe.probe.options import GridOptions
 from dar_probe.probe.plan import Task, of_rows
 from dar_probe.results.trajectory_store import TrajectoryFile
 from dar_probe.runtime.ranks import Ranks
@@ -93,7 +94,7 @@ def plan(run: Run) -> Task:
         call=ByClass(),
     )
     levels = parse_levels(run.config.probe_levels)
-    return of_rows(loaded, run.probed, levels, seed=run.config.seed)
+    return of_rows(loaded, run.probed, levels, GridOptions(seed=run.config.seed))
 
 
 def _nothing(step: int) -> None:

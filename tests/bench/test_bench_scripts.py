@@ -46,7 +46,10 @@ def test_every_script_is_here():
     assert scripts == set(ROWS)
 
 
-@pytest.mark.parametrize("name", ROWS)
+NEEDING = {"offload": pytest.mark.extras}  # diffusers and accelerate
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=NEEDING.get(n, ())) for n in ROWS])
 def test_script(name):
     done = warm.script(HERE / f"{name}.py", "--small", "--threads", 1, "--repeats", 1)
     assert done.returncode == 0, done.stderr
