@@ -95,7 +95,8 @@ def identify(family: Family, header: Header, heads: int | None = None) -> Identi
     unread = conventions.OBJECTIVE_SETTINGS - header.asked
     told = {name: header.told(name) for name in sorted(unread)}
     named = {name: value for name, value in told.items() if value not in (None, False)}
-    if not named or family not in FAMILIES:  # others may read settings by another way
+    own = header.args.get("format") == "dar-probe"  # it names its objective as a whole
+    if not named or own or family not in FAMILIES:  # others may read settings by another way
         return found
     listed = " and ".join(f"{name} {quote(value, 40)}" for name, value in named.items())
     said = (

@@ -282,6 +282,7 @@ def test_presets_tell_what_the_shapes_do_not(width, heads):
     assert identified.assumptions == [
         f"down-sampling and positions from the preset of width {width}",
         "latents of 32 x 32, as for images of 256 pixels",
+        "read as U-DiT: steps 0..999, linear betas, noise; --objective overrides",
         "the last of 6 rows in the label table is taken for the dropped labels",
     ]
 
