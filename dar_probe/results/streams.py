@@ -89,7 +89,8 @@ def selected(ds: xr.Dataset) -> xr.Dataset:
     if "stream" not in ds.coords or "stream" in ds.dims:
         return ds
     whole = schema.manifest(ds)
-    own = whole.pop("streams", {}).get(str(ds["stream"].item()))
+    every = whole.pop("streams", None)
+    own = every.get(str(ds["stream"].item())) if isinstance(every, dict) else None
     if not _sound(own):
         raise CheckpointError("the dataset's manifest does not tell its streams apart")
     sizes = own.pop("sizes")
