@@ -122,6 +122,7 @@ def test_write_all_writes_every_figure_and_leaves_no_trace(tmp_path, residual):
         "matrix",
         "decodability",
         "heatmap_rms",
+        "heatmap_token_top1",
         "heatmap_write_ratio",
         "heatmap_write_lost",
     ]
