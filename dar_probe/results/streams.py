@@ -6,7 +6,7 @@ names behind the end of the shorter one.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import xarray as xr
@@ -124,7 +124,7 @@ def single(ds: xr.Dataset) -> xr.Dataset:
     return trajectory.split(ds)[-1][1] if "step" in ds.dims else ds
 
 
-def _sound(part: Any) -> bool:
+def _sound(part: Any) -> TypeGuard[dict[str, Any]]:
     sizes = part.get("sizes") if isinstance(part, dict) else None
     return isinstance(sizes, dict) and all(type(sizes.get(dim)) is int for dim in SITES)
 
