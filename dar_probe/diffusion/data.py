@@ -271,11 +271,12 @@ def _images_of(
         labels.append(webdataset.label_of(sample))
     if not read:
         raise UsageError(f"{quote(folder)} holds archives without samples")
+    told = webdataset.all_told(labels, folder)
     changes = _changes([found for _, found in read], shape[0], shape[1])
     if labels_matter:
         changes += (
             "every image is taken for class 0: no archive tells another"
-            if all(label is None for label in labels)
+            if told is None
             else "labels: as the archives tell them",
         )
     return Data(
@@ -283,7 +284,7 @@ def _images_of(
         description=f"{len(read)} images of WebDataset's archives, cropped to a square and resized "
         f"to {shape[1]}x{shape[1]}, in [-1, 1]",
         latents=torch.stack([pixels for pixels, _ in read]),
-        labels=torch.tensor([label or 0 for label in labels]),
+        labels=torch.tensor(told or [0] * len(read)),
         ids=torch.arange(len(read)),
         changes=changes,
     )

@@ -120,10 +120,8 @@ def read_archives(paths: Sequence[Path], most: int | None = None) -> Rows:
             )
     if not values:
         raise UsageError(f"{quote(paths[0].name)} holds no samples")
-    told = [label for label in labels if label is not None]
-    if told and len(told) < len(labels):
-        raise UsageError(f"{quote(paths[0].name)} tells the classes of some samples alone")
-    return Rows(np.stack(values), np.array(told) if told else None)
+    told = webdataset.all_told(labels, paths[0])
+    return Rows(np.stack(values), None if told is None else np.array(told))
 
 
 def read_shards(paths: Sequence[Path], most: int | None = None) -> Rows:

@@ -56,6 +56,21 @@ def samples(paths: Sequence[Path], most: int | None) -> Iterator[Sample]:
     return itertools.islice(whole, most)
 
 
+def all_told(labels: Sequence[int | None], path: Path) -> list[int] | None:
+    """Return the classes of samples; None where none of them tells one.
+
+    Raises:
+        UsageError: some alone tell one: the others would be taken for class 0.
+    """
+    told = [label for label in labels if label is not None]
+    if told and len(told) < len(labels):
+        raise UsageError(
+            f"{quote(path.name)} tells the classes of some samples alone",
+            hint="every sample has its class in a .cls or a .json, or none has",
+        )
+    return told or None
+
+
 def label_of(sample: Sample) -> int | None:
     """Return the class of a sample, from its .cls or its .json; None where neither tells.
 

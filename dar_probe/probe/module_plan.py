@@ -203,7 +203,7 @@ def find_sites(
         )  # fmt: skip
         if subject.second is None and stream != streams.IMAGE:
             raise UsageError(
-                f"a {type(module).__name__} has one stream: it reads its labels as a vector",
+                f"of a {type(module).__name__} one stream is known, that of the image",
                 hint="leave --stream out",
             )
     fresh = freshness(module, stored(module))

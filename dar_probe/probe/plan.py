@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -443,13 +444,13 @@ def of_rows(
         subject = loaded.subject
         found: tuple[str, ...] = ()
         if subject is None:
-            two = lambda: problem.batch(rows.ids[:2], level.repeat(2))  # noqa: E731
+            two = partial(problem.batch, rows.ids[:2], level.repeat(2))
             subject = _discover(loaded, one, two, second=stream != streams.IMAGE)
             subject = of_stream(subject, stream)
             found = subject.assumptions
         elif stream != streams.IMAGE:
             raise UsageError(
-                f"a {loaded.identified.family} has one stream: it reads its labels as a vector",
+                f"of a {loaded.identified.family} one stream is known, that of the image",
                 hint="leave --stream out",
             )
         found += prove(subject, *one, shown=quote(loaded.file["name"]))
@@ -528,13 +529,20 @@ def with_derivatives_checked(
     """Hold the gradients of a subject against the loss itself; the model must be ``untouched``.
 
     Returns:
-        The subject, with the fact "blind" where its gradients are not those of the loss, and a
-        warning that says why.
+        The subject, with the fact "blind" where its gradients, along either stream, are not those
+        of the loss, and a warning that says why.
     """
+    second = subject.second and replace(subject.second, direct=subject.direct)
     reason = subject.facts.get("blind") or wrong_derivative(subject, batch, loss, ids, level)
+    if not reason and second is not None:
+        reason = wrong_derivative(second, batch, loss, ids, level)
     if not reason:
         return subject, []
-    subject = replace(subject, facts={**subject.facts, "blind": reason})
+    blind = {"blind": reason}
+    if subject.second is not None:
+        both = replace(subject.second, facts={**subject.second.facts, **blind})
+        subject = replace(subject, second=both)
+    subject = replace(subject, facts={**subject.facts, **blind})
     return subject, [
         f"gradients of this model are not those of its loss: {reason}. States, cosines and the "
         "loss are right; gradients, gates and importance are left out."

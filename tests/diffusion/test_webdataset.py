@@ -139,3 +139,9 @@ def test_links_in_archives_lead_nowhere(tmp_path):
         archive.addfile(link)
     with pytest.raises(UsageError, match="holds no samples"):
         datasets.load_data(f"latents:{folder}")
+
+
+def test_images_of_which_some_alone_have_a_class_are_refused(tmp_path):
+    pack(tmp_path / "a.tar", [("0.png", png(1)), ("0.cls", b"2"), ("1.png", png(2))])
+    with pytest.raises(UsageError, match="tells the classes of some samples alone"):
+        datasets.load_data(f"images:{tmp_path}", shape=(3, 4, 4), num_classes=3)

@@ -126,7 +126,7 @@ def test_what_has_one_stream_is_told_so(model):
         dp.analyze(model, stream="words", **GIVEN)
     with pytest.raises(dp.UsageError, match="stream all is of hooks"):
         dp.analyze(model, stream="all", engine="nnsight", **GIVEN)
-    with pytest.raises(dp.UsageError, match="has one stream: it reads its labels"):
+    with pytest.raises(dp.UsageError, match="one stream is known, that of the image"):
         dp.analyze("fixtures/digits-residual.pt", stream="text", noise_levels=[0.5], samples=2)
 
 
@@ -196,3 +196,24 @@ def test_files_of_both_streams(model, tmp_path):
         assert words in page
     again = dp.open_analysis(tmp_path / "both").streams
     assert "gate_ablated" in again["image"].dataset and "gate_ablated" not in again["text"].dataset
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_a_detached_branch_of_either_stream_blinds_both(model, part):
+    """The gradients of a stream are not those of the loss where either leaves a branch out."""
+
+    class Detached(torch.nn.Module):
+        def __init__(self, branch):
+            super().__init__()
+            self.branch = branch
+
+        def forward(self, x):
+            return self.branch(x).detach()
+
+    blind = joint.made()
+    for block in blind.doubles:
+        getattr(block, part).out = Detached(getattr(block, part).out)
+    found = dp.analyze(blind, stream="all", **GIVEN)
+    assert any("gradients of this model are not those" in one for one in found.manifest["warnings"])
+    for one in found.streams.values():
+        assert np.isnan(one.dataset["gate"]).all() and np.isfinite(one.dataset["rms"]).all()
