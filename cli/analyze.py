@@ -100,7 +100,7 @@ def analyze(
         from dar_probe.cli.shared import terminal
         from dar_probe.cli.shared.announcement import announced
         from dar_probe.cli.shared.names import formats_of
-        from dar_probe.errors import ExitCode
+        from dar_probe.errors import ExitCode, UsageError
         from dar_probe.models.options import CheckpointOptions
         from dar_probe.probe import analyses
         from dar_probe.probe.options import GridOptions, OutputOptions
@@ -123,8 +123,13 @@ def analyze(
         recompute=recompute or None,
         stream=stream,
     )
+    if estimate and len(wanted) > 1:
+        raise UsageError(
+            "--estimate is of one checkpoint",
+            hint="give one of them: the others take as long, one after another",
+        )
     if estimate:
-        terminal.show_estimate(analyses.estimate(wanted[-1], grid, engine=engine), as_json=as_json)
+        terminal.show_estimate(analyses.estimate(wanted[0], grid, engine=engine), as_json=as_json)
         return
     folder = out or Path("dar-probe-out") / _name(checkpoints, adapter)
     output = OutputOptions(

@@ -478,7 +478,7 @@ def _assumed(
             "a sequence holds other tokens too, such as text: only those that run through all "
             "blocks are measured"
             if last is None or last.home is None
-            else "a sequence holds tokens of the first stream too, which are not measured here"
+            else "a sequence holds other tokens too, such as the image's, which are left out here"
         )
     if last is None:
         found.append(

@@ -43,7 +43,9 @@ def follow(trace: Trace, links: list[Link]) -> list[Link]:
             place = _place(read, live[read], links)
             if place is not None and (found := _followed(trace, home, read, place)):
                 return found
-    raise NoStream("no block reads tokens of another stream that blocks before it write to")
+    raise NoStream(
+        f"none of the last {len(last)} blocks reads tokens of another stream, to which blocks write"
+    )
 
 
 def _live_reads(trace: Trace, home: Home) -> dict[Read, Tensor]:

@@ -116,6 +116,8 @@ def test_the_command_line_says_whether_it_fits():
     done = CliRunner().invoke(app, words, env={"COLUMNS": "80"})
     assert done.exit_code == 0 and "It fits into memory as it is." in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+    several = CliRunner().invoke(app, [*words[:2], "fixtures/digits-dar-static.pt", "--estimate"])
+    assert several.exit_code == 2 and "is of one checkpoint" in several.stderr
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     same = dp.estimate("fixtures/digits-residual.pt", samples=4)
     assert told["cells"] == same.estimate.cells == 40 and told["memory"] > 0
