@@ -85,9 +85,9 @@ class Foreseen:
         )
 
     rests_on = (
-        "From one block, measured here. Time is that of the bare passes: models narrower than some "
-        "hundred features take several times as long. Memory is rather too much. Loading the "
-        "model, drawing samples, pictures and files are not counted."
+        "From one block, measured here. Time is that of the bare passes: the diagnosis adds to it, "
+        "most in narrow models. Memory is rather too much. Loading the model, drawing samples, "
+        "pictures and files are not counted."
     )
 
     @property
