@@ -235,8 +235,8 @@ def check_settings(config: dict[str, Any], tensors: int, shown: str) -> str:
 
 
 def _is_read(told: Any) -> bool:
-    """Tell whether the weights are packed in a way that is dequantised: that of bitsandbytes."""
-    return isinstance(told, dict) and told.get("quant_method") == "bitsandbytes"
+    """Tell whether the weights are packed in a way that is dequantised."""
+    return isinstance(told, dict) and told.get("quant_method") in ("bitsandbytes", "torchao")
 
 
 def is_packed(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dar_probe.checkpoints import four_bits, gguf_blocks
+from dar_probe.checkpoints import four_bits, gguf_blocks, torchao_weights
 from dar_probe.errors import CheckpointError, DarProbeError
 from dar_probe.files.gguf_header import TYPES
 from dar_probe.files.text import quote
@@ -33,7 +33,7 @@ _SCALED = "scaled_fp8"  # ComfyUI's mark of a file with scales
 MAX_TOLD = 1_024  # bytes of what is told of one weight
 _ROWS, _LARGEST_INT8 = 0, 127  # of bitsandbytes: layout and scale of eight bits
 # What is nothing without a weight to which it belongs.
-_PARTS = (*four_bits.PARTS, *_SCALES, ".SCB", gguf_blocks.SHAPE)
+_PARTS = (*four_bits.PARTS, *_SCALES, ".SCB", gguf_blocks.SHAPE, torchao_weights.TOLD, "_qdata")
 
 
 class Plain(NamedTuple):
@@ -59,7 +59,9 @@ class _Found(NamedTuple):
 
 def is_settings(name: str, size: int) -> bool:
     """Tell whether a tensor of ``size`` bytes says how a weight is packed: it is always read."""
-    return size <= MAX_TOLD and (four_bits.MARK in name or name.endswith(_TOLD))
+    return size <= MAX_TOLD and (
+        four_bits.MARK in name or name.endswith((_TOLD, torchao_weights.TOLD))
+    )
 
 
 def dequantised(state: dict[str, Tensor], shown: str, dtype: torch.dtype | None = None) -> Plain:
@@ -74,7 +76,10 @@ def dequantised(state: dict[str, Tensor], shown: str, dtype: torch.dtype | None 
         CheckpointError: it is packed in a way that is not read, or contradicts itself.
         UsageError: a package is needed for it.
     """
+    torchao = any(name.endswith(torchao_weights.TOLD) for name in state)
     for end, kind, library in FOREIGN:
+        if kind == "torchao" and torchao:
+            continue
         name = next((name for name in state if name.endswith(end)), None)
         if name is not None:
             raise CheckpointError(
@@ -125,6 +130,8 @@ def _dequantised(key: str, state: dict[str, Tensor]) -> _Found | None:
     """Return the weight that the tensor called ``key`` says how to unpack, None for others."""
     if key.endswith(gguf_blocks.SHAPE):
         return _of_gguf(key, state)
+    if key.endswith(torchao_weights.TOLD):
+        return _of_torchao(key, state)
     if four_bits.MARK in key:
         return _of_four_bits(key, state)
     if key.endswith(".SCB"):
@@ -143,6 +150,15 @@ def _of_gguf(key: str, state: dict[str, Tensor]) -> _Found:
     on_meta = raw.device.type == "meta"
     value = _blank(shape) if on_meta else gguf_blocks.values(raw, kind, shape)
     return _Found(name, (key,), way, value)
+
+
+def _of_torchao(key: str, state: dict[str, Tensor]) -> _Found:
+    name = key.removesuffix(torchao_weights.TOLD)
+    said = bytes(state[key].flatten().tolist())
+    parts = torchao_weights.parts(name, said)
+    value, kind = torchao_weights.value(name, said, {p: _weight(p, state) for p in parts})
+    way = f"{kind} by torchao {torchao_weights.version()}"
+    return _Found(name, (key, *parts), way, value)
 
 
 def _of_four_bits(key: str, state: dict[str, Tensor]) -> _Found:

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from dar_probe.checkpoints import gguf_blocks, jax_model, shards
+from dar_probe.checkpoints import gguf_blocks, jax_model, shards, torchao_weights
 from dar_probe.checkpoints.header import Header
 from dar_probe.checkpoints.quantised import EIGHT_BITS, dequantised, is_settings
 from dar_probe.checkpoints.settings import settings
 from dar_probe.checkpoints.state_dict import SAVE, Weights, choose, plain, plain_names
 from dar_probe.errors import CheckpointError, ProbeError, UsageError
 from dar_probe.files import kinds
-from dar_probe.files.safetensors_header import Stored, stored
+from dar_probe.files.safetensors_header import Stored, said, stored
 from dar_probe.files.text import quote
 from dar_probe.runtime.system import trim_memory
 
@@ -179,7 +179,8 @@ def _add(content: dict[str, Any], found: Any, index: shards.Index, file: Path) -
     if not isinstance(found, dict):
         raise CheckpointError(f"{quote(file)} holds a {type(found).__name__}, no shard", hint=SAVE)
     found = plain(found)
-    index.check(file, found, content)
+    told = [name for name in found if name.endswith(torchao_weights.TOLD)]  # in no index
+    index.check(file, found.keys() - told, content)
     content |= found
 
 
@@ -342,16 +343,18 @@ def safetensors_outline(file: BufferedReader, path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the header breaks the format.
     """
-    return {
+    found = {
         name: _tensor(file, path, entry)
         if is_settings(name, entry.bytes)
         else torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
         for name, entry in _stored(file, path).items()
     }
+    return found | torchao_weights.told(said(file), found)
 
 
 def _load_safetensors(file: BufferedReader, path: Path) -> dict[str, Tensor]:
-    return {name: _tensor(file, path, entry) for name, entry in _stored(file, path).items()}
+    found = {name: _tensor(file, path, entry) for name, entry in _stored(file, path).items()}
+    return found | torchao_weights.told(said(file), found)
 
 
 def _tensor(file: BufferedReader, path: Path, entry: Stored) -> Tensor:

@@ -42,6 +42,19 @@ def stored(file: BufferedReader) -> dict[str, Stored]:
     Raises:
         ValueError: the header breaks the format, saying how.
     """
+    return _read(file)[0]
+
+
+def said(file: BufferedReader) -> dict[str, str]:
+    """Return the metadata of an open safetensors file, text by name; {} where it has none.
+
+    Raises:
+        ValueError: the header breaks the format, saying how.
+    """
+    return _read(file)[1]
+
+
+def _read(file: BufferedReader) -> tuple[dict[str, Stored], dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     (length,) = struct.unpack("<Q", file.read(8))
@@ -56,7 +69,7 @@ def stored(file: BufferedReader) -> dict[str, Stored]:
         raise ValueError("its header is nested without end") from error
     if not isinstance(header, dict):
         raise ValueError("its header is no list of tensors")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     found = {name: _entry(name, entry, 8 + length) for name, entry in header.items()}
     # Of those that begin together, the empty ones come first.
     ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].bytes))
@@ -67,7 +80,8 @@ def stored(file: BufferedReader) -> dict[str, Stored]:
         end += entry.bytes
     if end != size:
         raise ValueError(f"its tensors end at byte {end}, the file at {size}")
-    return dict(ordered)
+    told = metadata if isinstance(metadata, dict) else {}
+    return dict(ordered), {name: text for name, text in told.items() if isinstance(text, str)}
 
 
 def _entry(name: str, entry: Any, begin: int) -> Stored:

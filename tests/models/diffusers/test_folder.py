@@ -137,7 +137,7 @@ def test_settings_of_a_megabyte(copy):
         ({"_class_name": "DiTPipeline"}, "no transformer of the installed diffusers"),
         ({"_class_name": "__version__"}, "no transformer of the installed diffusers"),
         ({"_class_name": "os.system"}, "no transformer of the installed diffusers"),
-        ({"quantization_config": {"quant_method": "torchao"}}, "quantised by .torchao"),
+        ({"quantization_config": {"quant_method": "quanto"}}, "quantised by .quanto"),
         ({"num_layers": 10**9}, "'num_layers' is larger than its weights allow"),
         ({"sample_size": [8, 10**6]}, "'sample_size' is larger"),
         ({"joint_attention_dim": 13}, r"is of shape \(16, 12\), where \(16, 13\) fits"),

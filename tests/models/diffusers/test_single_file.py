@@ -434,13 +434,13 @@ def test_a_folder_that_bitsandbytes_packed(saved, tmp_path, given):
     assert len(expected) > 3
 
 
-@pytest.mark.parametrize("told", [{"quant_method": "torchao"}, {"quant_method": "gguf"}, {}, 3])
+@pytest.mark.parametrize("told", [{"quant_method": "quanto"}, {"quant_method": "gguf"}, {}, 3])
 def test_a_folder_that_another_program_packed_is_refused(saved, tmp_path, told):
     home = shutil.copytree(saved("sd3"), tmp_path / "sd3")
     config = json.loads((home / "transformer" / "config.json").read_text())
     config["quantization_config"] = told
     (home / "transformer" / "config.json").write_text(json.dumps(config))
-    by = " by 'torchao'" if told == {"quant_method": "torchao"} else ""
+    by = " by 'quanto'" if told == {"quant_method": "quanto"} else ""
     with pytest.raises(CheckpointError, match=f"holds weights quantised{by}"):
         load(home)
 
