@@ -71,6 +71,25 @@ class ProbeError(DarProbeError):
     exit_code = ExitCode.UNMEASURABLE
 
 
+def anchor(module: str) -> str:
+    """Return where the errors of a module stand on the page of all errors.
+
+    Args:
+        module: below this package, as in "checkpoints.reader".
+    """
+    return "error-" + module.replace(".", "-").replace("_", "-")
+
+
+def raised_in(error: DarProbeError) -> str:
+    """Return the module that raised an error, as ``anchor`` takes it; "" where none of ours did."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(_PACKAGE) and module != __name__:
+            found = module.removeprefix(_PACKAGE)
+    return found
+
+
 def out_of_memory(error: Exception) -> bool:
     """Tell whether an allocator, of torch or of Python, has run out of memory."""
     name = type(error).__name__
@@ -114,6 +133,7 @@ def blamed(refuse: Callable[[str], DarProbeError], *, ours: bool = True) -> Iter
         raise refusal from error
 
 
+_PACKAGE = f"{__name__.partition('.')[0]}."
 _HOME = Path(__file__).parent
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 

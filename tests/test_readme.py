@@ -10,7 +10,7 @@ import dar_probe as dp
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMPATIBILITY = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+COMPATIBILITY = (ROOT / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -78,7 +78,7 @@ def test_families_are_those_of_the_registry():
     table = COMPATIBILITY[COMPATIBILITY.index("| family | known by |") :].partition("\n\n")[0]
     rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
     titles = [title for family in FAMILIES for title in family.title.split(", ")]
-    assert sorted(rows) == sorted([*titles, "diffusers folder"]), "docs/compatibility.md"
+    assert sorted(rows) == sorted([*titles, "diffusers folder"]), "docs/reference/compatibility.md"
     for command in get_command(app).commands.values():
         for option in command.params:
             if option.name == "family":
