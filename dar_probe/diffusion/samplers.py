@@ -76,11 +76,13 @@ def draw(
     sampler: Sampler | None = None,
     place: Place | None = None,
     on_samples: Callable[[int], None] | None = None,
+    given: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Return samples (N, *shape) for ``labels`` (N,), float32 on the CPU.
 
     Sample i is a function of (seed, i) and its label alone, in whatever batch (dopri5 chooses its
     steps for a batch). ``on_samples`` is called with the number that is drawn, after each batch.
+    ``given`` returns further arguments of the model for samples ids (N,) and their x.
 
     Raises:
         UsageError: dopri5 without torchdiffeq, or for a model with discrete steps.
@@ -91,7 +93,8 @@ def draw(
         ids = torch.arange(start, min(start + place.batch_size, len(labels)))
         noise = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
         x = objective.start(noise)
-        predict = _predictor(model, objective, labels[ids].to(place.device), sampler)
+        further = given(ids, x) if given else {}
+        predict = _predictor(model, objective, labels[ids].to(place.device), sampler, further)
         split = _implied(predict, objective)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)
@@ -114,16 +117,18 @@ Predict = Callable[..., Tensor]
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _predictor(model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler) -> Predict:
+def _predictor(
+    model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler, given: dict[str, Tensor]
+) -> Predict:
     """Return a function of x_s and the level s, and for mean velocities of the step's end."""
     null = sampler.null_class if sampler.guidance != 1 else None
 
     def predict(x: Tensor, *levels: Tensor) -> Tensor:
         times = [objective.model_time(level.to(x.device).expand(len(x))) for level in levels]
-        end = {"r": times[1]} if times[1:] else {}
-        prediction: Tensor = model(x, times[0], y, **end)
+        more = {**given, **({"r": times[1]} if times[1:] else {})}
+        prediction: Tensor = model(x, times[0], y, **more)
         if null is not None:
-            free = model(x, times[0], torch.full_like(y, null), **end)
+            free = model(x, times[0], torch.full_like(y, null), **more)
             prediction = free + sampler.guidance * (prediction - free)
         return prediction
 
