@@ -18,6 +18,7 @@ OTHERS = {
     "transformer_blocks.": "a diffusers layout",
     "double_blocks.": "a Flux layout",
     "input_blocks.": "a U-Net layout",
+    "blocks.0.attn_temp.": "Open-Sora 1.0 or 1.1",
     "y_embedder.y_proj.": "a layout that reads text, such as PixArt's",
     "stream.": "a routed dar-probe model without its settings",
 }

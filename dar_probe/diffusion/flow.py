@@ -28,8 +28,8 @@ class Flow(Objective):
     two_times: the model takes a second time r and predicts the mean velocity between the two
     (MeanFlow, arXiv 2505.13447). Its loss here is that at r = t, where it is the velocity at t.
 
-    backward: the velocity has the other sign, that of the derivative by a clock which runs the other
-    way (Open-Sora: t = scale s, and data - noise).
+    backward: the velocity has the sign of a clock that runs the other way (Open-Sora: t = scale s,
+    and data - noise).
 
     base: where a sample has more numbers than this, samplers take their steps nearer to noise: with
     a = sqrt(numbers / base), even steps u become a u / (1 + (a - 1) u) (SD3, arXiv 2403.03206; RAE

@@ -33,12 +33,14 @@ class Sampler:
             twice in each, dopri5 has none.
         guidance: classifier-free guidance (arXiv 2207.12598): 1 is the conditional model.
         null_class: the label of the unconditional model; None where there is none.
+        given: returns further arguments of the model for samples ids (N,) and their x.
     """
 
     solver: str = "euler"
     steps: int = 25
     guidance: float = 1.0
     null_class: int | None = None
+    given: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -76,13 +78,11 @@ def draw(
     sampler: Sampler | None = None,
     place: Place | None = None,
     on_samples: Callable[[int], None] | None = None,
-    given: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Return samples (N, *shape) for ``labels`` (N,), float32 on the CPU.
 
     Sample i is a function of (seed, i) and its label alone, in whatever batch (dopri5 chooses its
     steps for a batch). ``on_samples`` is called with the number that is drawn, after each batch.
-    ``given`` returns further arguments of the model for samples ids (N,) and their x.
 
     Raises:
         UsageError: dopri5 without torchdiffeq, or for a model with discrete steps.
@@ -93,8 +93,8 @@ def draw(
         ids = torch.arange(start, min(start + place.batch_size, len(labels)))
         noise = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
         x = objective.start(noise)
-        further = given(ids, x) if given else {}
-        predict = _predictor(model, objective, labels[ids].to(place.device), sampler, further)
+        given = sampler.given(ids, x) if sampler.given else {}
+        predict = _predictor(model, objective, labels[ids].to(place.device), sampler, given)
         split = _implied(predict, objective)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)

@@ -159,7 +159,7 @@ class Loaded:
         )
         drawn = samplers.draw(
             self.model, self.objective, labels, self.identified.shape, seed=seed, place=place,
-            given=self.call.of if isinstance(self.call, ByClass) else None,
+            sampler=samplers.Sampler(given=self.call.of if isinstance(self.call, ByClass) else None),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         mean = samplers.has_two_times(self.objective)
