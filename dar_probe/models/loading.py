@@ -157,9 +157,10 @@ class Loaded:
         place = samplers.Place(
             device=offload.device_of(self.model), dtype=next(self.model.parameters()).dtype
         )
+        given = self.call.of if isinstance(self.call, ByClass) else None
         drawn = samplers.draw(
-            self.model, self.objective, labels, self.identified.shape, seed=seed, place=place,
-            sampler=samplers.Sampler(given=self.call.of if isinstance(self.call, ByClass) else None),
+            self.model, self.objective, labels, self.identified.shape,
+            seed=seed, place=place, sampler=samplers.Sampler(given=given),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         mean = samplers.has_two_times(self.objective)
