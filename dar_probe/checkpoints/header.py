@@ -18,9 +18,13 @@ OTHERS = {
     "transformer_blocks.": "a diffusers layout",
     "double_blocks.": "a Flux layout",
     "input_blocks.": "a U-Net layout",
-    "y_embedder.y_proj.": "a layout that reads text, such as PixArt's and Open-Sora's",
+    "blocks.0.attn_temp.": "Open-Sora 1.0 or 1.1",
+    "y_embedder.y_proj.": "a layout that reads text, such as PixArt's",
     "stream.": "a routed dar-probe model without its settings",
 }
+
+# What begins a name in layouts that are read, although they have names of OTHERS as well.
+READ = ("spatial_blocks.",)
 
 # Parts that models have beside another one's, by their names, and what they are.
 TOKENS = {
@@ -116,7 +120,7 @@ class Header:
         )
 
     def _other(self) -> CheckpointError | None:
-        if self.args.get("format") == "dar-probe":
+        if self.args.get("format") == "dar-probe" or any(k.startswith(READ) for k in self.shapes):
             return None
         for mark, layout in OTHERS.items():
             for key in self.shapes:

@@ -21,6 +21,7 @@ from dar_probe.models import (
     maskdit,
     mdt,
     meanflow,
+    opensora,
     rae,
     sit_family,
     udit,
@@ -43,6 +44,7 @@ MARKED = (
     jit.FAMILY,
     meanflow.FAMILY,
     latte.FAMILY,
+    opensora.FAMILY,
     fit.FAMILY,
     lightningdit.FAMILY,
     maskdit.FAMILY,
@@ -86,6 +88,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         subject=_guarded(found.subject, name, "subject"),
         rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
         norm=found.norm and _guarded(found.norm, name, "norm"),
+        captions=found.captions and _guarded(found.captions, name, "captions"),
     )
 
 
