@@ -1,4 +1,4 @@
-"""Exit codes stand once, in dar_probe/errors.py; help and README say the same."""
+"""Exit codes stand once, in dar_probe/errors.py; the help says the same."""
 
 from typer.main import get_command
 
@@ -26,9 +26,3 @@ def test_the_help_names_all():
         assert f"{int(code)} {code.sentence}" in epilog
 
 
-def test_the_readme_names_all():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = [f"| {int(code)} | {code.name.lower()} | {code.sentence} |" for code in ExitCode]
-    start = lines.index(rows[0])
-    assert lines[start : start + len(rows)] == rows
-    assert lines[start + len(rows)] == ""
