@@ -15,10 +15,10 @@ import typer
 
 from dar_probe.cli.shared import typer_group
 from dar_probe.errors import DarProbeError, ExitCode, anchor, out_of_memory, raised_in
-from dar_probe.runtime.version import SITE
+from dar_probe.runtime.version import PAGES
 
 DEBUG = False
-PAGE = f"{SITE}/stable/reference/errors.html"  # of all errors
+PAGE = f"{PAGES}/reference/errors.html"  # of all errors
 CONTINUE = "Hint: analyze, ablate and train continue with --resume."
 LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
+from dar_probe.runtime.version import PAGES
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -115,8 +116,8 @@ class Header:
     def _unread(self, why: str) -> CheckpointError:
         return CheckpointError(
             f"{self.shown} is no known layout: {why}",
-            hint="see the README for the layouts that are read; --family package.module:FAMILY "
-            "adds one of your own, and dar-probe audit measures any module in Python",
+            hint=f"{PAGES}/reference/compatibility.html has the layouts that are read; --family "
+            "package.module:FAMILY adds one of your own, and dar-probe audit measures any module",
         )
 
     def _other(self) -> CheckpointError | None:

@@ -13,6 +13,7 @@ from dar_probe.files.text import quote
 from dar_probe.models import conventions
 from dar_probe.models.stdit3 import IMAGE_RATE, PIXELS, VIDEO_RATE, Block, STDiT3, STDiT3Config
 from dar_probe.models.windows import Sizes
+from dar_probe.runtime.version import PAGES
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.stack import Stack
 from dar_probe.sites.subject import Subject
@@ -169,7 +170,7 @@ def captions(given: Mapping[str, Tensor], identified: Identified) -> dict[str, T
     Raises:
         UsageError: there are others, or they do not fit.
     """
-    hint = "see docs/compatibility.md for what --text takes"
+    hint = f"{PAGES}/reference/compatibility.html says what --text takes"
     if "y" not in given or not set(given) <= {"y", "mask"}:
         names = ", ".join(map(quote, given))
         raise UsageError(f"the text of {identified.family} is y and mask, not {names}", hint=hint)

@@ -28,6 +28,7 @@ from dar_probe.models import (
     uvit,
 )
 from dar_probe.models.sit import SiT
+from dar_probe.runtime.version import PAGES
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
@@ -111,7 +112,7 @@ def identify(family: Family, header: Header, heads: int | None = None) -> Identi
 
 def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:
     def refuse(why: str) -> UsageError:
-        hint = "see the README, Add a family"
+        hint = f"{PAGES}/how-to/add-a-family.html says what it returns"
         return UsageError(f"{step!r} of the family {name!r} failed: {why}", hint=hint)
 
     def run(*args: Any) -> Any:

@@ -5,7 +5,6 @@ from typer.main import get_command
 from dar_probe import errors
 from dar_probe.cli import app
 from dar_probe.errors import ExitCode
-from tests.helpers.shell import ROOT
 
 
 def test_numbers_are_those_that_scripts_rely_on():
@@ -24,5 +23,3 @@ def test_the_help_names_all():
     epilog = " ".join(get_command(app).epilog.split())
     for code in ExitCode:
         assert f"{int(code)} {code.sentence}" in epilog
-
-

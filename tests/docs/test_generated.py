@@ -84,10 +84,14 @@ def test_commands(made):
 def test_every_error_has_an_address(made):
     """Whatever is raised with a sentence of its own stands on the page, below its module."""
     text = made["catalogue"].reference()
-    sections = dict(re.findall(r"^\((error-[a-z0-9-]+)\)=\n(.*?)(?=^\(error-|\Z)", text, re.M | re.S))
+    sections = dict(
+        re.findall(r"^\((error-[a-z0-9-]+)\)=\n(.*?)(?=^\(error-|\Z)", text, re.M | re.S)
+    )
     source = Path(errors.__file__).parent
     for path in [*source.glob("checkpoints/*.py"), *source.glob("probe/*.py")]:
-        raised = len(re.findall(r"raise (?:Usage|Checkpoint|Probe)Error\(\s*f?\"", path.read_text()))
+        raised = len(
+            re.findall(r"raise (?:Usage|Checkpoint|Probe)Error\(\s*f?\"", path.read_text())
+        )
         if raised:
             module = ".".join(path.relative_to(source).with_suffix("").parts)
             assert sections[anchor(module)].count("(exit code ") >= 1, module

@@ -1,4 +1,4 @@
-"""README and pages: their Python runs, their commands, options and files exist, tables are whole."""
+"""README and pages: their Python runs, commands, options and files exist, tables are whole."""
 
 import re
 import runpy

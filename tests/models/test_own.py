@@ -9,9 +9,9 @@ import torch
 import dar_probe as dp
 from dar_probe.models import loading
 from dar_probe.models.options import CheckpointOptions
+from tests.docs.test_pages import DOCS, blocks
 from tests.helpers.shell import run, without_progress
 from tests.models import check, files
-from tests.docs.test_pages import DOCS, blocks
 
 GRID = ["--noise-levels", "0.2,0.7", "--samples", "3"]
 SIZES = {"depth": 2, "width": 12, "heads": 2, "channels": 3}
