@@ -1,7 +1,10 @@
 """The site: ``pip install -e '.[docs]' && sphinx-build -W docs docs/_build/html``."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny: threads wait for each other
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))

@@ -53,7 +53,6 @@ LANES = {
     "models/test_udit.py": "slow",
     "docs/test_site.py": "slow browser extras",
     "docs/test_pages.py::test_python_blocks": "slow extras",
-    "reports/test_notebook.py": "slow extras lowest",
     "supply/test_wheel.py": "slow subprocess lowest",
     "journeys/test_examples.py::test_the_example": "slow",
     "journeys/test_audit_command.py": "slow",
