@@ -138,8 +138,8 @@ def analyze(
         weights: "auto" prefers the averaged weights; "ema" or "model" insists. Default: "auto".
         family: name of the checkpoint's family, where the names of its weights mislead; or
             "package.module:FAMILY" for one of your own.
-        text: a .safetensors or .npz file of conditions for a model of diffusers, named like its
-            inputs. Default: conditions are drawn at random.
+        text: a .safetensors or .npz file of conditions, named like the inputs of a model of
+            diffusers, or y and mask of Open-Sora. Default: drawn at random; of Open-Sora no text.
         adapter: a LoRA adapter that is merged into the model in memory by peft: the folder or the
             .safetensors file that peft or diffusers saved. Default: none.
         shard: under torchrun, share the checkpoint's parameters out over the ranks by FSDP2, so

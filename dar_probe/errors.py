@@ -11,7 +11,7 @@ from pathlib import Path
 class ExitCode(IntEnum):
     """How a command ended: a number, and what it says in a few words.
 
-    The command line's help and the table in the README read the words here.
+    The command line's help and the table in the docs read the words here.
     """
 
     sentence: str

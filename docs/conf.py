@@ -6,7 +6,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-import dar_probe  # noqa: E402
+import sphinx_autosummary_accessors  # noqa: E402
+
+import dar_probe.accessor  # noqa: E402  # registers ds.dar
 import inventories  # noqa: E402
 from dar_probe.runtime.version import HOME, SITE  # noqa: E402
 
@@ -24,6 +26,7 @@ extensions = [
     "sphinx_autosummary_accessors",
     "sphinx_copybutton",
     "sphinx_design",
+    "gallery",
     "generated",
 ]
 exclude_patterns = ["_build", "_ext", "**/.ipynb_checkpoints"]
@@ -39,17 +42,19 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autosummary_generate = True
+autodoc_use_legacy_class_based = True  # documenters of accessors are classes
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 napoleon_use_rtype = False
-templates_path = []
+templates_path = [sphinx_autosummary_accessors.templates_path]
 
 # Addresses of other projects' pages, without asking the network while this is built.
 intersphinx_mapping = inventories.mapping(HERE / "_build" / "inventories")
 
 html_theme = "pydata_sphinx_theme"
 html_title = "dar-probe"
+html_extra_path = ["_build/extra"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

@@ -1,4 +1,4 @@
-"""The shipped checkpoints: really trained, small, and showing what the README says."""
+"""The shipped checkpoints: really trained, small, and showing what the docs say."""
 
 from pathlib import Path
 

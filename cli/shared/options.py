@@ -83,7 +83,17 @@ Objective = Annotated[
         show_default="as the file tells, else its family's",
         rich_help_panel=panels.MODEL,
         autocompletion=one_of(
-            "sit", "repa", "rae", "dit", "uvit", "vp", "edm", "jit", "meanflow", "ddpm:"
+            "sit",
+            "repa",
+            "rae",
+            "open-sora",
+            "dit",
+            "uvit",
+            "vp",
+            "edm",
+            "jit",
+            "meanflow",
+            "ddpm:",
         ),
     ),
 ]
@@ -100,7 +110,7 @@ Family = Annotated[
     str | None,
     typer.Option(
         help="Where the names of weights mislead: sit, uvit, mdt, lightningdit, udit, ddt, rae, "
-        "jit, meanflow, maskdit, ditmoe, latte, fit, or package.module:FAMILY.",
+        "jit, meanflow, maskdit, ditmoe, latte, opensora, fit, or package.module:FAMILY.",
         metavar="NAME",
         show_default="told by the names of its weights",
         rich_help_panel=panels.MODEL,
@@ -118,6 +128,7 @@ Family = Annotated[
             "maskdit",
             "ditmoe",
             "latte",
+            "opensora",
             "fit",
         ),
     ),
@@ -171,9 +182,9 @@ Engine = Annotated[
 Text = Annotated[
     Path | None,
     typer.Option(
-        help="Conditions for a diffusers model, .safetensors or .npz.",
+        help="Text or other conditions of the model, .safetensors or .npz.",
         metavar="FILE",
-        show_default="random ones",
+        show_default="random ones, or no text",
         rich_help_panel=panels.MODEL,
     ),
 ]

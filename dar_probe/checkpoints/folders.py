@@ -39,6 +39,8 @@ OWN = (
     "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
+# Classes of transformers' kind in config.json whose weights are read as those of any trainer.
+READ = frozenset({"STDiT3"})
 DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its weights
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pt"
 ZERO = "python {} {} model.pt"
@@ -161,7 +163,14 @@ def settings_beside(file: Path) -> dict[str, Any]:
     if file.name not in OWN:
         return {}
     found = settings(file.parent / CONFIG)
-    return {} if "_class_name" in found or "architectures" in found else found
+    return {} if _names_a_library(found) else found
+
+
+def _names_a_library(found: dict[str, Any]) -> bool:
+    """Tell whether settings are those of a class of diffusers or transformers."""
+    classes = found.get("architectures", [])
+    ours = isinstance(classes, list) and all(isinstance(c, str) and c in READ for c in classes)
+    return "_class_name" in found or ("architectures" in found and not (classes and ours))
 
 
 def _is_of_a_library(path: Path) -> bool:
@@ -172,7 +181,7 @@ def _is_of_a_library(path: Path) -> bool:
         return False
     found = settings(path / CONFIG)
     own = any(os.path.isfile(path / name) for name in OWN)
-    return "_class_name" in found or "architectures" in found or not own
+    return _names_a_library(found) or not own
 
 
 def _refuse_partitions(path: Path, names: list[str], shown: str) -> None:

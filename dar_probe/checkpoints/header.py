@@ -7,6 +7,7 @@ from typing import Any
 
 from dar_probe.errors import CheckpointError
 from dar_probe.files.text import quote
+from dar_probe.runtime.version import PAGES
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -18,9 +19,13 @@ OTHERS = {
     "transformer_blocks.": "a diffusers layout",
     "double_blocks.": "a Flux layout",
     "input_blocks.": "a U-Net layout",
-    "y_embedder.y_proj.": "a layout that reads text, such as PixArt's and Open-Sora's",
+    "blocks.0.attn_temp.": "Open-Sora 1.0 or 1.1",
+    "y_embedder.y_proj.": "a layout that reads text, such as PixArt's",
     "stream.": "a routed dar-probe model without its settings",
 }
+
+# What begins a name in layouts that are read, although they have names of OTHERS as well.
+READ = ("spatial_blocks.",)
 
 # Parts that models have beside another one's, by their names, and what they are.
 TOKENS = {
@@ -111,12 +116,12 @@ class Header:
     def _unread(self, why: str) -> CheckpointError:
         return CheckpointError(
             f"{self.shown} is no known layout: {why}",
-            hint="see the README for the layouts that are read; --family package.module:FAMILY "
-            "adds one of your own, and dar-probe audit measures any module in Python",
+            hint=f"{PAGES}/reference/compatibility.html has the layouts that are read; --family "
+            "package.module:FAMILY adds one of your own, and dar-probe audit measures any module",
         )
 
     def _other(self) -> CheckpointError | None:
-        if self.args.get("format") == "dar-probe":
+        if self.args.get("format") == "dar-probe" or any(k.startswith(READ) for k in self.shapes):
             return None
         for mark, layout in OTHERS.items():
             for key in self.shapes:

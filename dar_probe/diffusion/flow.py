@@ -28,6 +28,9 @@ class Flow(Objective):
     two_times: the model takes a second time r and predicts the mean velocity between the two
     (MeanFlow, arXiv 2505.13447). Its loss here is that at r = t, where it is the velocity at t.
 
+    backward: the velocity has the sign of a clock that runs the other way (Open-Sora: t = scale s,
+    and data - noise).
+
     base: where a sample has more numbers than this, samplers take their steps nearer to noise: with
     a = sqrt(numbers / base), even steps u become a u / (1 + (a - 1) u) (SD3, arXiv 2403.03206; RAE
     trains on times shifted alike). None: even steps.
@@ -38,6 +41,7 @@ class Flow(Objective):
     path: str = "linear"
     prediction: str = "velocity"
     two_times: bool = False
+    backward: bool = False
     base: int | None = None
 
     @property
@@ -92,8 +96,8 @@ class Flow(Objective):
         return (x_s - sigma * noise) / alpha, noise
 
     def _signed(self, slope: Tensor) -> Tensor:
-        """Turn a derivative by s into one by the clock, and back."""
-        return slope if self.noise_time == 1 else -slope
+        """Turn a derivative by s into what the model predicts, and back."""
+        return slope if (self.noise_time == 1) != self.backward else -slope
 
 
 @dataclass(frozen=True)

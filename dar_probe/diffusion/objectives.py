@@ -107,6 +107,8 @@ OBJECTIVES: dict[str, Objective] = {
     "jit": jit(),
     # 4096 numbers: 4 x 32 x 32, the latents of SiT and DiT.
     "rae": replace(flow("repa"), name="rae", base=4096),
+    # 4 x 64 x 64: latents of one frame of 512 x 512 pixels.
+    "open-sora": replace(flow("repa"), name="open-sora", scale=1000.0, backward=True, base=16384),
     "dit": ddpm("dit"),
     "uvit": replace(_LDM, name="uvit", first=1),
     "vp": VPSDE("vp", prediction="eps"),
@@ -167,7 +169,7 @@ def candidates(assumed: Objective) -> dict[str, Objective]:
         found["edm"] = OBJECTIVES["edm"]
     if assumed.name in PORTS:  # their files look alike
         found |= PORTS
-    elif isinstance(assumed, Flow) and assumed.scale != 1:
+    elif isinstance(assumed, Flow) and assumed.scale != 1 and assumed.name not in OBJECTIVES:
         name = f"{assumed.name}:reversed"
         found[name] = replace(assumed, name=name, noise_time=1 - assumed.noise_time)
     if isinstance(assumed, Flow) and assumed.name.count(":") == 2:

@@ -33,12 +33,14 @@ class Sampler:
             twice in each, dopri5 has none.
         guidance: classifier-free guidance (arXiv 2207.12598): 1 is the conditional model.
         null_class: the label of the unconditional model; None where there is none.
+        given: returns further arguments of the model for samples ids (N,) and their x.
     """
 
     solver: str = "euler"
     steps: int = 25
     guidance: float = 1.0
     null_class: int | None = None
+    given: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -91,7 +93,8 @@ def draw(
         ids = torch.arange(start, min(start + place.batch_size, len(labels)))
         noise = datasets.noise(ids, shape, seed=seed).to(place.device, place.dtype)
         x = objective.start(noise)
-        predict = _predictor(model, objective, labels[ids].to(place.device), sampler)
+        given = sampler.given(ids, x) if sampler.given else {}
+        predict = _predictor(model, objective, labels[ids].to(place.device), sampler, given)
         split = _implied(predict, objective)
         if sampler.solver == "dopri5":
             x = _adaptive(split, objective, x)
@@ -114,16 +117,18 @@ Predict = Callable[..., Tensor]
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _predictor(model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler) -> Predict:
+def _predictor(
+    model: nn.Module, objective: Objective, y: Tensor, sampler: Sampler, given: dict[str, Tensor]
+) -> Predict:
     """Return a function of x_s and the level s, and for mean velocities of the step's end."""
     null = sampler.null_class if sampler.guidance != 1 else None
 
     def predict(x: Tensor, *levels: Tensor) -> Tensor:
         times = [objective.model_time(level.to(x.device).expand(len(x))) for level in levels]
-        end = {"r": times[1]} if times[1:] else {}
-        prediction: Tensor = model(x, times[0], y, **end)
+        more = {**given, **({"r": times[1]} if times[1:] else {})}
+        prediction: Tensor = model(x, times[0], y, **more)
         if null is not None:
-            free = model(x, times[0], torch.full_like(y, null), **end)
+            free = model(x, times[0], torch.full_like(y, null), **more)
             prediction = free + sampler.guidance * (prediction - free)
         return prediction
 

@@ -33,6 +33,8 @@ from dar_probe.runtime.device import find_dtype
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
 
+NO_TEXT = "no text is given: samples have the model's own null caption; --text gives embeddings"
+
 
 class Call(Protocol):
     """How a model is called, and what of its output is the prediction."""
@@ -46,14 +48,29 @@ class Call(Protocol):
         """Return what is compared with the target, in the shape of the samples."""
 
 
+@dataclass(frozen=True)
 class ByClass:
-    """Models that are called as model(x, t, y) and return the prediction."""
+    """Models that are called as model(x, t, y) and return the prediction.
+
+    Attributes:
+        captions: the user's text by the names of the model's arguments.
+    """
+
+    captions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def inputs(
         self, x: Tensor, time: Tensor, ids: Tensor, labels: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ((x, time, labels), {})."""
-        return (x, time, labels), {}
+        """Return ((x, time, labels), the captions of these samples)."""
+        return (x, time, labels), self.of(ids, x)
+
+    def of(self, ids: Tensor, like: Tensor) -> dict[str, Tensor]:
+        """Return the captions of samples ``ids`` (N,), where ``like`` is and in its type."""
+        found = {name: conditioning.rows(self.captions, name, ids.cpu()) for name in self.captions}
+        return {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+            for name, value in found.items()
+        }
 
     def prediction(self, output: Any) -> Tensor:
         """Return the output as it is.
@@ -140,8 +157,10 @@ class Loaded:
         place = samplers.Place(
             device=offload.device_of(self.model), dtype=next(self.model.parameters()).dtype
         )
+        given = self.call.of if isinstance(self.call, ByClass) else None
         drawn = samplers.draw(
-            self.model, self.objective, labels, self.identified.shape, seed=seed, place=place
+            self.model, self.objective, labels, self.identified.shape,
+            seed=seed, place=place, sampler=samplers.Sampler(given=given),
         )  # fmt: skip
         many = f"{count} sample{'s' * (count > 1)}"
         mean = samplers.has_two_times(self.objective)
@@ -198,8 +217,11 @@ def load_checkpoint(
     if is_of_diffusers(header, kind, options):
         read = single_file.read(header, path)
         loaded = _load_diffusers(read, options, header, dtype=dtype, shape=shape, seed=seed)
-    elif options.text is not None:
-        raise UsageError("only models of diffusers take text conditions", hint="leave --text out")
+    elif options.text is not None and kind.captions is None:
+        raise UsageError(
+            f"{kind.title} reads no text", hint="leave --text out: models of diffusers and of "
+            "Open-Sora take it"
+        )  # fmt: skip
     else:
         loaded = _load_file(options, header, kind, dtype, shape)
     said = folders.said_of(place, path) if home is None else []
@@ -269,6 +291,7 @@ def _load_file(
 ) -> Loaded:
     path = Path(options.path)
     found = sized(registry.identify(kind, header, options.heads), shape)
+    given = _captions(options, kind, found)
     model = blank(header, kind, found)
     check_real(header, model)
     # What is read is converted tensor by tensor, and both are there until the last one is.
@@ -301,11 +324,20 @@ def _load_file(
             *found.assumptions,
             *assumption,
             *subject.assumptions,
+            *([NO_TEXT] if kind.captions and not given else ()),
         ],
-        call=ByClass(),
+        call=ByClass(given),
+        conditions=_digest(given) if given else "",
         rivals=kind.rivals(model, found) if kind.rivals else {},
         norm=kind.norm and kind.norm(checkpoint.state),
     )
+
+
+def _captions(options: CheckpointOptions, kind: Family, found: Identified) -> dict[str, Tensor]:
+    """Return the text that the user gives for a family that reads some, by the model's names."""
+    if options.text is None or kind.captions is None:
+        return {}
+    return kind.captions(conditioning.read_conditions(options.text), found)
 
 
 def _load_diffusers(
@@ -451,15 +483,23 @@ def of_weights(header: Peek) -> list[str]:
 
 def sized(found: Identified, shape: Sequence[int] | None = None) -> Identified:
     """Let a model of any size take samples of the size of the data, else that of its presets."""
-    if found.any_side is None:
+    if found.any_side is None and found.any_sizes is None:
         return found
-    channels, side, _ = found.shape
-    if shape is not None and len(shape) == 3:
-        wanted, height, width = shape
-        if wanted == channels and height == width and not height % found.any_side:
-            return replace(found, shape=tuple(shape))
-    said = f"samples of {channels} x {side} x {side}, as in the presets: the model takes any size"
+    if shape is not None and _takes(found, shape):
+        return replace(found, shape=tuple(shape))
+    sizes = " x ".join(map(str, found.shape))
+    said = f"samples of {sizes}, as in the presets: the model takes any size"
     return replace(found, assumptions=[*found.assumptions, said])
+
+
+def _takes(found: Identified, shape: Sequence[int]) -> bool:
+    """Tell whether a model of any size takes samples of this shape, (C, h, h) or (C, F, h, w)."""
+    if len(shape) != len(found.shape) or shape[0] != found.shape[0]:
+        return False
+    multiples = found.any_sizes or (found.any_side,) * 2
+    if found.any_sizes is None and shape[1] != shape[2]:
+        return False
+    return all(n > 0 and n % of == 0 for n, of in zip(shape[1:], multiples, strict=True) if of)
 
 
 def blank(header: Header, family: Family, found: Identified) -> nn.Module:

@@ -23,7 +23,7 @@ class CheckpointOptions:
         device: where the model runs: "auto", "cpu", "cuda", ...
         dtype: of its weights: "float32", "float64", "bfloat16" or "float16", or another
             spelling of these such as "bf16", see ``dar_probe.runtime.dtype_names``.
-        text: a .safetensors or .npz file of conditions for a model of diffusers; None: drawn.
+        text: a .safetensors or .npz file of text or other conditions; None: drawn, or no text.
         name: what figures and tables call it; None: see ``dar_probe.checkpoints.naming``.
         adapter: a LoRA adapter that is merged into it, a folder or a .safetensors file.
         shard: share its parameters out over the processes of the job, see ``models.fsdp``.

@@ -21,12 +21,14 @@ from dar_probe.models import (
     maskdit,
     mdt,
     meanflow,
+    opensora,
     rae,
     sit_family,
     udit,
     uvit,
 )
 from dar_probe.models.sit import SiT
+from dar_probe.runtime.version import PAGES
 from dar_probe.sites import discover
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
@@ -43,6 +45,7 @@ MARKED = (
     jit.FAMILY,
     meanflow.FAMILY,
     latte.FAMILY,
+    opensora.FAMILY,
     fit.FAMILY,
     lightningdit.FAMILY,
     maskdit.FAMILY,
@@ -86,6 +89,7 @@ def family_of(header: Header, name: str | None = None) -> Family:
         subject=_guarded(found.subject, name, "subject"),
         rivals=_guarded(found.rivals, name, "rivals") if found.rivals else None,
         norm=found.norm and _guarded(found.norm, name, "norm"),
+        captions=found.captions and _guarded(found.captions, name, "captions"),
     )
 
 
@@ -108,7 +112,7 @@ def identify(family: Family, header: Header, heads: int | None = None) -> Identi
 
 def _guarded(call: Callable[..., Any], name: str, step: str) -> Callable[..., Any]:
     def refuse(why: str) -> UsageError:
-        hint = "see the README, Add a family"
+        hint = f"{PAGES}/how-to/add-a-family.html says what it returns"
         return UsageError(f"{step!r} of the family {name!r} failed: {why}", hint=hint)
 
     def run(*args: Any) -> Any:

@@ -1,6 +1,6 @@
 """What is known of every routing scheme without torch: read from the ``@register`` of its class.
 
-``train --help``, the study's plan and the README's table take names, descriptions and options from
+``train --help``, the study's plan and the docs' table take names, descriptions and options from
 here, so that a scheme is one file in this folder and is named nowhere else.
 """
 
@@ -88,7 +88,7 @@ def takers(option: str) -> str:
 
 
 def table() -> str:
-    """Return the table of all schemes in Markdown, as the README shows it."""
+    """Return the table of all schemes in Markdown, as the docs show it."""
     rows = ["| routing | what a sublayer reads | options | routes |", "|---|---|---|---|"]
     for scheme in known().values():
         flags = [f"`{name}`" for name in scheme.options if name in OPTIONS]

@@ -26,6 +26,8 @@ class Identified:
         assumptions: one sentence for each thing that the file could not tell.
         any_side: the model takes squares of any multiple of this side, and ``shape``, (C, h, h), is
             that of its presets; None: samples of ``shape`` alone.
+        any_sizes: the same for models of video, whose frames, rows and columns are multiples of
+            these; ``shape`` is (C, F, h, w).
         unused: names in the file that the model is built without: heads of training alone.
     """
 
@@ -36,6 +38,7 @@ class Identified:
     objective: str
     assumptions: list[str]
     any_side: int | None = None
+    any_sizes: tuple[int, ...] | None = None
     unused: tuple[str, ...] = ()
 
 
@@ -56,6 +59,9 @@ class Family:
         rivals: other models that the same weights may be, by the setting that would make them so,
             for what no weight tells: where data are given, their losses are compared.
         norm: the weights as they are stored to how training normalised its data, or None.
+        captions: the arrays of ``--text`` to keyword arguments of the model, a row for each sample
+            or one for all; raises UsageError. Without them it reads its own null caption. None:
+            the family reads no text.
     """
 
     name: str
@@ -67,6 +73,7 @@ class Family:
     fits: Callable[[Header], bool] | None = None
     rivals: Callable[[nn.Module, Identified], dict[str, nn.Module]] | None = None
     norm: Callable[[Mapping[str, Tensor]], LatentNorm | None] | None = None
+    captions: Callable[[Mapping[str, Tensor], Identified], dict[str, Tensor]] | None = None
 
     def matches(self, header: Header) -> bool:
         """Tell whether every mark is there, and the header fits."""

@@ -43,6 +43,7 @@ class Stack:
         chunk: tuple[int, int] = (0, 1),
         *,
         number: int | None = None,
+        normed: bool = True,
     ) -> None:
         """Name one sublayer.
 
@@ -55,13 +56,20 @@ class Stack:
                 where there is no gate.
             chunk: which of how many equal chunks of it is the gate.
             number: of the sublayer among those of its kind in the block, where there are several.
+            normed: ``norm`` is one, so that the sublayer ignores the scale of what it reads.
         """
         name = f"block {block} {kind}" + (f" {number}" if number else "")
         branch = Branch(output=output, gate=gate, chunk=chunk)
         self.readers.append(
             Reader(
-                name=name, kind=kind, block=block, module=norm, branches=(branch,), view=self.view
-            )
+                name=name,
+                kind=kind,
+                block=block,
+                module=norm,
+                branches=(branch,),
+                normed=normed,
+                view=self.view,
+            )  # fmt: skip
         )
         self.sources.append(Source(name=name, kind=kind, block=block))
 

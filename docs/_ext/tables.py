@@ -1,11 +1,15 @@
 """Tables of the reference pages, as Markdown, from what the code itself uses."""
 
+import re
 from dataclasses import fields
+from inspect import cleandoc
 
+from catalogue import escaped
 from dar_probe.errors import ExitCode
 from dar_probe.results.schema import VARIABLES
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.routing import schemes as routing_schemes
+from dar_probe.routing.schemes import RoutingOptions
 from dar_probe.training.settings import TrainSettings
 
 
@@ -36,14 +40,26 @@ def settings() -> str:
     from dar_probe.cli.train import SETTINGS
 
     rows = []
+    known = _attributes(RoutingOptions) | _attributes(TrainSettings)
     for field in fields(TrainSettings):
         own = SETTINGS.get(field.name)
-        said = ""
+        said = known[field.name]
         if own is not None:
             said = own.help() if callable(own.help) else own.help
         flag = f"`--{field.name.replace('_', '-')}`" if own is not None else ""
         rows.append([f"`{field.name}`", f"`{field.default!r}`", flag, said])
     return table(["setting", "default", "flag", "what it does"], rows)
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """Return what the docstring of a class says of each attribute."""
+    text = cleandoc(cls.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*?)(?=^    \w|\Z)", text, re.M | re.S)
+    return {
+        name: escaped(" ".join(said.split()).rstrip(".")) + "."
+        for names, said in entries
+        for name in names.split(", ")
+    }
 
 
 def thresholds() -> str:

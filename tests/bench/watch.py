@@ -15,7 +15,7 @@ from dar_probe.training.config import TrainConfig
 from dar_probe.training.loop import Run
 from dar_probe.training.monitoring import plan
 
-LIMIT = 1.0  # per cent of a run, promised at the cadence of the README
+LIMIT = 1.0  # per cent of a run, promised at the cadence of the docs
 CADENCES = (100, 250, EVERY)
 HEADER = [
     "model", "batch", "step s", "diagnosis s", "diagnosis / step (quartiles)",

@@ -52,10 +52,8 @@ def test_a_setting_is_found_at_the_top_or_one_section_below():
     ("key", "layout"),
     [
         ("transformer_blocks.0.ff.weight", "a diffusers layout"),
-        (
-            "y_embedder.y_proj.fc1.weight",
-            "a layout that reads text, such as PixArt's and Open-Sora",
-        ),
+        ("blocks.0.attn_temp.qkv.weight", "Open-Sora 1.0 or 1.1"),
+        ("y_embedder.y_proj.fc1.weight", "a layout that reads text, such as PixArt's"),
     ],
 )
 def test_another_layout_is_named_before_what_does_not_fit_this_one(key, layout):

@@ -1,11 +1,10 @@
-"""Exit codes stand once, in dar_probe/errors.py; help and README say the same."""
+"""Exit codes stand once, in dar_probe/errors.py; the help says the same."""
 
 from typer.main import get_command
 
 from dar_probe import errors
 from dar_probe.cli import app
 from dar_probe.errors import ExitCode
-from tests.helpers.shell import ROOT
 
 
 def test_numbers_are_those_that_scripts_rely_on():
@@ -24,11 +23,3 @@ def test_the_help_names_all():
     epilog = " ".join(get_command(app).epilog.split())
     for code in ExitCode:
         assert f"{int(code)} {code.sentence}" in epilog
-
-
-def test_the_readme_names_all():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = [f"| {int(code)} | {code.name.lower()} | {code.sentence} |" for code in ExitCode]
-    start = lines.index(rows[0])
-    assert lines[start : start + len(rows)] == rows
-    assert lines[start + len(rows)] == ""

@@ -492,7 +492,8 @@ class Oracle(torch.nn.Module):
         if isinstance(self.objective, EDM):
             sigma = torch.exp(4 * t.double())
             return sigma / torch.sqrt(sigma**2 + 0.25)
-        return self.objective.model_time(t)  # its own inverse
+        unit = self.objective.scale
+        return self.objective.model_time(t / unit) / unit  # its own inverse
 
     def forward(self, x_s, t, y, r=None):
         s = self.level(t)

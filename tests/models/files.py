@@ -21,6 +21,7 @@ from tests.models import (
     test_maskdit,
     test_mdt,
     test_meanflow,
+    test_opensora,
     test_rae,
     test_udit,
     test_uvit,
@@ -157,6 +158,11 @@ CASES = {
         {},
         *("latte", "dit", test_latte.HEADS, (3, 4, 4, 4), 10),
     ),
+    "Open-Sora": (
+        lambda: test_opensora.official_state(test_opensora.FLOW),
+        {"args": argparse.Namespace(**test_opensora.settings(test_opensora.FLOW))},
+        *("opensora", "open-sora", None, test_opensora.shape_of(test_opensora.FLOW), 1),
+    ),
     "FiT": (
         lambda: test_fit.official_state(test_fit.FIRST),
         None,
@@ -240,6 +246,10 @@ def repa(s):
     return s, 1 - s, s, s
 
 
+def open_sora(s):
+    return s, 1 - s, s, 1000 * s
+
+
 def steps(betas, first):
     """Discrete steps: the one whose noise level is nearest, the cleanest is called ``first``."""
     kept, levels = 1.0, []
@@ -285,6 +295,7 @@ CLOCKS = {
     "sit": sit,
     "repa": repa,
     "rae": repa,
+    "open-sora": open_sora,
     "dit": steps(line(1e-4, 2e-2), 0),
     "uvit": steps([b * b for b in line(0.00085**0.5, 0.012**0.5)], 1),
     "vp": vp,
@@ -294,6 +305,7 @@ CLOCKS = {
 }
 TARGETS = {
     "sit": lambda x, noise, *_: x - noise,
+    "open-sora": lambda x, noise, *_: x - noise,
     "repa": lambda x, noise, *_: noise - x,
     "rae": lambda x, noise, *_: noise - x,
     "meanflow": lambda x, noise, *_: noise - x,

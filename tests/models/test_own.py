@@ -1,4 +1,4 @@
-"""A family of somebody's own: the README's, in one file, used as a person would."""
+"""A family of somebody's own: that of the docs, in one file, used as a person would."""
 
 import json
 
@@ -9,9 +9,9 @@ import torch
 import dar_probe as dp
 from dar_probe.models import loading
 from dar_probe.models.options import CheckpointOptions
+from tests.docs.test_pages import DOCS, blocks
 from tests.helpers.shell import run, without_progress
 from tests.models import check, files
-from tests.test_readme import blocks
 
 GRID = ["--noise-levels", "0.2,0.7", "--samples", "3"]
 SIZES = {"depth": 2, "width": 12, "heads": 2, "channels": 3}
@@ -21,7 +21,8 @@ SIZES = {"depth": 2, "width": 12, "heads": 2, "channels": 3}
 def folder(tmp_path_factory):
     """A folder with mine.py, mine.pt and data, in which a person works."""
     path = tmp_path_factory.mktemp("own")
-    (code,) = (block for block in blocks("python") if "FAMILY = Family(" in block)
+    page = DOCS / "how-to" / "add-a-family.md"
+    (code,) = (block for block in blocks(page, "python") if "FAMILY = Family(" in block)
     (path / "mine.py").write_text(code, encoding="utf-8")
     scope = {}
     exec(compile(code, "mine.py", "exec"), scope)

@@ -1,12 +1,10 @@
 """The report as a person meets it: opened from disk in Chromium, pointed at, typed at, printed."""
 
 import csv
-import os
-import shutil
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from dar_probe.files.text import decimal
 from dar_probe.reports.figures import study_curves
@@ -15,6 +13,7 @@ from dar_probe.reports.style import palette
 from dar_probe.results import importance, metrics, trajectory
 from dar_probe.results.study import aggregate
 from dar_probe.results.verdict import judge
+from tests.helpers import chromium
 from tests.helpers.studies import everything
 from tests.helpers.synthetic import dataset, trained
 from tests.results.test_interventions import dataset as ablated
@@ -52,15 +51,8 @@ def address(ds, joined, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    if found is None and os.environ.get("DAR_PROBE_REQUIRE_CHROMIUM") == "1":
-        pytest.fail("DAR_PROBE_REQUIRE_CHROMIUM=1, and no chromium is installed")
-    if found is None:
-        pytest.skip("no chromium is installed")
-    with sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with chromium.launched() as launched:
         yield launched
-        launched.close()
 
 
 class Opened:

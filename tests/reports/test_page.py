@@ -4,9 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -25,6 +23,7 @@ from dar_probe.results.fail_rule import apply_rule, parse_rule
 from dar_probe.results.study import aggregate, summary
 from dar_probe.results.symptoms import SYMPTOMS
 from dar_probe.results.verdict import Thresholds, judge
+from tests.helpers import chromium
 from tests.helpers.studies import everything
 from tests.helpers.synthetic import dataset, trained
 from tests.results.test_interventions import dataset as ablated
@@ -449,21 +448,12 @@ def test_the_template_trusts_only_our_own_files():
     assert "Markup" not in source
 
 
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    if found is None and os.environ.get("DAR_PROBE_REQUIRE_CHROMIUM") == "1":
-        pytest.fail("DAR_PROBE_REQUIRE_CHROMIUM=1, and no chromium is installed")
-    if found is None:
-        pytest.skip("no chromium is installed")
-    return found
-
-
 def browse(text: str, folder: Path, *flags: str) -> tuple[str, list[str]]:
     """Open a page without any network; return its final DOM and the console's messages."""
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     command = [
-        chromium(),
+        chromium.executable(),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",

@@ -53,8 +53,7 @@ dp.analyze(train(config, Path("run")), noise_levels=2, samples=2, out="out")
 """
 
 
-def test_the_readme_lists_exactly_the_schemes():
-    assert schemes.table() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_lists_exactly_the_schemes():
     rows = re.findall(r"^\| `([^`]+)` ", schemes.table(), re.MULTILINE)
     assert rows == list(schemes.known()) and len(rows) > 20
 

@@ -174,7 +174,7 @@ def test_no_weights(copy):
 def test_a_folder_of_transformers_is_refused_before_weights_are_missed(copy):
     home = copy / "transformer"
     (home / WEIGHTS).rename(home / "model.safetensors")
-    edit(home / "config.json", _class_name=None, architectures=["STDiT3"], model_type="STDiT3")
+    edit(home / "config.json", _class_name=None, architectures=["T5Model"], model_type="t5")
     refused(copy, "names no class")
 
 

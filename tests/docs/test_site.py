@@ -1,0 +1,104 @@
+"""The site: it builds without a warning, its links lead somewhere, and a browser can use it."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.helpers import chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("sphinx")
+OPENED = [
+    "index.html", "tutorials/first-analysis.html", "how-to/diffusers-model.html",
+    "reference/cli.html", "explanation/gates.html", "gallery/dilution.html",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    target = tmp_path_factory.mktemp("site") / "html"
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", str(ROOT / "docs"), str(target)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+class Links(HTMLParser):
+    """The addresses and the anchors of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.anchors = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("href", "src") and value and tag in ("a", "img"):
+                self.links.append(value)
+            if name in ("id", "name") and value:
+                self.anchors.add(value)
+
+
+def test_every_internal_link_leads_somewhere(site):
+    pages = {page: Links(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    assert len(pages) > 60
+    broken = []
+    for page, found in pages.items():
+        if "reports" in page.relative_to(site).parts[:1]:
+            continue  # whole report pages, which have tests of their own
+        for link in found.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link.startswith(("#", "data:")):
+                if link.startswith("#") and len(link) > 1 and link[1:] not in found.anchors:
+                    broken.append((str(page.relative_to(site)), link))
+                continue
+            target = (page.parent / unquote(parts.path)).resolve()
+            anchors = pages[target].anchors if target in pages else set()
+            if not target.exists() or (parts.fragment and parts.fragment not in anchors):
+                broken.append((str(page.relative_to(site)), link))
+    assert broken == []
+
+
+def test_addresses_of_errors_are_on_the_site(site):
+    from dar_probe.errors import anchor
+
+    text = (site / "reference" / "errors.html").read_text(encoding="utf-8")
+    assert f'id="{anchor("files.kinds")}"' in text
+
+
+def test_a_browser_reads_searches_and_changes_the_theme(site):
+    with chromium.launched() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        faults = []
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        # Versions of the site are listed on the web, which is not there.
+        page.route(re.compile("^https?:"), lambda route: route.fulfill(json=[]))
+        for name in OPENED:
+            page.goto((site / name).as_uri())
+            assert page.locator("h1").first.inner_text().strip(" #"), name
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 1280, name
+        page.set_viewport_size({"width": 360, "height": 800})
+        for name in OPENED:
+            page.goto((site / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto((site / "search.html").as_uri() + "?q=redundancy")
+        page.wait_for_selector("#search-results li a")
+        assert "redundancy" in page.locator("#search-results").inner_text().lower()
+        page.goto((site / "index.html").as_uri())
+        before = page.evaluate("document.documentElement.dataset.theme")
+        for _ in range(3):  # light, dark, as the machine says
+            page.locator("button.theme-switch-button").first.click()
+            if page.evaluate("document.documentElement.dataset.theme") != before:
+                break
+        assert page.evaluate("document.documentElement.dataset.theme") != before
+        assert faults == []
