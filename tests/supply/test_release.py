@@ -62,3 +62,22 @@ def test_forms_lead_where_something_is():
             page = re.fullmatch(rf"{SITE}(?:/latest/(.+)\.html)?", address)
             assert page, address
             assert page[1] is None or (ROOT / "docs" / f"{page[1]}.md").is_file(), address
+
+
+# Names of conda-forge that are not those of PyPI.
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
+
+
+def test_the_recipe_of_conda_forge_asks_for_what_the_project_does():
+    recipe = read("docs/contributing/releasing.md").partition("schema_version: 1")[2]
+    (run,) = re.findall(r"^  run:\n((?:    - .+\n)+)", recipe, re.MULTILINE)
+    found = [line.removeprefix("    - ") for line in run.splitlines()]
+    wanted = [re.match(r"([\w-]+)(.*)", line) for line in PROJECT["dependencies"]]
+    names = [f"{CONDA.get(one[1], one[1])} {one[2]}" for one in wanted]
+    assert found == ["python >=${{ python_min }}", *names]
+    assert f'version: "{dar_probe.__version__}"' in recipe
+    (lowest,) = re.findall(r'python_min: "(.+)"', recipe)
+    assert PROJECT["requires-python"] == f">={lowest}"
+    assert PROJECT["description"] in recipe
+    (script,) = PROJECT["scripts"].items()
+    assert f"- {script[0]} = {script[1]}" in recipe
