@@ -147,6 +147,7 @@ LANES = {
     "reports/test_page.py": "browser lowest",
     "test_comparison.py": "browser",
     "models/diffusers": "extras",
+    "test_compat.py::test_a_class": "extras",
     "models/test_lora.py": "extras lowest",  # peft
     "models/test_offload.py": "extras",
     "probe/test_placing.py::test_a_module_is": "extras",  # accelerate

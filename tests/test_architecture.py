@@ -1,6 +1,7 @@
 """The contracts of imports (pyproject.toml), and what must never stand in the code."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,23 @@ def test_the_contracts_of_imports_are_kept():
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_on_architecture_shows_the_contract(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    import architecture
+
+    rows = re.findall(
+        r"^\| (\d+) \| \[`(\w+)`\]\((\S+)\) \| (.+\.) \|$", architecture.layers(), re.M
+    )
+    assert sorted(name for _, name, _, _ in rows) == sorted(PACKAGES)
+    assert [name for _, name, _, _ in rows][:: len(rows) - 1] == ["cli", "errors"]
+    assert [int(number) for number, *_ in rows] == sorted((int(n) for n, *_ in rows), reverse=True)
+    for _, name, address, job in rows:
+        assert (ROOT / re.sub(r".+/main/", "", address)).exists(), name
+        assert len(job) < 260, name
+    for name in ("tables", "architecture"):
+        sys.modules.pop(name, None)
 
 
 def python(code, *blocked):

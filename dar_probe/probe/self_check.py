@@ -1,5 +1,7 @@
 """Two independent measurements of every write must agree before a checkpoint is probed."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ AGREE = 1e-4  # of a write; float32 agrees to 1e-6
 ROUNDINGS = 4  # of the stream, in units of its type's precision: differences of reads hold them
 
 
-@torch.no_grad()
 def prove(
     subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any], shown: str
 ) -> tuple[str, ...]:
@@ -38,12 +39,68 @@ def prove(
         ProbeError: the model does not run, the sites do not fire as they are named, or the stream
             overflows.
     """
+    unproven = 0
+    found = writes(subject, args, kwargs)
+    for write in found:
+        if not math.isfinite(write.error + write.size + write.rounding):
+            raise ProbeError(
+                f"the stream of {shown} overflows {_named(write.dtype)} at {write.reader!r}",
+                hint="try --dtype float64, or an earlier checkpoint: the run may have diverged",
+            )
+        unproven += 0 < write.size < 2 * write.rounding
+        if not write.error <= AGREE * write.size + write.rounding:
+            raise CheckpointError(
+                f"{shown} cannot be probed: what {write.reader!r} adds to the stream differs by "
+                f"{write.difference:.2g} from what its branch returns",
+                hint="the file is of a variant that dar-probe does not know; audit measures it",
+            )
+    if not unproven:
+        return ()
+    return (
+        f"{unproven} of {sum(s.written for s in subject.sources)} writes are too small beside the "
+        f"stream to be compared in {_named(found[0].dtype)} with what their branches return: "
+        "--dtype float32 does",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """One write, measured twice.
+
+    Attributes:
+        reader: the name of the sublayer.
+        size: norm of what entered the stream.
+        error: norm of its difference from what the branch returns, times its gate.
+        rounding: the norm up to which rounding alone explains a difference.
+        dtype: of the stream.
+    """
+
+    reader: str
+    size: float
+    error: float
+    rounding: float
+    dtype: torch.dtype
+
+    @property
+    def difference(self) -> float:
+        """The error over the size; infinite where a branch returns what never enters."""
+        if self.size:
+            return self.error / self.size
+        return math.inf if self.error else 0.0
+
+
+@torch.no_grad()
+def writes(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Write]:
+    """Measure every write of named branches in two ways; the arguments are those of ``prove``.
+
+    Raises:
+        ProbeError: the model does not run, or the sites do not fire as they are named.
+    """
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         outputs[module] = output
 
-    unproven = 0
     branches = [branch for reader in subject.readers for branch in reader.branches]
     watched = {b.output for b in branches} | {b.gate for b in branches if b.gate is not None}
     with hooked() as handles:
@@ -53,33 +110,26 @@ def prove(
     recorder.check()
     written = [i for i, source in enumerate(subject.sources) if source.written]
     states = recorder.states() if subject.routes is None else []
+    measured = []
     for reader, read, i in zip(subject.readers, recorder.reads, written, strict=False):
         if not reader.branches:
             continue
         found = recorder.writes[i] if subject.routes is not None else states[i] - states[i - 1]
         own = sum(reader.view.take(_output(branch, outputs)) for branch in reader.branches)
-        error, size = (found - own).float().norm(), found.float().norm()
-        rounding = ROUNDINGS * torch.finfo(read.dtype).eps * read.float().norm()
-        if not bool(torch.isfinite(error + size + rounding)):
-            raise ProbeError(
-                f"the stream of {shown} overflows {str(read.dtype).removeprefix('torch.')} at "
-                f"{reader.name!r}",
-                hint="try --dtype float64, or an earlier checkpoint: the run may have diverged",
+        measured.append(
+            Write(
+                reader=reader.name,
+                size=float(found.float().norm()),
+                error=float((found - own).float().norm()),
+                rounding=float(ROUNDINGS * torch.finfo(read.dtype).eps * read.float().norm()),
+                dtype=read.dtype,
             )
-        unproven += bool(0 < size < 2 * rounding)
-        if not bool(error <= AGREE * size + rounding):
-            raise CheckpointError(
-                f"{shown} cannot be probed: what {reader.name!r} adds to the stream differs by "
-                f"{float(error / size):.2g} from what its branch returns",
-                hint="the file is of a variant that dar-probe does not know; audit measures it",
-            )
-    if not unproven:
-        return ()
-    dtype = str(recorder.reads[0].dtype).removeprefix("torch.")
-    return (
-        f"{unproven} of {len(written)} writes are too small beside the stream to be compared in "
-        f"{dtype} with what their branches return: --dtype float32 does",
-    )
+        )
+    return measured
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _output(branch: Branch, outputs: dict[nn.Module, Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """The second measurement of what a discovered sublayer writes: what its own modules return."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +20,23 @@ def agrees(
     The second, independent measurement of a write: what the modules of the branch returned.
     Whatever else was added within the block stands out, unless it looks the same for all tokens.
     """
+    missed = difference(found, link, following, stop, called)
+    return missed is None or missed <= AGREES
+
+
+def difference(
+    found: Trace, link: Link, following: Link, stop: int, called: dict[int, nn.Module]
+) -> float | None:
+    """Return which share of a write its branch's own output, times a factor per channel, misses.
+
+    It is infinite where no output could be compared, and None where there is nothing to compare:
+    where nothing finite was written, or the stream changed its shape.
+    """
     read = link.read
     assert read is not None
     write = _write(link, following)
     if write is None:
-        return True
+        return None
     inner = {part for m in called.values() for part in m.modules() if part is not m}
     own = [
         state[0].double()
@@ -38,11 +52,11 @@ def agrees(
     parts = [part[:count] for part in own] + [part[-count:] for part in own if len(part) > count]
     parts = [part for part in parts if part.shape == write.shape and part.isfinite().all()]
     if not bool(write.any()) or not bool(write.isfinite().all()):
-        return True  # the measurement itself says where the first NaN is
+        return None  # the measurement itself says where the first NaN is
     if len(write) < 4 or not parts:
-        return False
+        return math.inf
     error, size = _left(write, parts)
-    return error <= AGREES * size
+    return error / size
 
 
 def written_by(

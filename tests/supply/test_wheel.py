@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {"dar_probe": "dar_probe", "cli": "dar_probe/cli", "reports": "dar_probe/reports",
            "fixtures/digits": "dar_probe/digits"}  # fmt: skip
+# What lies beside the code in a source distribution, and in no wheel.
+BESIDE = ("CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md")
 INFO = f"dar_probe-{dar_probe.__version__}.dist-info"
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])('dist'))"
 
@@ -41,9 +43,13 @@ def build(what, source):
 def source(tmp_path_factory):
     """A copy of the repository, so that nothing is built into it."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", *BESIDE):
         shutil.copy(ROOT / name, copy)
-    not_there = shutil.ignore_patterns("__pycache__", "gallery")
+    not_there = shutil.ignore_patterns("__pycache__", "gallery", "_build", "generated")
+    shutil.copytree(ROOT / "docs", copy / "docs", ignore=not_there)
+    for made in ("_build/html", "reference/generated"):  # as a build of the pages leaves them
+        (copy / "docs" / made).mkdir(parents=True)
+        (copy / "docs" / made / "made.md").write_text("made")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, copy / name, ignore=not_there, symlinks=True)
     (copy / "tests").mkdir()
@@ -93,12 +99,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 def test_the_source_distribution_builds_the_same_wheel(sdist, wheel, tmp_path):
     with tarfile.open(sdist) as archive:
-        assert not [name for name in archive.getnames() if "/tests" in name]
+        assert not [name for name in archive.getnames() if "/tests/" in name or "made" in name]
+        held = {name.partition("/")[2] for name in archive.getnames()}
         # Debian's Python 3.11.2 has no filters yet.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(tmp_path)
     (unpacked,) = tmp_path.iterdir()
     assert files(build("wheel", unpacked)) == files(wheel)
+    assert held >= {*BESIDE, "docs/conf.py", "docs/index.md", "docs/_ext/tables.py"}
 
 
 def test_the_metadata_says_what_the_project_says(wheel):
@@ -112,6 +120,7 @@ def test_the_metadata_says_what_the_project_says(wheel):
     plain = {line for line in said.get_all("Requires-Dist") if "extra ==" not in line}
     assert len(plain) == len(project["dependencies"])
     assert set(said.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    assert dict(u.split(", ") for u in said.get_all("Project-URL")) == project["urls"]
 
 
 ELSEWHERE = """

@@ -19,10 +19,10 @@ OTHERS = {
         caption_projection_dim=16, out_channels=4, pos_embed_max_size=256
     ),
     "BriaFibo2Transformer2DModel": dict(
-        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2,
+        in_channels=4, dim=24, n_layers=2, n_refiner_layers=1, n_heads=2,
         cap_feat_dim=12, injection_layer_ids=(1,), perceiver_num_layers=1,
         min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=4, gist_min_text_len=4,
-        gist_max_text_len=32, axes_dims=(4, 2, 2), axes_lens=(64, 32, 32)
+        gist_max_text_len=32, axes_dims=(4, 4, 4), axes_lens=(64, 32, 32)
     ),
     "BriaFiboTransformer2DModel": dict(
         in_channels=16, num_layers=1, num_single_layers=2, joint_attention_dim=12,
@@ -155,7 +155,7 @@ OTHERS = {
     "NucleusMoEImageTransformer2DModel": dict(
         in_channels=16, out_channels=4, num_layers=4, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(2, 2, 4),
-        moe_enabled=False
+        moe_enabled=False, mlp_ratio=12.0
     ),
     "OvisImageTransformer2DModel": dict(
         in_channels=16, out_channels=16, num_layers=1, num_single_layers=2,
