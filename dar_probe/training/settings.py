@@ -15,7 +15,8 @@ class TrainSettings(RoutingOptions):
     Attributes:
         routing_lr: factor of the learning rate for the parameters of the routing.
         depth, width, heads, patch: sizes; heads 0 means width / 32, at least 1.
-        learn_sigma, qk_norm: as in ``SiTConfig``.
+        learn_sigma: the head has twice the channels, for a variance that the loss does not use.
+        qk_norm: queries and keys are normalised.
         data: digits, images:DIR or latents:PATH; a seventh of the rows is held out.
         objective: the clock, "sit" (t = 0 is noise) or "repa" (t = 1 is noise).
         path, prediction: "linear", "gvp" or "vp"; "velocity", "noise" or "score"; see

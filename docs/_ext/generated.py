@@ -5,14 +5,18 @@ from typing import Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
+import architecture
 import catalogue
 import commands
+import compatibility_table
 import tables
 
 MAKERS = {
+    "compatibility": compatibility_table.compatibility,
     "commands": commands.reference,
     "errors": catalogue.reference,
     "exit-codes": tables.exit_codes,
+    "layers": architecture.layers,
     "schemes": tables.schemes,
     "settings": tables.settings,
     "thresholds": tables.thresholds,

@@ -73,7 +73,7 @@ def test_links_and_files_exist(subtests):
     """Of the README; what pages link to is checked where the site is built."""
     prose = re.sub(r"^```.*?^```$", "", README.read_text(encoding="utf-8"), flags=re.M | re.S)
     targets = [t for t in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in t]
-    site = re.findall(r"\]\(https://dar-probe.github.io/stable/([^)]+)\.html\)", prose)
+    site = re.findall(r"\]\(https://dar-probe.github.io/dar-probe/stable/([^)]+)\.html\)", prose)
     targets += [f"docs/{page}.md" for page in site] + re.findall(r"`(tests/[^`]+)`", COMPATIBILITY)
     assert len(site) > 8
     for target in targets:
