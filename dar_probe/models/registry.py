@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dar_probe.checkpoints.header import Header
-from dar_probe.errors import UsageError, blamed
+from dar_probe.errors import ProbeError, UsageError, blamed
 from dar_probe.files.text import quote
 from dar_probe.models import (
     conventions,
@@ -29,7 +29,7 @@ from dar_probe.models import (
 )
 from dar_probe.models.sit import SiT
 from dar_probe.runtime.version import PAGES
-from dar_probe.sites import discover
+from dar_probe.sites import discover, routed
 from dar_probe.sites.family import Family, Identified
 from dar_probe.sites.subject import Subject
 from dar_probe.sites.unwrap import check_forward
@@ -141,7 +141,18 @@ def find(
     check_forward(module, args, kwargs)
     if isinstance(module, SiT) and not blocks and not readers and not axes:
         return sit_family.subject(module)
-    return discover.discover(
+    streams = routed.streams_of(module)
+    if len(streams) == 1 and not blocks and not readers and not axes:
+        return routed.find(module, streams[0], args, kwargs)
+    subject = discover.discover(
         module, args, kwargs,
         blocks=blocks, readers=readers, live_only=live_only, axes=axes, asked=asked,
     )  # fmt: skip
+    if streams and subject.granularity == "block":
+        raise ProbeError(
+            "what blocks hand on is not what they read: they share results through a stream of "
+            "dar_probe.routing",
+            hint="leave --blocks, --readers and --layout out; of several streams in one module "
+            "none is measured: give the part that holds one",
+        )
+    return subject

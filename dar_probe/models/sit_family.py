@@ -8,13 +8,9 @@ from dar_probe.checkpoints.header import Header
 from dar_probe.diffusion import latent_norm
 from dar_probe.models.sit import SiT, SiTConfig, routing_options
 from dar_probe.models.sit_layout import read_sizes
-from dar_probe.routing.stream import Stream
+from dar_probe.sites import routed
 from dar_probe.sites.family import Family, Identified
-from dar_probe.sites.subject import Branch, Passage, Reader, Source, Subject, offered_by_addition
-
-NO_ROUTES = (
-    "mixes channels or normalises as it adds: it has no scalar routes, so states are measured alone"
-)
+from dar_probe.sites.subject import Branch, Reader, Subject
 
 
 def identify(header: Header, heads: int | None = None) -> Identified:
@@ -48,27 +44,10 @@ def build(identified: Identified) -> SiT:
 
 def subject(model: SiT, *, family: str = "sit") -> Subject:
     """Name the sites of a bundled model, at sublayer granularity."""
-    stream, layout = model.stream, model.stream.layout
-    names = [f"block {k} {kind}" for k, kind in zip(layout.blocks, layout.kinds, strict=True)]
-    readers = tuple(_readers(model, names))
-    sources = tuple(_sources(stream, names))
-    sites: dict[str, Any] = {}
-    if stream.additive:
-        sites["offered"] = offered_by_addition(sources)
-        # A fusion is known only as a difference of what the stream was before and after.
-        sites["writers"] = tuple(stream.writers) if len(sources) == len(readers) else None
-    elif stream.scalar:
-        sites["offered"] = tuple(stream.offered(l) for l in range(1, len(readers) + 1))
-        sites["writers"] = tuple(stream.writers)
-        sites["routes"] = lambda arguments: stream.routes(arguments[1])
-        sites["state_site"] = model.blocks[0]
-        sites["router"] = stream
-    else:
-        sites["offered"] = tuple(() for _ in readers)
-        sites["granularity"] = "block"
-        sites["assumptions"] = (f"the routing {model.config.routing} {NO_ROUTES}",)
+    stream = model.stream
     return Subject(
-        model=model, family=family, readers=readers, sources=sources, **sites,
+        model=model, family=family, readers=tuple(_readers(model, routed.names_of(stream))),
+        sources=tuple(routed.sources_of(stream)), **routed.shared(stream),
         facts=_facts(model, family),
     )  # fmt: skip
 
@@ -96,17 +75,6 @@ def _readers(model: SiT, names: list[str]) -> Iterator[Reader]:
         )
     head = model.final_layer.norm_final
     yield Reader(name="head", kind="head", block=model.config.depth + 1, module=head)
-
-
-def _sources(stream: Stream, names: list[str]) -> Iterator[Source]:
-    yield Source(name="embedding", kind="embedding", block=0)
-    layout = stream.layout
-    for l, (name, kind, k) in enumerate(zip(names, layout.kinds, layout.blocks, strict=True), 1):
-        fusion = stream.fusion(l)
-        if fusion is not None:
-            before = Passage(module=fusion)
-            yield Source(name=f"block {k} skip", kind="fusion", block=k, before=before)
-        yield Source(name=name, kind=kind, block=k)
 
 
 def _facts(model: SiT, family: str) -> dict[str, Any]:

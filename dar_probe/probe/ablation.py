@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar_probe.errors import UsageError
+from dar_probe.errors import ProbeError, UsageError
 from dar_probe.probe.measure import Batch, Engine, Loss, Recorded, hooks, record, reduce
 from dar_probe.probe.recorder import Recorder, Together, Visitor
 from dar_probe.results.interventions import KIND_TEXT
@@ -278,7 +278,14 @@ class Editor(Visitor):
         if self.subject.routes is None:
             return None
         assert self._state is not None
-        return self.subject.routes(self._state)[index]
+        routes = self.subject.routes(self._state)
+        if index >= len(routes):  # the site lies within the read, before its weights are kept
+            raise ProbeError(
+                f"no module takes what {self.subject.readers[index].name!r} reads, and its weights "
+                "are known only after the read",
+                hint="let a norm, or an nn.Identity(), of its own take what each sublayer reads",
+            )
+        return routes[index]
 
     def _source(self, i: int) -> Tensor:
         if self.subject.writers is not None:

@@ -157,6 +157,10 @@ class DARUViT(DAR):
         at = taking(self.layout, self.pairs, l)
         return h if at is None else self.fusions[at](h, state.kept.pop())
 
+    def reading(self, l: int) -> nn.Module:
+        at = taking(self.layout, self.pairs, l)
+        return super().reading(l) if at is None else self.fusions[at]
+
     def write(self, state: Any, l: int, v_l: Tensor) -> None:
         super().write(state.history, l, v_l)
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -43,7 +44,8 @@ class Stream(nn.Module):
 
     A stream holds parameters only; everything of one forward lives in the state that ``open``
     returns, so that several forwards may be in flight. Every read goes through
-    ``self.readers[l - 1]`` and every write through ``self.writers[i]``: both can be hooked.
+    ``self.readers[l - 1]`` and every write through ``self.writers[i]``: both can be hooked. So can
+    ``self.opened``, which gets the state of each forward when it begins.
     """
 
     additive: ClassVar[bool] = False
@@ -63,6 +65,12 @@ class Stream(nn.Module):
         sites = len(layout) + 1
         self.readers = nn.ModuleList(nn.Identity() for _ in range(sites))
         self.writers = nn.ModuleList(nn.Identity() for _ in range(sites))
+        self.opened = nn.Identity()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "open" in vars(cls):
+            cls.open = _announced(cls.open)  # type: ignore[method-assign]
 
     def init_host(self, model: nn.Module) -> None:
         """Have the last word on the host model's own initialisation; default: nothing."""
@@ -86,6 +94,10 @@ class Stream(nn.Module):
         """
         return None
 
+    def reading(self, l: int) -> nn.Module:
+        """Return the module that gives h_l, as its output or the first part of it."""
+        return self.readers[l - 1]
+
     def scale_of(self, l: int) -> Tensor | None:
         """Return a factor (D,) that belongs to what sublayer l writes; mostly there is none."""
         return None
@@ -100,6 +112,16 @@ class Stream(nn.Module):
         Not to be asked where ``scalar`` is False.
         """
         raise NotImplementedError
+
+
+def _announced(begin: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method ``open`` that shows the state to whoever watches ``opened``."""
+
+    @wraps(begin)
+    def begun(self: Stream, *args: Any, **kwargs: Any) -> Any:
+        return self.opened(begin(self, *args, **kwargs))
+
+    return begun
 
 
 @dataclass

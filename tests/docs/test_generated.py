@@ -52,7 +52,7 @@ def test_settings(made):
 
     table = made["tables"].settings()
     assert first_cells(table) == [field.name for field in fields(TrainSettings)]
-    assert all(re.search(r"\w+\.", line) for line in table.splitlines()[2:])  # each is explained
+    assert all(re.search(r"\w[)]?\.", line) for line in table.splitlines()[2:])  # each is explained
 
 
 def test_thresholds(made):
