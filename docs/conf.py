@@ -33,7 +33,7 @@ extensions = [
     "generated",
 ]
 exclude_patterns = ["_build", "_ext", "**/.ipynb_checkpoints"]
-nitpicky = False
+smartquotes = False  # --fail-on is typed with two hyphens
 
 # Pages are Markdown; those with {code-cell} are notebooks, which are run once and then cached.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]

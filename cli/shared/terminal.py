@@ -120,7 +120,10 @@ def _advice(console: Console, verdict: "Verdict", places: Mapping[str, str]) -> 
         )
         write(console, Text.assemble(title, printable(f"{advice.meaning} {advice.certainty}")))
         for command in advice.commands:
-            _command(console, [places.get(word, word) for word in split(command)])
+            if command.startswith("dp."):  # of a module: Python, not a shell's words
+                write(console, Text(command, style="bold"), Text("  >>> ", style="dim"))
+            else:
+                _command(console, [places.get(word, word) for word in split(command)])
     if any(finding.advice for finding in verdict.findings):
         console.print()
 

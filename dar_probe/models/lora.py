@@ -55,6 +55,12 @@ def merge(model: nn.Module, path: str | Path) -> Merged:
             hint="give the folder, or the .safetensors file, that peft or diffusers saved",
         )
     check_finite(state)
+    of_peft = all(name.startswith(OF_PEFT) for name in state)
+    if of_peft and not (file.parent / adapters.CONFIG).is_file():  # peft would ask the Hub for it
+        raise CheckpointError(
+            f"{shown} was saved by peft, and {adapters.CONFIG} does not lie beside it",
+            hint="give the folder that model.save_pretrained wrote",
+        )
     try:
         import peft
     except ImportError as error:
@@ -64,7 +70,7 @@ def merge(model: nn.Module, path: str | Path) -> Merged:
         ) from error
     before = _marks(model)
     with blamed(lambda why: _unfit(shown, why)):
-        if all(name.startswith(OF_PEFT) for name in state):
+        if of_peft:
             _by_peft(peft, model, file.parent, state)
         else:
             _by_diffusers(model, file, state)

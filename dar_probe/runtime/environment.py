@@ -48,6 +48,7 @@ EXTRAS = (
     Extra(name="peft", needs=("peft",), purpose="analyze --adapter: LoRA adapters"),
     Extra(name="sampling", needs=("torchdiffeq",), purpose="sample and evaluate --solver dopri5"),
     Extra(name="tensorboard", needs=("tensorboard",), purpose="train --tensorboard"),
+    Extra(name="torchao", needs=("torchao",), purpose="weights packed by torchao"),
     Extra(name="", needs=("transformers",), purpose="evaluate --features DIR, train with REPA"),
     Extra(
         name="", needs=("huggingface_hub",), purpose="checkpoints by an id of the Hugging Face Hub"

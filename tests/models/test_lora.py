@@ -143,6 +143,15 @@ def test_settings_of_another_kind_of_adapter_are_refused(tmp_path):
         load(base(tmp_path), folder)
 
 
+def test_peft_s_file_without_its_settings_is_refused_before_peft_looks_for_them(tmp_path):
+    """It would ask the Hugging Face Hub for a repository of the folder's name."""
+    folder, _ = adapter(tmp_path / "x")
+    (folder / "adapter_config.json").unlink()
+    file = folder / "adapter_model.safetensors"
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json does not lie beside it"):
+        load(base(tmp_path), file)
+
+
 def test_an_adapter_of_diffusers(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     from tests.models.diffusers import tiny
