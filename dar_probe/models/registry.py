@@ -143,7 +143,9 @@ def find(
         return sit_family.subject(module)
     streams = routed.streams_of(module)
     if len(streams) == 1 and not blocks and not readers and not axes:
-        return routed.find(module, streams[0], args, kwargs)
+        if (found := routed.find(module, streams[0], args, kwargs)) is not None:
+            return found
+        streams = []  # it has no part in this forward
     subject = discover.discover(
         module, args, kwargs,
         blocks=blocks, readers=readers, live_only=live_only, axes=axes, asked=asked,

@@ -7,6 +7,7 @@ arithmetic on it (page faults), so every loop works in buffers that are made onc
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -29,15 +30,17 @@ def block_statistics(
     # What is (N, D) or (N, T) per block is collected, and reduced for all blocks at once.
     energy, grad_norms, dots = [], [], []
     centred_norms, centred_dots = [], []
-    buffers = [torch.empty_like(wide(states[0])) for _ in range(2)]
-    for k, (state, grad) in enumerate(zip(map(wide, states), grads, strict=True)):
+    # Some models hand on float32 behind blocks of another type.
+    common = reduce(torch.promote_types, (wide(state[:0]).dtype for state in states))
+    buffers = [torch.empty_like(states[0], dtype=common) for _ in range(2)]
+    for k, (state, grad) in enumerate(zip((s.to(common) for s in states), grads, strict=True)):
         energy.append(torch.linalg.vecdot(state, state, dim=1))
         grad_norms.append(token_norms(grad))
         centred, before = buffers[k % 2], buffers[1 - k % 2]
         torch.sub(state, state.mean(1, keepdim=True), out=centred)
         centred_norms.append(token_norms(centred))
         if k:
-            dots.append(torch.linalg.vecdot(state, wide(states[k - 1])))
+            dots.append(torch.linalg.vecdot(state, states[k - 1].to(common)))
             centred_dots.append(torch.linalg.vecdot(centred, before))
     return {
         "rms": rms(norms, width).T,

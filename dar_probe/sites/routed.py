@@ -31,8 +31,10 @@ def streams_of(model: nn.Module) -> list[Stream]:
 
 def find(
     model: nn.Module, stream: Stream, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Subject:
-    """Name the sites of a module with one stream, from one forward of one sample.
+) -> Subject | None:
+    """Name the sites of a module with one stream; None where nothing reads that.
+
+    One forward of one sample is run for it.
 
     Args:
         model: frozen and in eval mode.
@@ -41,11 +43,13 @@ def find(
         kwargs: of one sample.
 
     Raises:
-        ProbeError: not every reader of the stream reads once.
+        ProbeError: some readers of the stream do not read once.
     """
     seen = _Seen(stream)
     with seen.watching(model), torch.no_grad():
         model(*args, **kwargs)
+    if not seen.counts:
+        return None
     names, layout = [*names_of(stream), "head"], stream.layout
     for name, module in zip(names, seen.reading, strict=True):
         if (count := seen.counts.get(module, 0)) != 1:

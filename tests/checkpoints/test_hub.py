@@ -143,6 +143,6 @@ def test_a_command_takes_an_id(snapshot, asked):
 def test_a_command_refuses_an_id_that_is_nowhere(command, tmp_path):
     done = run(command, FLUX, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
     assert done.returncode == 3 and done.stdout == ""
-    first, second = done.stderr.splitlines()
+    first, second, _ = done.stderr.splitlines()
     assert first.startswith(f"Error: there is no file or folder '{FLUX}'")
     assert f"hf download {FLUX}" in second

@@ -104,7 +104,7 @@ def test_all_dependencies_and_extras_are_there():
     optional = PROJECT["optional-dependencies"]
     ours = {one.name: set(one.needs) for one in environment.EXTRAS if one.name}
     assert ours == {name: names(optional[name]) for name in ours}
-    assert set(optional) - set(ours) == {"test", "test-core", "lint", "dev"}
+    assert set(optional) - set(ours) == {"test", "test-core", "lint", "docs", "dev"}
 
 
 def test_without_torch_there_are_no_devices(monkeypatch, tmp_path):
