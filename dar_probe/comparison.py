@@ -78,15 +78,10 @@ class Comparison:
         return [pair for pair in self.pairs if pair.changes and rule.evaluate(_differences(pair))]
 
     def undecided(self, rule: Rule) -> list[tuple[Pair, list[str]]]:
-        """Return the pairs that do not meet a rule, but with numbers that it names unknown."""
-        found = []
-        for pair in self.pairs:
-            unknown = [
-                c.name for c in pair.changes if c.name in rule.names and c.direction == "unknown"
-            ]
-            if unknown and not rule.evaluate(_differences(pair)):
-                found.append((pair, unknown))
-        return found
+        """Return the pairs of which unknown numbers decide whether they meet a rule, and these."""
+        compared = [(pair, _differences(pair)) for pair in self.pairs if pair.changes]
+        found = [(pair, rule.unknown(differences)) for pair, differences in compared]
+        return [(pair, unknown) for pair, unknown in found if unknown]
 
     def to_markdown(self) -> str:
         """Return one row for each pair and number as a Markdown table."""

@@ -141,6 +141,7 @@ def test_rules_are_of_differences(usual):
         ("routed", ["selectivity"])
     ]
     assert usual.undecided(parse_rule("selectivity > 0 or loss > -100", NUMBERS)) == []
+    assert usual.undecided(parse_rule("selectivity > 0 and loss > 100", NUMBERS)) == []
     with pytest.raises(UsageError, match="'loss' where the name of a metric"):
         parse_rule("loss > 1")  # one analysis alone is not judged by its loss
     with pytest.raises(UsageError) as refused:
