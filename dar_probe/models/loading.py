@@ -219,9 +219,9 @@ def load_checkpoint(
         loaded = _load_diffusers(read, options, header, dtype=dtype, shape=shape, seed=seed)
     elif options.text is not None and kind.captions is None:
         raise UsageError(
-            f"{kind.title} reads no text", hint="leave --text out: models of diffusers and of "
-            "Open-Sora take it"
-        )  # fmt: skip
+            f"models of the family {kind.name} read no text",
+            hint="leave --text out: models of diffusers and of Open-Sora take it",
+        )
     else:
         loaded = _load_file(options, header, kind, dtype, shape)
     said = folders.said_of(place, path) if home is None else []

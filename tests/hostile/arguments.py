@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
+from dar_probe.cli.shared.errors import PAGE  # noqa: E402
 from dar_probe.errors import FRAMES  # noqa: E402
 from tests.helpers.shell import without_progress  # noqa: E402
 from tests.helpers.warm import Done, run  # noqa: E402
@@ -169,6 +170,8 @@ def fault(done: Done, changes: Sequence[str]) -> str:
         return ""  # it shows what cannot be compared
     if not lines:  # no command at all prints the help
         return "" if "Usage: dar-probe" in done.stdout else "refuses without a word"
+    if lines[-1].startswith(f"More: {PAGE}#error-"):
+        lines = lines[:-1]
     if "Where:" in lines:  # of the user's own code
         lines, where = lines[: lines.index("Where:")], lines[lines.index("Where:") :]
         if len(where) > 1 + 4 * FRAMES:

@@ -114,7 +114,7 @@ class Done:
         """Check that it ended with one sentence and a hint, and return them."""
         assert self.code == code, (self.code, self.stderr)
         lines = without_progress(self.stderr).splitlines()
-        assert len(lines) == 2, self.stderr
+        assert len(lines) == 2 + lines[-1].startswith("More: "), self.stderr
         assert lines[0].startswith("Error: ") and lines[1].startswith("Hint: "), self.stderr
         assert all(Path(line).is_file() for line in self.named), self.stdout
         return self.stderr

@@ -80,7 +80,7 @@ GRIDS: list[Case] = [
     ("{} --device cuda:99", 2, "is not available"),
     ("{} --weights best", 2, "unknown weights 'best'"),
     ("{} --engine steam", 2, "unknown engine 'steam'"),
-    ("{} --text latents.npz", 2, "only models of diffusers"),
+    ("{} --text latents.npz", 2, "models of the family sit read no text"),
     ("{} --seed -1", 2, "--seed"),
     ("{} --seed 0.5", 2, "--seed"),
     ("{} --out folder", 2, "'thesis.tex', which is no part of an analysis"),
