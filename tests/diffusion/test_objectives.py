@@ -528,8 +528,15 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.fixture(params=[False, True], ids=["in memory", "in files"])
+def stored(request, monkeypatch):
+    """Weights that lie in memory, or in files: of these fewer levels are compared, at once."""
+    if request.param:
+        monkeypatch.setattr("dar_probe.models.offload.stored", lambda model: {"some": X})
+
+
 @pytest.mark.parametrize("true, assumed", WRONG)
-def test_a_wrong_clock_is_found(true, assumed):
+def test_a_wrong_clock_is_found(true, assumed, stored):
     sentence = judged(true, assumed)
     if true == assumed:
         assert sentence is None
@@ -545,7 +552,7 @@ def test_a_wrong_clock_is_found(true, assumed):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_right_clock_is_not_doubted(name):
+def test_the_right_clock_is_not_doubted(name, stored):
     assert judged(name, name) is None
 
 
