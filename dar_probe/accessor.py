@@ -69,7 +69,25 @@ class DatasetAccessor:
         return self.analysis.plot
 
     def to_dataframe(self, *names: str, per: "Per" = "sample") -> "pd.DataFrame":
-        """Return variables as a tidy frame, see ``dar_probe.results.dataframe.to_dataframe``."""
+        """Return variables as a tidy frame: one row for every cell of their dims.
+
+        Columns, as far as the variables have the dim: ``step``, ``stream``, ``noise_level`` with
+        ``timestep`` and ``log_snr``, ``sample``, then every depth dim with the names, kinds and
+        blocks of its positions (``reader_name``, ``source_name``), then one for each variable.
+
+        Args:
+            names: variables of the same dims; left out, those over blocks.
+            per: "sample" gives the numbers as measured; "level" pools them over samples, "pooled"
+                over noise levels too, with ``<name>_low`` and ``<name>_high`` beside them, their
+                95 % bootstrap intervals.
+
+        Example:
+            >>> frame = ds.sel(noise_level=[0.5], method="nearest").dar.to_dataframe("gate")
+            >>> frame[frame.reader_name == "block 3 attention"]
+
+        Raises:
+            UsageError: a variable that is not there, or variables of different dims.
+        """
         from dar_probe.results import dataframe
 
         assert self.analysis  # or it says what is missing

@@ -130,7 +130,8 @@ def analyze(
             "text", or "all" for both in the same forwards; then the dataset has a dim ``stream``.
         seed: random seed for noise and samples.
         device: "auto", "cpu", "cuda", ... Default: "auto". A module stays where it is.
-        dtype: "float32", "float64" or "bfloat16". Default: "float32". A module stays what it is.
+        dtype: "float32", "float64", "bfloat16" or "float16". Default: "float32". A module stays
+            what it is.
         objective: what the model was trained on, where the file cannot tell: "sit", "repa",
             "rae", "dit", "uvit", "vp", "edm", "jit", "meanflow", or "ddpm:SCHEDULE:PREDICTION"
             such as "ddpm:cosine:v".
@@ -502,7 +503,9 @@ def audit(
 
 
 def estimate(model: str | Path, *, engine: str = "hooks", **settings: Any) -> Foreseen:
-    """Say what ``analyze`` will need, from one measured block; the model is loaded for it.
+    """Say what ``analyze`` will need, from one measured block.
+
+    The model is loaded for it; with ``offload="disk"`` one block at a time.
 
     Args:
         model: a checkpoint.
