@@ -57,6 +57,7 @@ intersphinx_mapping = inventories.mapping(HERE / "_build" / "inventories")
 
 html_theme = "pydata_sphinx_theme"
 html_title = "dar-probe"
+(HERE / "_build" / "extra").mkdir(parents=True, exist_ok=True)  # the gallery fills it
 html_extra_path = ["_build/extra"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -27,8 +27,10 @@ COMMANDS = get_command(app).commands
 
 
 def blocks(page, language):
-    """Return the code of a page in one language, in order."""
+    """Return the code of a page in one language, in order; of Python, cells of notebooks too."""
     text = page.read_text(encoding="utf-8")
+    if language == "python":
+        language = r"(?:python|\{code-cell\}[^\n]*)"
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -43,9 +45,11 @@ WITH_COMMANDS = [page for page in PAGES if blocks(page, "bash")]
 @pytest.mark.parametrize("page", names(WITH_PYTHON))
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    script = tmp_path / "page.py"  # a file: nnsight reads the source of traces
+    home = tmp_path / "docs" / "tutorials" if "tutorials" in page else tmp_path
+    home.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+    script = home / "page.py"  # a file: nnsight reads the source of traces
     script.write_text("\n".join(blocks(ROOT / page, "python")), encoding="utf-8")
     runpy.run_path(str(script))
 

@@ -20,6 +20,7 @@ CLOCKS = {
     "jit": (ENDS[1], ENDS[0], False),
     "meanflow": (*ENDS, False),
     "rae": (*ENDS, False),
+    "open-sora": (1000 * ENDS[0], 1000 * ENDS[1], False),
     "dit": (0, 999, True),
     "uvit": (1, 1000, True),
     # 999 t, where sigma is nearly sqrt(beta_start t), and where t has reached 1.
