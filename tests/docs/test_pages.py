@@ -38,7 +38,7 @@ def names(pages):
     return [str(page.relative_to(ROOT)) for page in pages]
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+WITH_PYTHON = [page for page in PAGES[1:] if blocks(page, "python")]  # the README has its own
 WITH_COMMANDS = [page for page in PAGES if blocks(page, "bash")]
 
 
