@@ -25,7 +25,7 @@ BLOCKS = re.compile(r"^```\{drawn\} (\S+)\n(.*?)^```$", re.M | re.S)
 @cache
 def measured(name: str) -> "dp.Analysis":
     """Return the analysis of a shipped checkpoint."""
-    return dp.analyze(FIXTURES / f"{name}.pt", data="digits", noise_levels=7, samples=16)
+    return dp.analyze(FIXTURES / f"{name}.pt", data="digits", noise_levels=5, samples=8)
 
 
 @cache
@@ -41,7 +41,7 @@ def followed(folder: Path) -> "dp.Analysis":
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     dp.train(
-        out=run, depth=6, width=48, steps=60, batch_size=32, warmup=10, probe_every=15,
+        out=run, depth=4, width=32, steps=60, batch_size=32, warmup=10, probe_every=15,
         probe_samples=4, probe_levels=3, validation_samples=16,
     )  # fmt: skip
     return dp.open_analysis(run / "trajectory.nc")
