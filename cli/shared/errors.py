@@ -14,11 +14,10 @@ from typing import Any
 import typer
 
 from dar_probe.cli.shared import typer_group
-from dar_probe.errors import DarProbeError, ExitCode, anchor, out_of_memory, raised_in
-from dar_probe.runtime.version import PAGES
+from dar_probe.cli.shared.error_sentences import address
+from dar_probe.errors import DarProbeError, ExitCode, out_of_memory
 
 DEBUG = False
-PAGE = f"{PAGES}/reference/errors.html"  # of all errors
 CONTINUE = "Hint: analyze, ablate and train continue with --resume."
 LONGEST = 800  # characters of a sentence; of what a user typed, the middle may be left out
 
@@ -46,8 +45,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except DarProbeError as error:
             _say(f"Error: {error}", error.hint and f"Hint: {error.hint}", error.origin)
-            if module := raised_in(error):
-                sys.stderr.write(f"More: {PAGE}#{anchor(module)}\n")
+            if place := address(error):
+                sys.stderr.write(f"More: {place}\n")
             raise SystemExit(error.exit_code) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise  # Typer's own ways to leave

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, tests is no package on the pat
 from typer.main import get_command  # noqa: E402
 
 from dar_probe.cli import app  # noqa: E402
-from dar_probe.cli.shared.errors import PAGE  # noqa: E402
+from dar_probe.cli.shared.error_sentences import PAGE  # noqa: E402
 from dar_probe.errors import FRAMES  # noqa: E402
 from tests.helpers.shell import without_progress  # noqa: E402
 from tests.helpers.warm import Done, run  # noqa: E402
