@@ -62,14 +62,15 @@ def find(
     takers = list(seen.takers.values())
     # Where each state is taken by a module of its own, sites are there, as in the bundled model:
     # the weights of a read are known only after it, and interventions need them.
-    taken = len(set(takers)) == len(seen.reading) and set(takers) <= seen.once
+    # A state that several take is tapped where it is read, so that no branch is missed.
+    taken = not seen.shared and len(set(takers)) == len(seen.reading) and set(takers) <= seen.once
     readers = []
     for name, kind, block, module in zip(
         names, [*layout.kinds, "head"], [*layout.blocks, layout.blocks[-1] + 1], seen.reading,
         strict=True,
     ):  # fmt: skip
         taker = seen.takers.get(module)
-        normed = taker is not None and is_norm(taker)
+        normed = taker is not None and is_norm(taker) and module not in seen.shared
         site = {"module": taker} if taken else {
             "module": module, "when": "output", "item": seen.items[module],
         }  # fmt: skip
@@ -135,6 +136,7 @@ class _Seen:
         reading: the module that gives each reader its state.
         counts, items: per reader how often it read, and which part of its output is the state.
         takers: the first module outside of the stream that takes the state of each.
+        shared: those whose state other modules take as well.
         state: what the first one read (N, T, D).
     """
 
@@ -144,6 +146,7 @@ class _Seen:
         self.counts: dict[nn.Module, int] = {}
         self.items: dict[nn.Module, Item] = {}
         self.takers: dict[nn.Module, nn.Module] = {}
+        self.shared: set[nn.Module] = set()
         self._calls: Counter[nn.Module] = Counter()
         self.reading = [stream.reading(l) for l in range(1, len(stream.readers) + 1)]
         self._stream = stream
@@ -177,6 +180,9 @@ class _Seen:
 
     def _taken(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._calls[module] += 1
-        if self._last is not None and args and args[0] is self._last[1]:
-            self.takers[self._last[0]] = module
-            self._last = None
+        if self._last is None or not any(value is self._last[1] for value in args):
+            return
+        reader, _ = self._last
+        if reader in self.takers:
+            self.shared.add(reader)
+        self.takers.setdefault(reader, module)

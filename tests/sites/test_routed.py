@@ -161,6 +161,42 @@ def test_what_no_module_takes_is_measured_but_not_ablated():
     assert "nn.Identity()" in caught.value.hint
 
 
+class Parallel(Loop):
+    """Every state is taken by a norm, and by a linear layer beside it."""
+
+    def __init__(self, routing, **options):
+        super().__init__(routing, **options)
+        self.beside = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in self.branches).double()
+
+    def forward(self, x, t_emb=None):
+        state = self.stream.open(x, t_emb)
+        for l, branch in enumerate(self.branches, 1):
+            h = self.stream.read(state, l)
+            self.stream.write(state, l, branch(self.norms[l - 1](h)) + self.beside[l - 1](h))
+        return self.norms[-1](self.stream.read(state, len(self.branches) + 1))
+
+
+def test_no_branch_that_takes_a_state_is_missed():
+    model = Parallel("dar", query="static", chunk_size=1)
+    ds = measured(model)
+    grads = []
+
+    def keep(module, args, output):
+        output[0].retain_grad()
+        grads.append(output[0])
+
+    hooks = [reader.register_forward_hook(keep) for reader in model.stream.readers]
+    ids, level = torch.arange(2), torch.full((2,), 0.3, dtype=torch.float64)
+    (x, t_emb), _ = batch(ids, level)
+    loss(model(x.requires_grad_(), t_emb), ids, level).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    first = [*range(0, 2 * DEPTH, 2), 2 * DEPTH]
+    slope = torch.stack([grads[i].grad.square().mean((1, 2)).sqrt() for i in first], 1)
+    np.testing.assert_allclose(ds["grad_rms"].values[0], slope, rtol=1e-9)
+    assert np.isnan(ds["gate_conservation"].values[..., :-1]).all()
+
+
 def test_a_sublayer_that_never_reads_is_named():
     class Short(Loop):
         def forward(self, x, t_emb=None):
