@@ -23,6 +23,11 @@ NO_ROUTES = (
     "mixes channels or normalises as it adds: it has no scalar routes, so states are measured alone"
 )
 
+ALONE = (
+    "what a sublayer reads from the routing stream is used by the module that takes it alone, and "
+    "by no function of the forward beside it"
+)
+
 
 def streams_of(model: nn.Module) -> list[Stream]:
     """Return the streams in a module."""
@@ -75,7 +80,9 @@ def find(
             "module": module, "when": "output", "item": seen.items[module],
         }  # fmt: skip
         readers.append(Reader(name=name, kind=kind, block=block, normed=normed, **site))
-    scheme = stream.scheme
+    scheme, fields = stream.scheme, shared(stream)
+    if taken:
+        fields["assumptions"] = (*fields.get("assumptions", ()), ALONE)
     return Subject(
         model=model, family="module", readers=tuple(readers),
         sources=tuple(sources_of(stream)), entrance=stream.writers[0],
@@ -84,7 +91,7 @@ def find(
             "routing": scheme.name,
             **{option: getattr(stream, option, None) for option in options_of(scheme.name)},
         },
-        **shared(stream),
+        **fields,
     )  # fmt: skip
 
 
